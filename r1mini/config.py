@@ -1,0 +1,86 @@
+"""Command lines from frozen dataclasses: a field is a flag, its default and help stand beside it.
+
+Defaults < `--preset` < flags. Mistakes are one line on standard error and exit code 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import typing
+from collections.abc import Callable, Mapping, Sequence
+
+from typing import Any, TypeVar
+
+Config = TypeVar("Config")
+
+
+def option(default: Any, text: str) -> Any:
+    """A field of a script's configuration."""
+    return dataclasses.field(default=default, metadata={"help": text})
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> typing.NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def parse(cls: type[Config], argv: Sequence[str] | None = None, presets: Mapping[str, Mapping[str, Any]] | None = None,
+          prog: str | None = None, description: str | None = None) -> Config:
+    parser = Parser(prog=prog, description=description, allow_abbrev=False,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    if presets:
+        shown = "; ".join(f"{name}: " + " ".join(f"{k}={v}" for k, v in values.items())
+                          for name, values in presets.items())
+        parser.add_argument("--preset", choices=list(presets), help=shown.replace("%", "%%"))
+    types = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        flag, kind = "--" + field.name.replace("_", "-"), types[field.name]
+        shown = " ".join(field.default) if isinstance(field.default, tuple) else field.default
+        text = f"{field.metadata['help']} (default: {shown if shown != '' else 'none'})".replace("%", "%%")
+        common = {"dest": field.name, "default": argparse.SUPPRESS, "help": text}
+        if kind is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, **common)
+        elif typing.get_origin(kind) is tuple:
+            parser.add_argument(flag, nargs="+", type=typing.get_args(kind)[0], metavar=field.name.upper(), **common)
+        else:
+            parser.add_argument(flag, type=kind, metavar=kind.__name__.upper(), **common)
+    given = vars(parser.parse_args(argv))
+    preset = given.pop("preset", None)
+    values = {**(presets[preset] if preset else {}), **given}
+    return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+
+
+def run(main: Callable[[Config], Any], cls: type[Config], presets: Mapping[str, Mapping[str, Any]] | None = None,
+        description: str | None = None) -> None:
+    """A script's entry: its user's mistakes end in one line and exit code 2."""
+    config = parse(cls, presets=presets, description=description)
+    name = sys.argv[0].rsplit("/", 1)[-1]
+    try:
+        main(config)
+    except (ValueError, OSError) as error:
+        sys.exit(fail(name, error))
+    except KeyboardInterrupt:
+        print(f"\n{name}: interrupted; the same command goes on from the last saved step", file=sys.stderr)
+        sys.exit(130)
+
+
+def fail(name: str, error: Exception) -> int:
+    print(f"{name}: {str(error) or type(error).__name__}".replace("\n", " "), file=sys.stderr)
+    return 2
+
+
+
+
+def device(name: str, threads: int):
+    """The torch device of `--device auto|cpu|cuda[:n]`, with the number of CPU threads set."""
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"--device {name}: torch finds no CUDA device")
+    if threads:
+        torch.set_num_threads(threads)
+    return torch.device(name)

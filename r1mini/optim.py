@@ -1,0 +1,58 @@
+"""The optimizers and the learning rate's schedule.
+
+Muon (orthogonalised momentum) steps the matrices of the layers, AdamW the rest, under one learning rate: Muon's update
+is scaled to AdamW's usual size (Moonlight §2.2). At the embedded models' size it is clearly the better one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+def optimizers(model: nn.Module, kind: str, learning_rate: float, weight_decay: float) -> list[torch.optim.Optimizer]:
+    """`kind` is "adamw" or "muon". Norms and biases are never decayed."""
+    matrices, tables, vectors = [], [], []
+    for name, parameter in model.named_parameters():
+        if parameter.ndim < 2:
+            vectors.append(parameter)
+        elif "embed" in name or "lm_head" in name:
+            tables.append(parameter)
+        else:
+            matrices.append(parameter)
+    if kind not in ("adamw", "muon"):
+        raise ValueError(f"--optimizer: adamw or muon, not {kind!r}")
+    by_adamw = tables + (matrices if kind == "adamw" else [])
+    groups = [{"params": by_adamw, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    made: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95))]
+    if kind == "muon":
+        made.append(torch.optim.Muon(matrices, lr=learning_rate, weight_decay=weight_decay,
+                                     adjust_lr_fn="match_rms_adamw"))
+    return made
+
+
+def learning_rate_at(progress: float, peak: float, warmup: float, final: float) -> float:
+    """Linear warm-up over the first `warmup` of the run, then a cosine to `final` times the peak.
+
+    >>> [round(learning_rate_at(p, 1.0, warmup=0.1, final=0.1), 3) for p in (0.0, 0.05, 0.1, 0.55, 1.0)]
+    [0.0, 0.5, 1.0, 0.55, 0.1]
+    """
+    if progress < warmup:
+        return peak * progress / warmup
+    cosine = 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+    return peak * (final + (1 - final) * cosine)
+
+
+def step(made: Iterable[torch.optim.Optimizer], parameters: Iterable[Tensor], learning_rate: float,
+         max_grad_norm: float) -> float:
+    """One update with clipped gradients; the gradients are cleared. Returns their norm before clipping."""
+    norm = float(nn.utils.clip_grad_norm_(list(parameters), max_grad_norm))
+    for optimizer in made:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return norm

@@ -1,0 +1,51 @@
+"""What flows through r1mini. Read this first.
+
+    Problem -> sample -> Rollout -> score -> rewards_NG -> advantages -> adv_NG -> collate -> Batch -> loss -> step
+
+Dimension letters, used as suffixes of tensors throughout: N problems a step, G completions a group, B = N*G rows,
+T tokens, V vocabulary, D hidden size, L layers, H query heads, K key/value heads, C head size, S cache slots.
+A tensor without a suffix is a scalar. Column t of every `_BT` tensor describes token t.
+
+Records are frozen: nothing is changed on the way, and no field changes its meaning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A prompt with all that its checker needs. Equal `key` means the same problem, however it is put."""
+
+    task: str
+    key: str
+    language: str  # "en" or "zh": the language of the prompt, and the one its thinking should be in
+    prompt: str
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One sampled completion of one prompt."""
+
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]  # with the end token, if it was sampled
+    logprobs: tuple[float, ...]  # of completion_ids, under the distribution they were drawn from
+    text: str  # the completion without its end token
+    finished: bool  # an end token was sampled; otherwise the length limit cut it
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of tokens, right-padded. `target_BT` marks the tokens whose log-probabilities are trained on."""
+
+    tokens_BT: Tensor
+    target_BT: Tensor  # bool; from lengths, never from token identity
+
+    def to(self, device) -> Batch:
+        return Batch(self.tokens_BT.to(device), self.target_BT.to(device))

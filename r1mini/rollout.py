@@ -1,0 +1,165 @@
+"""The sampler: prompts in, rollouts out.
+
+Each prompt is prefilled once and its cache shared out to its G completions [R1 §2.2.1: several outputs per question].
+Rows have lengths of their own, and leave the batch when they are finished. A token is drawn by inverse CDF from one
+uniform number that belongs to (seed, step, row, token), so a rollout does not depend on the rows beside it.
+
+Left out: refilling the places of finished rows, prompts of several turns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from r1mini.model import KVCache, Transformer
+from r1mini.records import Rollout
+from r1mini.tokenizer import Tokenizer
+
+CROWDED = 0.8  # rows are gathered anew when fewer than this share of the batch is still alive
+BLOCK = 16  # cache slots are read in whole blocks up to the longest live row
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How completions are drawn. RL samples the model itself: temperature alone, no truncation."""
+
+    max_new_tokens: int = 256
+    temperature: float = 1.0  # 0: greedy
+    top_k: int = 0  # 0: off
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+    def __post_init__(self):
+        bounds = {"max_new_tokens": self.max_new_tokens >= 1, "temperature": self.temperature >= 0,
+                  "top_k": self.top_k >= 0, "top_p": 0 < self.top_p <= 1, "min_p": 0 <= self.min_p < 1}
+        for name, good in bounds.items():
+            if not good:
+                raise ValueError(f"--{name.replace('_', '-')}: {getattr(self, name)} is out of range")
+
+
+def log_distribution(logits_BV: Tensor, how: Sampling) -> Tensor:
+    """Log-probabilities [B, V], fp32, of the distribution that is sampled from.
+
+    Order as in Hugging Face: temperature, top-k, top-p (nucleus, Holtzman et al. 2020 §3), min-p (Nguyen et al. 2024).
+    """
+    logits_BV = logits_BV.float()
+    if how.temperature == 0:
+        best_B1 = logits_BV.argmax(-1, keepdim=True)
+        return torch.full_like(logits_BV, -torch.inf).scatter(-1, best_B1, 0.0)
+    logits_BV = logits_BV / how.temperature
+    if how.top_k and how.top_k < logits_BV.shape[-1]:
+        kth_B1 = logits_BV.topk(how.top_k).values[:, -1:]
+        logits_BV = logits_BV.masked_fill(logits_BV < kth_B1, -torch.inf)
+    if how.top_p < 1:
+        sorted_BV, order_BV = logits_BV.sort(descending=True)
+        p_BV = sorted_BV.softmax(-1)
+        outside_BV = p_BV.cumsum(-1) - p_BV >= how.top_p  # the token that crosses top_p stays
+        logits_BV = logits_BV.masked_fill(outside_BV.scatter(-1, order_BV, outside_BV), -torch.inf)
+    if how.min_p > 0:
+        p_BV = logits_BV.softmax(-1)
+        logits_BV = logits_BV.masked_fill(p_BV < how.min_p * p_BV.amax(-1, keepdim=True), -torch.inf)
+    return logits_BV.log_softmax(-1)
+
+
+def draw(logp_BV: Tensor, uniform_B: Tensor) -> Tensor:
+    """Inverse CDF: the first token at which the cumulative probability exceeds the uniform number.
+
+    >>> p = torch.tensor([[0.25, 0.0, 0.5, 0.25]]).expand(3, 4)
+    >>> draw(p.log(), torch.tensor([0.1, 0.25, 0.8])).tolist()
+    [0, 2, 3]
+    """
+    cdf_BV = logp_BV.exp().cumsum(-1)
+    reached_BV = cdf_BV <= (uniform_B[:, None] * cdf_BV[:, -1:])
+    return reached_BV.sum(-1).clamp(max=logp_BV.shape[-1] - 1)
+
+
+def uniforms(seed: int, step: int, rows: Sequence[int], count: int) -> Tensor:
+    """[B, count] numbers in [0, 1), each a function of (seed, step, row, token) alone."""
+    made = [np.random.Generator(np.random.Philox(key=[seed, (step << 32) | row])).random(count, dtype=np.float32)
+            for row in rows]
+    return torch.from_numpy(np.stack(made))
+
+
+@torch.inference_mode()
+def sample(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[str], group: int, how: Sampling, *, seed: int,
+           step: int = 0, max_rows: int = 256, progress: str = "") -> list[list[Rollout]]:
+    """`group` rollouts of each prompt. `max_rows` bounds the rows in the cache at a time.
+
+    Raises ValueError for a prompt that leaves no room in the context.
+    """
+    prompt_ids = tokenizer.encode_batch(list(prompts))
+    context = model.config.max_position_embeddings
+    for prompt, ids in zip(prompts, prompt_ids):
+        if not 0 < len(ids) < context:
+            raise ValueError(f"a prompt of {len(ids)} tokens does not fit the model's context of {context}: {prompt[:60]!r}")
+    rows = [(n, g) for n in range(len(prompts)) for g in range(group)]
+    found: list[list[Rollout]] = [[] for _ in prompts]
+    with tqdm(total=len(rows), desc=progress, leave=False, disable=not progress) as bar:
+        for start in range(0, len(rows), max_rows):
+            part = rows[start : start + max_rows]
+            for (n, _), rollout in zip(part, _sample_rows(model, tokenizer, prompt_ids, part, group, how, seed, step, bar)):
+                found[n].append(rollout)
+    return found
+
+
+def _sample_rows(model, tokenizer, prompt_ids, rows, group, how, seed, step, bar) -> list[Rollout]:
+    device = model.lm_head.weight.device
+    distinct = sorted({n for n, _ in rows})
+    longest = max(len(prompt_ids[n]) for n in distinct)
+    limit = min(how.max_new_tokens, model.config.max_position_embeddings - longest)
+    tokens_NT = torch.zeros(len(distinct), longest, dtype=torch.long)
+    for i, n in enumerate(distinct):
+        tokens_NT[i, : len(prompt_ids[n])] = torch.tensor(prompt_ids[n])
+    length_N = torch.tensor([len(prompt_ids[n]) for n in distinct], device=device)
+    dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else model.lm_head.weight.dtype
+
+    cache = KVCache(model.config, len(distinct), longest, device, dtype)
+    hidden_NTD = model.hidden(tokens_NT.to(device), cache)
+    cache.length_B = length_N  # what a shorter prompt wrote past its end is overwritten before it is ever visible
+    last_ND = hidden_NTD[torch.arange(len(distinct), device=device), length_N - 1]
+    share_B = torch.tensor([distinct.index(n) for n, _ in rows], device=device)
+    cache = cache.select(share_B, slots=longest + limit)
+    last_BD = last_ND[share_B]
+
+    uniform_BT = uniforms(seed, step, [n * group + g for n, g in rows], limit).to(device)
+    stop = torch.tensor(sorted(tokenizer.stop_ids), device=device)
+    drawn_BT = torch.zeros(len(rows), limit, dtype=torch.long, device=device)
+    logp_BT = torch.zeros(len(rows), limit, device=device)
+    count_B = torch.full((len(rows),), limit, device=device)
+    finished_B = torch.zeros(len(rows), dtype=torch.bool, device=device)
+    alive = torch.arange(len(rows), device=device)  # row numbers of the rows still in the cache
+    reach = longest
+    for t in range(limit):
+        logp_BV = log_distribution(model.lm_head(last_BD), how)
+        token_B = draw(logp_BV, uniform_BT[alive, t])
+        drawn_BT[alive, t] = token_B
+        logp_BT[alive, t] = logp_BV.gather(-1, token_B[:, None])[:, 0]
+        ends_B = torch.isin(token_B, stop) & ~finished_B[alive]
+        finished_B[alive[ends_B]] = True
+        count_B[alive[ends_B]] = t + 1
+        bar.update(int(ends_B.sum()))
+        live = (~finished_B[alive]).nonzero()[:, 0]
+        if len(live) == 0 or t + 1 == limit:
+            break
+        if len(live) < CROWDED * len(alive):
+            cache, alive, token_B = cache.select(live), alive[live], token_B[live]
+        reach += 1
+        blocks = min(-(-reach // BLOCK) * BLOCK, longest + limit)
+        last_BD = model.hidden(token_B[:, None], cache, blocks)[:, 0]
+        cache.length_B = cache.length_B + 1
+    bar.update(int((~finished_B).sum()))
+
+    drawn, logps = drawn_BT.tolist(), logp_BT.tolist()
+    result = []
+    for b, (n, _) in enumerate(rows):
+        count, finished = int(count_B[b]), bool(finished_B[b])
+        ids = drawn[b][:count]
+        text = tokenizer.decode(ids[:-1] if finished else ids)
+        result.append(Rollout(tuple(prompt_ids[n]), tuple(ids), tuple(logps[b][:count]), text, finished))
+    return result

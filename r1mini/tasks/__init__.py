@@ -1,0 +1,62 @@
+"""The embedded tasks, R1's four domains in miniature: maths, code, chemistry, facts.
+
+A problem is a function of (task, seed, index, split). One problem in ten is held out, decided by its canonical key
+alone, so no permutation or translation of a held-out problem is ever trained on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from random import Random
+
+from r1mini.records import Problem
+from r1mini.tasks import chemistry, countdown, elements, repair
+from r1mini.tasks.trace import LANGUAGES, Style, Try, write
+
+
+@dataclass(frozen=True)
+class Task:
+    generate: Callable[[Random, str], Problem | None]  # None: the draw is not a problem worth setting
+    tries: Callable[[Problem, Random], Iterator[Try]]  # the search for its answer, in random order
+    check: Callable[[Problem, str], bool]
+    give_up: float  # of an imperfect trace, after each failed try: searches differ in length
+    reasoning: bool = True  # False: an answer without thinking is well-formed
+
+
+TASKS = {
+    "countdown": Task(countdown.make(3), countdown.tries, countdown.check, give_up=0.16),
+    "repair": Task(repair.generate, repair.tries, repair.check, give_up=0.5),
+    "balance": Task(chemistry.generate_balance, chemistry.tries_balance, chemistry.check_balance, give_up=0.6),
+    "kinetics": Task(chemistry.generate_kinetics, chemistry.tries_kinetics, chemistry.check_kinetics, give_up=0.7),
+    "elements": Task(elements.generate, elements.tries, elements.check, give_up=0.0, reasoning=False),
+    "countdown4": Task(countdown.make(4), countdown.tries, countdown.check, give_up=0.08),
+}
+REASONING = ("countdown", "repair", "balance", "kinetics")
+DEFAULT = (*REASONING, "elements")
+
+
+def held_out(problem: Problem) -> bool:
+    digest = hashlib.sha256(f"{problem.task} {problem.key}".encode()).digest()
+    return digest[0] < 26  # one in ten
+
+
+def problem(task: str, seed: int | str, index: int, split: str) -> Problem:
+    """Problem `index` of a task's endless "train" or "heldout" sequence."""
+    rng = Random(f"{task} {seed} {index} {split}")
+    while True:
+        drawn = TASKS[task].generate(rng, rng.choice(LANGUAGES))
+        if drawn is not None and held_out(drawn) == (split == "heldout"):
+            return drawn
+
+
+def check(problem: Problem, answer: str) -> bool:
+    return TASKS[problem.task].check(problem, answer)
+
+
+def demonstrate(problem: Problem, style: Style, rng: Random) -> tuple[str, str]:
+    """(thinking, answer) of somebody who works in this style."""
+    task = TASKS[problem.task]
+    thinking, answer = write(task.tries(problem, rng), problem.language, style, rng, style.give_up * task.give_up)
+    return thinking, answer or problem.columns["answer"]

@@ -1,0 +1,211 @@
+"""Chemistry: balance a reaction; and from a simulated concentration table name the order and the rate constant.
+
+Balancing tries the multiples of one coefficient in turn and counts the atoms on both sides (`Al 4?4 O 6?6`).
+Kinetics tests the three rate laws in random order: equal differences of A (order 0, k per unit of time), equal ratios
+of A (order 1), equal differences of 1/A, shown as A0/A (order 2).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator
+from fractions import Fraction
+from functools import lru_cache
+from random import Random
+
+from r1mini.records import Problem
+from r1mini.tasks.trace import Try
+
+METALS = {  # symbol: oxidation states in simple salts
+    "Li": (1,), "Na": (1,), "K": (1,), "Rb": (1,), "Cs": (1,), "Ag": (1,), "Be": (2,), "Mg": (2,), "Ca": (2,),
+    "Sr": (2,), "Ba": (2,), "Zn": (2,), "Cd": (2,), "Ni": (2,), "Al": (3,), "Ga": (3,), "In": (3,), "Sc": (3,),
+    "Y": (3,), "Cr": (2, 3), "Fe": (2, 3), "Co": (2, 3), "Cu": (1, 2), "Mn": (2, 4), "V": (3, 5), "Ti": (3, 4),
+    "Zr": (4,), "Sn": (2, 4), "Pb": (2, 4), "Nb": (5,), "Mo": (4, 6), "W": (6,),
+}
+NONMETALS = {"F": (1, "F2"), "Cl": (1, "Cl2"), "Br": (1, "Br2"), "I": (1, "I2"), "O": (2, "O2"), "S": (2, "S"),
+             "Se": (2, "Se"), "N": (3, "N2"), "P": (3, "P")}
+PROMPT = {"en": "Balance {left} -> {right}\n", "zh": "配平 {left} -> {right}\n"}
+Species = tuple[str, ...]
+
+
+def salt(metal: str, charge: int, anion: str, other: int) -> str:
+    common = math.gcd(charge, other)
+    count = lambda n: "" if n == 1 else str(n)
+    return f"{metal}{count(other // common)}{anion}{count(charge // common)}"
+
+
+def atoms(formula: str) -> Counter:
+    counts = Counter()
+    for symbol, number in re.findall(r"([A-Z][a-z]?)(\d*)", formula):
+        counts[symbol] += int(number or 1)
+    return counts
+
+
+@lru_cache(maxsize=1)
+def reactions() -> tuple[tuple[Species, Species], ...]:
+    """All reactions, as (left species, right species): synthesis and decomposition, metals in acids, combustion,
+    oxides with hydrogen and aluminium."""
+    found = []
+    for metal, charges in METALS.items():
+        for charge in charges:
+            for symbol, (other, free) in NONMETALS.items():
+                product = salt(metal, charge, symbol, other)
+                found += [((metal, free), (product,)), ((product,), (metal, free))]
+                if other == 1:
+                    found.append(((metal, f"H{symbol}"), (product, "H2")))
+            oxide = salt(metal, charge, "O", 2)
+            found.append(((oxide, "H2"), (metal, "H2O")))
+            if metal != "Al":
+                found.append(((oxide, "Al"), (metal, "Al2O3")))
+    count = lambda n: "" if n == 1 else str(n)
+    for c in range(1, 9):
+        for h in range(2, 2 * c + 3, 2):
+            for o in (0, 1, 2):
+                fuel = f"C{count(c)}H{count(h)}" + (f"O{count(o)}" if o else "")
+                if 4 * c + h > 2 * o:
+                    found.append(((fuel, "O2"), ("CO2", "H2O")))
+    return tuple(sorted(set(found)))
+
+
+def balance(left: Species, right: Species, multiple: int) -> list[int]:
+    """Coefficients that a chemist would try with `multiple` on the most complex species: the others follow from the
+    atoms it fixes, rounded down (and so wrong, unless the multiple is right)."""
+    species = left + right
+    sign = [1] * len(left) + [-1] * len(right)
+    counts = [atoms(s) for s in species]
+    pivot = max(range(len(species)), key=lambda i: (len(counts[i]), sum(counts[i].values())))
+    known = {pivot: multiple}
+    while len(known) < len(species):
+        for element in sorted(set().union(*counts), key=lambda e: (sum(e in c for c in counts), e)):
+            holders = [i for i in range(len(species)) if element in counts[i]]
+            unknown = [i for i in holders if i not in known]
+            if len(unknown) == 1:
+                i = unknown[0]
+                surplus = sum(sign[j] * known[j] * counts[j][element] for j in holders if j in known)
+                known[i] = max(1, -sign[i] * surplus // counts[i][element])
+                break
+    return [known[i] for i in range(len(species))]
+
+
+def tally(left: Species, right: Species, coefficients: list[int]) -> tuple[str, bool]:
+    """The atoms of each element on both sides, up to the first that does not agree."""
+    text = ""
+    for element in dict.fromkeys(e for s in left for e in atoms(s)):
+        sides = [sum(c * atoms(s)[element] for c, s in zip(part, side))
+                 for part, side in ((coefficients, left), (coefficients[len(left):], right))]
+        text += f" {element} {sides[0]}?{sides[1]}"
+        if sides[0] != sides[1]:
+            return text, False
+    return text, True
+
+
+def generate_balance(rng: Random, language: str) -> Problem | None:
+    left, right = rng.choice(reactions())
+    left, right = tuple(rng.sample(left, len(left))), tuple(rng.sample(right, len(right)))
+    # No task worth setting is solved by the first try of every multiple; none worth reading goes past six.
+    first = next((m for m in range(1, 13) if tally(left, right, balance(left, right, m))[1]), None)
+    if first is None or first > 6 or (first == 1 and rng.random() < 0.6):
+        return None
+    return Problem(
+        task="balance",
+        key=f"{sorted(left)} {sorted(right)}",
+        language=language,
+        prompt=PROMPT[language].format(left=" + ".join(left), right=" + ".join(right)),
+        columns={"left": left, "right": right},
+    )
+
+
+def tries_balance(problem: Problem, rng: Random) -> Iterator[Try]:
+    left, right = problem.columns["left"], problem.columns["right"]
+    for multiple in range(1, 13):
+        coefficients = balance(left, right, multiple)
+        answer = " ".join(map(str, coefficients))
+        text, good = tally(left, right, coefficients)
+        yield Try(answer + text, good, answer)
+
+
+def check_balance(problem: Problem, answer: str) -> bool:
+    """Coefficients in the order of the species, in lowest terms."""
+    if not re.fullmatch(r"\s*[0-9]{1,2}( +[0-9]{1,2}){0,7}\s*", answer, re.ASCII):
+        return False
+    left, right = problem.columns["left"], problem.columns["right"]
+    coefficients = [int(part) for part in answer.split()]
+    return (len(coefficients) == len(left) + len(right) and min(coefficients) > 0 and math.gcd(*coefficients) == 1
+            and tally(left, right, coefficients)[1])
+
+
+TABLE = {"en": "t {t}\nA {A}\norder and k?\n", "zh": "t {t}\nA {A}\n级数和 k?\n"}
+
+
+def generate_kinetics(rng: Random, language: str) -> Problem | None:
+    order, step = rng.randrange(3), rng.choice((1, 2, 3, 4, 5, 10))
+    if order == 0:
+        drop = step * rng.randint(1, 9)
+        start = rng.randint(2 * drop + 1, 2 * drop + 60)
+        table = [start, start - drop, start - 2 * drop]
+    elif order == 1:
+        ratio = rng.choice((2, 2, 2, 3, 3, 4, 5))
+        last = rng.randint(1, max(1, 99 // ratio**2))
+        table = [last * ratio**2, last * ratio, last]
+    else:
+        distance = rng.choice((1, 1, 2, 3))
+        unit = math.lcm(1 + distance, 1 + 2 * distance)
+        start = unit * rng.randint(1, max(1, 99 // unit))
+        table = [start, start // (1 + distance), start // (1 + 2 * distance)]
+    if table[0] > 99 or len(set(table)) < 3:
+        return None
+    return Problem(
+        task="kinetics",
+        key=f"{order} {table} {step}",
+        language=language,
+        prompt=TABLE[language].format(t=f"0 {step} {2 * step}", A=" ".join(map(str, table))),
+        columns={"table": table, "step": step},
+    )
+
+
+def quotient(a: int, b: int) -> str:
+    """`a/b` in whole numbers, a trailing + where something is left over."""
+    return f"{a // b}" + ("+" if a % b else "")
+
+
+def rate_law(table: list[int], step: int, order: int) -> tuple[str, bool, str]:
+    """(the test written out, whether it holds, the rate constant written out) of one order."""
+    first, second, third = table
+    if order == 0:
+        a, b = first - second, second - third
+        constant = Fraction(a, step)
+        return f"{first}-{second}={a} {second}-{third}={b} ?{a}", a == b, f"{a}/{step}={constant}"
+    parts = ((first, second), (second, third)) if order == 1 else ((first, second), (first, third))
+    text = ""
+    for a, b in parts:
+        text += f"{a}/{b}={quotient(a, b)} "
+        if a % b:
+            return text.strip(), False, ""
+    a, b = (a // b for a, b in parts)
+    if order == 1:
+        return f"{text}?{a}", a == b, f"ln {a}/{step}={math.log(a) / step:.2f}"
+    x, y = a - 1, b - a
+    return f"{text}{a}-1={x} {b}-{a}={y} ?{x}", x == y, f"{x}/{first}/{step}={x}/{first * step}"
+
+
+def tries_kinetics(problem: Problem, rng: Random) -> Iterator[Try]:
+    for order in rng.sample(range(3), 3):
+        text, good, constant = rate_law(problem.columns["table"], problem.columns["step"], order)
+        answer = f"{order} {constant.partition('=')[2]}".strip()
+        yield Try(f"{order} {text}" + (f" k {constant}" if good else ""), good, answer)
+
+
+def check_kinetics(problem: Problem, answer: str) -> bool:
+    """Order and rate constant, the constant within 2 %."""
+    found = re.fullmatch(r"\s*([012]) +([0-9]{1,4}(\.[0-9]{1,4})?)(/([0-9]{1,4}))?\s*", answer, re.ASCII)
+    if not found or found[5] and int(found[5]) == 0:
+        return False
+    table, step = problem.columns["table"], problem.columns["step"]
+    order = next(o for o in range(3) if rate_law(table, step, o)[1])
+    exact = ((table[0] - table[1]) / step, math.log(table[0] / table[1]) / step,
+             (1 / table[1] - 1 / table[0]) / step)[order]
+    given = float(found[2]) / int(found[5] or 1)
+    # ln 2/10 is asked for with two decimals: half a unit of the last place is right too.
+    return int(found[1]) == order and abs(given - exact) <= max(0.02 * exact, 0.005 if order == 1 else 0)

@@ -1,0 +1,99 @@
+"""Factual questions on the first 54 elements: number, symbol, period, group, common oxidation state.
+
+Most are answered at once, without thinking: the non-reasoning part of R1's second SFT. A few want a step (protons of
+two elements together). The base model's text states every fact in prose; what is held out is the question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from random import Random
+
+from r1mini.records import Problem
+from r1mini.tasks.trace import Try
+
+# symbol, English name, Chinese name, common oxidation state; atomic number is the place in the list
+TABLE = [row.split() for row in """
+H hydrogen 氢 +1|He helium 氦 0|Li lithium 锂 +1|Be beryllium 铍 +2|B boron 硼 +3|C carbon 碳 +4|N nitrogen 氮 -3
+O oxygen 氧 -2|F fluorine 氟 -1|Ne neon 氖 0|Na sodium 钠 +1|Mg magnesium 镁 +2|Al aluminium 铝 +3|Si silicon 硅 +4
+P phosphorus 磷 +5|S sulfur 硫 -2|Cl chlorine 氯 -1|Ar argon 氩 0|K potassium 钾 +1|Ca calcium 钙 +2|Sc scandium 钪 +3
+Ti titanium 钛 +4|V vanadium 钒 +5|Cr chromium 铬 +3|Mn manganese 锰 +2|Fe iron 铁 +3|Co cobalt 钴 +2|Ni nickel 镍 +2
+Cu copper 铜 +2|Zn zinc 锌 +2|Ga gallium 镓 +3|Ge germanium 锗 +4|As arsenic 砷 +3|Se selenium 硒 -2|Br bromine 溴 -1
+Kr krypton 氪 0|Rb rubidium 铷 +1|Sr strontium 锶 +2|Y yttrium 钇 +3|Zr zirconium 锆 +4|Nb niobium 铌 +5
+Mo molybdenum 钼 +6|Tc technetium 锝 +7|Ru ruthenium 钌 +3|Rh rhodium 铑 +3|Pd palladium 钯 +2|Ag silver 银 +1
+Cd cadmium 镉 +2|In indium 铟 +3|Sn tin 锡 +4|Sb antimony 锑 +3|Te tellurium 碲 +4|I iodine 碘 -1|Xe xenon 氙 0
+""".strip().replace("\n", "|").split("|")]
+NOBLE = (2, 10, 18, 36, 54)
+
+
+def period(number: int) -> int:
+    return 1 + sum(number > noble for noble in NOBLE)
+
+
+def group(number: int) -> int:
+    before = max((noble for noble in (0, *NOBLE) if noble < number), default=0)
+    place, length = number - before, next(n for n in NOBLE if n >= number) - before
+    alkaline = min(2, length - 1)  # period 1 has no second group on the left
+    return place if place <= alkaline or length == 18 else place + 18 - length
+
+
+FACTS = [
+    {"symbol": s, "en": en, "zh": zh, "number": str(n), "period": str(period(n)), "group": str(group(n)), "state": state}
+    for n, (s, en, zh, state) in enumerate(TABLE, 1)
+]
+PROPERTIES = {
+    "symbol": {"en": "symbol", "zh": "符号"},
+    "number": {"en": "atomic number", "zh": "序数"},
+    "period": {"en": "period", "zh": "周期"},
+    "group": {"en": "group", "zh": "族"},
+    "state": {"en": "oxidation state", "zh": "化合价"},
+}
+ASK = {"en": "What is the {property} of {name}?\n", "zh": "{name}的{property}?\n"}
+WHICH = {"en": "Which element has atomic number {number}?\n", "zh": "序数 {number} 的元素?\n"}
+PROTONS = {"en": "How many protons have {a} and {b}?\n", "zh": "{a}和{b}共有质子?\n"}
+
+
+def named(element: dict, language: str, rng: Random) -> str:
+    return element[language] if rng.random() < 0.5 else element["symbol"]
+
+
+def generate(rng: Random, language: str) -> Problem | None:
+    element = rng.choice(FACTS)
+    kind = rng.choice([*PROPERTIES, "which", "protons"])
+    if kind == "protons":
+        other = rng.choice(FACTS)
+        answer = int(element["number"]) + int(other["number"])
+        if other is element or answer > 99:
+            return None
+        pair = sorted((element["symbol"], other["symbol"]))
+        a, b = rng.sample((element, other), 2)
+        return Problem("elements", f"protons {pair}", language,
+                       PROTONS[language].format(a=a[language], b=b[language]),
+                       {"answer": str(answer), "terms": [(a["symbol"], a["number"]), (b["symbol"], b["number"])]})
+    if kind == "which":
+        prompt, answer, kind = WHICH[language].format(number=element["number"]), element["symbol"], "number"
+    else:
+        name = element[language] if kind == "symbol" else named(element, language, rng)
+        prompt, answer = ASK[language].format(property=PROPERTIES[kind][language], name=name), element[kind]
+    return Problem("elements", f"{kind} {element['symbol']}", language, prompt, {"answer": answer, "terms": []})
+
+
+def tries(problem: Problem, rng: Random) -> Iterator[Try]:
+    """One line where a step is needed, none where the answer is known or not."""
+    answer = problem.columns["answer"]
+    if problem.columns["terms"]:
+        (a, x), (b, y) = problem.columns["terms"]
+        yield Try(f"{a} {x} {b} {y} {x}+{y}={answer}", True, answer)
+
+
+def check(problem: Problem, answer: str) -> bool:
+    return answer.strip() == problem.columns["answer"]
+
+
+def statement(rng: Random, language: str) -> str:
+    """Prose of the base model's text: one element with some of its facts, in any order."""
+    element = rng.choice(FACTS)
+    facts = rng.sample(sorted(PROPERTIES), rng.randint(2, 5))
+    name = element[language] if "symbol" in facts else named(element, language, rng)
+    joined = (", " if language == "en" else ", ").join(f"{PROPERTIES[f][language]} {element[f]}" for f in facts)
+    return f"{name}: {joined}\n"

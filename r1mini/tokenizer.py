@@ -1,0 +1,71 @@
+"""Text to token ids and back, by the `tokenizers` library; and how the embedded models' vocabulary was made.
+
+The vocabulary is a byte-level BPE. Its pre-split keeps a number of one or two digits together with the sign before it
+(`5`, `+8`, `=13`, ` ?7`), a chemical symbol, a word with its line end: a try of a search is half as many tokens as
+digit by digit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer as Backend
+
+END = "<|endoftext|>"
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+SPLIT = (
+    r" ?[-+*/=(?]?[0-9]{1,2}"  # a number of up to two digits, with its sign
+    r"| ?[-+*/=(]?[a-z](?![a-z])"  # a variable
+    r"| ?[A-Z][a-z]?(?![a-z])"  # a chemical symbol
+    r"| ?[A-Za-z]+\n?| ?\p{Han}+\n?"  # a word
+    r"| ?[^\s\p{L}0-9]\n?|\s"
+)
+
+
+class Tokenizer:
+    """`encode(text) -> ids`, `decode(ids) -> text`, and `stop_ids`, the set of ids that end a completion."""
+
+    def __init__(self, backend: Backend, stop_ids: Iterable[int] = ()):
+        self.backend = backend
+        end = backend.token_to_id(END)
+        self.stop_ids = frozenset(stop_ids) | (frozenset() if end is None else {end})
+        if not self.stop_ids:
+            raise ValueError("the tokenizer names no token that ends a text")
+        self.end_id = min(self.stop_ids) if end is None else end
+
+    @property
+    def vocab_size(self) -> int:
+        return self.backend.get_vocab_size()
+
+    def encode(self, text: str) -> list[int]:
+        return self.backend.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        return [e.ids for e in self.backend.encode_batch(texts, add_special_tokens=False)]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self.backend.decode(list(ids), skip_special_tokens=True)
+
+    def save(self, folder: Path) -> None:
+        self.backend.save(str(folder / "tokenizer.json"))
+
+
+def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """A byte-level BPE of the given size. Equal texts give the same file: the trainer sorts what it counts."""
+    backend = Backend(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(SPLIT), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ])
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len(TAGS),
+        special_tokens=[END],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    backend.add_tokens(list(TAGS))  # single tokens, but part of the text: decoding shows them
+    return Tokenizer(backend)
