@@ -18,7 +18,7 @@ __all__ = ["DEFAULT", "corpus_row", "cold_start_row", "read_rows", "sft_rows"]
 COLD_START = Style(give_up=1.0, slip=0.02, mix=0.33, broken=0.1)
 
 
-def cold_start_row(task: str, seed: int, index: int, style: Style = COLD_START) -> dict[str, str]:
+def cold_start_row(task: str, seed: int | str, index: int, style: Style = COLD_START) -> dict[str, str]:
     problem = tasks.problem(task, f"cold start {seed}", index, "train")
     rng = Random(f"cold start {task} {seed} {index}")
     thinking, answer = tasks.demonstrate(problem, style, rng)

@@ -1,0 +1,122 @@
+"""Held-out evaluation [R1 §3]: k samples a problem, pass@1 as their mean with its standard error, pass@k, cons@k."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from r1mini import rewards, tasks
+from r1mini.records import Problem, Rollout
+from r1mini.rollout import Sampling, sample
+
+
+def pass_at_k(n: int, correct: int, k: int) -> float:
+    """The unbiased chance that at least one of k samples, drawn from n of which `correct` are right, is right
+    (Chen et al. 2021, Eq. 1).
+
+    >>> pass_at_k(4, 1, 2)
+    0.5
+    """
+    return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
+
+
+def consensus(problem: Problem, texts: Sequence[str]) -> float:
+    """cons@k: is the most frequent answer right? A tie counts by the share of its answers that are."""
+    answers = Counter(answer for answer in map(rewards.extract, texts) if answer)
+    if not answers:
+        return 0.0
+    top = [answer for answer, count in answers.items() if count == max(answers.values())]
+    return sum(tasks.check(problem, answer) for answer in top) / len(top)
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and its standard error over problems."""
+    mean = sum(values) / len(values)
+    if len(values) < 2:
+        return mean, 0.0
+    return mean, math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
+
+
+def summarise(problems: Sequence[Problem], rollouts: Sequence[Sequence[Rollout]]) -> dict[str, Any]:
+    """The figures of one task: a problem is one observation, its samples are averaged first."""
+    passed, any_passed, agreed, formatted, consistent = [], [], [], [], []
+    for problem, group in zip(problems, rollouts):
+        texts = [r.text for r in group]
+        right = [rewards.accuracy(problem, text) for text in texts]
+        passed.append(sum(right) / len(right))
+        any_passed.append(pass_at_k(len(right), int(sum(right)), len(right)))
+        agreed.append(consensus(problem, texts))
+        formatted += [rewards.format(problem, text) for text in texts]
+        consistent += [v for v in (rewards.language(problem, text) for text in texts) if v is not None]
+    flat = [r for group in rollouts for r in group]
+    k = len(rollouts[0])
+    pass1, error = mean_and_error(passed)
+    return {
+        "pass@1": pass1, "pass@1_se": error, f"pass@{k}": sum(any_passed) / len(any_passed),
+        f"cons@{k}": sum(agreed) / len(agreed), "format": sum(formatted) / len(formatted),
+        "language": sum(consistent) / len(consistent) if consistent else None,
+        "length": sum(len(r.completion_ids) for r in flat) / len(flat),
+        "truncated": sum(not r.finished for r in flat) / len(flat),
+        "unparsed": sum(rewards.extract(r.text) is None for r in flat) / len(flat),
+        "problems": len(problems), "samples": k,
+    }
+
+
+def evaluate(model, tokenizer, names: Sequence[str], count: int, samples: int, how: Sampling, seed: int,
+             progress: bool = False) -> tuple[dict[str, Any], list[tuple[Problem, list[Rollout]]]]:
+    """({task: figures, "mean": …}, every problem with its rollouts) on the held-out problems of each task.
+
+    The problems are the same for every model: they do not depend on `seed`, the sampling does.
+    """
+    results: dict[str, Any] = {}
+    kept: list[tuple[Problem, list[Rollout]]] = []
+    for name in names:
+        problems, seen = [], set()
+        index = 0
+        while len(problems) < count and index < 50 * count:  # a problem counts once
+            drawn = tasks.problem(name, "evaluation", index, "heldout")
+            index += 1
+            if drawn.key not in seen:
+                seen.add(drawn.key)
+                problems.append(drawn)
+        rollouts = sample(model, tokenizer, [p.prompt for p in problems], samples, how, seed=seed,
+                          progress=f"evaluating {name}" if progress else "")
+        results[name] = summarise(problems, rollouts)
+        kept += zip(problems, rollouts)
+    results["mean"] = average([results[name] for name in names])
+    results["settings"] = {**asdict(how), "seed": seed}
+    return results, kept
+
+
+def average(figures: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The mean over tasks; its standard error from theirs, which are independent."""
+    mean = {}
+    for key in figures[0]:
+        values = [f[key] for f in figures if f[key] is not None]
+        mean[key] = sum(values) / len(values) if values else None
+    mean |= {"samples": figures[0]["samples"], "problems": sum(f["problems"] for f in figures)}
+    mean["pass@1_se"] = math.sqrt(sum(f["pass@1_se"] ** 2 for f in figures)) / len(figures)
+    return mean
+
+
+def table(results: dict[str, Any]) -> str:
+    """A Markdown table of one model's figures."""
+    k = results["mean"]["samples"]
+    columns = ["pass@1", f"pass@{k}", f"cons@{k}", "format", "language", "length", "truncated"]
+    lines = ["| task | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for name, figures in results.items():
+        if name != "settings":
+            lines.append(f"| {name} | " + " | ".join(cell(figures, column) for column in columns) + " |")
+    return "\n".join(lines)
+
+
+def cell(figures: dict[str, Any], column: str) -> str:
+    value = figures[column]
+    if value is None:
+        return "–"
+    if column == "pass@1":
+        return f"{value:.2f} ± {figures['pass@1_se']:.2f}"
+    return f"{value:.0f}" if column == "length" else f"{value:.2f}"

@@ -1,0 +1,159 @@
+"""Sample from a checkpoint: answer prompts, chat, evaluate on held-out problems, or make SFT rows by rejection sampling.
+
+    python sample.py --model runs/r1/r1 --prompt "Make 24 from 3, 5, 9."
+    python sample.py --model runs/r1/r1 --eval --out runs/eval.json
+    python sample.py --model runs/r1/dev2 --reject --out runs/rows.jsonl      [R1 §2.3.3]
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+from r1mini import checkpoint, rewards, tasks
+from r1mini.config import device as pick_device
+from r1mini.config import option, run
+from r1mini.data import cold_start_row
+from r1mini.evaluate import evaluate, table
+from r1mini.records import Problem, Rollout
+from r1mini.rollout import Sampling, sample
+from r1mini.tasks.trace import Style
+
+
+@dataclass(frozen=True)
+class Config:
+    model: str = option("base", "model folder or embedded model")
+    prompt: str = option("", "a prompt to answer; without it, and without --eval or --reject, prompts are read from the terminal")
+    eval: bool = option(False, "evaluate on held-out problems of --tasks")
+    reject: bool = option(False, "rejection sampling: keep the good completions of training problems as SFT rows")
+    out: str = option("", "file for the figures (--eval, JSON) or the rows (--reject, JSONL)")
+    tasks: tuple[str, ...] = option(tasks.DEFAULT, "embedded tasks")
+    problems: int = option(60, "problems per task")
+    samples: int = option(16, "completions per problem (--prompt: 1 is shown)")
+    temperature: float = option(1.0, "sampling temperature; 0: greedy")
+    top_k: int = option(0, "keep the k likeliest tokens (0: all)")
+    top_p: float = option(1.0, "keep the likeliest tokens that make up this probability")
+    min_p: float = option(0.0, "keep tokens at least this share as likely as the likeliest")
+    max_new_tokens: int = option(320, "length limit of a completion")
+    keep: int = option(2, "--reject: rows kept per problem at most")
+    max_thinking: int = option(280, "--reject: longest thinking kept, in tokens")
+    plain_rows: int = option(400, "--reject: non-reasoning rows added, answered at once [R1 §2.3.3]")
+    seed: int = option(0, "seed of sampling, and of the problems of --reject")
+    device: str = option("auto", "auto, cpu or cuda[:n]")
+    threads: int = option(1, "CPU threads (0: torch's choice)")
+
+
+def main(cfg: Config) -> dict:
+    for name in cfg.tasks:
+        if name not in tasks.TASKS:
+            raise ValueError(f"--tasks: {name!r} is not one of {', '.join(tasks.TASKS)}")
+    if cfg.eval and cfg.reject:
+        raise ValueError("--eval and --reject: choose one")
+    if cfg.reject and not cfg.out:
+        raise ValueError("--reject needs --out, a file for the rows")
+    if cfg.out and not os.access(Path(cfg.out).parent if Path(cfg.out).parent.exists() else ".", os.W_OK):
+        raise ValueError(f"--out {cfg.out}: its folder cannot be written")
+    device = pick_device(cfg.device, cfg.threads)
+    model, tokens = checkpoint.load(cfg.model, device)
+    how = Sampling(cfg.max_new_tokens, cfg.temperature, cfg.top_k, cfg.top_p, cfg.min_p)
+    if cfg.eval:
+        return evaluation(cfg, model, tokens, how)
+    if cfg.reject:
+        return rejection(cfg, model, tokens, how)
+    answer(cfg, model, tokens, how)
+    return {}
+
+
+def answer(cfg: Config, model, tokens, how: Sampling) -> None:
+    if cfg.prompt:
+        prompts = [cfg.prompt]
+    else:
+        if sys.stdin.isatty():
+            print("One prompt a line; an empty line or Ctrl-D ends.")
+        prompts = iter(lambda: sys.stdin.readline().strip(), "")
+    for number, prompt in enumerate(prompts):
+        # Every prompt of the embedded models ends its line.
+        print(sample(model, tokens, [prompt.rstrip("\n") + "\n"], 1, how, seed=cfg.seed, step=number)[0][0].text)
+
+
+def evaluation(cfg: Config, model, tokens, how: Sampling) -> dict:
+    started = time.perf_counter()
+    results, kept = evaluate(model, tokens, cfg.tasks, cfg.problems, cfg.samples, how, cfg.seed, progress=True)
+    results["settings"] |= {"model": cfg.model, "seconds": round(time.perf_counter() - started, 1)}
+    print(table(results))
+    if cfg.out:
+        out = Path(cfg.out)
+        write(out.with_suffix(".jsonl"), [
+            {"task": p.task, "problem": p.key, "language": p.language, "prompt": p.prompt, "sample": i,
+             "completion": r.text, "answer": rewards.extract(r.text), "rewards": rewards.score(p, r.text),
+             "finished": r.finished}
+            for p, group in kept for i, r in enumerate(group)])
+        replace(out, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    return results
+
+
+def verdict(problem: Problem, rollout: Rollout, thinking_tokens: int, limit: int) -> str:
+    """Why a completion is not kept, or "kept". [R1 §2.3.3: mixed languages, repetition, over-long thinking]"""
+    if not rollout.finished:
+        return "cut off"
+    if not rewards.accuracy(problem, rollout.text):
+        return "wrong"
+    if not rewards.format(problem, rollout.text):
+        return "format"
+    if (rewards.language(problem, rollout.text) or 0.0) < 1.0:
+        return "mixed languages"
+    lines = (rewards.parse(rollout.text).thinking or "").split("\n")
+    if max(Counter(line for line in lines if line).values(), default=0) > 1:
+        return "repetition"
+    return "long" if thinking_tokens > limit else "kept"
+
+
+def rejection(cfg: Config, model, tokens, how: Sampling) -> dict:
+    """[R1 §2.3.3] Several completions per training problem; the correct and readable ones become SFT rows, at most
+    `keep` a problem; rows without reasoning are added."""
+    rows, verdicts = [], Counter()
+    for name in (t for t in cfg.tasks if tasks.TASKS[t].reasoning):
+        problems = [tasks.problem(name, f"rejection {cfg.seed}", i, "train") for i in range(cfg.problems)]
+        rollouts = sample(model, tokens, [p.prompt for p in problems], cfg.samples, how, seed=cfg.seed,
+                          progress=f"sampling {name}")
+        for problem, group in zip(problems, rollouts):
+            good = []
+            for rollout in group:
+                thinking = rollout.text.partition("</think>")[0]
+                why = verdict(problem, rollout, len(tokens.encode(thinking)), cfg.max_thinking)
+                verdicts[why] += 1
+                if why == "kept" and rollout.text not in [r.text for r in good]:
+                    good.append(rollout)
+            for rollout in Random(f"{cfg.seed} {problem.key}").sample(good, min(cfg.keep, len(good))):
+                rows.append({"prompt": problem.prompt, "completion": rollout.text, "task": problem.task,
+                             "problem": problem.key, "model": cfg.model})
+    if not rows:
+        raise ValueError(f"--reject: no completion of {cfg.model} was kept ({dict(verdicts)})")
+    for index in range(cfg.plain_rows):
+        rows.append({**cold_start_row("elements", f"plain {cfg.seed}", index, Style()), "task": "elements"})
+    write(Path(cfg.out), rows)
+    print(f"{cfg.out}: {len(rows)} rows; of {sum(verdicts.values())} completions: "
+          + ", ".join(f"{count} {why}" for why, count in verdicts.most_common()))
+    return {"rows": len(rows), "verdicts": dict(verdicts)}
+
+
+def write(path: Path, rows: Sequence[dict]) -> None:
+    replace(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def replace(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+if __name__ == "__main__":
+    run(main, Config, description=__doc__)
