@@ -48,6 +48,7 @@ class Config:
     seed: int = option(0, "seed of sampling, and of the problems of --reject")
     device: str = option("auto", "auto, cpu or cuda[:n]")
     threads: int = option(1, "CPU threads (0: torch's choice)")
+    progress: bool = option(True, "show progress bars")
 
 
 def main(cfg: Config) -> dict:
@@ -85,7 +86,7 @@ def answer(cfg: Config, model, tokens, how: Sampling) -> None:
 
 def evaluation(cfg: Config, model, tokens, how: Sampling) -> dict:
     started = time.perf_counter()
-    results, kept = evaluate(model, tokens, cfg.tasks, cfg.problems, cfg.samples, how, cfg.seed, progress=True)
+    results, kept = evaluate(model, tokens, cfg.tasks, cfg.problems, cfg.samples, how, cfg.seed, cfg.progress)
     results["settings"] |= {"model": cfg.model, "seconds": round(time.perf_counter() - started, 1)}
     print(table(results))
     if cfg.out:
@@ -122,7 +123,7 @@ def rejection(cfg: Config, model, tokens, how: Sampling) -> dict:
     for name in (t for t in cfg.tasks if tasks.TASKS[t].reasoning):
         problems = [tasks.problem(name, f"rejection {cfg.seed}", i, "train") for i in range(cfg.problems)]
         rollouts = sample(model, tokens, [p.prompt for p in problems], cfg.samples, how, seed=cfg.seed,
-                          progress=f"sampling {name}")
+                          progress=f"sampling {name}" * cfg.progress)
         for problem, group in zip(problems, rollouts):
             good = []
             for rollout in group:

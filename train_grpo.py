@@ -54,6 +54,7 @@ class Config:
     seed: int = option(0, "seed of problems and sampling")
     device: str = option("auto", "auto, cpu or cuda[:n]")
     threads: int = option(1, "CPU threads (0: torch's choice)")
+    progress: bool = option(True, "show progress bars")
     bf16: bool = option(False, "compute in bfloat16 over fp32 weights, sampler and learner alike")
     compile: bool = option(False, "torch.compile the learner (CPU: needs a C++ compiler)")
     save_every: int = option(20, "steps between saved states; an interrupted run goes on from the last")
@@ -89,7 +90,7 @@ def main(cfg: Config) -> dict:
             problems = problems_of_step(cfg, step)
             with autocast(cfg, device):
                 rollouts = sample(policy, tokens, [p.prompt for p in problems], cfg.completions, how, seed=cfg.seed,
-                                  step=step, max_rows=cfg.sampler_rows, progress=f"step {step} sampling")
+                                  step=step, max_rows=cfg.sampler_rows, progress=f"step {step} sampling" * cfg.progress)
             clock.append(time.perf_counter())
 
             # 2. Score them by rules.

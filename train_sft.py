@@ -46,6 +46,7 @@ class Config:
     seed: int = option(0, "seed of the weights, the rows and their order")
     device: str = option("auto", "auto, cpu or cuda[:n]")
     threads: int = option(1, "CPU threads (0: torch's choice)")
+    progress: bool = option(True, "show progress bars")
     bf16: bool = option(False, "compute in bfloat16 over fp32 weights")
     compile: bool = option(False, "torch.compile the model (CPU: needs a C++ compiler)")
     save_every: int = option(500, "steps between saved states; an interrupted run goes on from the last")
@@ -101,7 +102,8 @@ def main(cfg: Config) -> dict:
 
     started = time.perf_counter() - seconds
     with open(out / "metrics.jsonl", "a", encoding="utf-8") as log, tqdm(
-        total=cfg.epochs, bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}", leave=False
+        total=cfg.epochs, bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}", leave=False,
+        disable=None if cfg.progress else True,
     ) as bar:
         window, loss = [], float("nan")
         for step, (rows, progress) in enumerate(batches(cfg, tokens)):

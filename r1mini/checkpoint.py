@@ -197,9 +197,8 @@ def load_state(folder: Path) -> dict[str, Any] | None:
         raise ValueError(f"{path}: damaged ({type(error).__name__}); delete it to start this run again") from None
 
 
-def prepare_run(out: Path, config: Mapping[str, Any]) -> bool:
-    """Make the run's folder. True if a run with this configuration has already finished there; a folder that holds
-    another configuration's run is refused."""
+def prepare_folder(out: Path) -> None:
+    """Make a folder that can be written to, or say which `--out` cannot."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / ".writable"
@@ -207,6 +206,12 @@ def prepare_run(out: Path, config: Mapping[str, Any]) -> bool:
         probe.unlink()
     except OSError as error:
         raise ValueError(f"--out {out}: cannot be written ({error.strerror})") from None
+
+
+def prepare_run(out: Path, config: Mapping[str, Any]) -> bool:
+    """Make the run's folder. True if a run with this configuration has already finished there; a folder that holds
+    another configuration's run is refused."""
+    prepare_folder(out)
     record = out / "run.json"
     config = json.loads(json.dumps(config))
     if record.is_file():

@@ -10,7 +10,6 @@ import dataclasses
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
-
 from typing import Any, TypeVar
 
 Config = TypeVar("Config")
@@ -55,7 +54,7 @@ def parse(cls: type[Config], argv: Sequence[str] | None = None, presets: Mapping
 def run(main: Callable[[Config], Any], cls: type[Config], presets: Mapping[str, Mapping[str, Any]] | None = None,
         description: str | None = None) -> None:
     """A script's entry: its user's mistakes end in one line and exit code 2."""
-    config = parse(cls, presets=presets, description=description)
+    config = parse(cls, presets=presets, description=description, prog=sys.argv[0].rsplit("/", 1)[-1])
     name = sys.argv[0].rsplit("/", 1)[-1]
     try:
         main(config)

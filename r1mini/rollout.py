@@ -100,7 +100,7 @@ def sample(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[str], gro
             raise ValueError(f"a prompt of {len(ids)} tokens does not fit the model's context of {context}: {prompt[:60]!r}")
     rows = [(n, g) for n in range(len(prompts)) for g in range(group)]
     found: list[list[Rollout]] = [[] for _ in prompts]
-    with tqdm(total=len(rows), desc=progress, leave=False, disable=not progress) as bar:
+    with tqdm(total=len(rows), desc=progress, leave=False, disable=None if progress else True) as bar:
         for start in range(0, len(rows), max_rows):
             part = rows[start : start + max_rows]
             for (n, _), rollout in zip(part, _sample_rows(model, tokenizer, prompt_ids, part, group, how, seed, step, bar)):

@@ -1,0 +1,214 @@
+"""The R1 recipe, stage after stage: `python -m r1mini`. [R1 §2.2–§2.4]
+
+    base ── GRPO ───────────────────────────────────────────────► R1-Zero
+      ├──── cold-start SFT ─► Dev1 ── reasoning RL ─► Dev2
+      │                                                 │ rejection sampling
+      └──── SFT, from the base again ◄──────────────── rows
+                  └─► Dev3 ── RL for all scenarios ─► R1 ── its samples ─► distilled student
+                                                        student ── GRPO ─► (beside it)
+
+Every stage is the `main` of a script. A stage that has finished is not run again; an interrupted one goes on where it
+was. Stages that do not need each other run side by side, one single-threaded process a core.
+"""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from r1mini import checkpoint, tasks
+from r1mini.config import option
+from r1mini.report import model_titles, write_results
+
+
+@dataclass(frozen=True)
+class Config:
+    out: str = option("runs/r1", "folder for everything the recipe leaves")
+    stages: tuple[str, ...] = option((), "run only these stages (names as in the folder)")
+    tasks: tuple[str, ...] = option(tasks.DEFAULT, "tasks to train and evaluate on")
+    rounds: int = option(1, "times that rejection sampling, SFT from the base and RL are gone through")
+    seed: int = option(0, "seed of everything random; the first one with --seeds")
+    seeds: int = option(1, "runs with seeds of their own; the tables then show their mean and spread")
+    scale: float = option(1.0, "steps, rows and problems of every stage, as a share of the recipe's")
+    device: str = option("auto", "auto, cpu or cuda[:n]")
+    workers: int = option(0, "processes side by side (0: one a core on a CPU, one on a GPU)")
+
+
+PRESETS = {"quick": {"out": "runs/quick", "scale": 0.04}}
+
+
+@dataclass(frozen=True)
+class Stage:
+    name: str
+    script: str  # train_sft, train_grpo or sample
+    settings: dict[str, Any]
+    done: Path  # exists (and says so, if it is a run's record) when the stage has finished
+    needs: tuple[Path, ...] = ()
+
+    def finished(self) -> bool:
+        return is_done(self.done)
+
+
+def is_done(path: Path) -> bool:
+    return path.is_file() and (path.name != "run.json" or checkpoint.read_json(path)["finished"])
+
+
+def recipe(cfg: Config, seed: int, out: Path) -> list[Stage]:
+    """The stages in the order in which they should get a free core: what others wait for comes first."""
+    reasoning = tuple(t for t in cfg.tasks if tasks.TASKS[t].reasoning)
+    plain = tuple(t for t in cfg.tasks if not tasks.TASKS[t].reasoning)
+    if not reasoning:
+        raise ValueError(f"--tasks {' '.join(cfg.tasks)}: the recipe needs a task with reasoning")
+    hard = tuple(t for t in reasoning if t.startswith("countdown"))
+    count = lambda n: max(2, round(n * cfg.scale))
+    stages, evaluations = [], []
+
+    def path(model: str) -> Path:
+        return checkpoint.resolve(model) if model in checkpoint.EMBEDDED else out / model
+
+    def record(model: str) -> tuple[Path, ...]:
+        return () if model in checkpoint.EMBEDDED else (out / model / "run.json",)
+
+    def add(name: str, script: str, **settings) -> None:
+        settings = {"seed": seed, "device": cfg.device, "threads": 1, "progress": False, **settings}
+        if script == "sample":
+            settings["out"] = str(out / f"{name}.jsonl")
+            done = out / f"{name}.jsonl"
+        else:
+            settings["out"] = str(out / name)
+            done = out / name / "run.json"
+        needs = record(settings["model"])
+        if str(settings.get("data", "")).endswith(".jsonl"):
+            needs += (Path(settings["data"]),)
+        settings["model"] = str(path(settings["model"]))
+        stages.append(Stage(name, script, settings, done, needs))
+
+    def sft(name: str, model: str, data: str, **settings) -> None:
+        add(name, "train_sft", model=model, data=data, tasks=reasoning, **settings)
+
+    def grpo(name: str, model: str, steps: int, on: tuple[str, ...], **settings) -> None:
+        add(name, "train_grpo", model=model, steps=count(steps), tasks=on, **settings)
+
+    def reject(name: str, model: str, problems: int) -> str:
+        add(name, "sample", model=model, reject=True, tasks=cfg.tasks, problems=count(problems), samples=4,
+            plain_rows=count(500) if plain else 0)
+        return str(out / f"{name}.jsonl")
+
+    def evaluate(name: str) -> None:
+        file = out / "eval" / f"{name}.json"
+        evaluations.append(Stage(f"eval/{name}", "sample", {
+            "model": str(path(name)), "eval": True, "tasks": cfg.tasks, "problems": count(32), "samples": 16,
+            "seed": seed, "device": cfg.device, "threads": 1, "progress": False, "out": str(file)}, file, record(name)))
+
+    # R1 [R1 §2.3]
+    sft("dev1", "base", "cold-start", rows=count(1500), epochs=2)
+    grpo("dev2", "dev1", 50, reasoning + hard)
+    improved = "dev2"
+    for number in range(1, cfg.rounds + 1):
+        suffix = f"-{number}" if number > 1 else ""
+        rows = reject(f"rows{suffix}", improved, 300)
+        sft(f"dev3{suffix}", "base", rows, rows=0, epochs=2)
+        improved = f"r1{suffix}"
+        grpo(improved, f"dev3{suffix}", 35, reasoning + hard + plain)
+    # Distillation [R1 §2.4]: R1's samples into the student; beside it the student with RL of its own.
+    rows = reject("distill-rows", improved, 500)
+    sft("distilled", "student-base", rows, rows=0, epochs=3)
+    # R1-Zero [R1 §2.2]
+    grpo("r1-zero", "base", 70, reasoning + hard)
+    grpo("student-rl", "student-base", 60, reasoning + hard)
+    for name in model_titles(cfg.rounds):
+        evaluate(name)
+    return stages + evaluations
+
+
+def start_worker() -> None:
+    """Ctrl-C reaches the parent alone, which then ends its workers; no lock outlives them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    tqdm.set_lock(threading.RLock())
+
+
+def run_stage(stage: Stage) -> None:
+    """In a worker process: the script's own `main`."""
+    script = importlib.import_module(stage.script)
+    script.main(script.Config(**stage.settings))
+
+
+def schedule(stages: Sequence[Stage], workers: int, say: Callable[[str], None]) -> None:
+    """Run the stages, each as soon as what it needs is there and a worker is free."""
+    waiting = [stage for stage in stages if not stage.finished()]
+    running: dict[Future, tuple[Stage, float]] = {}
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker)
+    try:
+        while waiting or running:
+            for stage in list(waiting):
+                if len(running) < workers and all(map(is_done, stage.needs)):
+                    waiting.remove(stage)
+                    say(f"start {stage.name}")
+                    running[pool.submit(run_stage, stage)] = (stage, time.perf_counter())
+            if not running:
+                missing = sorted({str(path) for stage in waiting for path in stage.needs if not is_done(path)})
+                raise ValueError(f"--stages: {waiting[0].name} needs {', '.join(missing)}")
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                stage, started = running.pop(future)
+                future.result()
+                say(f"finished {stage.name} in {time.perf_counter() - started:.0f} s")
+    finally:
+        if running:  # an error or Ctrl-C: what a stage has saved stays, and it goes on from there
+            for worker in multiprocessing.active_children():
+                worker.terminate()
+        pool.shutdown(cancel_futures=True)
+
+
+def main(cfg: Config) -> None:
+    for name in cfg.tasks:
+        if name not in tasks.TASKS:
+            raise ValueError(f"--tasks: {name!r} is not one of {', '.join(tasks.TASKS)}")
+    started, root = time.perf_counter(), Path(cfg.out)
+    seeds = range(cfg.seed, cfg.seed + cfg.seeds)
+    folders = {seed: root / f"seed-{seed}" if cfg.seeds > 1 else root for seed in seeds}
+    every = [stage for seed, folder in folders.items() for stage in recipe(cfg, seed, folder)]
+    known = {stage.name for stage in every}
+    for name in cfg.stages:
+        if name not in known:
+            raise ValueError(f"--stages: {name!r} is not one of {', '.join(sorted(known))}")
+    wanted = [stage for stage in every if not cfg.stages or stage.name in cfg.stages]
+    if all(stage.finished() for stage in wanted) and (cfg.stages or (root / "stages.md").is_file()):
+        print(f"{root}: everything has run already; see {root / 'stages.md'}")
+        return
+    for folder in folders.values():
+        checkpoint.prepare_folder(folder)
+        (folder / "eval").mkdir(exist_ok=True)
+
+    def say(text: str) -> None:
+        print(f"[{time.perf_counter() - started:4.0f} s] {text}", flush=True)
+
+    schedule(wanted, cfg.workers or default_workers(cfg.device), say)
+    if not all(stage.finished() for stage in every):
+        return
+    for folder in folders.values():
+        write_results([folder], folder, cfg.tasks, cfg.rounds)
+    if cfg.seeds > 1:
+        write_results(list(folders.values()), root, cfg.tasks, cfg.rounds)
+    print((root / "stages.md").read_text(encoding="utf-8"))
+    say(f"done; {root}/stages.md, stages.json, curves.png, examples.md")
+
+
+def default_workers(device: str) -> int:
+    import torch
+
+    if device.startswith("cuda") or (device == "auto" and torch.cuda.is_available()):
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,100 @@
+"""What a recipe leaves to read: the stage tables, the curves, the same problem before and after."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from r1mini import checkpoint
+from r1mini.evaluate import cell, mean_and_error
+from r1mini.plots import draw_curves, read_metrics
+
+
+def model_titles(rounds: int) -> dict[str, str]:
+    """Folder and title of every model in the tables."""
+    later = range(2, rounds + 1)
+    return {
+        "base": "base", "r1-zero": "R1-Zero", "dev1": "Dev1: cold start", "dev2": "Dev2: reasoning RL",
+        "dev3": "Dev3: SFT on rejection-sampled rows", "r1": "R1: RL for all scenarios",
+        **{f"{k}-{n}": f"{title}, round {n}" for n in later for k, title in (("dev3", "Dev3"), ("r1", "R1"))},
+        "student-base": "student base", "student-rl": "student, direct RL",
+        "distilled": "student, distilled from R1",
+    }
+
+
+def write_results(folders: Sequence[Path], out: Path, tasks: Sequence[str], rounds: int) -> None:
+    """stages.md and .json, curves.png, examples.md, from the evaluations of one or several seeds."""
+    names = model_titles(rounds)
+    figures = {name: [checkpoint.read_json(f / "eval" / f"{name}.json") for f in folders] for name in names}
+    checkpoint.write_json(out / "stages.json", {
+        name: [{**f, "seconds": seconds(folder / name)} for f, folder in zip(figures[name], folders)]
+        for name in names})
+    (out / "stages.md").write_text(stages_table(figures, folders, tasks, model_titles(rounds)), encoding="utf-8")
+    rl = ["dev2", "r1", *(f"r1-{n}" for n in range(2, rounds + 1))]
+    draw_curves({"R1-Zero": [folders[0] / "r1-zero"],
+                 "R1 (reasoning RL, then RL for all scenarios)": [folders[0] / name for name in rl]},
+                out / "curves.png")
+    (out / "examples.md").write_text(examples(names, folders[0]), encoding="utf-8")
+
+
+def seconds(folder: Path) -> float | None:
+    return checkpoint.read_json(folder / "run.json").get("seconds") if (folder / "run.json").is_file() else None
+
+
+def spread(values: Sequence[float], error: float) -> str:
+    """One seed: the standard error over problems. Several: the standard deviation over seeds."""
+    mean, se = mean_and_error(values)
+    return f"{mean:.2f} ± {se * len(values) ** 0.5 if len(values) > 1 else error:.2f}"
+
+
+def stages_table(figures: dict[str, list[dict]], folders: Sequence[Path], tasks: Sequence[str],
+                 titles: dict[str, str]) -> str:
+    first = figures["base"][0]["mean"]
+    k, problems = first["samples"], first["problems"]
+    columns = [f"pass@{k}", f"cons@{k}", "format", "language", "length"]
+    kind = ("standard deviation over seeds" if len(folders) > 1 else "standard error over problems")
+    lines = [f"Held-out problems: {problems} in {len(tasks)} tasks, {k} samples each at temperature 1; "
+             f"seeds: {len(folders)}; ± is the {kind}.", "",
+             "| model | pass@1 | " + " | ".join(columns) + " | seconds |", "|---" * (len(columns) + 3) + "|"]
+    for name, title in titles.items():
+        means = [f["mean"] for f in figures[name]]
+        average = {c: mean_and_error([m[c] for m in means])[0] for c in columns}
+        spent = [s for s in (seconds(folder / name) for folder in folders) if s is not None]
+        cells = [spread([m["pass@1"] for m in means], means[0]["pass@1_se"]), *(cell(average, c) for c in columns),
+                 f"{sum(spent) / len(spent):.0f}" if spent else "–"]
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    lines += ["", "pass@1 by task:", "", "| model | " + " | ".join(tasks) + " | mean |",
+              "|---" * (len(tasks) + 2) + "|"]
+    for name, title in titles.items():
+        cells = [spread([f[t]["pass@1"] for f in figures[name]], figures[name][0][t]["pass@1_se"])
+                 for t in (*tasks, "mean")]
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    lines += ["", "Reinforcement learning, first tenth of the steps against the last (training problems):", "",
+              "| run | accuracy | response length | language consistency | format |", "|---|---|---|---|---|"]
+    for name in ("r1-zero", "dev2", "r1", "student-rl"):
+        ends = []
+        for key in ("rewards/accuracy/mean", "completions/mean_length", "rewards/language/mean", "rewards/format/mean"):
+            runs = [[row[key] for row in read_metrics(folder / name) if key in row] for folder in folders]
+            n = max(1, len(runs[0]) // 10)
+            before, after = (sum(sum(r[part]) / n for r in runs) / len(runs) for part in (slice(0, n), slice(-n, None)))
+            ends.append(f"{before:.0f} → {after:.0f}" if "length" in key else f"{before:.2f} → {after:.2f}")
+        lines.append(f"| {titles[name]} | " + " | ".join(ends) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def examples(names: dict[str, str], folder: Path) -> str:
+    """The first sample of the same held-out problem, of each task, from every model."""
+    texts: dict[str, dict[str, dict]] = {}
+    for name in names:
+        for line in (folder / "eval" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            if row["sample"] == 0:
+                texts.setdefault(row["task"], {}).setdefault(name, row)
+    parts = ["# One held-out problem of each task, before and after\n"]
+    for task, rows in texts.items():
+        parts.append(f"\n## {task}\n\n```\n{next(iter(rows.values()))['prompt']}```\n")
+        for name, row in rows.items():
+            verdict = "right" if row["rewards"]["accuracy"] else "wrong"
+            parts.append(f"\n{names[name]} ({verdict}):\n\n```\n{row['completion'].rstrip()}\n```\n")
+    return "".join(parts)

@@ -1,0 +1,100 @@
+"""What the tests share: one tiny random model, its tokenizer, and a way to call a script as a user does."""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch starts its threads
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import pytest
+import torch
+from hypothesis import settings
+
+from r1mini import checkpoint, tokenizer
+from r1mini.data import corpus_row
+from r1mini.model import ModelConfig, Transformer
+
+torch.set_num_threads(1)
+settings.register_profile("r1mini", derandomize=True, deadline=None, database=None, max_examples=50)
+settings.load_profile("r1mini")
+
+
+def shape(**changes):
+    """A model small enough for a test, with two query heads to a key head."""
+    return ModelConfig(**{
+        "vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "intermediate_size": 48, "head_dim": 8, "max_position_embeddings": 128,
+        # Larger than a real model's: attention and tokens must differ visibly without training.
+        "initializer_range": 0.2, **changes})
+
+
+def random_model(**changes):
+    model = Transformer(shape(**changes))
+    model.init_weights(seed=1)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():  # norms of 1 and biases of 0 would hide that they are used
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+@pytest.fixture(scope="session")
+def tokens():
+    rows = (corpus_row(0, index) for index in range(300))
+    return tokenizer.train((row["prompt"] + row["completion"] for row in rows), 400)
+
+
+@pytest.fixture(scope="session")
+def model(tokens):
+    """Read only: a test that trains loads the folder."""
+    return random_model(vocab_size=tokens.vocab_size).requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def folder(model, tokens, tmp_path_factory):
+    path = tmp_path_factory.mktemp("model")
+    checkpoint.save(path, model, tokens)
+    return str(path)
+
+
+@pytest.fixture
+def script(monkeypatch, capsys):
+    """Run a script with a command line in this process: (exit code, stdout, stderr)."""
+
+    def call(name, *argv):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, argv)])
+        monkeypatch.setenv("COLUMNS", "1000")  # help without line breaks
+        capsys.readouterr()
+        code = 0
+        try:
+            runpy.run_path(str(ROOT / name), run_name="__main__")
+        except SystemExit as exit:
+            code = exit.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def jsonl(path):
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+
+
+def interrupt_at_call(monkeypatch, where, name, number):
+    """The function's call `number` (from 1) is a Ctrl-C."""
+    real, calls = getattr(where, name), []
+
+    def wrapped(*args, **kwargs):
+        calls.append(name)
+        if len(calls) == number:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(where, name, wrapped)

@@ -1,0 +1,145 @@
+import math
+
+import pytest
+import torch
+from conftest import random_model, shape
+
+from r1mini.model import KVCache, RMSNorm, Transformer, rope_tables, rotate
+
+CONFIGS = {
+    "llama": {},
+    "one head of keys": {"num_key_value_heads": 1},
+    "no grouping": {"num_key_value_heads": 4},
+    "qwen2": {"attention_bias": True, "tie_word_embeddings": False},
+    "qwen3": {"qk_norm": True, "head_dim": 16},  # heads wider than hidden_size / heads, as Qwen3-0.6B
+}
+
+
+@pytest.fixture(params=CONFIGS, scope="module")
+def kind(request):
+    return random_model(**CONFIGS[request.param]).requires_grad_(False)
+
+
+def some_tokens(rows, length, vocab=320):
+    return torch.randint(vocab, (rows, length), generator=torch.Generator().manual_seed(0))
+
+
+def test_cached_logits_are_the_uncached_ones(kind):
+    tokens_BT = some_tokens(2, 12)
+    cache = KVCache(kind.config, rows=2, slots=12)
+    pieces = []
+    for start, end in ((0, 5), (5, 6), (6, 7), (7, 12)):  # prefill, decode twice, and several at once
+        pieces.append(kind(tokens_BT[:, start:end], cache))
+        cache.length_B += end - start
+    torch.testing.assert_close(torch.cat(pieces, 1), kind(tokens_BT), atol=1e-4, rtol=1e-4)
+
+
+def test_cached_rows_have_lengths_of_their_own(kind):
+    rows = some_tokens(2, 10)
+    cache = KVCache(kind.config, rows=2, slots=10)
+    prompt = rows[:, :6].clone()
+    prompt[1, 3:] = 0  # row 1 has only three tokens; padding is written and overwritten
+    kind(prompt, cache)
+    cache.length_B = torch.tensor([6, 3])
+    for t in range(4):
+        logits = kind(torch.stack([rows[0, 6 + t], rows[1, 3 + t]])[:, None], cache)[:, 0]
+        cache.length_B += 1
+    torch.testing.assert_close(logits[0], kind(rows[:1])[0, 9], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(logits[1], kind(rows[1:, :7])[0, 6], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("slots", [7, 4, 20])
+def test_selected_cache_rows_go_on_where_they_were(slots):
+    model = random_model().requires_grad_(False)
+    tokens_BT = some_tokens(3, 4)
+    cache = KVCache(model.config, rows=3, slots=7)
+    model(tokens_BT[:, :3], cache)
+    cache.length_B += 3
+    shared = cache.select(torch.tensor([2, 0, 2]), slots)
+    got = model(tokens_BT[[2, 0, 2], 3:], shared)[:, 0]
+    torch.testing.assert_close(got, model(tokens_BT)[[2, 0, 2], 3], atol=1e-4, rtol=1e-4)
+
+
+def test_no_token_sees_a_later_one(kind):
+    tokens_BT = some_tokens(1, 8)
+    changed = tokens_BT.clone()
+    changed[0, 5] += 1
+    before, after = kind(tokens_BT)[0], kind(changed % 320)[0]
+    torch.testing.assert_close(before[:5], after[:5])
+    assert not torch.allclose(before[5:], after[5:], atol=1e-3)
+
+
+def test_grouped_heads_are_heads_that_share_keys_and_values():
+    grouped = random_model(num_key_value_heads=2)
+    full = Transformer(shape(num_key_value_heads=4))
+    state = grouped.state_dict()
+    for name in state:
+        if "k_proj" in name or "v_proj" in name:  # key head j serves query heads 2j and 2j+1
+            state[name] = state[name].view(2, 8, -1).repeat_interleave(2, 0).reshape(32, -1)
+    full.load_state_dict(state)
+    tokens_BT = some_tokens(2, 9)
+    torch.testing.assert_close(grouped(tokens_BT), full(tokens_BT), atol=1e-4, rtol=1e-4)
+
+
+def attention_by_loops(attention, x_TD, theta):
+    """One row of one attention layer, written out: softmax over the past, one head and one query at a time."""
+    T, H, K, C = len(x_TD), attention.heads, attention.kv_heads, attention.head_dim
+
+    def turned(vector, position):  # channels i and i + C/2 are a plane that turns by position / theta^(2i/C)
+        out = vector.clone()
+        for i in range(C // 2):
+            angle = position * theta ** (-2 * i / C)
+            x, y = vector[i], vector[i + C // 2]
+            out[i] = x * math.cos(angle) - y * math.sin(angle)
+            out[i + C // 2] = y * math.cos(angle) + x * math.sin(angle)
+        return out
+
+    rows = []
+    for t in range(T):
+        heads = []
+        for h in range(H):
+            part = slice(h * C, (h + 1) * C)
+            shared = slice(h // (H // K) * C, (h // (H // K) + 1) * C)
+            query = turned(attention.q_norm(attention.q_proj(x_TD[t])[part]), t)
+            keys = [turned(attention.k_norm(attention.k_proj(x_TD[s])[shared]), s) for s in range(t + 1)]
+            weight = torch.stack([query @ key / C**0.5 for key in keys]).softmax(0)
+            heads.append(sum(weight[s] * attention.v_proj(x_TD[s])[shared] for s in range(t + 1)))
+        rows.append(attention.o_proj(torch.cat(heads)))
+    return torch.stack(rows)
+
+
+def test_attention_is_the_textbooks(kind):
+    attention = kind.model.layers[0].self_attn
+    x_TD = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
+    cos, sin = rope_tables(kind.config)
+    got = attention(x_TD[None], cos[:5], sin[:5], 0, None, None, None)[0]
+    torch.testing.assert_close(got, attention_by_loops(attention, x_TD, 10_000.0), atol=1e-4, rtol=1e-4)
+
+
+def test_rotation_by_hand():
+    # Two channels turn by one radian a position.
+    cos, sin = rope_tables(shape(head_dim=2))
+    got = rotate(torch.tensor([1.0, 0.0]).expand(1, 1, 3, 2), cos[:3], sin[:3])[0, 0]
+    torch.testing.assert_close(got, torch.tensor([[math.cos(p), math.sin(p)] for p in range(3)]))
+
+
+def test_rms_norm_by_hand():
+    norm = RMSNorm(2, eps=0.0)
+    norm.weight.data = torch.tensor([1.0, 10.0])
+    # Root mean square of (1, 7) is sqrt(50 / 2) = 5.
+    torch.testing.assert_close(norm(torch.tensor([1.0, 7.0])), torch.tensor([0.2, 14.0]))
+
+
+def test_tied_embeddings_are_one_parameter():
+    assert "lm_head.weight" not in dict(random_model(tie_word_embeddings=True).named_parameters())
+    assert "lm_head.weight" in dict(random_model(tie_word_embeddings=False).named_parameters())
+
+
+def test_initial_weights_depend_on_the_seed_alone_and_spare_the_residual_stream():
+    one, same, other = (Transformer(shape(hidden_size=128, intermediate_size=256)) for _ in range(3))
+    for model, seed in ((one, 1), (same, 1), (other, 2)):
+        model.init_weights(seed)
+    assert one.lm_head.weight.equal(same.lm_head.weight) and not one.lm_head.weight.equal(other.lm_head.weight)
+    mlp = one.model.layers[0].mlp
+    assert mlp.up_proj.weight.std().item() == pytest.approx(0.2, rel=0.05)
+    assert mlp.down_proj.weight.std().item() == pytest.approx(0.2 / 2, rel=0.05)  # 1/sqrt(2 * 2 layers)
