@@ -101,7 +101,7 @@ def evaluation(cfg: Config, model, tokens, how: Sampling) -> dict:
 
 
 def verdict(problem: Problem, rollout: Rollout, thinking_tokens: int, limit: int) -> str:
-    """Why a completion is not kept, or "kept". [R1 §2.3.3: mixed languages, repetition, over-long thinking]"""
+    """Why a completion is not kept, or "kept". [R1 §2.3.3]"""
     if not rollout.finished:
         return "cut off"
     if not rewards.accuracy(problem, rollout.text):

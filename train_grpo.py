@@ -1,4 +1,4 @@
-"""GRPO, as the paper's algorithm: R1-Zero, reasoning RL, RL for all scenarios. [R1 §2.2, §2.3.2, §2.3.4]
+"""GRPO, as the paper's algorithm: R1-Zero, reasoning RL, RL for all scenarios. [R1 §2.2] [R1 §2.3.2] [R1 §2.3.4]
 
 Each step samples G completions of N problems, scores them by rules, compares each with its group, and steps the
 policy. Everything random is a function of (seed, step, row), so an interrupted run goes on to the same bits.
@@ -31,7 +31,7 @@ class Config:
     out: str = option("runs/grpo", "folder for the trained model, metrics and rollouts")
     model: str = option("base", "model folder or embedded model to start from")
     tasks: tuple[str, ...] = option(tasks.REASONING, "tasks, taken in turn; a name given twice is taken twice as often")
-    reward: str = option("accuracy,format:0.1,language:0.1", "rewards with their weights, summed")
+    reward: str = option("accuracy,format:0.2,language:0.4", "rewards with their weights, summed")
     steps: int = option(60, "sampling steps")
     problems: int = option(32, "problems per step (N)")
     completions: int = option(8, "completions per problem (G)")
@@ -44,7 +44,7 @@ class Config:
     beta: float = option(0.0, "KL coefficient; R1: 0.001. 0 needs no reference model")
     reference_every: int = option(400, "steps after which the policy becomes the reference (0: never)")
     optimizer: str = option("muon", "muon (matrices; AdamW for the rest) or adamw")
-    learning_rate: float = option(1e-3, "learning rate; R1, by AdamW at 671B: 3e-6")
+    learning_rate: float = option(2e-3, "learning rate; R1, by AdamW at 671B: 3e-6")
     warmup: float = option(0.05, "share of the run to warm up over")
     final_lr: float = option(1.0, "last learning rate as a share of the peak; R1: 1 (constant)")
     weight_decay: float = option(0.0, "decoupled weight decay")
@@ -101,7 +101,7 @@ def main(cfg: Config) -> dict:
             adv_NG = grpo.group_advantages(rewards_NG)
             clock.append(time.perf_counter())
 
-            # 4. Replace the reference. [R1 §2.2: every 400 steps]
+            # 4. Replace the reference every so many steps (R1: 400). [R1 §2.2.1]
             if reference is not None and cfg.reference_every and step and step % cfg.reference_every == 0:
                 reference.load_state_dict(policy.state_dict())
 

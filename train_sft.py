@@ -1,6 +1,6 @@
 """Supervised fine-tuning: base pre-training, cold start, rejection-sampled data, distillation.
 
-Cross-entropy of the completion, its end token included [R1 §2.3.1, §2.3.3, §2.4]. Rows come from a JSONL file with
+Cross-entropy of the completion, its end token included [R1 §2.3.1] [R1 §2.3.3] [R1 §2.4]. Rows come from a JSONL file with
 `prompt` and `completion`, or are made by the embedded tasks (`--data corpus`, `--data cold-start`).
 """
 
@@ -35,10 +35,10 @@ class Config:
     tasks: tuple[str, ...] = option(REASONING, "embedded tasks that cold-start rows are made of")
     rows: int = option(1500, "rows to make of cold-start or corpus; at most so many of a file (0: all)")
     epochs: int = option(2, "passes over the rows")
-    batch_tokens: int = option(2048, "padded tokens per optimizer step")
+    batch_tokens: int = option(1024, "padded tokens per optimizer step")
     train_on_prompt: bool = option(False, "learn the prompt's tokens too, as pre-training does")
     optimizer: str = option("muon", "muon (matrices; AdamW for the rest) or adamw")
-    learning_rate: float = option(1e-3, "peak learning rate")
+    learning_rate: float = option(2e-3, "peak learning rate")
     warmup: float = option(0.05, "share of the run to warm up over")
     final_lr: float = option(0.1, "last learning rate as a share of the peak; R1's SFT: 0.1")
     weight_decay: float = option(0.0, "decoupled weight decay")
@@ -59,7 +59,7 @@ class Config:
     vocab_size: int = option(1024, "vocabulary of a new model's tokenizer, trained on its corpus")
 
 
-PRETRAINING = {"model": "new", "data": "corpus", "epochs": 1, "train_on_prompt": True, "batch_tokens": 1024,
+PRETRAINING = {"model": "new", "data": "corpus", "epochs": 1, "train_on_prompt": True,
                "learning_rate": 6e-3, "warmup": 0.01, "final_lr": 0.02, "weight_decay": 0.01, "save_every": 2000}
 PRESETS = {
     "base": {**PRETRAINING, "out": "runs/base", "rows": 330_000},

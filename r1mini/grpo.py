@@ -1,4 +1,4 @@
-"""Group-relative policy optimisation: pure functions of tensors. [R1 §2.1], [DeepSeekMath §4.1]
+"""Group-relative policy optimisation: pure functions of tensors. [R1 §2.2.1] [DeepSeekMath §4.1]
 
     A_i = (r_i - mean(r)) / std(r) over the G outputs of one question                                  [R1 Eq. 3]
     J   = E[ min(ratio A, clip(ratio, 1-e, 1+e) A) - beta KL ],  ratio = pi / pi_old        [R1 Eq. 1, for a token:

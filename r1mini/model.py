@@ -9,6 +9,7 @@ C head size.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -56,19 +57,13 @@ class KVCache:
         self.value_LBKSC[layer][row_B1, :, position_BT] = value_BKTC.transpose(1, 2).to(self.value_LBKSC.dtype)
 
     def select(self, rows: Tensor, slots: int | None = None) -> KVCache:
-        """A cache of the given rows (indices may repeat: a prompt's cache shared out to its group), with `slots` slots."""
-        chosen = object.__new__(KVCache)
+        """A cache of the given rows, widened to `slots` slots. Rows may repeat: a prompt's cache is shared out to its
+        group so."""
+        chosen = copy.copy(self)
         chosen.length_B = self.length_B[rows]
-        used, slots = self.key_LBKSC.shape[3], slots or self.key_LBKSC.shape[3]
-        L, _, K, _, C = self.key_LBKSC.shape
-        for name in ("key_LBKSC", "value_LBKSC"):
-            old = getattr(self, name)
-            new = old.new_zeros(L, len(rows), K, slots, C) if slots != used else None
-            if new is None:
-                new = old[:, rows]
-            else:
-                new[:, :, :, : min(used, slots)] = old[:, rows, :, :slots]
-            setattr(chosen, name, new)
+        more = (slots or self.key_LBKSC.shape[3]) - self.key_LBKSC.shape[3]
+        chosen.key_LBKSC = F.pad(self.key_LBKSC[:, rows], (0, 0, 0, more))
+        chosen.value_LBKSC = F.pad(self.value_LBKSC[:, rows], (0, 0, 0, more))
         return chosen
 
 

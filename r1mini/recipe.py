@@ -1,4 +1,4 @@
-"""The R1 recipe, stage after stage: `python -m r1mini`. [R1 §2.2–§2.4]
+"""The R1 recipe, stage after stage: `python -m r1mini`. [R1 §2.2] [R1 §2.3] [R1 §2.4]
 
     base ── GRPO ───────────────────────────────────────────────► R1-Zero
       ├──── cold-start SFT ─► Dev1 ── reasoning RL ─► Dev2
@@ -102,7 +102,7 @@ def recipe(cfg: Config, seed: int, out: Path) -> list[Stage]:
 
     def reject(name: str, model: str, problems: int) -> str:
         add(name, "sample", model=model, reject=True, tasks=cfg.tasks, problems=count(problems), samples=4,
-            plain_rows=count(500) if plain else 0)
+            plain_rows=count(400) if plain else 0)
         return str(out / f"{name}.jsonl")
 
     def evaluate(name: str) -> None:
@@ -117,16 +117,16 @@ def recipe(cfg: Config, seed: int, out: Path) -> list[Stage]:
     improved = "dev2"
     for number in range(1, cfg.rounds + 1):
         suffix = f"-{number}" if number > 1 else ""
-        rows = reject(f"rows{suffix}", improved, 300)
+        rows = reject(f"rows{suffix}", improved, 200)
         sft(f"dev3{suffix}", "base", rows, rows=0, epochs=2)
         improved = f"r1{suffix}"
         grpo(improved, f"dev3{suffix}", 35, reasoning + hard + plain)
     # Distillation [R1 §2.4]: R1's samples into the student; beside it the student with RL of its own.
-    rows = reject("distill-rows", improved, 500)
+    rows = reject("distill-rows", improved, 250)
     sft("distilled", "student-base", rows, rows=0, epochs=3)
     # R1-Zero [R1 §2.2]
-    grpo("r1-zero", "base", 70, reasoning + hard)
-    grpo("student-rl", "student-base", 60, reasoning + hard)
+    grpo("r1-zero", "base", 60, reasoning + hard + plain)
+    grpo("student-rl", "student-base", 40, reasoning + hard + plain)
     for name in model_titles(cfg.rounds):
         evaluate(name)
     return stages + evaluations

@@ -1,6 +1,6 @@
 """The sampler: prompts in, rollouts out.
 
-Each prompt is prefilled once and its cache shared out to its G completions [R1 §2.2.1: several outputs per question].
+Each prompt is prefilled once and its cache shared out to its G completions [R1 §2.2.1].
 Rows have lengths of their own, and leave the batch when they are finished. A token is drawn by inverse CDF from one
 uniform number that belongs to (seed, step, row, token), so a rollout does not depend on the rows beside it.
 

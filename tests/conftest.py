@@ -84,7 +84,7 @@ def script(monkeypatch, capsys):
 
 
 def jsonl(path):
-    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").split("\n") if line]
 
 
 def interrupt_at_call(monkeypatch, where, name, number):

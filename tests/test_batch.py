@@ -1,3 +1,5 @@
+import copy
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,8 +37,6 @@ def test_log_probabilities_are_zero_off_the_targets(model):
 
 
 def test_entropy_of_a_uniform_model_is_the_log_of_its_vocabulary(model):
-    import copy
-
     uniform = copy.deepcopy(model)
     uniform.lm_head.weight.zero_()
     _, entropy_BT = token_logprobs(uniform, collate([([3], [5])]))

@@ -1,0 +1,101 @@
+import dataclasses
+import re
+
+import pytest
+import torch
+
+from r1mini import config
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    out: str = config.option("runs/x", "folder")
+    steps: int = config.option(10, "steps, in 100 %")
+    learning_rate: float = config.option(0.5, "rate")
+    bf16: bool = config.option(False, "half precision")
+    compile: bool = config.option(True, "compile")
+    tasks: tuple[str, ...] = config.option(("a", "b"), "tasks")
+    note: str = config.option("", "text")
+
+
+PRESETS = {"small": {"steps": 5, "learning_rate": 0.1, "bf16": True}}
+
+
+def parse(*argv):
+    return config.parse(Config, argv, PRESETS, prog="prog")
+
+
+def test_defaults_below_preset_below_flags():
+    assert parse() == Config()
+    assert parse("--preset", "small") == Config(steps=5, learning_rate=0.1, bf16=True)
+    assert parse("--steps", "7", "--preset", "small") == Config(steps=7, learning_rate=0.1, bf16=True)
+    # A flag that repeats the default still overrides the preset.
+    assert parse("--preset", "small", "--steps", "10", "--no-bf16") == Config(learning_rate=0.1)
+
+
+def test_switches_have_both_forms():
+    assert parse("--bf16", "--no-compile") == Config(bf16=True, compile=False)
+
+
+def test_several_values_make_a_tuple():
+    assert parse("--tasks", "c").tasks == ("c",)
+    assert parse("--tasks", "c", "c", "d", "--steps", "3") == Config(tasks=("c", "c", "d"), steps=3)
+
+
+@pytest.mark.parametrize("argv, names", [
+    (["--stepz", "3"], "--stepz"),
+    (["--step", "3"], "--step"),  # no abbreviations: a new flag must not change what an old command means
+    (["stray"], "stray"),
+    (["--steps"], "--steps"),
+    (["--steps", "three"], "--steps: invalid int value: 'three'"),
+    (["--learning-rate", "fast"], "--learning-rate"),
+    (["--preset", "large"], "--preset"),
+    (["--tasks"], "--tasks"),
+])
+def test_bad_command_line_is_one_line_and_exit_code_2(argv, names, capsys):
+    with pytest.raises(SystemExit) as exit:
+        parse(*argv)
+    captured = capsys.readouterr()
+    assert exit.value.code == 2 and captured.out == ""
+    assert re.fullmatch(f"prog: [^\n]*{re.escape(names)}[^\n]*\n", captured.err)
+
+
+@pytest.mark.parametrize("error, code, line", [
+    (ValueError("--steps: bad"), 2, "prog: --steps: bad\n"),
+    (ValueError("two\nlines"), 2, "prog: two lines\n"),
+    (FileNotFoundError(2, "No such file", "x"), 2, "prog: [Errno 2] No such file: 'x'\n"),
+    (KeyboardInterrupt(), 130, "\nprog: interrupted; the same command goes on from the last saved step\n"),
+])
+def test_mistakes_of_the_user_end_in_one_line(monkeypatch, capsys, error, code, line):
+    monkeypatch.setattr("sys.argv", ["path/to/prog"])
+
+    def main(cfg):
+        raise error
+
+    with pytest.raises(SystemExit) as exit:
+        config.run(main, Config)
+    assert exit.value.code == code and capsys.readouterr().err == line
+
+
+def test_mistakes_of_ours_keep_their_traceback(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["prog"])
+    with pytest.raises(ZeroDivisionError):
+        config.run(lambda cfg: 1 / 0, Config)
+
+
+def test_device():
+    assert config.device("cpu", 1) == torch.device("cpu")
+    assert config.device("auto", 1).type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize("name, threads, flag", [("gpu", 1, "--device gpu"), ("cpu:x", 1, "--device cpu:x"),
+                                                 ("", 1, "--device"), ("cpu", -1, "--threads")])
+def test_bad_device_names_the_flag(name, threads, flag):
+    with pytest.raises(ValueError, match=flag):
+        config.device(name, threads)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_missing_gpu_is_said():
+    with pytest.raises(ValueError, match="--device cuda:0"):
+        config.device("cuda:0", 1)

@@ -1,0 +1,52 @@
+"""README is true: its commands parse, its map of the papers is the code's."""
+
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from r1mini import config
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SOURCES = [*sorted((ROOT / "r1mini").rglob("*.py")), *sorted(ROOT.glob("*.py"))]
+TAG = re.compile(r"\[((?:R1|DeepSeekMath|DAPO) (?:§|Eq\. )\d+(?:\.\d+)*)")
+
+
+def commands():
+    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.split("  #")[0].strip() for line in lines if line.startswith(("python ", "make "))]
+
+
+def test_readme_has_commands():
+    assert {"make r1", "make test"} <= set(commands())
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if c.startswith("python ")])
+def test_every_python_command_of_the_readme_parses(command):
+    words = shlex.split(command)[1:]
+    name, flags = ("r1mini.recipe", words[2:]) if words[:2] == ["-m", "r1mini"] else (Path(words[0]).stem, words[1:])
+    module = importlib.import_module(name)
+    config.parse(module.Config, flags, getattr(module, "PRESETS", None))
+
+
+def test_make_targets_of_the_readme_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for command in commands():
+        if command.startswith("make "):
+            assert f"\n{command.split()[1]}:" in makefile
+
+
+def test_the_map_of_the_papers_is_the_codes():
+    in_code = {tag for path in SOURCES for tag in TAG.findall(path.read_text(encoding="utf-8"))}
+    table = README[README.index("## Paper → code"):]
+    table = table[: table.index("\n## ")]
+    assert {tag for tag in TAG.findall(table)} == in_code
+
+
+def test_line_counts_of_the_reading_order_are_right():
+    for name, count in re.findall(r"^\| \[`?([\w/.]+\.py)`?\]\([\w/.]+\) \| (\d+) \|", README, re.MULTILINE):
+        assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) == int(count), name

@@ -1,0 +1,165 @@
+import copy
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from r1mini.batch import collate, token_logprobs
+from r1mini.rollout import Sampling, draw, log_distribution, sample, uniforms
+from r1mini.tokenizer import Tokenizer
+
+PROMPTS = ["Make 24 from 3, 5, 9.\n", "x\n", "Balance H2 + O2 -> H2O\n"]
+
+
+def probabilities(p, **how):
+    return log_distribution(torch.tensor([p]).log(), Sampling(**how)).exp()[0].tolist()
+
+
+def tokens_of(groups):
+    return [[r.completion_ids for r in group] for group in groups]
+
+
+@pytest.mark.parametrize("how, expected", [
+    ({}, [0.5, 0.25, 0.125, 0.125]),
+    ({"temperature": 0.0}, [1, 0, 0, 0]),
+    ({"temperature": 0.5}, [16 / 22, 4 / 22, 1 / 22, 1 / 22]),  # squares: 16, 4, 1, 1 of 64
+    ({"top_k": 1}, [1, 0, 0, 0]),
+    ({"top_k": 2}, [2 / 3, 1 / 3, 0, 0]),
+    ({"top_k": 9}, [0.5, 0.25, 0.125, 0.125]),
+    ({"top_p": 0.5}, [1, 0, 0, 0]),  # 0.5 is reached by the first alone
+    ({"top_p": 0.6}, [2 / 3, 1 / 3, 0, 0]),  # the token that crosses it stays
+    ({"min_p": 0.3}, [2 / 3, 1 / 3, 0, 0]),  # 0.125 < 0.3 * 0.5
+    ({"min_p": 0.25}, [0.5, 0.25, 0.125, 0.125]),
+    # Temperature comes first: squared, 0.25's share falls to 4/22 < 0.3 * 16/22.
+    ({"temperature": 0.5, "min_p": 0.3}, [1, 0, 0, 0]),
+    # Top-k comes before top-p: of (2/3, 1/3) the first reaches 0.6.
+    ({"top_k": 2, "top_p": 0.6}, [1, 0, 0, 0]),
+])
+def test_distribution_that_is_sampled_from(how, expected):
+    assert probabilities([0.5, 0.25, 0.125, 0.125], **how) == pytest.approx(expected, abs=1e-5)
+
+
+def test_nucleus_does_not_depend_on_the_order_of_the_vocabulary():
+    assert probabilities([0.125, 0.25, 0.125, 0.5], top_p=0.6) == pytest.approx([0, 1 / 3, 0, 2 / 3], abs=1e-5)
+
+
+@pytest.mark.parametrize("name, value", [("max_new_tokens", 0), ("temperature", -1.0), ("top_k", -1), ("top_p", 0.0),
+                                         ("top_p", 1.1), ("min_p", 1.0), ("temperature", float("nan"))])
+def test_bad_sampling_settings_name_their_flag(name, value):
+    with pytest.raises(ValueError, match="--" + name.replace("_", "-")):
+        Sampling(**{name: value})
+
+
+@given(st.lists(st.sampled_from([0.0, 1e-6, 0.1, 1.0]), min_size=1, max_size=30).filter(any), st.floats(0, 0.999999))
+def test_no_impossible_token_is_drawn(weights, uniform):
+    p = torch.tensor([weights]) / sum(weights)
+    token = draw(p.log(), torch.tensor([min(uniform, 1 - 2**-24)])).item()
+    assert weights[token] > 0
+
+
+def test_drawn_frequencies_are_the_probabilities():
+    # Evenly spaced uniform numbers hit each token as often as its probability says, to one in 1000.
+    p = torch.tensor([0.1, 0.0, 0.6, 0.3])
+    drawn = draw(p.log().expand(1000, 4), torch.arange(1000) / 1000)
+    assert (torch.bincount(drawn, minlength=4) - 1000 * p).abs().max() <= 1
+
+
+def test_uniform_numbers_belong_to_seed_step_row_and_token():
+    base = uniforms(0, 0, [5], 8)[0]
+    assert uniforms(0, 0, [4, 5], 3)[1].equal(base[:3])  # neither other rows nor the length matter
+    others = [uniforms(1, 0, [5], 8)[0], uniforms(0, 1, [5], 8)[0], uniforms(0, 0, [6], 8)[0]]
+    assert not any(other.equal(base) for other in others)
+
+
+@pytest.mark.filterwarnings("error")
+def test_any_whole_number_is_a_seed():
+    assert len({tuple(uniforms(seed, 0, [0], 2)[0].tolist()) for seed in (-2, -1, 0, 2**63, 2**64 - 3)}) == 5
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_sampler_and_learner_agree_on_every_log_probability(model, tokens, temperature):
+    how = Sampling(max_new_tokens=24, temperature=temperature)
+    rows = [r for group in sample(model, tokens, PROMPTS, 3, how, seed=0) for r in group]
+    batch = collate([(r.prompt_ids, r.completion_ids) for r in rows])
+    logp_BT, _ = token_logprobs(model, batch, temperature)
+    sampled = torch.tensor([value for r in rows for value in r.logprobs])
+    torch.testing.assert_close(sampled, logp_BT[batch.target_BT], atol=1e-5, rtol=0)
+
+
+def test_greedy_takes_the_likeliest_token_each_time(model, tokens):
+    [[found]] = sample(model, tokens, PROMPTS[:1], 1, Sampling(max_new_tokens=5, temperature=0), seed=0)
+    row = list(found.prompt_ids)
+    for token in found.completion_ids:
+        assert token == model(torch.tensor([row]))[0, -1].argmax().item()
+        row.append(token)
+
+
+@pytest.mark.parametrize("max_rows", [1, 4, 5])
+def test_rows_sampled_side_by_side_do_not_change_a_completion(model, tokens, max_rows):
+    how = Sampling(max_new_tokens=16)
+    together = sample(model, tokens, PROMPTS, 3, how, seed=0, max_rows=99)
+    assert tokens_of(sample(model, tokens, PROMPTS, 3, how, seed=0, max_rows=max_rows)) == tokens_of(together)
+
+
+def test_other_prompts_beside_it_do_not_change_a_completion(model, tokens):
+    how = Sampling(max_new_tokens=16)
+    one = sample(model, tokens, PROMPTS, 2, how, seed=0)
+    other = sample(model, tokens, ["a much longer prompt than the others\n", "y\n", PROMPTS[2]], 2, how, seed=0)
+    assert tokens_of(one)[2] == tokens_of(other)[2]
+
+
+def test_a_long_prompt_beside_it_does_not_cut_a_completion(model, tokens):
+    # The context holds 128 tokens: a long prompt has little room, a short one beside it has much.
+    long = tokens.decode([tokens.encode("a")[0]] * 126)
+    short, _ = sample(model, tokens, ["x\n", long], 1, Sampling(max_new_tokens=40), seed=0)
+    alone = sample(model, tokens, ["x\n"], 1, Sampling(max_new_tokens=40), seed=0)
+    assert short[0].completion_ids == alone[0][0].completion_ids
+
+
+def test_rows_leave_when_finished_and_the_others_go_on(model, tokens):
+    # Half of the vocabulary ends a completion, so rows finish at all lengths.
+    stops = set(range(0, tokens.vocab_size, 2))
+    stopping = Tokenizer(tokens.backend, stops)
+    rows = [r for group in sample(model, stopping, PROMPTS, 20, Sampling(max_new_tokens=6), seed=0) for r in group]
+    assert len({len(r.completion_ids) for r in rows}) > 3
+    for r in rows:
+        assert not any(token in stops for token in r.completion_ids[:-1])
+        assert r.finished == (r.completion_ids[-1] in stops)
+        assert r.finished or len(r.completion_ids) == 6
+        assert len(r.logprobs) == len(r.completion_ids)
+
+
+def test_end_token_is_in_the_completion_but_not_in_its_text(model, tokens):
+    ending = copy.deepcopy(model)
+    ending.lm_head.weight.zero_()  # all logits equal: greedy takes token 0
+    zero = Tokenizer(tokens.backend, [0])
+    [[found]] = sample(ending, zero, ["x\n"], 1, Sampling(temperature=0), seed=0)
+    assert (found.completion_ids, found.text, found.finished) == ((0,), "", True)
+    assert tokens.end_id == 0  # the tokenizer's own end token
+
+
+def test_prompt_that_leaves_room_for_one_token(model, tokens):
+    a = tokens.encode("a")[0]
+    [[found]] = sample(model, tokens, [tokens.decode([a] * 127)], 1, Sampling(max_new_tokens=9), seed=0)
+    assert len(found.prompt_ids) == 127 and len(found.completion_ids) == 1
+
+
+@pytest.mark.parametrize("count", [128, 500])
+def test_prompt_that_leaves_no_room_is_refused(model, tokens, count):
+    a = tokens.encode("a")[0]
+    with pytest.raises(ValueError, match=f"prompt of {count} tokens.*context of 128"):
+        sample(model, tokens, ["x\n", tokens.decode([a] * count)], 1, Sampling(), seed=0)
+
+
+def test_empty_prompt_is_refused(model, tokens):
+    with pytest.raises(ValueError, match="prompt of 0 tokens"):
+        sample(model, tokens, [""], 1, Sampling(), seed=0)
+
+
+def test_each_prompt_is_prefilled_once(model, tokens, monkeypatch):
+    shapes = []
+    real = type(model).hidden
+    monkeypatch.setattr(type(model), "hidden", lambda self, t, *rest: shapes.append(tuple(t.shape)) or real(self, t, *rest))
+    sample(model, tokens, ["x\n", "y\n"], 8, Sampling(max_new_tokens=3), seed=0)
+    assert shapes[0][0] == 2 and all(shape == (16, 1) for shape in shapes[1:])

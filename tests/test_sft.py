@@ -1,0 +1,154 @@
+import json
+from pathlib import Path
+
+import pytest
+import train_sft
+from conftest import interrupt_at_call, jsonl
+
+from r1mini import checkpoint, config, optim
+from r1mini.batch import collate, token_logprobs
+from r1mini.rollout import Sampling, sample
+
+ROW = {"prompt": "Make 17 from 3, 5, 9.\n", "completion": "<think>3+5=8 ?17 no\n</think><answer>(3+5)+9</answer>"}
+
+
+@pytest.fixture
+def run(tmp_path, folder):
+    """Train with few words: `run("name", epochs=3)`."""
+    rows = tmp_path / "row.jsonl"
+    rows.write_text(json.dumps(ROW) + "\n")
+
+    def call(name, **changes):
+        return train_sft.main(train_sft.Config(**{
+            "out": str(tmp_path / name), "model": folder, "data": str(rows), "device": "cpu", "rows": 24, "epochs": 1,
+            "batch_tokens": 256, **changes}))
+
+    return call
+
+
+def test_completion_ends_with_the_end_token_which_is_a_target(tokens):
+    [(prompt, completion)] = train_sft.encode([ROW], tokens, train_sft.Config())
+    assert completion == [*tokens.encode(ROW["completion"]), tokens.end_id]
+    batch = collate([(prompt, completion)])
+    assert batch.tokens_BT[batch.target_BT].tolist() == completion
+
+
+def test_pretraining_learns_the_prompt_too(tokens):
+    [row] = train_sft.encode([ROW], tokens, train_sft.Config(train_on_prompt=True))
+    everything = tokens.encode(ROW["prompt"]) + tokens.encode(ROW["completion"]) + [tokens.end_id]
+    batch = collate([row])
+    assert batch.tokens_BT[batch.target_BT].tolist() == everything[1:]  # nothing precedes the first token
+
+
+def test_model_learns_a_row_and_to_stop_after_it(run, tmp_path):
+    run("out", epochs=60, learning_rate=1e-2)
+    model, tokens = checkpoint.load(tmp_path / "out")
+    [[found]] = sample(model, tokens, [ROW["prompt"]], 1, Sampling(100, temperature=0), seed=0)
+    assert (found.text, found.finished) == (ROW["completion"], True)
+
+
+def test_loss_is_the_mean_over_target_tokens(run, tmp_path, model, tokens):
+    run("out")
+    logp_BT, _ = token_logprobs(model, collate(train_sft.encode([ROW], tokens, train_sft.Config())))
+    first = jsonl(tmp_path / "out/metrics.jsonl")[0]
+    assert first["loss"] == pytest.approx(-logp_BT[logp_BT != 0].mean().item(), rel=1e-5)
+    assert first["num_tokens"] == (logp_BT != 0).sum() == len(tokens.encode(ROW["completion"])) + 1
+
+
+def test_learning_rate_follows_the_schedule(run, tmp_path, monkeypatch):
+    rates, real = [], optim.step
+    monkeypatch.setattr(optim, "step", lambda made, p, rate, norm: rates.append(rate) or real(made, p, rate, norm))
+    run("out", epochs=10, learning_rate=1.0, warmup=0.2, final_lr=0.0)
+    assert rates == pytest.approx([optim.learning_rate_at(k / 10, 1.0, 0.2, 0.0) for k in range(10)])
+
+
+SHAPE = {"model": "new", "hidden_size": 32, "layers": 1, "heads": 2, "intermediate_size": 32, "vocab_size": 300}
+
+
+def test_new_model_is_made_of_the_corpus_and_the_seed_alone(run, tmp_path):
+    for name, seed in (("one", 0), ("same", 0), ("other", 1)):
+        run(name, data="corpus", rows=30, batch_tokens=1024, seed=seed, **SHAPE)
+    one, same, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "same", "other"))
+    assert one == same != other
+    model, tokens = checkpoint.load(tmp_path / "one")
+    assert (model.config.hidden_size, model.config.num_hidden_layers, model.config.head_dim) == (32, 1, 16)
+    assert model.config.vocab_size == tokens.vocab_size == 300
+
+
+@pytest.mark.parametrize("preset", train_sft.PRESETS)
+def test_presets_are_configurations(preset):
+    cfg = config.parse(train_sft.Config, ["--preset", preset], train_sft.PRESETS)
+    assert cfg.model == "new" and cfg.hidden_size % cfg.heads == 0 == cfg.heads % cfg.kv_heads
+
+
+@pytest.fixture(scope="module")
+def interrupted(folder, tmp_path_factory):
+    """The folders of one run, and of the same run with a Ctrl-C in step 16 of 29 and a second start."""
+    out = tmp_path_factory.mktemp("resume")
+
+    def go(name):
+        train_sft.main(train_sft.Config(out=str(out / name), model=folder, tasks=("elements",), rows=60, epochs=2,
+                                        batch_tokens=160, save_every=7, device="cpu"))
+
+    go("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_at_call(patch, optim, "step", 17)
+        with pytest.raises(KeyboardInterrupt):
+            go("cut")
+    assert checkpoint.load_state(out / "cut")["step"] == 14
+    go("cut")
+    return out / "whole", out / "cut"
+
+
+def test_resumed_run_gives_the_same_model_to_the_bit(interrupted):
+    whole, cut = ((path / "model.safetensors").read_bytes() for path in interrupted)
+    assert whole == cut
+
+
+def test_resumed_run_gives_the_same_metrics(interrupted):
+    whole, cut = ([{**row, "seconds": 0} for row in jsonl(path / "metrics.jsonl")] for path in interrupted)
+    assert [row["step"] for row in whole] == [0, 20] and whole == cut  # the loss at 20 is the mean since 1
+
+
+def test_finished_run_is_not_run_again(run, tmp_path, monkeypatch):
+    run("out")
+    monkeypatch.setattr(optim, "step", None)  # a step would raise
+    assert run("out")["finished"]
+
+
+def test_folder_of_another_run_is_refused(run):
+    run("out")
+    with pytest.raises(ValueError, match="out: holds another run .--learning-rate was 0.001, now 0.5"):
+        run("out", learning_rate=0.5)
+
+
+@pytest.mark.parametrize("changes, names", [
+    ({"data": "cold-start", "tasks": ("countdwn",)}, "--tasks.*countdwn"),
+    ({"data": "cold-start", "rows": 0}, "--rows"),
+    ({"data": "corpus", "rows": 0}, "--rows"),
+    ({"epochs": 0}, "--epochs"),
+    ({"optimizer": "sgd"}, "--optimizer"),
+    ({"model": "absent"}, "absent: no such model folder"),
+    ({"data": "absent.jsonl"}, "--data absent.jsonl"),
+    ({**SHAPE, "data": "corpus", "hidden_size": 30, "heads": 4}, "--hidden-size"),
+    ({**SHAPE, "data": "corpus", "heads": 4, "kv_heads": 3}, "--kv-heads"),
+])
+def test_bad_flag_is_named_and_leaves_the_folder_free(run, changes, names):
+    with pytest.raises(ValueError, match=names):
+        run("out", **changes)
+    run("out")  # the corrected command needs no other folder
+
+
+def test_row_longer_than_the_context_is_named(run, tmp_path):
+    path = tmp_path / "long.jsonl"
+    path.write_text(json.dumps({"prompt": "a", "completion": "<think>" * 200}) + "\n")
+    with pytest.raises(ValueError, match="long.jsonl.*128"):
+        run("out", data=str(path))
+
+
+def test_half_precision_trains_single_precision_weights(run, tmp_path, model):
+    run("out", epochs=3, bf16=True, learning_rate=1e-5)
+    trained, _ = checkpoint.load(tmp_path / "out")
+    change = (trained.model.norm.weight - model.model.norm.weight).abs()
+    assert 0 < change.max() < 1e-4  # bfloat16 has no such steps at 1
+    assert json.loads(Path(tmp_path / "out/config.json").read_text())["torch_dtype"] == "float32"

@@ -1,0 +1,312 @@
+import json
+import re
+import time
+import warnings
+from collections import Counter
+from random import Random
+
+import pytest
+
+from r1mini import data, rewards, tasks
+from r1mini.records import Problem
+from r1mini.tasks import chemistry, corpus, countdown, elements
+from r1mini.tasks.trace import LANGUAGES, WORDS, Style, Try, write
+
+TASKS = list(tasks.TASKS)
+COUNTDOWN = Problem("countdown", "", "en", "", {"numbers": [2, 3, 4], "target": 14})
+BALANCE = Problem("balance", "", "en", "", {"left": ("H2", "O2"), "right": ("H2O",)})
+# c=a-b should be c=a+b; then c*2. f(3,1) = 8, f(2,5) = 14.
+REPAIR = Problem("repair", "", "en", "", {"program": (("a", "-", "b"), ("c", "*", "2")),
+                                          "shown": [(3, 1, 8), (2, 5, 14)], "hidden": [(4, 4, 16), (9, 1, 20)]})
+FACT = Problem("elements", "", "en", "", {"answer": "Fe", "terms": []})
+
+
+def kinetics(table, step):
+    return Problem("kinetics", "", "en", "", {"table": table, "step": step})
+
+
+def problems(task, count=300, split="train", seed=0):
+    return [tasks.problem(task, seed, index, split) for index in range(count)]
+
+
+# -- problems and their split ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_problem_is_a_function_of_task_seed_index_and_split(task):
+    one = tasks.problem(task, 3, 7, "train")
+    tasks.problem(task, 0, 0, "heldout")  # nothing is remembered between calls
+    assert tasks.problem(task, 3, 7, "train") == one
+    for other in ((4, 7, "train"), (3, 8, "train"), (3, 7, "heldout")):
+        assert tasks.problem(task, *other) != one
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_no_training_problem_is_held_out(task):
+    held_out = {p.key for p in problems(task, 60, "heldout", "evaluation")}
+    trained = {p.key for seed in (0, 1) for p in problems(task, 500, seed=seed)}
+    assert held_out and not held_out & trained
+
+
+def test_one_problem_in_ten_is_held_out():
+    rng = Random(0)
+    drawn = [countdown.make(4)(rng, "en") for _ in range(4000)]
+    share = sum(tasks.held_out(p) for p in drawn if p) / sum(p is not None for p in drawn)
+    assert 0.08 < share < 0.125
+
+
+def key_from_prompt(problem):
+    """The numbers or species of a prompt in either language, sorted: what makes two problems the same."""
+    if problem.task.startswith("countdown"):
+        numbers = [int(n) for n in re.findall(r"\d+", problem.prompt)]
+        target = numbers.pop(0 if problem.language == "en" else -1)
+        return f"{sorted(numbers)} {target}"
+    left, right = problem.prompt.split(maxsplit=1)[1].split("->")
+    return " ".join(str(sorted(species.strip() for species in side.split(" + "))) for side in (left, right))
+
+
+@pytest.mark.parametrize("task", ["countdown", "countdown4", "balance"])
+def test_neither_order_nor_language_changes_a_key(task):
+    found = problems(task, 400)
+    assert {p.language for p in found} == set(LANGUAGES)
+    assert all(p.key == key_from_prompt(p) for p in found)
+
+
+@pytest.mark.parametrize("task", ["kinetics", "elements", "repair"])
+def test_keys_are_shared_by_languages(task):
+    found = problems(task, 900)
+    keys = {language: {p.key for p in found if p.language == language} for language in LANGUAGES}
+    assert keys["en"] & keys["zh"]
+    assert not re.search(r"[\u4e00-\u9fff]", "".join(keys["zh"]))
+
+
+def test_function_and_its_mirror_image_share_a_key():
+    # Swapping a and b gives the same bug: keys are written with a first, prompts with either.
+    found = problems("repair", 200)
+    assert {p.prompt.split("c=")[1][0] for p in found} == {"a", "b"}
+    assert all(p.key.startswith("((('a'") for p in found)
+
+
+def recorded(monkeypatch):
+    """The problems that are demonstrated from here on."""
+    seen, real = [], tasks.demonstrate
+    monkeypatch.setattr(tasks, "demonstrate", lambda p, *rest: seen.append(p) or real(p, *rest))
+    return seen
+
+
+def test_no_document_of_the_corpus_shows_a_held_out_problem(monkeypatch):
+    seen = recorded(monkeypatch)
+    documents = [corpus.document(0, index) for index in range(2000)]
+    assert {p.task for p in seen} == set(TASKS) and len(seen) > 1500
+    assert not any(tasks.held_out(p) for p in seen)
+    prompts = {p.prompt for task in TASKS for p in problems(task, 40, "heldout", "evaluation")}
+    assert not any(row["prompt"] in prompts for row in documents)
+
+
+def test_no_cold_start_row_shows_a_held_out_problem(monkeypatch):
+    seen = recorded(monkeypatch)
+    for task in TASKS:
+        for index in range(300):
+            data.cold_start_row(task, 0, index)
+    assert len(seen) == 300 * len(TASKS) and not any(tasks.held_out(p) for p in seen)
+
+
+def test_training_sets_are_drawn_apart():
+    # Cold start, RL and rejection sampling with one seed do not repeat each other's problems in order.
+    assert data.cold_start_row("repair", 0, 0)["prompt"] != tasks.problem("repair", 0, 0, "train").prompt
+
+
+# -- demonstrations and their checkers ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_perfect_demonstrations_earn_every_reward(task):
+    for index, problem in enumerate(problems(task)):
+        thinking, answer = tasks.demonstrate(problem, Style(), Random(index))
+        if task == "countdown4" and thinking.endswith(WORDS[problem.language]["stop"] + "\n"):
+            continue  # a search of four numbers may be longer than a trace
+        scores = rewards.score(problem, corpus.completion(thinking, answer, True, problem.language))
+        assert scores["accuracy"] == scores["format"] == 1, problem
+        assert scores["language"] in (None, 1.0), thinking
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_checker_rejects_what_a_search_rejects(task):
+    rejected = 0
+    for index, problem in enumerate(problems(task, 100)):
+        for attempt in tasks.TASKS[task].tries(problem, Random(index)):
+            if attempt.success:
+                assert tasks.check(problem, attempt.answer)
+                break
+            assert not tasks.check(problem, attempt.answer)
+            rejected += 1
+    assert rejected > 50 or task == "elements"  # facts are not searched for
+
+
+@pytest.mark.parametrize("problem, right, wrong", [
+    (COUNTDOWN, ["2+3*4", "4*3+2", " ( 4 * 3 ) + 2 ", "((2+(3*4)))"],
+     ["14", "2*4+3+3", "2*7", "2+3+4", "2+3*4=14", "34-20", "2+3*4-0", "-2+3*4+4", "2 3*4", "2+3×4", "2+3*4 yes",
+      "2+3*4\n2+3*4", "02+3*4", "2+3**4", "+2+3*4", "2.0+3*4", "２+3*4"]),
+    (BALANCE, ["2 1 2", " 2  1 2\n"],
+     ["1 1 1", "4 2 4", "2 1", "2 1 2 0", "2,1,2", "2 1 2 2", "0 0 0", "-2 -1 -2", "2 1 2.0", "２ 1 2", "2\n1 2"]),
+    (REPAIR, ["c=a+b", "c=b+a", " c=a+b\n", "return 2*(a+b)", "return (a+b)*2", "c= a + b"],
+     ["a+b", "c=a-b", "c=a*b", "c=8", "return 8", "return c*2", "return f(a,b)", "c=c", "c=c+2*b", "c==a+b", "d=a+b",
+      "return a+b", "c=a+b;c=a+b", "c=a+b if a else b", "c=(a,b)", "c=a--b", "c=[a+b][0]", "c=a+b+True*0",
+      "c=a+b+0.0", "return", "c=", "returna+b", "c=ａ+b"]),
+    (FACT, ["Fe", " Fe\n"], ["fe", "FE", "F e", "Fe Fe", "iron", "Fe."]),
+    # Order 0: A falls by 10 in 5, k = 2. Within 2 %: 1.96 to 2.04.
+    (kinetics([50, 40, 30], 5), ["0 2", "0 10/5", "0 2.03", "0 1.97", " 0 2\n"],
+     ["0 2.05", "0 1.95", "1 2", "2 2", "0 -2", "0", "2", "0 2 2", "0 2/0", "0 2/00", "0 inf", "0 2e0", "0 ２"]),
+    # Order 1: halved in 10, k = ln 2/10 = 0.0693, asked for with two decimals.
+    (kinetics([80, 40, 20], 10), ["1 0.07", "1 0.069", "1 0.0693"], ["1 0.06", "1 0.08", "1 0.69", "0 0.07", "2 0.07", "1 4"]),
+    # Order 2: 1/30 - 1/60 = 1/60 in 2, k = 1/120 = 0.00833.
+    (kinetics([60, 30, 20], 2), ["2 1/120", "2 2/240", "2 0.0083"], ["2 1/60", "2 0.01", "1 1/120", "0 15", "2 0.0080"]),
+])
+def test_checker_by_hand(problem, right, wrong):
+    assert [answer for answer in right if not tasks.check(problem, answer)] == []
+    assert [answer for answer in wrong if tasks.check(problem, answer)] == []
+
+
+def test_countdown_divides_exactly():
+    thirds = Problem("countdown", "", "en", "", {"numbers": [8, 3, 8, 3], "target": 24})
+    assert tasks.check(thirds, "8/(3-8/3)")  # 8/(1/3): floats give 23.999…
+    assert not tasks.check(thirds, "8/(3-3)+8")  # division by zero is no answer
+
+
+HOSTILE = [
+    "", " ", "\n", "9**9**9", "9**9**9**9", "9" * 100, "9" * 10_000, "1e999", "NaN", "nan", "inf", "-1", "1/0", "0 1/0",
+    "1 1e999", "0 nan", "(" * 99, "(" * 10_000 + ")" * 10_000, "-" * 99 + "1", "(" * 45 + "2" + ")" * 45,
+    "__import__('os').system('true')", "c=__import__('os')", "return exit()", "return f(a,b)", "c=c", "c=b" * 50,
+    "c=a" + "*a" * 25, "return " + "(" * 25 + "a" + ")" * 25, "c=" + "-" * 50 + "a", "return lambda:0", "c=a\x00", "\x00",
+    "c=99**99**99", "return c<<99", "c=a if b else", "c=0x", "c=1if a else 2", "return a:=b", "c=(yield)", "c=a\\",
+    "٣+٤", "２+３*４", "²", "\ud800", "2\u200b1 2", "1 " * 5000, " " * 100_000, "1" + " " * 100_000 + "x", "0" * 99,
+    "Fe\x00", "<answer>", "{}", "[]", "None", "True", "a" * 1_000_000, "2+3*4#" + "x" * 20, "2+3*4\\\n", "2,3", "c=f'{a}'",
+]
+
+
+@pytest.mark.parametrize("problem", [COUNTDOWN, BALANCE, REPAIR, FACT, kinetics([50, 40, 30], 5)], ids=lambda p: p.task)
+def test_hostile_answers_are_wrong_at_once(problem):
+    started = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert [answer for answer in HOSTILE if tasks.check(problem, answer)] == []
+    assert time.perf_counter() - started < 2
+
+
+def test_model_text_raises_no_warning():
+    # Python warns of `1if`: a line on the terminal for each such completion.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not tasks.check(REPAIR, "c=1if a else 2") and not tasks.check(COUNTDOWN, "2(3)")
+
+
+# -- single facts ------------------------------------------------------------------------------------------------------
+
+
+def test_atoms_of_a_formula():
+    assert chemistry.atoms("C6H12O2") == {"C": 6, "H": 12, "O": 2}
+    assert chemistry.atoms("CoCO") == {"Co": 1, "C": 1, "O": 1}
+
+
+@pytest.mark.parametrize("symbol, number, period, group, state", [
+    ("H", 1, 1, 1, "+1"), ("He", 2, 1, 18, "0"), ("B", 5, 2, 13, "+3"), ("Ar", 18, 3, 18, "0"), ("Sc", 21, 4, 3, "+3"),
+    ("Fe", 26, 4, 8, "+3"), ("Br", 35, 4, 17, "-1"), ("Ag", 47, 5, 11, "+1"), ("Xe", 54, 5, 18, "0"),
+])
+def test_facts_of_the_periodic_table(symbol, number, period, group, state):
+    fact = elements.FACTS[number - 1]
+    assert [fact[k] for k in ("symbol", "period", "group", "state")] == [symbol, str(period), str(group), state]
+
+
+def test_balanced_reactions_keep_every_atom():
+    for problem in problems("balance"):
+        left, right = problem.columns["left"], problem.columns["right"]
+        _, answer = tasks.demonstrate(problem, Style(), Random(0))
+        surplus = Counter()
+        for species, coefficient, sign in zip(left + right, map(int, answer.split()), [1] * len(left) + [-1] * len(right)):
+            for symbol, count in re.findall(r"([A-Z][a-z]?)(\d*)", species):
+                surplus[symbol] += sign * coefficient * int(count or 1)
+        assert not any(surplus.values()), (problem.prompt, answer)
+
+
+def python_of(prompt, mend=None):
+    """The function of a repair prompt, run by Python itself."""
+    lines = prompt.split("\n")[:3]
+    if mend:
+        lines[1 if mend.startswith("c=") else 2] = " " + mend
+    namespace = {}
+    exec("\n".join(lines), namespace)  # text of our own generator
+    return namespace["f"]
+
+
+def test_repair_prompts_are_true_of_the_python_they_show():
+    for problem in problems("repair", 100):
+        _, answer = tasks.demonstrate(problem, Style(), Random(0))
+        broken, mended = python_of(problem.prompt), python_of(problem.prompt, answer)
+        shown = [tuple(map(int, re.findall(r"\d+", line))) for line in problem.prompt.split("\n")[3:5]]
+        assert len(shown) == 2
+        for a, b, got, want in shown:
+            assert broken(a, b) == got != want == mended(a, b)
+        assert all(mended(a, b) == want for a, b, want in problem.columns["hidden"])
+
+
+def test_search_of_three_numbers_is_never_cut():
+    longest = max(sum(1 for _ in countdown.tries(p, Random(0))) for p in problems("countdown"))
+    assert longest <= 48  # trace.LONGEST
+
+
+# -- how traces are written --------------------------------------------------------------------------------------------
+
+TRIES = [Try("1+1=2 ?3", False, "1+1"), Try("1+2=3 ?3", True, "1+2"), Try("2+2=4 ?3", False, "2+2")]
+
+
+def test_trace_ends_at_the_first_success():
+    assert write(TRIES, "en", Style(), Random(0), 0.0) == ("1+1=2 ?3 no\n1+2=3 ?3 yes\n", "1+2")
+
+
+def test_giving_up_is_said_and_answers_with_the_last_try():
+    assert write(TRIES, "zh", Style(), Random(0), 1.0) == ("1+1=2 ?3 错\n算了\n", "1+1")
+
+
+def test_slip_is_a_false_verdict():
+    assert write(TRIES, "en", Style(slip=1.0), Random(0), 0.0) == ("1+1=2 ?3 yes\n", "1+1")
+
+
+def test_mixing_takes_words_of_the_other_language():
+    assert write(TRIES, "en", Style(mix=1.0), Random(0), 0.0)[0] == "1+1=2 ?3 错\n1+2=3 ?3 对\n"
+
+
+def test_broken_cold_start_rows_lack_one_tag():
+    row = data.cold_start_row("countdown", 0, 0, Style(broken=1.0))
+    assert sum(row["completion"].count(tag) for tag in ("<think>", "</think>", "<answer>", "</answer>")) == 3
+
+
+# -- rows from a file --------------------------------------------------------------------------------------------------
+
+
+def test_rows_of_a_file_are_read_up_to_the_count(tmp_path):
+    rows = [{"prompt": "p", "completion": f"{n}…"} for n in range(3)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n", encoding="utf-8")
+    assert data.sft_rows(str(path), (), 2, 0) == rows[:2]
+    assert data.sft_rows(str(path), (), 0, 0) == rows
+
+
+@pytest.mark.parametrize("text, complaint", [
+    (b'{"prompt": "a", "completion": "b"}\n{"prompt": ', ":2: not valid JSON"),
+    (b'{"prompt": "a"}\n', ":1: no text in column 'completion'"),
+    (b'{"prompt": "a", "completion": 3}\n', ":1: no text in column 'completion'"),
+    (b'["prompt", "completion"]\n', ":1: no text"),
+    (b"\xff\xfe\n", "not UTF-8"),
+    (b"\n \n", "no rows"),
+    (b"[" * 100_000 + b"\n", ":1: not valid JSON"),
+])
+def test_bad_rows_name_file_and_line(tmp_path, text, complaint):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(text)
+    with pytest.raises(ValueError, match=re.escape(f"{path}") + ".*" + re.escape(complaint)):
+        data.sft_rows(str(path), (), 0, 0)
+
+
+def test_missing_rows_name_the_flag(tmp_path):
+    with pytest.raises(ValueError, match="--data .*absent.jsonl: no such file"):
+        data.sft_rows(str(tmp_path / "absent.jsonl"), (), 0, 0)

@@ -1,0 +1,245 @@
+import copy
+import json
+import math
+
+import pytest
+import torch
+import train_grpo
+from conftest import interrupt_at_call, jsonl
+
+from r1mini import checkpoint, rewards, tasks
+from r1mini.batch import token_logprobs
+from r1mini.rollout import Sampling, sample
+
+TIMES = ("seconds", "step_time", "time/sample", "time/reward", "time/update")
+
+
+def by_text(problem, text):
+    """Rewards that a random model earns half of the time: without some, nothing would be learned."""
+    return {"accuracy": float(sum(map(ord, text)) % 2), "format": float(len(text) % 2), "language": None}
+
+
+@pytest.fixture
+def run(tmp_path, folder, monkeypatch):
+    monkeypatch.setattr(rewards, "score", by_text)
+
+    def call(name, **changes):
+        return train_grpo.main(train_grpo.Config(**{
+            "out": str(tmp_path / name), "model": folder, "tasks": ("countdown", "elements"), "steps": 2, "problems": 3,
+            "completions": 4, "max_new_tokens": 6, "learning_rate": 1e-2, "device": "cpu", "show": 0, **changes}))
+
+    return call
+
+
+def weights_of(folder):
+    return (folder / "model.safetensors").read_bytes()
+
+
+# -- the update --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def rollouts(model, tokens):
+    prompts = ["Make 24 from 3, 5, 9.\n", "x\n", "Balance H2 + O2 -> H2O\n"]
+    found = [r for group in sample(model, tokens, prompts, 4, Sampling(20), seed=0) for r in group]
+    # Completions of lengths 1 to 12, so that per-sequence and per-token weights differ.
+    return [type(r)(r.prompt_ids, r.completion_ids[:n], r.logprobs[:n], r.text, False) for n, r in enumerate(found, 1)]
+
+
+ADVANTAGES = torch.tensor([1.0, -1.0, 0.5, -0.5, 0.0, 2.0, -2.0, 0.0, 0.3, -0.3, 0.1, -0.1])
+
+
+def gradient(model, rollouts, advantages=ADVANTAGES, **changes):
+    """The change of every parameter by plain gradient descent with learning rate 1."""
+    cfg = train_grpo.Config(**{"max_grad_norm": 1e9, **changes})
+    policy = copy.deepcopy(model).requires_grad_(True)
+    reference = copy.deepcopy(model) if cfg.beta else None
+    if reference is not None:
+        reference.model.norm.weight.mul_(1.5)
+    figures = train_grpo.update(cfg, policy, reference, token_logprobs, [torch.optim.SGD(policy.parameters(), lr=1.0)],
+                                1.0, rollouts, advantages, torch.device("cpu"))
+    moved = torch.cat([(q - p).flatten() for p, q in zip(model.parameters(), policy.parameters())]).detach()
+    return moved, figures
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+@pytest.mark.parametrize("loss_per", ["sequence", "token"])
+def test_micro_batches_do_not_change_the_gradient_nor_the_figures(model, rollouts, loss_per, beta):
+    whole, figures = gradient(model, rollouts, loss_per=loss_per, beta=beta, learner_tokens=10**6)
+    for learner_tokens in (1, 60):
+        cut, cut_figures = gradient(model, rollouts, loss_per=loss_per, beta=beta, learner_tokens=learner_tokens)
+        torch.testing.assert_close(cut, whole, atol=1e-5 * whole.abs().max().item(), rtol=0)
+        assert cut_figures == pytest.approx(figures, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("loss_per, weight", [("sequence", lambda r: 1 / 12 / len(r.completion_ids)),
+                                              ("token", lambda r: 1 / 78)])  # 1 + 2 + ... + 12 tokens
+def test_first_update_is_the_weighted_policy_gradient(model, rollouts, loss_per, weight):
+    got, _ = gradient(model, rollouts, loss_per=loss_per)
+    policy = copy.deepcopy(model).requires_grad_(True)
+    for r, advantage in zip(rollouts, ADVANTAGES):
+        row = torch.tensor([[*r.prompt_ids, *r.completion_ids]])
+        logp_TV = policy(row)[0].log_softmax(-1)
+        start = len(r.prompt_ids)
+        logp = sum(logp_TV[start + t - 1, token] for t, token in enumerate(r.completion_ids))
+        (-weight(r) * advantage * logp).backward()
+    expected = torch.cat([-p.grad.flatten() for p in policy.parameters()])
+    torch.testing.assert_close(got, expected, atol=1e-5 * expected.abs().max().item(), rtol=0)
+
+
+def test_update_without_advantages_changes_nothing(model, rollouts):
+    moved, figures = gradient(model, rollouts, torch.zeros(12))
+    assert not moved.any() and figures["grad_norm"] == 0
+
+
+def test_kl_pulls_towards_the_reference_even_without_advantages(model, rollouts):
+    moved, figures = gradient(model, rollouts, torch.zeros(12), beta=0.1)
+    assert moved.any() and figures["kl"] > 0
+    assert figures["loss"] == pytest.approx(0.1 * figures["kl"], rel=1e-4)
+
+
+# -- the loop ----------------------------------------------------------------------------------------------------------
+
+
+def test_policy_learns_what_is_rewarded(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(rewards, "score", lambda problem, text: {
+        "accuracy": sum(c.isascii() for c in text) / max(1, len(text)), "format": 0.0, "language": None})
+    run("out", steps=15, problems=8, learning_rate=5e-2, reward="accuracy")
+    rewarded = [row["reward"] for row in jsonl(tmp_path / "out/metrics.jsonl")]
+    assert sum(rewarded[-3:]) / 3 > sum(rewarded[:3]) / 3 + 0.2
+
+
+@pytest.mark.parametrize("changes", [{}, {"optimizer": "adamw", "beta": 0.1, "reference_every": 1, "minibatches": 3}],
+                         ids=["muon", "adamw and a reference"])
+@pytest.mark.parametrize("where, call", [("sample", 4), ("write_rollouts", 3)])
+def test_interrupted_and_resumed_is_uninterrupted_to_the_bit(run, tmp_path, monkeypatch, changes, where, call):
+    changes = {"steps": 4, "save_every": 2, **changes}
+    run("whole", **changes)
+    with monkeypatch.context() as patch:
+        # In step 3 before it samples, or in step 2 when only one of its logs is written; step 2 is the saved one.
+        interrupt_at_call(patch, train_grpo, where, call)
+        with pytest.raises(KeyboardInterrupt):
+            run("cut", **changes)
+    assert checkpoint.load_state(tmp_path / "cut")["step"] == 2
+    run("cut", **changes)
+    assert weights_of(tmp_path / "cut") == weights_of(tmp_path / "whole")
+    assert (tmp_path / "cut/rollouts.jsonl").read_bytes() == (tmp_path / "whole/rollouts.jsonl").read_bytes()
+    whole, cut = ([{k: v for k, v in row.items() if k not in TIMES} for row in jsonl(tmp_path / name / "metrics.jsonl")]
+                  for name in ("whole", "cut"))
+    assert whole == cut and [row["step"] for row in whole] == [0, 1, 2, 3]
+    assert any(row["grad_norm"] for row in whole)
+
+
+def test_run_interrupted_before_its_first_saved_state_starts_again(run, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupt_at_call(patch, train_grpo, "sample", 2)
+        with pytest.raises(KeyboardInterrupt):
+            run("out")
+    run("out")
+    assert [row["step"] for row in jsonl(tmp_path / "out/metrics.jsonl")] == [0, 1]
+
+
+def test_memory_flags_do_not_change_a_rollout(run, tmp_path):
+    run("one", steps=1)
+    run("other", steps=1, learner_tokens=1, sampler_rows=5)
+    assert (tmp_path / "one/rollouts.jsonl").read_bytes() == (tmp_path / "other/rollouts.jsonl").read_bytes()
+
+
+def test_finished_run_is_not_run_again(run, monkeypatch):
+    run("out", steps=1)
+    monkeypatch.setattr(train_grpo, "sample", None)  # a step would raise
+    assert run("out", steps=1)["finished"]
+
+
+def test_folder_of_another_run_is_refused(run, tmp_path):
+    run("out", steps=1)
+    before = weights_of(tmp_path / "out")
+    with pytest.raises(ValueError, match="out: holds another run .--learning-rate was 0.01, now 0.5"):
+        run("out", steps=1, learning_rate=0.5)
+    assert weights_of(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("changes, names", [
+    ({"steps": 0}, "--steps"), ({"problems": 0}, "--problems"), ({"completions": 1}, "--completions"),
+    ({"minibatches": 13}, "--minibatches"), ({"temperature": 0.0}, "--temperature"),
+    ({"max_new_tokens": 0}, "--max-new-tokens"), ({"tasks": ("countdwn",)}, "--tasks.*countdwn"),
+    ({"reward": "acuracy"}, "--reward"), ({"loss_per": "row"}, "--loss-per"), ({"optimizer": "sgd"}, "--optimizer"),
+    ({"sampler_rows": 0}, "--sampler-rows"), ({"model": "absent"}, "absent: no such model folder"),
+])
+def test_bad_flag_is_named_and_leaves_the_folder_free(run, changes, names):
+    with pytest.raises(ValueError, match=names):
+        run("out", **changes)
+    run("out", steps=1)  # the corrected command needs no other folder
+
+
+# -- what is logged ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def logged(run, tmp_path):
+    run("out", beta=0.01)
+    return jsonl(tmp_path / "out/metrics.jsonl"), jsonl(tmp_path / "out/rollouts.jsonl")
+
+
+def test_metrics_have_trls_names(logged):
+    metrics, _ = logged
+    assert metrics[0].keys() >= {
+        "step", "loss", "reward", "reward_std", "frac_reward_zero_std", "rewards/accuracy/mean", "rewards/accuracy/std",
+        "rewards/format/mean", "completions/mean_length", "completions/min_length", "completions/max_length",
+        "completions/clipped_ratio", "clip_ratio/low_mean", "clip_ratio/high_mean", "entropy", "kl", "grad_norm",
+        "learning_rate", "num_tokens", "step_time", "sampling/sampling_logp_difference/max"}
+    assert "rewards/language/mean" not in metrics[0]  # None: it did not apply
+
+
+def test_every_completion_is_logged(logged):
+    _, rows = logged
+    assert [(row["step"], row["problem"], row["sample"]) for row in rows] == [
+        (step, n, g) for step in range(2) for n in range(3) for g in range(4)]
+    assert {row["task"] for row in rows} == {"countdown", "elements"}
+
+
+def test_metrics_are_those_of_the_logged_completions(logged):
+    metrics, rows = logged
+    for step, figures in enumerate(metrics):
+        here = [row for row in rows if row["step"] == step]
+        # --reward accuracy,format:0.1,language:0.1; language did not apply.
+        assert [r["reward"] for r in here] == pytest.approx([r["rewards"]["accuracy"] + 0.1 * r["rewards"]["format"] for r in here])
+        assert figures["reward"] == pytest.approx(sum(r["reward"] for r in here) / 12, abs=1e-5)
+        assert figures["completions/mean_length"] == pytest.approx(sum(r["tokens"] for r in here) / 12)
+        assert figures["completions/clipped_ratio"] == pytest.approx(sum(not r["finished"] for r in here) / 12)
+        flat = [len({r["reward"] for r in here if r["problem"] == n}) == 1 for n in range(3)]
+        assert figures["frac_reward_zero_std"] == pytest.approx(sum(flat) / 3)
+        assert all(abs(sum(r["advantage"] for r in here if r["problem"] == n)) < 1e-4 for n in range(3))
+
+
+def test_sampler_and_learner_agree_in_every_step(logged):
+    assert all(row["sampling/sampling_logp_difference/max"] < 1e-4 for row in logged[0])
+
+
+def test_entropy_of_a_new_model_is_near_that_of_its_vocabulary(logged, model):
+    assert 0.5 * math.log(model.config.vocab_size) < logged[0][0]["entropy"] < math.log(model.config.vocab_size)
+
+
+@pytest.mark.parametrize("reference_every, moved", [(1, False), (0, True), (5, True)])
+def test_reference_becomes_the_policy_when_asked_to(run, tmp_path, reference_every, moved):
+    run("out", beta=0.01, minibatches=1, reference_every=reference_every, learning_rate=2e-2)
+    first, second = jsonl(tmp_path / "out/metrics.jsonl")
+    assert first["kl"] == pytest.approx(0, abs=1e-6)  # both have the model's weights
+    assert (second["kl"] > 1e-4) == moved
+
+
+def test_problems_are_a_function_of_seed_and_step_and_take_the_tasks_in_turn():
+    cfg = train_grpo.Config(problems=5, tasks=("countdown", "repair", "countdown"))
+    steps = [train_grpo.problems_of_step(cfg, step) for step in range(4)]
+    assert train_grpo.problems_of_step(cfg, 2) == steps[2]
+    drawn = [problem for step in steps for problem in step]
+    assert [p.task for p in drawn] == [("countdown", "repair", "countdown")[i % 3] for i in range(20)]
+    assert not any(tasks.held_out(p) for p in drawn)
+    assert len({p.prompt for p in drawn}) > 15
+
+
+def test_half_precision_samples_and_learns_in_it_over_single_precision_weights(run, tmp_path):
+    run("out", bf16=True)
+    assert json.loads((tmp_path / "out/config.json").read_text())["torch_dtype"] == "float32"
+    for row in jsonl(tmp_path / "out/metrics.jsonl"):
+        assert row["grad_norm"] > 0 and row["sampling/sampling_logp_difference/max"] < 0.2
