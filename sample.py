@@ -30,7 +30,7 @@ from r1mini.tasks.trace import Style
 @dataclass(frozen=True)
 class Config:
     model: str = option("base", "model folder or embedded model")
-    prompt: str = option("", "a prompt to answer; without it, and without --eval or --reject, prompts are read from the terminal")
+    prompt: str = option("", "a prompt to answer; without it, --eval or --reject, prompts are read from the terminal")
     eval: bool = option(False, "evaluate on held-out problems of --tasks")
     reject: bool = option(False, "rejection sampling: keep the good completions of training problems as SFT rows")
     out: str = option("", "file for the figures (--eval, JSON) or the rows (--reject, JSONL)")
@@ -59,11 +59,16 @@ def main(cfg: Config) -> dict:
         raise ValueError("--eval and --reject: choose one")
     if cfg.reject and not cfg.out:
         raise ValueError("--reject needs --out, a file for the rows")
-    if cfg.out and not os.access(Path(cfg.out).parent if Path(cfg.out).parent.exists() else ".", os.W_OK):
-        raise ValueError(f"--out {cfg.out}: its folder cannot be written")
+    for name, value in {"problems": cfg.problems, "samples": cfg.samples}.items():
+        if value < 1:
+            raise ValueError(f"--{name}: {value} is out of range")
+    if cfg.eval and cfg.out.endswith(".jsonl"):
+        raise ValueError(f"--out {cfg.out}: the completions go to the .jsonl; name a .json for the figures")
     device = pick_device(cfg.device, cfg.threads)
     model, tokens = checkpoint.load(cfg.model, device)
     how = Sampling(cfg.max_new_tokens, cfg.temperature, cfg.top_k, cfg.top_p, cfg.min_p)
+    if cfg.out:
+        writable(Path(cfg.out))
     if cfg.eval:
         return evaluation(cfg, model, tokens, how)
     if cfg.reject:
@@ -147,6 +152,16 @@ def rejection(cfg: Config, model, tokens, how: Sampling) -> dict:
 
 def write(path: Path, rows: Sequence[dict]) -> None:
     replace(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def writable(path: Path) -> None:
+    """Found out before the sampling, not after it."""
+    if path.is_dir():
+        raise ValueError(f"--out {path}: is a folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    probe = path.with_name(path.name + ".tmp")
+    probe.touch()
+    probe.unlink()
 
 
 def replace(path: Path, text: str) -> None:

@@ -71,7 +71,7 @@ def main(cfg: Config) -> dict:
     out, weighting = Path(cfg.out), rewards.weights(cfg.reward)
     check(cfg)
     how = Sampling(cfg.max_new_tokens, cfg.temperature)
-    if checkpoint.prepare_run(out, asdict(cfg)):
+    if checkpoint.has_finished(out, asdict(cfg)):
         print(f"{out}: this run has finished already; nothing to do")
         return checkpoint.read_json(out / "run.json")
     device = pick_device(cfg.device, cfg.threads)
@@ -79,6 +79,7 @@ def main(cfg: Config) -> dict:
     reference = copy.deepcopy(policy).requires_grad_(False) if cfg.beta else None
     forward = torch.compile(token_logprobs, dynamic=True) if cfg.compile else token_logprobs
     steppers = optim.optimizers(policy, cfg.optimizer, cfg.learning_rate, cfg.weight_decay)
+    checkpoint.start_run(out, asdict(cfg))
     first, seconds = resume(out, policy, reference, steppers)
     started = time.perf_counter() - seconds
 
@@ -180,9 +181,10 @@ def autocast(cfg: Config, device: torch.device):
 def check(cfg: Config) -> None:
     for name, good in {"steps": cfg.steps >= 1, "problems": cfg.problems >= 1, "completions": cfg.completions >= 2,
                        "minibatches": 1 <= cfg.minibatches <= cfg.problems * cfg.completions,
-                       "temperature": cfg.temperature > 0}.items():
+                       "temperature": cfg.temperature > 0, "sampler_rows": cfg.sampler_rows >= 1,
+                       "loss_per": cfg.loss_per in ("sequence", "token")}.items():
         if not good:
-            raise ValueError(f"--{name}: {getattr(cfg, name)} is out of range")
+            raise ValueError(f"--{name.replace('_', '-')}: {getattr(cfg, name)} is out of range")
     for name in cfg.tasks:
         if name not in tasks.TASKS:
             raise ValueError(f"--tasks: {name!r} is not one of {', '.join(tasks.TASKS)}")

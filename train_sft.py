@@ -22,7 +22,7 @@ from r1mini.config import device as pick_device
 from r1mini.config import option, run
 from r1mini.data import corpus_row, sft_rows
 from r1mini.model import ModelConfig, Transformer
-from r1mini.tasks import REASONING
+from r1mini.tasks import REASONING, TASKS
 
 CORPUS_WINDOW = 16_384  # rows of the endless corpus that are made, sorted and batched at a time
 
@@ -63,14 +63,15 @@ PRETRAINING = {"model": "new", "data": "corpus", "epochs": 1, "train_on_prompt":
                "learning_rate": 6e-3, "warmup": 0.01, "final_lr": 0.02, "weight_decay": 0.01, "save_every": 2000}
 PRESETS = {
     "base": {**PRETRAINING, "out": "runs/base", "rows": 330_000},
-    "student-base": {**PRETRAINING, "out": "runs/student-base", "rows": 150_000, "hidden_size": 64, "layers": 3,
+    "student-base": {**PRETRAINING, "out": "runs/student-base", "rows": 240_000, "hidden_size": 64, "layers": 3,
                      "heads": 2, "intermediate_size": 160},
 }
 
 
 def main(cfg: Config) -> dict:
     out = Path(cfg.out)
-    if checkpoint.prepare_run(out, asdict(cfg)):
+    check(cfg)
+    if checkpoint.has_finished(out, asdict(cfg)):
         print(f"{out}: this run has finished already; nothing to do")
         return checkpoint.read_json(out / "run.json")
     device = pick_device(cfg.device, cfg.threads)
@@ -91,9 +92,16 @@ def main(cfg: Config) -> dict:
     compute = torch.autocast(device.type, torch.bfloat16) if cfg.bf16 else nullcontext()
     steppers = optim.optimizers(model, cfg.optimizer, cfg.learning_rate, cfg.weight_decay)
 
-    first, seconds, seen = 0, 0.0, 0
+    context = model.config.max_position_embeddings
+    rows = None
+    if cfg.data != "corpus":
+        rows = encode(sft_rows(cfg.data, cfg.tasks, cfg.rows, cfg.seed), tokens, cfg, context)
+    checkpoint.start_run(out, asdict(cfg))
+
+    first, seconds, seen, window, loss = 0, 0.0, 0, [], float("nan")
     if state := checkpoint.load_state(out):
         first, seconds, seen = state["step"], state["seconds"], state["tokens"]
+        window, loss = list(state["window"]), state["loss"]
         model.load_state_dict(state["model"])
         for stepper, saved in zip(steppers, state["optimizers"]):
             stepper.load_state_dict(saved)
@@ -105,8 +113,7 @@ def main(cfg: Config) -> dict:
         total=cfg.epochs, bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}", leave=False,
         disable=None if cfg.progress else True,
     ) as bar:
-        window, loss = [], float("nan")
-        for step, (rows, progress) in enumerate(batches(cfg, tokens)):
+        for step, (rows, progress) in enumerate(batches(cfg, tokens, rows, context)):
             if step < first:
                 continue
             batch = collate(rows).to(device)
@@ -131,6 +138,7 @@ def main(cfg: Config) -> dict:
             if cfg.save_every and (step + 1) % cfg.save_every == 0:
                 checkpoint.save_state(out, {
                     "step": step + 1, "model": model.state_dict(), "tokens": seen,
+                    "window": window, "loss": loss,
                     "optimizers": [stepper.state_dict() for stepper in steppers],
                     "seconds": time.perf_counter() - started})
     checkpoint.save(out, model, tokens)
@@ -140,26 +148,42 @@ def main(cfg: Config) -> dict:
     return summary
 
 
-def batches(cfg: Config, tokens: tokenizer.Tokenizer) -> Iterator[tuple[list, float]]:
-    """(rows, progress of the run from 0 to 1), in an order that depends on the seed alone."""
+def check(cfg: Config) -> None:
+    made = cfg.data in ("corpus", "cold-start")
+    for name, good in {"epochs": cfg.epochs >= 1, "rows": cfg.rows >= (1 if made else 0),
+                       "hidden_size": cfg.hidden_size % (2 * cfg.heads) == 0,
+                       "kv_heads": cfg.heads % cfg.kv_heads == 0}.items():
+        if not good:
+            raise ValueError(f"--{name.replace('_', '-')}: {getattr(cfg, name)} is out of range")
+    for name in cfg.tasks:
+        if name not in TASKS:
+            raise ValueError(f"--tasks: {name!r} is not one of {', '.join(TASKS)}")
+
+
+def batches(cfg: Config, tokens: tokenizer.Tokenizer, rows: list | None, context: int) -> Iterator[tuple[list, float]]:
+    """(rows, progress of the run from 0 to 1), in an order that depends on the seed alone. `rows` are all the rows,
+    or None for the corpus, whose rows are made as they are needed."""
     if cfg.data == "corpus":
         parts = [(epoch, start) for epoch in range(cfg.epochs) for start in range(0, cfg.rows, CORPUS_WINDOW)]
     else:
         parts = [(epoch, 0) for epoch in range(cfg.epochs)]
-        rows = encode(sft_rows(cfg.data, cfg.tasks, cfg.rows, cfg.seed), tokens, cfg)
     for number, (epoch, start) in enumerate(parts):
         if cfg.data == "corpus":
             indices = range(start, min(start + CORPUS_WINDOW, cfg.rows))
-            rows = encode([corpus_row(cfg.seed, index) for index in indices], tokens, cfg)
+            rows = encode([corpus_row(cfg.seed, index) for index in indices], tokens, cfg, context)
         order = shuffled([len(p) + len(c) for p, c in rows], cfg.batch_tokens, f"{cfg.seed} {epoch} {start}")
         for index, group in enumerate(order):
             yield [rows[i] for i in group], (number + index / len(order)) / len(parts)
 
 
-def encode(rows: list[dict[str, str]], tokens: tokenizer.Tokenizer, cfg: Config) -> list[tuple[list, list]]:
-    """(prompt ids, completion ids with the end token) of each row."""
+def encode(rows: list[dict[str, str]], tokens: tokenizer.Tokenizer, cfg: Config, context: int) -> list[tuple]:
+    """(prompt ids, completion ids with the end token) of each row. Raises ValueError for one over the context."""
     prompts = tokens.encode_batch([row["prompt"] for row in rows])
     completions = [[*ids, tokens.end_id] for ids in tokens.encode_batch([row["completion"] for row in rows])]
+    for prompt, completion in zip(prompts, completions):
+        if len(prompt) + len(completion) > context:
+            raise ValueError(f"--data {cfg.data}: a row of {len(prompt) + len(completion)} tokens does not fit the "
+                             f"model's context of {context}")
     if cfg.train_on_prompt:
         return [([], prompt + completion) for prompt, completion in zip(prompts, completions)]
     return list(zip(prompts, completions))

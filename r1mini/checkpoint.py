@@ -47,6 +47,13 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def replace_json(path: Path, value: Any) -> None:
+    """As write_json, but the file is whole at any moment."""
+    temporary = path.with_name(path.name + ".tmp")
+    write_json(temporary, value)
+    os.replace(temporary, path)
+
+
 def read_config(path: Path) -> ModelConfig:
     """The model's shape from a Hugging Face config.json; what is not supported is refused by name."""
     raw = read_json(path)
@@ -54,6 +61,8 @@ def read_config(path: Path) -> ModelConfig:
     if family not in FAMILIES:
         raise ValueError(f"{path}: model_type {family!r} is not one of {', '.join(FAMILIES)}")
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise ValueError(f"{path}: rope_scaling {rope!r} is not an object")
     refused = {
         "rope type " + str(rope.get("rope_type", rope.get("type"))): rope.get("rope_type", rope.get("type", "default"))
         != "default",
@@ -68,7 +77,12 @@ def read_config(path: Path) -> ModelConfig:
         if present:
             raise ValueError(f"{path}: {what} is not supported")
     try:
+        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
+            if int(raw[name]) < 1:
+                raise ValueError(f"{name} {raw[name]} is not positive")
         heads = int(raw["num_attention_heads"])
+        if heads % int(raw.get("num_key_value_heads") or heads):
+            raise ValueError(f"num_key_value_heads {raw['num_key_value_heads']} does not divide {heads} heads")
         return ModelConfig(
             vocab_size=int(raw["vocab_size"]),
             hidden_size=int(raw["hidden_size"]),
@@ -208,30 +222,29 @@ def prepare_folder(out: Path) -> None:
         raise ValueError(f"--out {out}: cannot be written ({error.strerror})") from None
 
 
-def prepare_run(out: Path, config: Mapping[str, Any]) -> bool:
-    """Make the run's folder. True if a run with this configuration has already finished there; a folder that holds
-    another configuration's run is refused."""
+def has_finished(out: Path, config: Mapping[str, Any]) -> bool:
+    """Whether a run with this configuration has finished in `out`. Another configuration's run is refused."""
+    path = out / "run.json"
+    if not path.is_file():
+        return False
+    record, config = read_json(path), json.loads(json.dumps(config))
+    before = record.get("config", {})
+    for key in sorted(config.keys() | before.keys()):
+        if config.get(key) != before.get(key):
+            raise ValueError(f"--out {out}: holds another run (--{key.replace('_', '-')} was {before.get(key)!r}, "
+                             f"now {config.get(key)!r}); choose another folder")
+    return bool(record.get("finished"))
+
+
+def start_run(out: Path, config: Mapping[str, Any]) -> None:
+    """Make the run's folder and record its configuration. Called after everything that a wrong flag could stop."""
     prepare_folder(out)
-    record = out / "run.json"
-    config = json.loads(json.dumps(config))
-    if record.is_file():
-        before = read_json(record)
-        changed = [key for key in sorted(config.keys() | before["config"].keys())
-                   if config.get(key) != before["config"].get(key)]
-        if changed:
-            key = changed[0]
-            raise ValueError(f"--out {out}: holds another run (--{key.replace('_', '-')} was "
-                             f"{before['config'].get(key)!r}, now {config.get(key)!r}); choose another folder")
-        return before["finished"]
-    write_json(record, {"config": config, "finished": False})
-    return False
+    replace_json(out / "run.json", {"config": config, "finished": False})
 
 
 def finish_run(out: Path, **summary: Any) -> None:
     record = read_json(out / "run.json")
-    temporary = out / "run.json.tmp"
-    write_json(temporary, {**record, "finished": True, **summary})
-    os.replace(temporary, out / "run.json")
+    replace_json(out / "run.json", {**record, "finished": True, **summary})
     (out / "resume.pt").unlink(missing_ok=True)
 
 
@@ -240,12 +253,9 @@ def keep_lines(path: Path, wanted) -> None:
     if not path.is_file():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        try:
-            if line.endswith("\n") and wanted(json.loads(line)):
-                kept.append(line)
-        except json.JSONDecodeError:
-            continue  # the line that the interruption cut
+    for line in path.read_text(encoding="utf-8").split("\n")[:-1]:  # the last was cut by the interruption, or is empty
+        if wanted(json.loads(line)):
+            kept.append(line + "\n")
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(kept), encoding="utf-8")
     os.replace(temporary, path)

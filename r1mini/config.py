@@ -80,6 +80,11 @@ def device(name: str, threads: int):
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"--device {name}: torch finds no CUDA device")
+    if threads < 0:
+        raise ValueError(f"--threads {threads}: is negative")
     if threads:
         torch.set_num_threads(threads)
-    return torch.device(name)
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device {name}: not auto, cpu or cuda[:n]") from None

@@ -29,8 +29,9 @@ def flat_groups(rewards_NG: Tensor) -> Tensor:
 def group_advantages(rewards_NG: Tensor) -> Tensor:
     """[R1 Eq. 3] Rewards against their group's mean, in units of its sample standard deviation; zero in flat groups.
 
-    >>> group_advantages(torch.tensor([[1.0, 0.0], [0.3, 0.3]])).round(decimals=3).tolist()
-    [[0.707, -0.707], [0.0, 0.0]]
+    >>> group_advantages(torch.tensor([[1.0, 0.0], [0.3, 0.3]]))
+    tensor([[ 0.7070, -0.7070],
+            [ 0.0000,  0.0000]])
     """
     centred_NG = rewards_NG - rewards_NG.mean(-1, keepdim=True)
     scaled_NG = centred_NG / (rewards_NG.std(-1, keepdim=True) + EPSILON)

@@ -42,7 +42,7 @@ def learning_rate_at(progress: float, peak: float, warmup: float, final: float) 
     """
     if progress < warmup:
         return peak * progress / warmup
-    cosine = 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+    cosine = 0.5 * (1 + math.cos(math.pi * (progress - warmup) / max(1 - warmup, 1e-9)))
     return peak * (final + (1 - final) * cosine)
 
 

@@ -5,6 +5,7 @@ A completion is `<think>…</think><answer>…</answer>`. Nothing of it is ever 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from r1mini import tasks
 from r1mini.records import Problem
 
 TAG = re.compile(r"</?(?:think|answer)>")
+NOTATION = ("return", "ln")  # what traces write in either language
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,8 @@ def extract(text: str) -> str | None:
     tags = TAG.findall(text)
     if tags.count("<answer>") != 1 or tags.count("</answer>") != 1:
         return None
-    answer, closed, _ = text.partition("<answer>")[2].partition("</answer>")
-    return answer.strip() if closed and not TAG.search(answer) else None
+    answer, closed, after = text.partition("<answer>")[2].partition("</answer>")
+    return answer.strip() if closed and not TAG.search(answer + after) else None
 
 
 def accuracy(problem: Problem, text: str) -> float:
@@ -73,7 +75,8 @@ def words(text: str) -> list[str]:
     >>> words("try 2 H2O + NaCl, f(a) 对 then Fe 算了")
     ['try', '对', 'then', '算了']
     """
-    return re.findall(r"[\u4e00-\u9fff]+|(?<![A-Za-z0-9_])(?:[A-Za-z][a-z]{2,}|[a-z]{2})(?![A-Za-z0-9_])", text)
+    found = re.findall(r"[\u4e00-\u9fff]+|(?<![A-Za-z0-9_])(?:[A-Za-z][a-z]{2,}|[a-z]{2})(?![A-Za-z0-9_])", text)
+    return [word for word in found if word not in NOTATION]
 
 
 def consistency(thinking: str, language: str) -> float:
@@ -114,6 +117,8 @@ def weights(text: str) -> dict[str, float]:
             found[name] = float(weight or 1)
         except ValueError:
             raise ValueError(f"--reward {text}: {weight!r} is not a number") from None
+        if not math.isfinite(found[name]):
+            raise ValueError(f"--reward {text}: {weight!r} is not a finite number")
     return found
 
 

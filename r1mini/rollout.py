@@ -81,8 +81,8 @@ def draw(logp_BV: Tensor, uniform_B: Tensor) -> Tensor:
 
 def uniforms(seed: int, step: int, rows: Sequence[int], count: int) -> Tensor:
     """[B, count] numbers in [0, 1), each a function of (seed, step, row, token) alone."""
-    made = [np.random.Generator(np.random.Philox(key=[seed, (step << 32) | row])).random(count, dtype=np.float32)
-            for row in rows]
+    keys = [np.array([seed % 2**64, (step << 32) | row], dtype=np.uint64) for row in rows]
+    made = [np.random.Generator(np.random.Philox(key=key)).random(count, dtype=np.float32) for key in keys]
     return torch.from_numpy(np.stack(made))
 
 
@@ -112,7 +112,6 @@ def _sample_rows(model, tokenizer, prompt_ids, rows, group, how, seed, step, bar
     device = model.lm_head.weight.device
     distinct = sorted({n for n, _ in rows})
     longest = max(len(prompt_ids[n]) for n in distinct)
-    limit = min(how.max_new_tokens, model.config.max_position_embeddings - longest)
     tokens_NT = torch.zeros(len(distinct), longest, dtype=torch.long)
     for i, n in enumerate(distinct):
         tokens_NT[i, : len(prompt_ids[n])] = torch.tensor(prompt_ids[n])
@@ -122,6 +121,8 @@ def _sample_rows(model, tokenizer, prompt_ids, rows, group, how, seed, step, bar
     cache = KVCache(model.config, len(distinct), longest, device, dtype)
     hidden_NTD = model.hidden(tokens_NT.to(device), cache)
     cache.length_B = length_N  # what a shorter prompt wrote past its end is overwritten before it is ever visible
+    limit_N = (model.config.max_position_embeddings - length_N).clamp(max=how.max_new_tokens)
+    limit = int(limit_N.max())
     last_ND = hidden_NTD[torch.arange(len(distinct), device=device), length_N - 1]
     share_B = torch.tensor([distinct.index(n) for n, _ in rows], device=device)
     cache = cache.select(share_B, slots=longest + limit)
@@ -131,29 +132,30 @@ def _sample_rows(model, tokenizer, prompt_ids, rows, group, how, seed, step, bar
     stop = torch.tensor(sorted(tokenizer.stop_ids), device=device)
     drawn_BT = torch.zeros(len(rows), limit, dtype=torch.long, device=device)
     logp_BT = torch.zeros(len(rows), limit, device=device)
-    count_B = torch.full((len(rows),), limit, device=device)
+    count_B = limit_N[share_B]
     finished_B = torch.zeros(len(rows), dtype=torch.bool, device=device)
     alive = torch.arange(len(rows), device=device)  # row numbers of the rows still in the cache
-    reach = longest
+    gone = 0
     for t in range(limit):
         logp_BV = log_distribution(model.lm_head(last_BD), how)
         token_B = draw(logp_BV, uniform_BT[alive, t])
         drawn_BT[alive, t] = token_B
         logp_BT[alive, t] = logp_BV.gather(-1, token_B[:, None])[:, 0]
-        ends_B = torch.isin(token_B, stop) & ~finished_B[alive]
+        ends_B = torch.isin(token_B, stop) & (t < count_B[alive])
         finished_B[alive[ends_B]] = True
         count_B[alive[ends_B]] = t + 1
-        bar.update(int(ends_B.sum()))
-        live = (~finished_B[alive]).nonzero()[:, 0]
-        if len(live) == 0 or t + 1 == limit:
+        live_B = t + 1 < count_B[alive]  # neither ended nor at its limit
+        left = int(live_B.sum())
+        bar.update(len(rows) - left - gone)
+        gone = len(rows) - left
+        if not left:
             break
-        if len(live) < CROWDED * len(alive):
-            cache, alive, token_B = cache.select(live), alive[live], token_B[live]
-        reach += 1
-        blocks = min(-(-reach // BLOCK) * BLOCK, longest + limit)
-        last_BD = model.hidden(token_B[:, None], cache, blocks)[:, 0]
-        cache.length_B = cache.length_B + 1
-    bar.update(int((~finished_B).sum()))
+        if left < CROWDED * len(alive):
+            live = live_B.nonzero()[:, 0]
+            cache, alive, token_B, live_B = cache.select(live), alive[live], token_B[live], live_B[live]
+        reach = min(-(-(longest + t + 1) // BLOCK) * BLOCK, longest + limit)
+        last_BD = model.hidden(token_B[:, None], cache, reach)[:, 0]
+        cache.length_B = cache.length_B + live_B  # a row that is done stays where it is until the rows are gathered
 
     drawn, logps = drawn_BT.tolist(), logp_BT.tolist()
     result = []

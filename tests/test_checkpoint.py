@@ -225,10 +225,13 @@ def test_nothing_in_a_state_is_executed(tmp_path):
 
 def test_run_goes_from_new_to_begun_to_finished(tmp_path):
     config = {"out": "x", "steps": 3, "tasks": ("a", "b")}
-    assert [checkpoint.prepare_run(tmp_path, config) for _ in range(2)] == [False, False]
+    assert not checkpoint.has_finished(tmp_path, config)
+    for _ in range(2):
+        checkpoint.start_run(tmp_path, config)
+        assert not checkpoint.has_finished(tmp_path, config)
     checkpoint.save_state(tmp_path, {"step": 1})
     checkpoint.finish_run(tmp_path, loss=0.5)
-    assert checkpoint.prepare_run(tmp_path, config)
+    assert checkpoint.has_finished(tmp_path, config)
     assert checkpoint.read_json(tmp_path / "run.json")["loss"] == 0.5
     assert checkpoint.load_state(tmp_path) is None  # optimizer states are large
 

@@ -6,11 +6,11 @@ import subprocess
 import sys
 
 import pytest
+from conftest import ROOT, random_model
+
 import sample
 import train_grpo
 import train_sft
-from conftest import ROOT, random_model
-
 from r1mini import checkpoint
 
 SCRIPTS = {"train_sft.py": train_sft, "train_grpo.py": train_grpo, "sample.py": sample}

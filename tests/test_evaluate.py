@@ -67,17 +67,17 @@ def test_figures_of_a_task_by_hand():
 
 @pytest.fixture(scope="module")
 def evaluated(model, tokens):
-    return evaluate(model, tokens, ("countdown", "elements"), 4, 2, Sampling(max_new_tokens=4), seed=0)
+    return evaluate(model, tokens, ("countdown", "elements"), 20, 2, Sampling(max_new_tokens=2), seed=0)
 
 
 def test_only_held_out_problems_are_evaluated_each_once(evaluated):
     _, kept = evaluated
-    assert len(kept) == 8 == len({(p.task, p.key) for p, _ in kept})
+    assert len(kept) == 40 == len({(p.task, p.key) for p, _ in kept})
     assert all(tasks.held_out(p) and len(group) == 2 for p, group in kept)
 
 
 def test_every_seed_evaluates_the_same_problems(evaluated, model, tokens):
-    _, again = evaluate(model, tokens, ("countdown", "elements"), 4, 2, Sampling(max_new_tokens=4), seed=1)
+    _, again = evaluate(model, tokens, ("countdown", "elements"), 20, 2, Sampling(max_new_tokens=2), seed=1)
     assert [p for p, _ in again] == [p for p, _ in evaluated[1]]
     assert [g for _, g in again] != [g for _, g in evaluated[1]]
 
@@ -87,7 +87,7 @@ def test_mean_over_tasks_skips_what_does_not_apply(evaluated):
     assert results["elements"]["language"] is None
     assert results["mean"]["language"] == results["countdown"]["language"]
     assert results["mean"]["length"] == (results["countdown"]["length"] + results["elements"]["length"]) / 2
-    assert results["mean"]["problems"] == 8
+    assert results["mean"]["problems"] == 40
 
 
 def test_table_has_a_line_for_each_task_and_the_mean(evaluated):

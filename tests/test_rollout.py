@@ -12,6 +12,12 @@ from r1mini.tokenizer import Tokenizer
 PROMPTS = ["Make 24 from 3, 5, 9.\n", "x\n", "Balance H2 + O2 -> H2O\n"]
 
 
+@pytest.fixture(scope="module")
+def stopping(tokens):
+    """Every eighth token ends a completion: rows finish at all lengths, and leave the batch."""
+    return Tokenizer(tokens.backend, range(0, tokens.vocab_size, 8))
+
+
 def probabilities(p, **how):
     return log_distribution(torch.tensor([p]).log(), Sampling(**how)).exp()[0].tolist()
 
@@ -78,9 +84,10 @@ def test_any_whole_number_is_a_seed():
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_sampler_and_learner_agree_on_every_log_probability(model, tokens, temperature):
+def test_sampler_and_learner_agree_on_every_log_probability(model, stopping, temperature):
     how = Sampling(max_new_tokens=24, temperature=temperature)
-    rows = [r for group in sample(model, tokens, PROMPTS, 3, how, seed=0) for r in group]
+    rows = [r for group in sample(model, stopping, PROMPTS, 8, how, seed=0) for r in group]
+    assert len({len(r.completion_ids) for r in rows}) > 5
     batch = collate([(r.prompt_ids, r.completion_ids) for r in rows])
     logp_BT, _ = token_logprobs(model, batch, temperature)
     sampled = torch.tensor([value for r in rows for value in r.logprobs])
@@ -96,10 +103,10 @@ def test_greedy_takes_the_likeliest_token_each_time(model, tokens):
 
 
 @pytest.mark.parametrize("max_rows", [1, 4, 5])
-def test_rows_sampled_side_by_side_do_not_change_a_completion(model, tokens, max_rows):
+def test_rows_sampled_side_by_side_do_not_change_a_completion(model, stopping, max_rows):
     how = Sampling(max_new_tokens=16)
-    together = sample(model, tokens, PROMPTS, 3, how, seed=0, max_rows=99)
-    assert tokens_of(sample(model, tokens, PROMPTS, 3, how, seed=0, max_rows=max_rows)) == tokens_of(together)
+    together = sample(model, stopping, PROMPTS, 3, how, seed=0, max_rows=99)
+    assert tokens_of(sample(model, stopping, PROMPTS, 3, how, seed=0, max_rows=max_rows)) == tokens_of(together)
 
 
 def test_other_prompts_beside_it_do_not_change_a_completion(model, tokens):
@@ -117,15 +124,12 @@ def test_a_long_prompt_beside_it_does_not_cut_a_completion(model, tokens):
     assert short[0].completion_ids == alone[0][0].completion_ids
 
 
-def test_rows_leave_when_finished_and_the_others_go_on(model, tokens):
-    # Half of the vocabulary ends a completion, so rows finish at all lengths.
-    stops = set(range(0, tokens.vocab_size, 2))
-    stopping = Tokenizer(tokens.backend, stops)
+def test_completion_ends_at_its_first_stop_token_or_at_the_limit(model, stopping):
     rows = [r for group in sample(model, stopping, PROMPTS, 20, Sampling(max_new_tokens=6), seed=0) for r in group]
-    assert len({len(r.completion_ids) for r in rows}) > 3
+    assert {r.finished for r in rows} == {True, False}
     for r in rows:
-        assert not any(token in stops for token in r.completion_ids[:-1])
-        assert r.finished == (r.completion_ids[-1] in stops)
+        assert not stopping.stop_ids & set(r.completion_ids[:-1])
+        assert r.finished == (r.completion_ids[-1] in stopping.stop_ids)
         assert r.finished or len(r.completion_ids) == 6
         assert len(r.logprobs) == len(r.completion_ids)
 

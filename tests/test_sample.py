@@ -5,9 +5,9 @@ from collections import Counter
 from random import Random
 
 import pytest
-import sample as script_sample
 from conftest import jsonl
 
+import sample as script_sample
 from r1mini import rewards, tasks
 from r1mini.records import Problem, Rollout
 from r1mini.rollout import Sampling, sample
@@ -62,7 +62,8 @@ def test_evaluation_writes_its_figures_and_every_completion(run, tmp_path):
     assert json.loads((tmp_path / "new/eval.json").read_text()) == results
     assert results.keys() == {"countdown", "elements", "mean", "settings"}
     rows = jsonl(tmp_path / "new/eval.jsonl")
-    assert [(row["task"], row["sample"]) for row in rows] == [(t, i) for t in ("countdown", "elements") for _ in "123" for i in (0, 1)]
+    assert [(row["task"], row["sample"]) for row in rows] == [
+        (task, sample) for task in ("countdown", "elements") for _ in range(3) for sample in range(2)]
     assert rows[0].keys() >= {"prompt", "completion", "answer", "rewards", "finished", "problem", "language"}
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["eval.json", "eval.jsonl"]
 

@@ -2,9 +2,9 @@ import json
 from pathlib import Path
 
 import pytest
-import train_sft
 from conftest import interrupt_at_call, jsonl
 
+import train_sft
 from r1mini import checkpoint, config, optim
 from r1mini.batch import collate, token_logprobs
 from r1mini.rollout import Sampling, sample
@@ -21,20 +21,20 @@ def run(tmp_path, folder):
     def call(name, **changes):
         return train_sft.main(train_sft.Config(**{
             "out": str(tmp_path / name), "model": folder, "data": str(rows), "device": "cpu", "rows": 24, "epochs": 1,
-            "batch_tokens": 256, **changes}))
+            "batch_tokens": 256, "learning_rate": 1e-3, **changes}))
 
     return call
 
 
 def test_completion_ends_with_the_end_token_which_is_a_target(tokens):
-    [(prompt, completion)] = train_sft.encode([ROW], tokens, train_sft.Config())
+    [(prompt, completion)] = train_sft.encode([ROW], tokens, train_sft.Config(), 1024)
     assert completion == [*tokens.encode(ROW["completion"]), tokens.end_id]
     batch = collate([(prompt, completion)])
     assert batch.tokens_BT[batch.target_BT].tolist() == completion
 
 
 def test_pretraining_learns_the_prompt_too(tokens):
-    [row] = train_sft.encode([ROW], tokens, train_sft.Config(train_on_prompt=True))
+    [row] = train_sft.encode([ROW], tokens, train_sft.Config(train_on_prompt=True), 1024)
     everything = tokens.encode(ROW["prompt"]) + tokens.encode(ROW["completion"]) + [tokens.end_id]
     batch = collate([row])
     assert batch.tokens_BT[batch.target_BT].tolist() == everything[1:]  # nothing precedes the first token
@@ -49,7 +49,7 @@ def test_model_learns_a_row_and_to_stop_after_it(run, tmp_path):
 
 def test_loss_is_the_mean_over_target_tokens(run, tmp_path, model, tokens):
     run("out")
-    logp_BT, _ = token_logprobs(model, collate(train_sft.encode([ROW], tokens, train_sft.Config())))
+    logp_BT, _ = token_logprobs(model, collate(train_sft.encode([ROW], tokens, train_sft.Config(), 1024)))
     first = jsonl(tmp_path / "out/metrics.jsonl")[0]
     assert first["loss"] == pytest.approx(-logp_BT[logp_BT != 0].mean().item(), rel=1e-5)
     assert first["num_tokens"] == (logp_BT != 0).sum() == len(tokens.encode(ROW["completion"])) + 1

@@ -1,12 +1,13 @@
 import copy
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
-import train_grpo
 from conftest import interrupt_at_call, jsonl
 
+import train_grpo
 from r1mini import checkpoint, rewards, tasks
 from r1mini.batch import token_logprobs
 from r1mini.rollout import Sampling, sample
@@ -26,7 +27,8 @@ def run(tmp_path, folder, monkeypatch):
     def call(name, **changes):
         return train_grpo.main(train_grpo.Config(**{
             "out": str(tmp_path / name), "model": folder, "tasks": ("countdown", "elements"), "steps": 2, "problems": 3,
-            "completions": 4, "max_new_tokens": 6, "learning_rate": 1e-2, "device": "cpu", "show": 0, **changes}))
+            "completions": 4, "max_new_tokens": 6, "learning_rate": 1e-2, "device": "cpu", "show": 0,
+            "reward": "accuracy,format:0.1", **changes}))
 
     return call
 
@@ -43,7 +45,8 @@ def rollouts(model, tokens):
     prompts = ["Make 24 from 3, 5, 9.\n", "x\n", "Balance H2 + O2 -> H2O\n"]
     found = [r for group in sample(model, tokens, prompts, 4, Sampling(20), seed=0) for r in group]
     # Completions of lengths 1 to 12, so that per-sequence and per-token weights differ.
-    return [type(r)(r.prompt_ids, r.completion_ids[:n], r.logprobs[:n], r.text, False) for n, r in enumerate(found, 1)]
+    return [replace(r, completion_ids=r.completion_ids[:n], logprobs=r.logprobs[:n], finished=False)
+            for n, r in enumerate(found, 1)]
 
 
 ADVANTAGES = torch.tensor([1.0, -1.0, 0.5, -0.5, 0.0, 2.0, -2.0, 0.0, 0.3, -0.3, 0.1, -0.1])
@@ -87,6 +90,12 @@ def test_first_update_is_the_weighted_policy_gradient(model, rollouts, loss_per,
     torch.testing.assert_close(got, expected, atol=1e-5 * expected.abs().max().item(), rtol=0)
 
 
+def test_gap_between_sampler_and_learner_is_measured(model, rollouts):
+    off = [replace(r, logprobs=tuple(logp - 0.25 for logp in r.logprobs)) for r in rollouts]
+    assert gradient(model, rollouts)[1]["gap"] < 1e-4
+    assert gradient(model, off)[1]["gap"] == pytest.approx(0.25, abs=1e-4)
+
+
 def test_update_without_advantages_changes_nothing(model, rollouts):
     moved, figures = gradient(model, rollouts, torch.zeros(12))
     assert not moved.any() and figures["grad_norm"] == 0
@@ -109,24 +118,25 @@ def test_policy_learns_what_is_rewarded(run, tmp_path, monkeypatch):
     assert sum(rewarded[-3:]) / 3 > sum(rewarded[:3]) / 3 + 0.2
 
 
-@pytest.mark.parametrize("changes", [{}, {"optimizer": "adamw", "beta": 0.1, "reference_every": 1, "minibatches": 3}],
+@pytest.mark.parametrize("changes", [{}, {"optimizer": "adamw", "beta": 0.1, "reference_every": 2, "minibatches": 3}],
                          ids=["muon", "adamw and a reference"])
-@pytest.mark.parametrize("where, call", [("sample", 4), ("write_rollouts", 3)])
+@pytest.mark.parametrize("where, call", [("sample", 5), ("write_rollouts", 4)])
 def test_interrupted_and_resumed_is_uninterrupted_to_the_bit(run, tmp_path, monkeypatch, changes, where, call):
-    changes = {"steps": 4, "save_every": 2, **changes}
+    # The reference is replaced in step 2, the state saved before step 3, the reference replaced again in step 4.
+    changes = {"steps": 5, "save_every": 3, **changes}
     run("whole", **changes)
     with monkeypatch.context() as patch:
-        # In step 3 before it samples, or in step 2 when only one of its logs is written; step 2 is the saved one.
+        # In step 4 before it samples, or in step 3 when only one of its logs is written.
         interrupt_at_call(patch, train_grpo, where, call)
         with pytest.raises(KeyboardInterrupt):
             run("cut", **changes)
-    assert checkpoint.load_state(tmp_path / "cut")["step"] == 2
+    assert checkpoint.load_state(tmp_path / "cut")["step"] == 3
     run("cut", **changes)
     assert weights_of(tmp_path / "cut") == weights_of(tmp_path / "whole")
     assert (tmp_path / "cut/rollouts.jsonl").read_bytes() == (tmp_path / "whole/rollouts.jsonl").read_bytes()
     whole, cut = ([{k: v for k, v in row.items() if k not in TIMES} for row in jsonl(tmp_path / name / "metrics.jsonl")]
                   for name in ("whole", "cut"))
-    assert whole == cut and [row["step"] for row in whole] == [0, 1, 2, 3]
+    assert whole == cut and [row["step"] for row in whole] == [0, 1, 2, 3, 4]
     assert any(row["grad_norm"] for row in whole)
 
 
@@ -137,6 +147,28 @@ def test_run_interrupted_before_its_first_saved_state_starts_again(run, tmp_path
             run("out")
     run("out")
     assert [row["step"] for row in jsonl(tmp_path / "out/metrics.jsonl")] == [0, 1]
+
+
+def test_every_completion_is_learned_once_with_its_own_advantage(run, tmp_path, monkeypatch):
+    learned, real = [], train_grpo.update
+
+    def recording(*args):
+        learned.append([(r.text, round(float(a), 6)) for r, a in zip(args[6], args[7])])
+        return real(*args)
+
+    monkeypatch.setattr(train_grpo, "update", recording)
+    run("out", steps=1, minibatches=5)
+    assert [len(part) for part in learned] == [3, 3, 2, 2, 2]  # nothing must divide anything
+    rows = jsonl(tmp_path / "out/rollouts.jsonl")
+    assert sorted(pair for part in learned for pair in part) == sorted((r["completion"], r["advantage"]) for r in rows)
+
+
+def test_every_step_draws_anew(run, tmp_path, monkeypatch):
+    same = train_grpo.problems_of_step(train_grpo.Config(problems=2), 0)
+    monkeypatch.setattr(train_grpo, "problems_of_step", lambda cfg, step: same)
+    run("out", learning_rate=0.0)
+    rows = jsonl(tmp_path / "out/rollouts.jsonl")
+    assert not {r["completion"] for r in rows if r["step"] == 0} & {r["completion"] for r in rows if r["step"] == 1}
 
 
 def test_memory_flags_do_not_change_a_rollout(run, tmp_path):
@@ -177,7 +209,7 @@ def test_bad_flag_is_named_and_leaves_the_folder_free(run, changes, names):
 
 @pytest.fixture
 def logged(run, tmp_path):
-    run("out", beta=0.01)
+    run("out", beta=0.01, temperature=0.8)
     return jsonl(tmp_path / "out/metrics.jsonl"), jsonl(tmp_path / "out/rollouts.jsonl")
 
 
@@ -202,8 +234,9 @@ def test_metrics_are_those_of_the_logged_completions(logged):
     metrics, rows = logged
     for step, figures in enumerate(metrics):
         here = [row for row in rows if row["step"] == step]
-        # --reward accuracy,format:0.1,language:0.1; language did not apply.
-        assert [r["reward"] for r in here] == pytest.approx([r["rewards"]["accuracy"] + 0.1 * r["rewards"]["format"] for r in here])
+        # --reward accuracy,format:0.1
+        assert [r["reward"] for r in here] == pytest.approx([
+            r["rewards"]["accuracy"] + 0.1 * r["rewards"]["format"] for r in here])
         assert figures["reward"] == pytest.approx(sum(r["reward"] for r in here) / 12, abs=1e-5)
         assert figures["completions/mean_length"] == pytest.approx(sum(r["tokens"] for r in here) / 12)
         assert figures["completions/clipped_ratio"] == pytest.approx(sum(not r["finished"] for r in here) / 12)
