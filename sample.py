@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections import Counter
@@ -19,7 +18,7 @@ from random import Random
 
 from r1mini import checkpoint, rewards, tasks
 from r1mini.config import device as pick_device
-from r1mini.config import option, run
+from r1mini.config import option, require, run
 from r1mini.data import cold_start_row
 from r1mini.evaluate import evaluate, table
 from r1mini.records import Problem, Rollout
@@ -36,7 +35,7 @@ class Config:
     out: str = option("", "file for the figures (--eval, JSON) or the rows (--reject, JSONL)")
     tasks: tuple[str, ...] = option(tasks.DEFAULT, "embedded tasks")
     problems: int = option(60, "problems per task")
-    samples: int = option(16, "completions per problem (--prompt: 1 is shown)")
+    samples: int = option(16, "--eval, --reject: completions per problem")
     temperature: float = option(1.0, "sampling temperature; 0: greedy")
     top_k: int = option(0, "keep the k likeliest tokens (0: all)")
     top_p: float = option(1.0, "keep the likeliest tokens that make up this probability")
@@ -46,22 +45,22 @@ class Config:
     max_thinking: int = option(280, "--reject: longest thinking kept, in tokens")
     plain_rows: int = option(400, "--reject: non-reasoning rows added, answered at once [R1 §2.3.3]")
     seed: int = option(0, "seed of sampling, and of the problems of --reject")
+    sampler_rows: int = option(256, "completions sampled side by side; changes memory, never a completion")
     device: str = option("auto", "auto, cpu or cuda[:n]")
     threads: int = option(1, "CPU threads (0: torch's choice)")
     progress: bool = option(True, "show progress bars")
 
 
 def main(cfg: Config) -> dict:
-    for name in cfg.tasks:
-        if name not in tasks.TASKS:
-            raise ValueError(f"--tasks: {name!r} is not one of {', '.join(tasks.TASKS)}")
+    tasks.require(cfg.tasks)
     if cfg.eval and cfg.reject:
         raise ValueError("--eval and --reject: choose one")
     if cfg.reject and not cfg.out:
         raise ValueError("--reject needs --out, a file for the rows")
-    for name, value in {"problems": cfg.problems, "samples": cfg.samples}.items():
-        if value < 1:
-            raise ValueError(f"--{name}: {value} is out of range")
+    if cfg.out and not (cfg.eval or cfg.reject):
+        raise ValueError(f"--out {cfg.out}: only --eval and --reject write a file")
+    require(cfg, problems=cfg.problems >= 1, samples=cfg.samples >= 1, keep=cfg.keep >= 1, plain_rows=cfg.plain_rows >= 0,
+            sampler_rows=cfg.sampler_rows >= 1)
     if cfg.eval and cfg.out.endswith(".jsonl"):
         raise ValueError(f"--out {cfg.out}: the completions go to the .jsonl; name a .json for the figures")
     device = pick_device(cfg.device, cfg.threads)
@@ -91,7 +90,8 @@ def answer(cfg: Config, model, tokens, how: Sampling) -> None:
 
 def evaluation(cfg: Config, model, tokens, how: Sampling) -> dict:
     started = time.perf_counter()
-    results, kept = evaluate(model, tokens, cfg.tasks, cfg.problems, cfg.samples, how, cfg.seed, cfg.progress)
+    results, kept = evaluate(model, tokens, cfg.tasks, cfg.problems, cfg.samples, how, cfg.seed,
+                             max_rows=cfg.sampler_rows, progress=cfg.progress)
     results["settings"] |= {"model": cfg.model, "seconds": round(time.perf_counter() - started, 1)}
     print(table(results))
     if cfg.out:
@@ -101,7 +101,7 @@ def evaluation(cfg: Config, model, tokens, how: Sampling) -> dict:
              "completion": r.text, "answer": rewards.extract(r.text), "rewards": rewards.score(p, r.text),
              "finished": r.finished}
             for p, group in kept for i, r in enumerate(group)])
-        replace(out, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+        checkpoint.write_json(out, results)
     return results
 
 
@@ -113,7 +113,7 @@ def verdict(problem: Problem, rollout: Rollout, thinking_tokens: int, limit: int
         return "wrong"
     if not rewards.format(problem, rollout.text):
         return "format"
-    if (rewards.language(problem, rollout.text) or 0.0) < 1.0:
+    if rewards.language(problem, rollout.text) != 1.0:
         return "mixed languages"
     lines = (rewards.parse(rollout.text).thinking or "").split("\n")
     if max(Counter(line for line in lines if line).values(), default=0) > 1:
@@ -125,10 +125,10 @@ def rejection(cfg: Config, model, tokens, how: Sampling) -> dict:
     """[R1 §2.3.3] Several completions per training problem; the correct and readable ones become SFT rows, at most
     `keep` a problem; rows without reasoning are added."""
     rows, verdicts = [], Counter()
-    for name in (t for t in cfg.tasks if tasks.TASKS[t].reasoning):
+    for number, name in enumerate(t for t in cfg.tasks if tasks.TASKS[t].reasoning):
         problems = [tasks.problem(name, f"rejection {cfg.seed}", i, "train") for i in range(cfg.problems)]
         rollouts = sample(model, tokens, [p.prompt for p in problems], cfg.samples, how, seed=cfg.seed,
-                          progress=f"sampling {name}" * cfg.progress)
+                          step=number, max_rows=cfg.sampler_rows, progress=f"sampling {name}" if cfg.progress else None)
         for problem, group in zip(problems, rollouts):
             good = []
             for rollout in group:
@@ -140,10 +140,13 @@ def rejection(cfg: Config, model, tokens, how: Sampling) -> dict:
             for rollout in Random(f"{cfg.seed} {problem.key}").sample(good, min(cfg.keep, len(good))):
                 rows.append({"prompt": problem.prompt, "completion": rollout.text, "task": problem.task,
                              "problem": problem.key, "model": cfg.model})
+    # DEVIATES: R1's non-reasoning rows come from DeepSeek-V3; here from the task's own writer.
+    plain = [t for t in cfg.tasks if not tasks.TASKS[t].reasoning]
+    for index in range(cfg.plain_rows if plain else 0):
+        name = plain[index % len(plain)]
+        rows.append({**cold_start_row(name, f"plain {cfg.seed}", index, Style()), "task": name})
     if not rows:
         raise ValueError(f"--reject: no completion of {cfg.model} was kept ({dict(verdicts)})")
-    for index in range(cfg.plain_rows):
-        rows.append({**cold_start_row("elements", f"plain {cfg.seed}", index, Style()), "task": "elements"})
     write(Path(cfg.out), rows)
     print(f"{cfg.out}: {len(rows)} rows; of {sum(verdicts.values())} completions: "
           + ", ".join(f"{count} {why}" for why, count in verdicts.most_common()))
@@ -151,24 +154,14 @@ def rejection(cfg: Config, model, tokens, how: Sampling) -> dict:
 
 
 def write(path: Path, rows: Sequence[dict]) -> None:
-    replace(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    checkpoint.replace_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def writable(path: Path) -> None:
     """Found out before the sampling, not after it."""
     if path.is_dir():
         raise ValueError(f"--out {path}: is a folder")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    probe = path.with_name(path.name + ".tmp")
-    probe.touch()
-    probe.unlink()
-
-
-def replace(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    checkpoint.prepare_folder(path.parent)
 
 
 if __name__ == "__main__":

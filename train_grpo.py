@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +21,8 @@ from torch import Tensor
 from r1mini import checkpoint, grpo, optim, rewards, tasks
 from r1mini.batch import by_length, collate, token_logprobs
 from r1mini.config import device as pick_device
-from r1mini.config import option, run
+from r1mini.config import option, require, run
+from r1mini.model import Transformer
 from r1mini.records import Batch, Problem, Rollout
 from r1mini.rollout import Sampling, sample
 
@@ -31,22 +32,26 @@ class Config:
     out: str = option("runs/grpo", "folder for the trained model, metrics and rollouts")
     model: str = option("base", "model folder or embedded model to start from")
     tasks: tuple[str, ...] = option(tasks.REASONING, "tasks, taken in turn; a name given twice is taken twice as often")
+    # DEVIATES: R1 adds its rewards in full; here the right answer counts most.
     reward: str = option("accuracy,format:0.2,language:0.4", "rewards with their weights, summed")
     steps: int = option(60, "sampling steps")
     problems: int = option(32, "problems per step (N)")
-    completions: int = option(8, "completions per problem (G)")
+    completions: int = option(8, "completions per problem (G); R1: 16")
     minibatches: int = option(2, "optimizer steps per sampling step; R1: 16")
     max_new_tokens: int = option(256, "length limit of a completion")
     temperature: float = option(1.0, "of sampling and of learning alike")
+    # DEVIATES: the loss is averaged per token and the upper clip is wider, as in DAPO; the KL term is off.
     loss_per: str = option("token", "sequence (DeepSeekMath Eq. 3) or token (DAPO)")
     clip_low: float = option(0.2, "lower clip of the ratio")
     clip_high: float = option(0.28, "upper clip of the ratio; R1: 10")
     beta: float = option(0.0, "KL coefficient; R1: 0.001. 0 needs no reference model")
     reference_every: int = option(400, "steps after which the policy becomes the reference (0: never)")
+    # DEVIATES: Muon, where R1 uses AdamW.
     optimizer: str = option("muon", "muon (matrices; AdamW for the rest) or adamw")
-    learning_rate: float = option(2e-3, "learning rate; R1, by AdamW at 671B: 3e-6")
+    learning_rate: float = option(1e-3, "peak learning rate; R1, by AdamW at 671B: 3e-6")
+    rest_lr: float = option(1.0, "under muon, the rate of embeddings, head and norms (AdamW) as a share")
     warmup: float = option(0.05, "share of the run to warm up over")
-    final_lr: float = option(1.0, "last learning rate as a share of the peak; R1: 1 (constant)")
+    final_lr: float = option(0.1, "last learning rate as a share of the peak; R1: 1 (constant)")
     weight_decay: float = option(0.0, "decoupled weight decay")
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
     learner_tokens: int = option(4096, "padded tokens per micro-batch; changes memory, never the gradient")
@@ -78,7 +83,7 @@ def main(cfg: Config) -> dict:
     policy, tokens = checkpoint.load(cfg.model, device)
     reference = copy.deepcopy(policy).requires_grad_(False) if cfg.beta else None
     forward = torch.compile(token_logprobs, dynamic=True) if cfg.compile else token_logprobs
-    steppers = optim.optimizers(policy, cfg.optimizer, cfg.learning_rate, cfg.weight_decay)
+    steppers = optim.optimizers(policy, cfg.optimizer, cfg.learning_rate, cfg.weight_decay, cfg.rest_lr)
     checkpoint.start_run(out, asdict(cfg))
     first, seconds = resume(out, policy, reference, steppers)
     started = time.perf_counter() - seconds
@@ -91,7 +96,7 @@ def main(cfg: Config) -> dict:
             problems = problems_of_step(cfg, step)
             with autocast(cfg, device):
                 rollouts = sample(policy, tokens, [p.prompt for p in problems], cfg.completions, how, seed=cfg.seed,
-                                  step=step, max_rows=cfg.sampler_rows, progress=f"step {step} sampling" * cfg.progress)
+                                  step=step, max_rows=cfg.sampler_rows, progress=f"step {step} sampling" if cfg.progress else None)
             clock.append(time.perf_counter())
 
             # 2. Score them by rules.
@@ -135,8 +140,9 @@ def main(cfg: Config) -> dict:
     return summary
 
 
-def update(cfg: Config, policy, reference, forward, steppers, rate: float, rollouts: Sequence[Rollout],
-           adv_B: Tensor, device: torch.device) -> dict[str, float]:
+def update(cfg: Config, policy: Transformer, reference: Transformer | None, forward: Callable,
+           steppers: Sequence[torch.optim.Optimizer], rate: float, rollouts: Sequence[Rollout], adv_B: Tensor,
+           device: torch.device) -> dict[str, float]:
     """One optimizer step on a minibatch, in micro-batches of at most `learner_tokens`. Weights are computed over the
     whole minibatch first, so the cut does not change the gradient. Rows of advantage 0 cost no pass (with KL off)."""
     length_B = torch.tensor([len(r.completion_ids) for r in rollouts])
@@ -179,15 +185,13 @@ def autocast(cfg: Config, device: torch.device):
 
 
 def check(cfg: Config) -> None:
-    for name, good in {"steps": cfg.steps >= 1, "problems": cfg.problems >= 1, "completions": cfg.completions >= 2,
-                       "minibatches": 1 <= cfg.minibatches <= cfg.problems * cfg.completions,
-                       "temperature": cfg.temperature > 0, "sampler_rows": cfg.sampler_rows >= 1,
-                       "loss_per": cfg.loss_per in ("sequence", "token")}.items():
-        if not good:
-            raise ValueError(f"--{name.replace('_', '-')}: {getattr(cfg, name)} is out of range")
-    for name in cfg.tasks:
-        if name not in tasks.TASKS:
-            raise ValueError(f"--tasks: {name!r} is not one of {', '.join(tasks.TASKS)}")
+    require(cfg, steps=cfg.steps >= 1, problems=cfg.problems >= 1, completions=cfg.completions >= 2,
+            minibatches=1 <= cfg.minibatches <= cfg.problems * cfg.completions, temperature=cfg.temperature > 0,
+            loss_per=cfg.loss_per in ("sequence", "token"), clip_low=0 <= cfg.clip_low <= 1, clip_high=cfg.clip_high >= 0,
+            beta=cfg.beta >= 0, reference_every=cfg.reference_every >= 0, learning_rate=cfg.learning_rate >= 0,
+            warmup=0 <= cfg.warmup < 1, max_grad_norm=cfg.max_grad_norm > 0, learner_tokens=cfg.learner_tokens >= 1,
+            sampler_rows=cfg.sampler_rows >= 1, save_every=cfg.save_every >= 0)
+    tasks.require(cfg.tasks)
 
 
 def resume(out: Path, policy, reference, steppers) -> tuple[int, float]:
@@ -228,14 +232,14 @@ def step_metrics(step: int, rollouts: Sequence[Sequence[Rollout]], scores: Seque
         if values:
             row[f"rewards/{name}/mean"] = sum(values) / len(values)
             row[f"rewards/{name}/std"] = float(torch.tensor(values).std())
-    trained = max(1, sum(m["tokens"] for m in learned))
+    if trained := sum(m["tokens"] for m in learned):  # of the rows that taught something, those with an advantage
+        row["entropy"] = sum(m["entropy"] for m in learned) / trained
+        # Before the first update of a step both sides have the same weights: this gap should be rounding alone.
+        row["sampling/sampling_logp_difference/max"] = learned[0]["gap"]
     row |= {
         "loss": sum(m["loss"] for m in learned) / len(learned),
-        "entropy": sum(m["entropy"] for m in learned) / trained,
         "clip_ratio/low_mean": sum(m.get("clip_ratio/low_mean", 0.0) for m in learned) / len(learned),
         "clip_ratio/high_mean": sum(m.get("clip_ratio/high_mean", 0.0) for m in learned) / len(learned),
-        # Before the first update of a step both sides have the same weights: this gap should be rounding alone.
-        "sampling/sampling_logp_difference/max": learned[0]["gap"],
         "grad_norm": sum(m["grad_norm"] for m in learned) / len(learned),
         "learning_rate": rate,
         "step_time": clock[-1] - clock[0],
@@ -264,7 +268,7 @@ def report(cfg: Config, row: Mapping[str, float], problems, rollouts, rewards_NG
     print(f"{Path(cfg.out).name} {row['step'] + 1}/{cfg.steps}: accuracy {row['rewards/accuracy/mean']:.2f} "
           f"format {row['rewards/format/mean']:.2f}" + (f" language {language:.2f}" if language is not None else "")
           + f" length {row['completions/mean_length']:.0f} cut {row['completions/clipped_ratio']:.2f} "
-          f"flat {row['frac_reward_zero_std']:.2f} entropy {row['entropy']:.2f} grad {row['grad_norm']:.2f} "
+          f"flat {row['frac_reward_zero_std']:.2f} entropy {row.get('entropy', 0.0):.2f} grad {row['grad_norm']:.2f} "
           f"{row['step_time']:.1f} s (sample {row['time/sample']:.1f}, update {row['time/update']:.1f})", flush=True)
     if cfg.show and row["step"] % 10 == 0:
         for n in range(min(cfg.show, len(problems))):

@@ -16,13 +16,12 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from r1mini import checkpoint, optim, tokenizer
+from r1mini import checkpoint, optim, tasks, tokenizer
 from r1mini.batch import collate, shuffled, token_logprobs
 from r1mini.config import device as pick_device
-from r1mini.config import option, run
+from r1mini.config import option, require, run
 from r1mini.data import corpus_row, sft_rows
 from r1mini.model import ModelConfig, Transformer
-from r1mini.tasks import REASONING, TASKS
 
 CORPUS_WINDOW = 16_384  # rows of the endless corpus that are made, sorted and batched at a time
 
@@ -32,7 +31,7 @@ class Config:
     out: str = option("runs/sft", "folder for the trained model")
     model: str = option("base", "model folder or embedded model to start from; `new` starts from random weights")
     data: str = option("cold-start", "JSONL file with prompt and completion, or `cold-start`, or `corpus`")
-    tasks: tuple[str, ...] = option(REASONING, "embedded tasks that cold-start rows are made of")
+    tasks: tuple[str, ...] = option(tasks.REASONING, "embedded tasks that cold-start rows are made of")
     rows: int = option(1500, "rows to make of cold-start or corpus; at most so many of a file (0: all)")
     epochs: int = option(2, "passes over the rows")
     batch_tokens: int = option(1024, "padded tokens per optimizer step")
@@ -62,8 +61,8 @@ class Config:
 PRETRAINING = {"model": "new", "data": "corpus", "epochs": 1, "train_on_prompt": True,
                "learning_rate": 6e-3, "warmup": 0.01, "final_lr": 0.02, "weight_decay": 0.01, "save_every": 2000}
 PRESETS = {
-    "base": {**PRETRAINING, "out": "runs/base", "rows": 330_000},
-    "student-base": {**PRETRAINING, "out": "runs/student-base", "rows": 240_000, "hidden_size": 64, "layers": 3,
+    "base": {**PRETRAINING, "out": "runs/base", "rows": 225_000},
+    "student-base": {**PRETRAINING, "out": "runs/student-base", "rows": 120_000, "hidden_size": 64, "layers": 3,
                      "heads": 2, "intermediate_size": 160},
 }
 
@@ -101,7 +100,7 @@ def main(cfg: Config) -> dict:
     first, seconds, seen, window, loss = 0, 0.0, 0, [], float("nan")
     if state := checkpoint.load_state(out):
         first, seconds, seen = state["step"], state["seconds"], state["tokens"]
-        window, loss = list(state["window"]), state["loss"]
+        window, loss = [torch.tensor(x, device=device) for x in state["window"]], state["loss"]
         model.load_state_dict(state["model"])
         for stepper, saved in zip(steppers, state["optimizers"]):
             stepper.load_state_dict(saved)
@@ -113,19 +112,19 @@ def main(cfg: Config) -> dict:
         total=cfg.epochs, bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}", leave=False,
         disable=None if cfg.progress else True,
     ) as bar:
-        for step, (rows, progress) in enumerate(batches(cfg, tokens, rows, context)):
+        for step, (chosen, progress) in enumerate(batches(cfg, tokens, rows, context)):
             if step < first:
                 continue
-            batch = collate(rows).to(device)
+            batch = collate(chosen).to(device)
             with compute:
                 logp_BT, _ = forward(model, batch)
-            count = batch.target_BT.sum()
+            count = sum(len(completion) - (not prompt) for prompt, completion in chosen)  # nothing precedes a first token
             loss_here = -logp_BT.sum() / count
             loss_here.backward()
             rate = optim.learning_rate_at(progress, cfg.learning_rate, cfg.warmup, cfg.final_lr)
             norm = optim.step(steppers, model.parameters(), rate, cfg.max_grad_norm)
             window.append(loss_here.detach())
-            seen += int(count)
+            seen += count
             if step % 20 == 0:
                 loss = float(torch.stack(window).mean())
                 window.clear()
@@ -138,9 +137,11 @@ def main(cfg: Config) -> dict:
             if cfg.save_every and (step + 1) % cfg.save_every == 0:
                 checkpoint.save_state(out, {
                     "step": step + 1, "model": model.state_dict(), "tokens": seen,
-                    "window": window, "loss": loss,
+                    "window": [float(x) for x in window], "loss": loss,
                     "optimizers": [stepper.state_dict() for stepper in steppers],
                     "seconds": time.perf_counter() - started})
+    if window:
+        loss = float(torch.stack(window).mean())
     checkpoint.save(out, model, tokens)
     summary = {"steps": step + 1, "loss": loss, "tokens": seen, "seconds": round(time.perf_counter() - started, 1)}
     checkpoint.finish_run(out, **summary)
@@ -150,14 +151,12 @@ def main(cfg: Config) -> dict:
 
 def check(cfg: Config) -> None:
     made = cfg.data in ("corpus", "cold-start")
-    for name, good in {"epochs": cfg.epochs >= 1, "rows": cfg.rows >= (1 if made else 0),
-                       "hidden_size": cfg.hidden_size % (2 * cfg.heads) == 0,
-                       "kv_heads": cfg.heads % cfg.kv_heads == 0}.items():
-        if not good:
-            raise ValueError(f"--{name.replace('_', '-')}: {getattr(cfg, name)} is out of range")
-    for name in cfg.tasks:
-        if name not in TASKS:
-            raise ValueError(f"--tasks: {name!r} is not one of {', '.join(TASKS)}")
+    require(cfg, epochs=cfg.epochs >= 1, rows=cfg.rows >= (1 if made else 0), batch_tokens=cfg.batch_tokens >= 1,
+            learning_rate=cfg.learning_rate >= 0, warmup=0 <= cfg.warmup < 1, max_grad_norm=cfg.max_grad_norm > 0,
+            save_every=cfg.save_every >= 0, heads=cfg.heads >= 1, layers=cfg.layers >= 1)
+    require(cfg, kv_heads=cfg.kv_heads >= 1 and cfg.heads % cfg.kv_heads == 0,
+            hidden_size=cfg.hidden_size >= 1 and cfg.hidden_size % (2 * cfg.heads) == 0)
+    tasks.require(cfg.tasks)
 
 
 def batches(cfg: Config, tokens: tokenizer.Tokenizer, rows: list | None, context: int) -> Iterator[tuple[list, float]]:

@@ -43,15 +43,19 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def replace_json(path: Path, value: Any) -> None:
-    """As write_json, but the file is whole at any moment."""
+def replace_text(path: Path, text: str) -> None:
+    """Write a file that is whole at any moment: the old one or the new one."""
     temporary = path.with_name(path.name + ".tmp")
-    write_json(temporary, value)
+    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
+
+
+def json_text(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def write_json(path: Path, value: Any) -> None:
+    replace_text(path, json_text(value))
 
 
 def read_config(path: Path) -> ModelConfig:
@@ -155,9 +159,13 @@ def load(folder: str | Path, device: str | torch.device = "cpu",
                  for name, shape in wanted.items() if name in tensors and tuple(tensors[name].shape) != shape]
     if problems:
         raise ValueError(f"{path}: " + "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" * (len(problems) > 5)))
+    tokenizer = load_tokenizer(folder)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ValueError(f"{folder / 'tokenizer.json'}: {tokenizer.vocab_size} tokens, but the model has embeddings for "
+                         f"{config.vocab_size}")
     model = Transformer(config).to(device=device, dtype=dtype)
     model.load_state_dict(tensors, strict=False)
-    return model, load_tokenizer(folder)
+    return model, tokenizer
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
@@ -173,7 +181,10 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     for name in ("config.json", "generation_config.json"):
         if (folder / name).is_file():
             given = read_json(folder / name).get("eos_token_id")
-            stop += given if isinstance(given, list) else [] if given is None else [given]
+            given = given if isinstance(given, list) else [] if given is None else [given]
+            if not all(type(i) is int and i >= 0 for i in given):
+                raise ValueError(f"{folder / name}: eos_token_id {given!r} is not a token id")
+            stop += given
     return Tokenizer(backend, stop)
 
 
@@ -186,10 +197,14 @@ def save(folder: str | Path, model: Transformer, tokenizer: Tokenizer, dtype: to
         del tensors["lm_head.weight"]
     kind = next(iter(tensors.values())).dtype
     save_file(tensors, folder / "model.safetensors.tmp", metadata={"format": "pt"})
-    tokenizer.backend.save(str(folder / "tokenizer.json.tmp"))
-    write_json(folder / "generation_config.json.tmp", {"eos_token_id": sorted(tokenizer.stop_ids)})
-    write_json(folder / "config.json.tmp", config_json(model.config, tokenizer, kind))
-    for name in ("model.safetensors", "tokenizer.json", "generation_config.json", "config.json"):
+    texts = {
+        "tokenizer.json": tokenizer.backend.to_str(pretty=True),
+        "generation_config.json": json_text({"eos_token_id": sorted(tokenizer.stop_ids)}),
+        "config.json": json_text(config_json(model.config, tokenizer, kind)),
+    }
+    for name, text in texts.items():
+        (folder / f"{name}.tmp").write_text(text, encoding="utf-8")
+    for name in ("model.safetensors", *texts):
         os.replace(folder / f"{name}.tmp", folder / name)
 
 
@@ -223,13 +238,14 @@ def prepare_folder(out: Path) -> None:
 
 
 def has_finished(out: Path, config: Mapping[str, Any]) -> bool:
-    """Whether a run with this configuration has finished in `out`. Another configuration's run is refused."""
+    """Whether a run with this configuration has finished in `out`. Another configuration's run is refused; what only
+    concerns the display may differ."""
     path = out / "run.json"
     if not path.is_file():
         return False
     record, config = read_json(path), json.loads(json.dumps(config))
     before = record.get("config", {})
-    for key in sorted(config.keys() | before.keys()):
+    for key in sorted((config.keys() | before.keys()) - {"progress", "show", "save_every"}):
         if config.get(key) != before.get(key):
             raise ValueError(f"--out {out}: holds another run (--{key.replace('_', '-')} was {before.get(key)!r}, "
                              f"now {config.get(key)!r}); choose another folder")
@@ -239,12 +255,12 @@ def has_finished(out: Path, config: Mapping[str, Any]) -> bool:
 def start_run(out: Path, config: Mapping[str, Any]) -> None:
     """Make the run's folder and record its configuration. Called after everything that a wrong flag could stop."""
     prepare_folder(out)
-    replace_json(out / "run.json", {"config": config, "finished": False})
+    write_json(out / "run.json", {"config": config, "finished": False})
 
 
 def finish_run(out: Path, **summary: Any) -> None:
     record = read_json(out / "run.json")
-    replace_json(out / "run.json", {**record, "finished": True, **summary})
+    write_json(out / "run.json", {**record, "finished": True, **summary})
     (out / "resume.pt").unlink(missing_ok=True)
 
 
@@ -256,8 +272,4 @@ def keep_lines(path: Path, wanted) -> None:
     for line in path.read_text(encoding="utf-8").split("\n")[:-1]:  # the last was cut by the interruption, or is empty
         if wanted(json.loads(line)):
             kept.append(line + "\n")
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
-
-
+    replace_text(path, "".join(kept))

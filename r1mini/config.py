@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -65,6 +66,13 @@ def run(main: Callable[[Config], Any], cls: type[Config], presets: Mapping[str, 
         sys.exit(130)
 
 
+def require(config: Any, **bounds: bool) -> None:
+    """Refuse a configuration by the flag whose bound is not met."""
+    for name, met in bounds.items():
+        if not met:
+            raise ValueError(f"--{name.replace('_', '-')}: {getattr(config, name)} is out of range")
+
+
 def fail(name: str, error: Exception) -> int:
     print(f"{name}: {str(error) or type(error).__name__}".replace("\n", " "), file=sys.stderr)
     return 2
@@ -78,13 +86,12 @@ def device(name: str, threads: int):
 
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"--device {name}: torch finds no CUDA device")
+    if not re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", name):
+        raise ValueError(f"--device {name}: not auto, cpu or cuda[:n]")
+    if name != "cpu" and int(name[5:] or 0) >= torch.cuda.device_count():
+        raise ValueError(f"--device {name}: torch finds {torch.cuda.device_count()} CUDA devices")
     if threads < 0:
-        raise ValueError(f"--threads {threads}: is negative")
+        raise ValueError(f"--threads: {threads} is out of range")
     if threads:
         torch.set_num_threads(threads)
-    try:
-        return torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"--device {name}: not auto, cpu or cuda[:n]") from None
+    return torch.device(name)

@@ -7,12 +7,11 @@ from pathlib import Path
 from random import Random
 
 from r1mini import tasks
-from r1mini.tasks import DEFAULT
 from r1mini.tasks.corpus import completion
 from r1mini.tasks.corpus import document as corpus_row
 from r1mini.tasks.trace import Style
 
-__all__ = ["DEFAULT", "corpus_row", "cold_start_row", "read_rows", "sft_rows"]
+__all__ = ["corpus_row", "cold_start_row", "read_rows", "sft_rows"]
 
 # People who wrote the cold start were in a hurry: they stop early, slip, mix languages, forget tags. [R1 §2.3.1]
 COLD_START = Style(give_up=1.0, slip=0.02, mix=0.33, broken=0.1)

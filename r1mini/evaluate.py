@@ -9,8 +9,10 @@ from dataclasses import asdict
 from typing import Any
 
 from r1mini import rewards, tasks
+from r1mini.model import Transformer
 from r1mini.records import Problem, Rollout
 from r1mini.rollout import Sampling, sample
+from r1mini.tokenizer import Tokenizer
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
@@ -65,15 +67,15 @@ def summarise(problems: Sequence[Problem], rollouts: Sequence[Sequence[Rollout]]
     }
 
 
-def evaluate(model, tokenizer, names: Sequence[str], count: int, samples: int, how: Sampling, seed: int,
-             progress: bool = False) -> tuple[dict[str, Any], list[tuple[Problem, list[Rollout]]]]:
+def evaluate(model: Transformer, tokenizer: Tokenizer, names: Sequence[str], count: int, samples: int, how: Sampling,
+             seed: int, *, max_rows: int = 256, progress: bool = False) -> tuple[dict[str, Any], list[tuple[Problem, list[Rollout]]]]:
     """({task: figures, "mean": …}, every problem with its rollouts) on the held-out problems of each task.
 
     The problems are the same for every model: they do not depend on `seed`, the sampling does.
     """
     results: dict[str, Any] = {}
     kept: list[tuple[Problem, list[Rollout]]] = []
-    for name in names:
+    for number, name in enumerate(names):
         problems, seen = [], set()
         index = 0
         while len(problems) < count and index < 50 * count:  # a problem counts once
@@ -82,8 +84,8 @@ def evaluate(model, tokenizer, names: Sequence[str], count: int, samples: int, h
             if drawn.key not in seen:
                 seen.add(drawn.key)
                 problems.append(drawn)
-        rollouts = sample(model, tokenizer, [p.prompt for p in problems], samples, how, seed=seed,
-                          progress=f"evaluating {name}" if progress else "")
+        rollouts = sample(model, tokenizer, [p.prompt for p in problems], samples, how, seed=seed, step=number,
+                          max_rows=max_rows, progress=f"evaluating {name}" if progress else None)
         results[name] = summarise(problems, rollouts)
         kept += zip(problems, rollouts)
     results["mean"] = average([results[name] for name in names])

@@ -62,8 +62,10 @@ class KVCache:
         chosen = copy.copy(self)
         chosen.length_B = self.length_B[rows]
         more = (slots or self.key_LBKSC.shape[3]) - self.key_LBKSC.shape[3]
-        chosen.key_LBKSC = F.pad(self.key_LBKSC[:, rows], (0, 0, 0, more))
-        chosen.value_LBKSC = F.pad(self.value_LBKSC[:, rows], (0, 0, 0, more))
+        chosen.key_LBKSC, chosen.value_LBKSC = self.key_LBKSC[:, rows], self.value_LBKSC[:, rows]
+        if more > 0:  # padding by nothing would copy once more
+            chosen.key_LBKSC = F.pad(chosen.key_LBKSC, (0, 0, 0, more))
+            chosen.value_LBKSC = F.pad(chosen.value_LBKSC, (0, 0, 0, more))
         return chosen
 
 
@@ -119,7 +121,7 @@ class Attention(nn.Module):
             group = self.heads // self.kv_heads
             q = q_BHTC.reshape(B, self.kv_heads, group * T, self.head_dim)
             visible = visible_BTS[:, None] if T == 1 else visible_BTS[:, None].repeat(1, 1, group, 1)
-            y_BHTC = F.scaled_dot_product_attention(q, key, value, attn_mask=visible).view(q_BHTC.shape)
+            y_BHTC = F.scaled_dot_product_attention(q, key, value, attn_mask=visible).reshape(q_BHTC.shape)
         return self.o_proj(y_BHTC.transpose(1, 2).reshape(B, T, -1))
 
 

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 
-def optimizers(model: nn.Module, kind: str, learning_rate: float, weight_decay: float) -> list[torch.optim.Optimizer]:
-    """`kind` is "adamw" or "muon". Norms and biases are never decayed."""
+def optimizers(model: nn.Module, kind: str, learning_rate: float, weight_decay: float,
+               rest: float = 1.0) -> list[torch.optim.Optimizer]:
+    """`kind` is "adamw" or "muon". Norms and biases are never decayed. Under Muon, what is left to AdamW (embeddings,
+    head, norms) learns at `rest` times the rate."""
     matrices, tables, vectors = [], [], []
     for name, parameter in model.named_parameters():
         if parameter.ndim < 2:
@@ -26,7 +28,9 @@ def optimizers(model: nn.Module, kind: str, learning_rate: float, weight_decay: 
     if kind not in ("adamw", "muon"):
         raise ValueError(f"--optimizer: adamw or muon, not {kind!r}")
     by_adamw = tables + (matrices if kind == "adamw" else [])
-    groups = [{"params": by_adamw, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    share = rest if kind == "muon" else 1.0
+    groups = [{"params": by_adamw, "weight_decay": weight_decay, "share": share},
+              {"params": vectors, "weight_decay": 0.0, "share": share}]
     made: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95))]
     if kind == "muon":
         made.append(torch.optim.Muon(matrices, lr=learning_rate, weight_decay=weight_decay,
@@ -52,7 +56,7 @@ def step(made: Iterable[torch.optim.Optimizer], parameters: Iterable[Tensor], le
     norm = float(nn.utils.clip_grad_norm_(list(parameters), max_grad_norm))
     for optimizer in made:
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group.get("share", 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     return norm

@@ -17,6 +17,7 @@ import importlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -28,7 +29,8 @@ from typing import Any
 from tqdm import tqdm
 
 from r1mini import checkpoint, tasks
-from r1mini.config import option
+from r1mini.config import device as pick_device
+from r1mini.config import option, require
 from r1mini.report import model_titles, write_results
 
 
@@ -46,6 +48,10 @@ class Config:
 
 
 PRESETS = {"quick": {"out": "runs/quick", "scale": 0.04}}
+
+
+# What only changes memory and speed.
+ON_GPU = {"train_sft": {}, "train_grpo": {"sampler_rows": 4096, "learner_tokens": 65_536}, "sample": {"sampler_rows": 4096}}
 
 
 @dataclass(frozen=True)
@@ -71,8 +77,9 @@ def recipe(cfg: Config, seed: int, out: Path) -> list[Stage]:
     if not reasoning:
         raise ValueError(f"--tasks {' '.join(cfg.tasks)}: the recipe needs a task with reasoning")
     hard = tuple(t for t in reasoning if t.startswith("countdown"))
+    gpu = pick_device(cfg.device, 0).type == "cuda"
     count = lambda n: max(2, round(n * cfg.scale))
-    stages, evaluations = [], []
+    stages: list[Stage] = []
 
     def path(model: str) -> Path:
         return checkpoint.resolve(model) if model in checkpoint.EMBEDDED else out / model
@@ -80,36 +87,31 @@ def recipe(cfg: Config, seed: int, out: Path) -> list[Stage]:
     def record(model: str) -> tuple[Path, ...]:
         return () if model in checkpoint.EMBEDDED else (out / model / "run.json",)
 
-    def add(name: str, script: str, **settings) -> None:
-        settings = {"seed": seed, "device": cfg.device, "threads": 1, "progress": False, **settings}
-        if script == "sample":
-            settings["out"] = str(out / f"{name}.jsonl")
-            done = out / f"{name}.jsonl"
-        else:
-            settings["out"] = str(out / name)
-            done = out / name / "run.json"
-        needs = record(settings["model"])
+    def add(name: str, script: str, model: str, target: Path, done: Path, **settings) -> None:
+        needs = record(model)
         if str(settings.get("data", "")).endswith(".jsonl"):
             needs += (Path(settings["data"]),)
-        settings["model"] = str(path(settings["model"]))
+        settings = {"model": str(path(model)), "out": str(target), "device": cfg.device, "threads": 1, "progress": False,
+                    # A seed of its own for each stage: no two see the same problems.
+                    "seed": seed * 1000 + len(stages), **(ON_GPU[script] if gpu else {}), **settings}
         stages.append(Stage(name, script, settings, done, needs))
 
     def sft(name: str, model: str, data: str, **settings) -> None:
-        add(name, "train_sft", model=model, data=data, tasks=reasoning, **settings)
+        add(name, "train_sft", model, out / name, out / name / "run.json", data=data, tasks=reasoning, **settings)
 
     def grpo(name: str, model: str, steps: int, on: tuple[str, ...], **settings) -> None:
-        add(name, "train_grpo", model=model, steps=count(steps), tasks=on, **settings)
+        add(name, "train_grpo", model, out / name, out / name / "run.json", steps=count(steps), tasks=on, **settings)
 
     def reject(name: str, model: str, problems: int) -> str:
-        add(name, "sample", model=model, reject=True, tasks=cfg.tasks, problems=count(problems), samples=4,
-            plain_rows=count(400) if plain else 0)
-        return str(out / f"{name}.jsonl")
+        file = out / f"{name}.jsonl"
+        add(name, "sample", model, file, file, reject=True, tasks=cfg.tasks, problems=count(problems), samples=4,
+            plain_rows=count(400))
+        return str(file)
 
     def evaluate(name: str) -> None:
         file = out / "eval" / f"{name}.json"
-        evaluations.append(Stage(f"eval/{name}", "sample", {
-            "model": str(path(name)), "eval": True, "tasks": cfg.tasks, "problems": count(32), "samples": 16,
-            "seed": seed, "device": cfg.device, "threads": 1, "progress": False, "out": str(file)}, file, record(name)))
+        add(f"eval/{name}", "sample", name, file, file, eval=True, tasks=cfg.tasks, problems=count(32), samples=16,
+            seed=seed)
 
     # R1 [R1 §2.3]
     sft("dev1", "base", "cold-start", rows=count(1500), epochs=2)
@@ -122,20 +124,26 @@ def recipe(cfg: Config, seed: int, out: Path) -> list[Stage]:
         improved = f"r1{suffix}"
         grpo(improved, f"dev3{suffix}", 35, reasoning + hard + plain)
     # Distillation [R1 §2.4]: R1's samples into the student; beside it the student with RL of its own.
-    rows = reject("distill-rows", improved, 250)
-    sft("distilled", "student-base", rows, rows=0, epochs=3)
-    # R1-Zero [R1 §2.2]
-    grpo("r1-zero", "base", 60, reasoning + hard + plain)
+    rows = reject(f"distill-rows{suffix}", improved, 250)
+    sft(f"distilled{suffix}", "student-base", rows, rows=0, epochs=3)
+    # R1-Zero: accuracy and format alone, the language reward came with R1 [R1 §2.2.2]
+    grpo("r1-zero", "base", 60, reasoning + hard + plain, reward="accuracy,format:0.2")
     grpo("student-rl", "student-base", 40, reasoning + hard + plain)
     for name in model_titles(cfg.rounds):
         evaluate(name)
-    return stages + evaluations
+    return stages
 
 
 def start_worker() -> None:
-    """Ctrl-C reaches the parent alone, which then ends its workers; no lock outlives them."""
+    """Ctrl-C is the parent's to handle, which then ends its workers; without a parent they end themselves."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     tqdm.set_lock(threading.RLock())
+
+    def follow_parent() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=follow_parent, daemon=True).start()
 
 
 def run_stage(stage: Stage) -> None:
@@ -149,6 +157,7 @@ def schedule(stages: Sequence[Stage], workers: int, say: Callable[[str], None]) 
     waiting = [stage for stage in stages if not stage.finished()]
     running: dict[Future, tuple[Stage, float]] = {}
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `finally` ends the workers
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker)
     try:
         while waiting or running:
@@ -163,7 +172,10 @@ def schedule(stages: Sequence[Stage], workers: int, say: Callable[[str], None]) 
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
                 stage, started = running.pop(future)
-                future.result()
+                try:
+                    future.result()
+                except (ValueError, OSError) as error:
+                    raise ValueError(f"{stage.name}: {error}") from error
                 say(f"finished {stage.name} in {time.perf_counter() - started:.0f} s")
     finally:
         if running:  # an error or Ctrl-C: what a stage has saved stays, and it goes on from there
@@ -173,9 +185,9 @@ def schedule(stages: Sequence[Stage], workers: int, say: Callable[[str], None]) 
 
 
 def main(cfg: Config) -> None:
-    for name in cfg.tasks:
-        if name not in tasks.TASKS:
-            raise ValueError(f"--tasks: {name!r} is not one of {', '.join(tasks.TASKS)}")
+    tasks.require(cfg.tasks)
+    require(cfg, rounds=cfg.rounds >= 1, seeds=cfg.seeds >= 1, workers=cfg.workers >= 0, scale=cfg.scale > 0)
+    pick_device(cfg.device, 0)
     started, root = time.perf_counter(), Path(cfg.out)
     seeds = range(cfg.seed, cfg.seed + cfg.seeds)
     folders = {seed: root / f"seed-{seed}" if cfg.seeds > 1 else root for seed in seeds}
@@ -184,8 +196,9 @@ def main(cfg: Config) -> None:
     for name in cfg.stages:
         if name not in known:
             raise ValueError(f"--stages: {name!r} is not one of {', '.join(sorted(known))}")
+    same_run(root, cfg)
     wanted = [stage for stage in every if not cfg.stages or stage.name in cfg.stages]
-    if all(stage.finished() for stage in wanted) and (cfg.stages or (root / "stages.md").is_file()):
+    if all(stage.finished() for stage in wanted) and (cfg.stages or results_written(root, cfg.rounds)):
         print(f"{root}: everything has run already; see {root / 'stages.md'}")
         return
     for folder in folders.values():
@@ -199,11 +212,28 @@ def main(cfg: Config) -> None:
     if not all(stage.finished() for stage in every):
         return
     for folder in folders.values():
-        write_results([folder], folder, cfg.tasks, cfg.rounds)
+        summary = write_results([folder], folder, cfg.tasks, cfg.rounds)
     if cfg.seeds > 1:
-        write_results(list(folders.values()), root, cfg.tasks, cfg.rounds)
-    print((root / "stages.md").read_text(encoding="utf-8"))
+        summary = write_results(list(folders.values()), root, cfg.tasks, cfg.rounds)
+    print(summary)
     say(f"done; {root}/stages.md, stages.json, curves.png, examples.md")
+
+
+def results_written(root: Path, rounds: int) -> bool:
+    return (root / "stages.md").is_file() and set(model_titles(rounds)) == set(checkpoint.read_json(root / "stages.json"))
+
+
+def same_run(root: Path, cfg: Config) -> None:
+    """Record what decides the stages' results; refuse a folder whose results another choice has made."""
+    choice = {"tasks": list(cfg.tasks), "seed": cfg.seed, "seeds": cfg.seeds, "scale": cfg.scale}
+    path = root / "recipe.json"
+    before = checkpoint.read_json(path) if path.is_file() else choice
+    for key, value in choice.items():
+        if before.get(key) != value:
+            raise ValueError(f"--out {root}: holds a recipe with --{key} {before.get(key)}, not {value}; choose another "
+                             "folder")
+    checkpoint.prepare_folder(root)
+    checkpoint.write_json(path, choice)
 
 
 def default_workers(device: str) -> int:

@@ -7,35 +7,42 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from r1mini import checkpoint
-from r1mini.evaluate import cell, mean_and_error
+from r1mini.evaluate import cell, mean_and_error, table
 from r1mini.plots import draw_curves, read_metrics
 
 
 def model_titles(rounds: int) -> dict[str, str]:
     """Folder and title of every model in the tables."""
     later = range(2, rounds + 1)
+    last = f"-{rounds}" if rounds > 1 else ""
     return {
         "base": "base", "r1-zero": "R1-Zero", "dev1": "Dev1: cold start", "dev2": "Dev2: reasoning RL",
         "dev3": "Dev3: SFT on rejection-sampled rows", "r1": "R1: RL for all scenarios",
         **{f"{k}-{n}": f"{title}, round {n}" for n in later for k, title in (("dev3", "Dev3"), ("r1", "R1"))},
         "student-base": "student base", "student-rl": "student, direct RL",
-        "distilled": "student, distilled from R1",
+        f"distilled{last}": "student, distilled from R1",
     }
 
 
-def write_results(folders: Sequence[Path], out: Path, tasks: Sequence[str], rounds: int) -> None:
-    """stages.md and .json, curves.png, examples.md, from the evaluations of one or several seeds."""
-    names = model_titles(rounds)
-    figures = {name: [checkpoint.read_json(f / "eval" / f"{name}.json") for f in folders] for name in names}
+def write_results(folders: Sequence[Path], out: Path, tasks: Sequence[str], rounds: int) -> str:
+    """stages.json, curves.png, examples.md and, last, stages.md, from the evaluations of one or several seeds. Returns
+    the beginning of stages.md: what matters most."""
+    titles = model_titles(rounds)
+    figures = {name: [checkpoint.read_json(f / "eval" / f"{name}.json") for f in folders] for name in titles}
     checkpoint.write_json(out / "stages.json", {
         name: [{**f, "seconds": seconds(folder / name)} for f, folder in zip(figures[name], folders)]
-        for name in names})
-    (out / "stages.md").write_text(stages_table(figures, folders, tasks, model_titles(rounds)), encoding="utf-8")
+        for name in titles})
     rl = ["dev2", "r1", *(f"r1-{n}" for n in range(2, rounds + 1))]
     draw_curves({"R1-Zero": [folders[0] / "r1-zero"],
                  "R1 (reasoning RL, then RL for all scenarios)": [folders[0] / name for name in rl]},
                 out / "curves.png")
-    (out / "examples.md").write_text(examples(names, folders[0]), encoding="utf-8")
+    checkpoint.replace_text(out / "examples.md", examples(titles, folders[0]))
+    first = stages_table(figures, folders, tasks, titles) + "\n" + training_table(["r1-zero", *rl, "student-rl"], folders,
+                                                                                  titles)
+    details = [f"{title}{' (first seed)' * (len(folders) > 1)}:\n\n{table(figures[name][0])}\n"
+               for name, title in titles.items()]
+    checkpoint.replace_text(out / "stages.md", "\n".join([first, *details]))
+    return first
 
 
 def seconds(folder: Path) -> float | None:
@@ -70,9 +77,13 @@ def stages_table(figures: dict[str, list[dict]], folders: Sequence[Path], tasks:
         cells = [spread([f[t]["pass@1"] for f in figures[name]], figures[name][0][t]["pass@1_se"])
                  for t in (*tasks, "mean")]
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
-    lines += ["", "Reinforcement learning, first tenth of the steps against the last (training problems):", "",
-              "| run | accuracy | response length | language consistency | format |", "|---|---|---|---|---|"]
-    for name in ("r1-zero", "dev2", "r1", "student-rl"):
+    return "\n".join(lines) + "\n"
+
+
+def training_table(names: Sequence[str], folders: Sequence[Path], titles: dict[str, str]) -> str:
+    lines = ["Reinforcement learning, first tenth of the steps against the last (training problems):", "",
+             "| run | accuracy | response length | language consistency | format |", "|---|---|---|---|---|"]
+    for name in names:
         ends = []
         for key in ("rewards/accuracy/mean", "completions/mean_length", "rewards/language/mean", "rewards/format/mean"):
             runs = [[row[key] for row in read_metrics(folder / name) if key in row] for folder in folders]

@@ -88,8 +88,8 @@ def uniforms(seed: int, step: int, rows: Sequence[int], count: int) -> Tensor:
 
 @torch.inference_mode()
 def sample(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[str], group: int, how: Sampling, *, seed: int,
-           step: int = 0, max_rows: int = 256, progress: str = "") -> list[list[Rollout]]:
-    """`group` rollouts of each prompt. `max_rows` bounds the rows in the cache at a time.
+           step: int = 0, max_rows: int = 256, progress: str | None = None) -> list[list[Rollout]]:
+    """`group` rollouts of each prompt. `max_rows` bounds the rows in the cache at a time; `progress` names a bar.
 
     Raises ValueError for a prompt that leaves no room in the context.
     """
@@ -108,7 +108,10 @@ def sample(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[str], gro
     return found
 
 
-def _sample_rows(model, tokenizer, prompt_ids, rows, group, how, seed, step, bar) -> list[Rollout]:
+def _sample_rows(model: Transformer, tokenizer: Tokenizer, prompt_ids: Sequence[Sequence[int]],
+                 rows: Sequence[tuple[int, int]], group: int, how: Sampling, seed: int, step: int, bar: tqdm
+                 ) -> list[Rollout]:
+    """The rollouts of `rows`, pairs of (prompt, completion) numbers."""
     device = model.lm_head.weight.device
     distinct = sorted({n for n, _ in rows})
     longest = max(len(prompt_ids[n]) for n in distinct)
@@ -141,10 +144,11 @@ def _sample_rows(model, tokenizer, prompt_ids, rows, group, how, seed, step, bar
         token_B = draw(logp_BV, uniform_BT[alive, t])
         drawn_BT[alive, t] = token_B
         logp_BT[alive, t] = logp_BV.gather(-1, token_B[:, None])[:, 0]
-        ends_B = torch.isin(token_B, stop) & (t < count_B[alive])
-        finished_B[alive[ends_B]] = True
-        count_B[alive[ends_B]] = t + 1
-        live_B = t + 1 < count_B[alive]  # neither ended nor at its limit
+        count = count_B[alive]
+        ends_B = torch.isin(token_B, stop) & (t < count)
+        finished_B[alive] |= ends_B
+        count_B[alive] = count = torch.where(ends_B, t + 1, count)
+        live_B = t + 1 < count  # neither ended nor at its limit
         left = int(live_B.sum())
         bar.update(len(rows) - left - gone)
         gone = len(rows) - left
@@ -157,11 +161,10 @@ def _sample_rows(model, tokenizer, prompt_ids, rows, group, how, seed, step, bar
         last_BD = model.hidden(token_B[:, None], cache, reach)[:, 0]
         cache.length_B = cache.length_B + live_B  # a row that is done stays where it is until the rows are gathered
 
-    drawn, logps = drawn_BT.tolist(), logp_BT.tolist()
     result = []
-    for b, (n, _) in enumerate(rows):
-        count, finished = int(count_B[b]), bool(finished_B[b])
-        ids = drawn[b][:count]
+    for (n, _), drawn, logps, count, finished in zip(rows, drawn_BT.tolist(), logp_BT.tolist(), count_B.tolist(),
+                                                     finished_B.tolist()):
+        ids = drawn[:count]
         text = tokenizer.decode(ids[:-1] if finished else ids)
-        result.append(Rollout(tuple(prompt_ids[n]), tuple(ids), tuple(logps[b][:count]), text, finished))
+        result.append(Rollout(tuple(prompt_ids[n]), tuple(ids), tuple(logps[:count]), text, finished))
     return result

@@ -8,7 +8,6 @@ digit by digit.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
@@ -47,9 +46,6 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         return self.backend.decode(list(ids), skip_special_tokens=True)
-
-    def save(self, folder: Path) -> None:
-        self.backend.save(str(folder / "tokenizer.json"))
 
 
 def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:

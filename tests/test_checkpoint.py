@@ -191,7 +191,7 @@ def test_failed_save_leaves_the_old_model(copied, tokens, monkeypatch):
     def full(*args, **kwargs):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(checkpoint, "write_json", full)
+    monkeypatch.setattr(checkpoint, "json_text", full)
     with pytest.raises(OSError):
         checkpoint.save(copied, random_model(num_hidden_layers=1, vocab_size=tokens.vocab_size), tokens)
     assert (copied / "model.safetensors").read_bytes() == before

@@ -32,7 +32,7 @@ def test_rounds_repeat_rejection_sampling_sft_from_the_base_and_rl(tmp_path):
     assert stages["rows-2"].settings["model"] == str(tmp_path / "r1")
     assert stages["dev3-2"].settings["model"] == stages["dev3"].settings["model"]  # the base again
     assert stages["r1-2"].settings["model"] == str(tmp_path / "dev3-2")
-    assert stages["distill-rows"].settings["model"] == str(tmp_path / "r1-2")
+    assert stages["distill-rows-2"].settings["model"] == str(tmp_path / "r1-2")
 
 
 def test_a_stage_whose_input_is_missing_is_refused_by_name(tmp_path):

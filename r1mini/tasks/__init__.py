@@ -7,7 +7,7 @@ alone, so no permutation or translation of a held-out problem is ever trained on
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from random import Random
 
@@ -35,6 +35,13 @@ TASKS = {
 }
 REASONING = ("countdown", "repair", "balance", "kinetics")
 DEFAULT = (*REASONING, "elements")
+
+
+def require(names: Iterable[str]) -> None:
+    """Refuse a `--tasks` that names a task that is not there."""
+    for name in names:
+        if name not in TASKS:
+            raise ValueError(f"--tasks: {name!r} is not one of {', '.join(TASKS)}")
 
 
 def held_out(problem: Problem) -> bool:

@@ -110,7 +110,7 @@ def generate_balance(rng: Random, language: str) -> Problem | None:
         return None
     return Problem(
         task="balance",
-        key=f"{sorted(left)} {sorted(right)}",
+        key=str(sorted([sorted(left), sorted(right)])),  # a reaction and its reverse have the same coefficients
         language=language,
         prompt=PROMPT[language].format(left=" + ".join(left), right=" + ".join(right)),
         columns={"left": left, "right": right},
@@ -140,7 +140,7 @@ TABLE = {"en": "t {t}\nA {A}\norder and k?\n", "zh": "t {t}\nA {A}\n级数和 k?
 
 
 def generate_kinetics(rng: Random, language: str) -> Problem | None:
-    order, step = rng.randrange(3), rng.choice((1, 2, 3, 4, 5, 10))
+    order, step = rng.randrange(3), rng.choice((1, 2, 3, 4, 5, 6, 8, 10))
     if order == 0:
         drop = step * rng.randint(1, 9)
         start = rng.randint(2 * drop + 1, 2 * drop + 60)
@@ -185,7 +185,7 @@ def rate_law(table: list[int], step: int, order: int) -> tuple[str, bool, str]:
             return text.strip(), False, ""
     a, b = (a // b for a, b in parts)
     if order == 1:
-        return f"{text}?{a}", a == b, f"ln {a}/{step}={math.log(a) / step:.2f}"
+        return f"{text}?{a}", a == b, f"ln {a}/{step}"
     x, y = a - 1, b - a
     return f"{text}{a}-1={x} {b}-{a}={y} ?{x}", x == y, f"{x}/{first}/{step}={x}/{first * step}"
 
@@ -193,19 +193,23 @@ def rate_law(table: list[int], step: int, order: int) -> tuple[str, bool, str]:
 def tries_kinetics(problem: Problem, rng: Random) -> Iterator[Try]:
     for order in rng.sample(range(3), 3):
         text, good, constant = rate_law(problem.columns["table"], problem.columns["step"], order)
-        answer = f"{order} {constant.partition('=')[2]}".strip()
+        answer = f"{order} {constant.rpartition('=')[2]}".strip()
         yield Try(f"{order} {text}" + (f" k {constant}" if good else ""), good, answer)
 
 
 def check_kinetics(problem: Problem, answer: str) -> bool:
-    """Order and rate constant, the constant within 2 %."""
-    found = re.fullmatch(r"\s*([012]) +([0-9]{1,4}(\.[0-9]{1,4})?)(/([0-9]{1,4}))?\s*", answer, re.ASCII)
-    if not found or found[5] and int(found[5]) == 0:
+    """Order and rate constant, within 2 %: a number, a quotient, or the logarithm of a number (`1 ln 2/5`)."""
+    number = r"[0-9]{1,4}(?:\.[0-9]{1,4})?"
+    found = re.fullmatch(rf"\s*([012]) +(ln )?({number})((?:/{number})*)\s*", answer[:60], re.ASCII)
+    if not found:
         return False
+    order, logarithm, given = int(found[1]), found[2], float(found[3])
+    divisors = [float(part) for part in found[4].split("/")[1:]]
+    if 0.0 in divisors or logarithm and given <= 0:
+        return False
+    given = (math.log(given) if logarithm else given) / math.prod(divisors)
     table, step = problem.columns["table"], problem.columns["step"]
-    order = next(o for o in range(3) if rate_law(table, step, o)[1])
+    right = next(o for o in range(3) if rate_law(table, step, o)[1])
     exact = ((table[0] - table[1]) / step, math.log(table[0] / table[1]) / step,
-             (1 / table[1] - 1 / table[0]) / step)[order]
-    given = float(found[2]) / int(found[5] or 1)
-    # ln 2/10 is asked for with two decimals: half a unit of the last place is right too.
-    return int(found[1]) == order and abs(given - exact) <= max(0.02 * exact, 0.005 if order == 1 else 0)
+             (1 / table[1] - 1 / table[0]) / step)[right]
+    return order == right and abs(given - exact) <= 0.02 * exact

@@ -12,8 +12,8 @@ from r1mini import tasks
 from r1mini.tasks import chemistry, elements
 from r1mini.tasks.trace import LANGUAGES, WORDS, Style
 
-SHARES = {"countdown": 30, "countdown4": 3, "repair": 26, "balance": 20, "kinetics": 20, "elements": 16,
-          "statement": 12, "drill": 12}  # of documents; the searches are the long ones
+SHARES = {"countdown": 30, "countdown4": 1, "repair": 26, "balance": 22, "kinetics": 22, "elements": 20,
+          "statement": 14, "drill": 10}  # of documents; the searches are the long ones
 TAGGED = 0.04
 
 

@@ -1,7 +1,7 @@
 """Countdown: reach a target from three (or four) small numbers, each used exactly once, with + - * /.
 
 The maths domain. The search visits first steps in random order and, within each, the second steps; it never repeats a
-try, and keeps to results of 0 to 99.
+try, and keeps to results of 0 to 60.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from random import Random
 from r1mini.records import Problem
 from r1mini.tasks.trace import Try
 
-LIMIT = 99  # results of a search stay within 0..LIMIT
+LIMIT = 60  # results of a search stay within 0..LIMIT
 PROMPT = {"en": "Make {target} from {numbers}.\n", "zh": "用 {numbers} 得 {target}。\n"}
 
 

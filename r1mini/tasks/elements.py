@@ -1,4 +1,4 @@
-"""Factual questions on the first 54 elements: number, symbol, period, group, common oxidation state.
+"""Factual questions on the first 36 elements: number, symbol, period, group, common oxidation state.
 
 Most are answered at once, without thinking: the non-reasoning part of R1's second SFT. A few want a step (protons of
 two elements together). The base model's text states every fact in prose; what is held out is the question.
@@ -19,11 +19,9 @@ O oxygen 氧 -2|F fluorine 氟 -1|Ne neon 氖 0|Na sodium 钠 +1|Mg magnesium �
 P phosphorus 磷 +5|S sulfur 硫 -2|Cl chlorine 氯 -1|Ar argon 氩 0|K potassium 钾 +1|Ca calcium 钙 +2|Sc scandium 钪 +3
 Ti titanium 钛 +4|V vanadium 钒 +5|Cr chromium 铬 +3|Mn manganese 锰 +2|Fe iron 铁 +3|Co cobalt 钴 +2|Ni nickel 镍 +2
 Cu copper 铜 +2|Zn zinc 锌 +2|Ga gallium 镓 +3|Ge germanium 锗 +4|As arsenic 砷 +3|Se selenium 硒 -2|Br bromine 溴 -1
-Kr krypton 氪 0|Rb rubidium 铷 +1|Sr strontium 锶 +2|Y yttrium 钇 +3|Zr zirconium 锆 +4|Nb niobium 铌 +5
-Mo molybdenum 钼 +6|Tc technetium 锝 +7|Ru ruthenium 钌 +3|Rh rhodium 铑 +3|Pd palladium 钯 +2|Ag silver 银 +1
-Cd cadmium 镉 +2|In indium 铟 +3|Sn tin 锡 +4|Sb antimony 锑 +3|Te tellurium 碲 +4|I iodine 碘 -1|Xe xenon 氙 0
+Kr krypton 氪 0
 """.strip().replace("\n", "|").split("|")]
-NOBLE = (2, 10, 18, 36, 54)
+NOBLE = (2, 10, 18, 36)
 
 
 def period(number: int) -> int:

@@ -59,6 +59,12 @@ def rename(program: Program) -> Program:
     return tuple(tuple(swap.get(part, part) for part in expression) for expression in program)
 
 
+def canonical(program: Program) -> Program:
+    """The operands of + and * in order: `a+b` and `b+a` are one program."""
+    return tuple((min(x, y), operator, max(x, y)) if operator in "+*" else (x, operator, y)
+                 for x, operator, y in program)
+
+
 def generate(rng: Random, language: str) -> Problem | None:
     x, y = rng.choice([("a", "b"), ("b", "a")])
     right = program = (
@@ -68,8 +74,8 @@ def generate(rng: Random, language: str) -> Problem | None:
     wrong = replace(program, *rng.choice(list(mends(program))))
     candidates = [wrong, *(replace(wrong, *mend) for mend in mends(wrong))]
 
-    def usable(a: int, b: int) -> bool:  # every value a search may meet has at most two digits and no sign
-        return all(0 <= v <= 99 for p in candidates for v in run(p, a, b))
+    def usable(a: int, b: int) -> bool:  # every value a search may meet is small and has no sign
+        return all(0 <= v <= 60 for p in candidates for v in run(p, a, b))
 
     calls = [(a, b) for a in range(1, 10) for b in range(1, 10) if usable(a, b)]
     failing = [call for call in calls if run(right, *call)[1] != run(wrong, *call)[1]]
@@ -88,7 +94,7 @@ def generate(rng: Random, language: str) -> Problem | None:
         text += line.format(a=a, b=b, got=run(wrong, a, b)[1], want=run(right, a, b)[1])
     return Problem(
         task="repair",
-        key=str(min((wrong, right), (rename(wrong), rename(right)))),
+        key=str(min(tuple(map(canonical, pair)) for pair in ((wrong, right), (rename(wrong), rename(right))))),
         language=language,
         prompt=text,
         columns={"program": wrong,
