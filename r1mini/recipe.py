@@ -115,20 +115,20 @@ def recipe(cfg: Config, seed: int, out: Path) -> list[Stage]:
 
     # R1 [R1 §2.3]
     sft("dev1", "base", "cold-start", rows=count(1500), epochs=2)
-    grpo("dev2", "dev1", 50, reasoning + hard)
+    grpo("dev2", "dev1", 45, reasoning + hard)
     improved = "dev2"
     for number in range(1, cfg.rounds + 1):
         suffix = f"-{number}" if number > 1 else ""
         rows = reject(f"rows{suffix}", improved, 200)
         sft(f"dev3{suffix}", "base", rows, rows=0, epochs=2)
         improved = f"r1{suffix}"
-        grpo(improved, f"dev3{suffix}", 35, reasoning + hard + plain)
+        grpo(improved, f"dev3{suffix}", 30, reasoning + hard + plain)
     # Distillation [R1 §2.4]: R1's samples into the student; beside it the student with RL of its own.
     rows = reject(f"distill-rows{suffix}", improved, 250)
     sft(f"distilled{suffix}", "student-base", rows, rows=0, epochs=3)
     # R1-Zero: accuracy and format alone, the language reward came with R1 [R1 §2.2.2]
     grpo("r1-zero", "base", 60, reasoning + hard + plain, reward="accuracy,format:0.2")
-    grpo("student-rl", "student-base", 40, reasoning + hard + plain)
+    grpo("student-rl", "student-base", 30, reasoning + hard + plain)
     for name in model_titles(cfg.rounds):
         evaluate(name)
     return stages
@@ -225,7 +225,7 @@ def results_written(root: Path, rounds: int) -> bool:
 
 def same_run(root: Path, cfg: Config) -> None:
     """Record what decides the stages' results; refuse a folder whose results another choice has made."""
-    choice = {"tasks": list(cfg.tasks), "seed": cfg.seed, "seeds": cfg.seeds, "scale": cfg.scale}
+    choice = {"tasks": " ".join(cfg.tasks), "seed": cfg.seed, "seeds": cfg.seeds, "scale": cfg.scale}
     path = root / "recipe.json"
     before = checkpoint.read_json(path) if path.is_file() else choice
     for key, value in choice.items():

@@ -25,6 +25,11 @@ def test_readme_has_commands():
     assert {"make r1", "make test"} <= set(commands())
 
 
+def test_files_that_the_readme_links_exist():
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
+    assert links and all((ROOT / link).exists() for link in links)
+
+
 @pytest.mark.parametrize("command", [c for c in commands() if c.startswith("python ")])
 def test_every_python_command_of_the_readme_parses(command):
     words = shlex.split(command)[1:]
