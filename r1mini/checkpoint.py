@@ -245,7 +245,7 @@ def has_finished(out: Path, config: Mapping[str, Any]) -> bool:
         return False
     record, config = read_json(path), json.loads(json.dumps(config))
     before = record.get("config", {})
-    for key in sorted((config.keys() | before.keys()) - {"progress", "show", "save_every"}):
+    for key in sorted((config.keys() | before.keys()) - {"out", "progress", "show", "save_every"}):
         if config.get(key) != before.get(key):
             raise ValueError(f"--out {out}: holds another run (--{key.replace('_', '-')} was {before.get(key)!r}, "
                              f"now {config.get(key)!r}); choose another folder")
