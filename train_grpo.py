@@ -10,7 +10,6 @@ import copy
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
@@ -20,8 +19,8 @@ from torch import Tensor
 
 from r1mini import checkpoint, grpo, optim, rewards, tasks
 from r1mini.batch import by_length, collate, token_logprobs
+from r1mini.config import autocast, option, require, run
 from r1mini.config import device as pick_device
-from r1mini.config import option, require, run
 from r1mini.model import Transformer
 from r1mini.records import Batch, Problem, Rollout
 from r1mini.rollout import Sampling, sample
@@ -94,9 +93,10 @@ def main(cfg: Config) -> dict:
             clock = [time.perf_counter()]
             # 1. Sample a group of completions of each problem from the policy.
             problems = problems_of_step(cfg, step)
-            with autocast(cfg, device):
+            with autocast(device, cfg.bf16):
                 rollouts = sample(policy, tokens, [p.prompt for p in problems], cfg.completions, how, seed=cfg.seed,
-                                  step=step, max_rows=cfg.sampler_rows, progress=f"step {step} sampling" if cfg.progress else None)
+                                  step=step, max_rows=cfg.sampler_rows,
+                                  progress=f"step {step} sampling" if cfg.progress else None)
             clock.append(time.perf_counter())
 
             # 2. Score them by rules.
@@ -156,7 +156,7 @@ def update(cfg: Config, policy: Transformer, reference: Transformer | None, forw
         batch = collate([(rollouts[b].prompt_ids, rollouts[b].completion_ids) for b in part]).to(device)
         old_logp_BT = spread([rollouts[b].logprobs for b in part], batch)
         weight_BT = weight_B[part].to(device)[:, None] * batch.target_BT
-        with autocast(cfg, device):
+        with autocast(device, cfg.bf16):
             logp_BT, entropy_BT = forward(policy, batch, cfg.temperature)
             ref_logp_BT = None
             if reference is not None:
@@ -178,10 +178,6 @@ def spread(rows: Sequence[Sequence[float]], batch: Batch) -> Tensor:
     """Values of the target tokens, row after row, as a `_BT` tensor with zeros elsewhere."""
     values = torch.tensor([value for row in rows for value in row], device=batch.target_BT.device)
     return torch.zeros(batch.target_BT.shape, device=values.device).masked_scatter(batch.target_BT, values)
-
-
-def autocast(cfg: Config, device: torch.device):
-    return torch.autocast(device.type, torch.bfloat16) if cfg.bf16 else nullcontext()
 
 
 def check(cfg: Config) -> None:

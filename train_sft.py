@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,8 +17,8 @@ from tqdm import tqdm
 
 from r1mini import checkpoint, optim, tasks, tokenizer
 from r1mini.batch import collate, shuffled, token_logprobs
+from r1mini.config import autocast, option, require, run
 from r1mini.config import device as pick_device
-from r1mini.config import option, require, run
 from r1mini.data import corpus_row, sft_rows
 from r1mini.model import ModelConfig, Transformer
 
@@ -88,7 +87,6 @@ def main(cfg: Config) -> dict:
     else:
         model, tokens = checkpoint.load(cfg.model, device)
     forward = torch.compile(token_logprobs, dynamic=True) if cfg.compile else token_logprobs
-    compute = torch.autocast(device.type, torch.bfloat16) if cfg.bf16 else nullcontext()
     steppers = optim.optimizers(model, cfg.optimizer, cfg.learning_rate, cfg.weight_decay)
 
     context = model.config.max_position_embeddings
@@ -116,7 +114,7 @@ def main(cfg: Config) -> dict:
             if step < first:
                 continue
             batch = collate(chosen).to(device)
-            with compute:
+            with autocast(device, cfg.bf16):
                 logp_BT, _ = forward(model, batch)
             count = sum(len(completion) - (not prompt) for prompt, completion in chosen)  # nothing precedes a first token
             loss_here = -logp_BT.sum() / count

@@ -55,8 +55,8 @@ def parse(cls: type[Config], argv: Sequence[str] | None = None, presets: Mapping
 def run(main: Callable[[Config], Any], cls: type[Config], presets: Mapping[str, Mapping[str, Any]] | None = None,
         description: str | None = None) -> None:
     """A script's entry: its user's mistakes end in one line and exit code 2."""
-    config = parse(cls, presets=presets, description=description, prog=sys.argv[0].rsplit("/", 1)[-1])
     name = sys.argv[0].rsplit("/", 1)[-1]
+    config = parse(cls, presets=presets, description=description, prog=name)
     try:
         main(config)
     except (ValueError, OSError) as error:
@@ -95,3 +95,10 @@ def device(name: str, threads: int):
     if threads:
         torch.set_num_threads(threads)
     return torch.device(name)
+
+
+def autocast(device, bf16: bool):
+    """A context for the compute of a model on `device`: bfloat16 over the weights as they are, or nothing."""
+    import torch
+
+    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)

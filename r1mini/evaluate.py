@@ -68,7 +68,8 @@ def summarise(problems: Sequence[Problem], rollouts: Sequence[Sequence[Rollout]]
 
 
 def evaluate(model: Transformer, tokenizer: Tokenizer, names: Sequence[str], count: int, samples: int, how: Sampling,
-             seed: int, *, max_rows: int = 256, progress: bool = False) -> tuple[dict[str, Any], list[tuple[Problem, list[Rollout]]]]:
+             seed: int, *, max_rows: int = 256, progress: bool = False
+             ) -> tuple[dict[str, Any], list[tuple[Problem, list[Rollout]]]]:
     """({task: figures, "mean": …}, every problem with its rollouts) on the held-out problems of each task.
 
     The problems are the same for every model: they do not depend on `seed`, the sampling does.

@@ -6,8 +6,9 @@
     KL  = pi_ref/pi - log(pi_ref/pi) - 1                                                               [R1 Eq. 2]
 
 R1's Eq. 1 is written on whole outputs; the form with a ratio per token and 1/|o_i| is DeepSeekMath's, and is the one
-here. `old` are the log-probabilities the sampler drew with. No critic, no reward model. The papers' normalisers differ only in a weight per token, computed once over all
-rows of an update: summing the losses of any micro-batches gives the loss, and the gradient, of the whole.
+here. `old` are the log-probabilities the sampler drew with. No critic, no reward model. The papers' normalisers differ
+only in a weight per token, computed once over all rows of an update: summing the losses of any micro-batches gives the
+loss, and the gradient, of the whole.
 
 Letters: N questions, G outputs each, B = N*G rows, T tokens.
 """

@@ -187,7 +187,7 @@ def schedule(stages: Sequence[Stage], workers: int, say: Callable[[str], None]) 
 def main(cfg: Config) -> None:
     tasks.require(cfg.tasks)
     require(cfg, rounds=cfg.rounds >= 1, seeds=cfg.seeds >= 1, workers=cfg.workers >= 0, scale=cfg.scale > 0)
-    pick_device(cfg.device, 0)
+    gpu = pick_device(cfg.device, 0).type == "cuda"
     started, root = time.perf_counter(), Path(cfg.out)
     seeds = range(cfg.seed, cfg.seed + cfg.seeds)
     folders = {seed: root / f"seed-{seed}" if cfg.seeds > 1 else root for seed in seeds}
@@ -208,7 +208,7 @@ def main(cfg: Config) -> None:
     def say(text: str) -> None:
         print(f"[{time.perf_counter() - started:4.0f} s] {text}", flush=True)
 
-    schedule(wanted, cfg.workers or default_workers(cfg.device), say)
+    schedule(wanted, cfg.workers or default_workers(gpu), say)
     if not all(stage.finished() for stage in every):
         return
     for folder in folders.values():
@@ -236,9 +236,7 @@ def same_run(root: Path, cfg: Config) -> None:
     checkpoint.write_json(path, choice)
 
 
-def default_workers(device: str) -> int:
-    import torch
-
-    if device.startswith("cuda") or (device == "auto" and torch.cuda.is_available()):
+def default_workers(gpu: bool) -> int:
+    if gpu:
         return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

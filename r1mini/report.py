@@ -98,10 +98,10 @@ def examples(names: dict[str, str], folder: Path) -> str:
     """The first sample of the same held-out problem, of each task, from every model."""
     texts: dict[str, dict[str, dict]] = {}
     for name in names:
-        for line in (folder / "eval" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
-            if row["sample"] == 0:
-                texts.setdefault(row["task"], {}).setdefault(name, row)
+        with open(folder / "eval" / f"{name}.jsonl", encoding="utf-8") as lines:
+            for row in map(json.loads, lines):
+                if row["sample"] == 0:
+                    texts.setdefault(row["task"], {}).setdefault(name, row)
     parts = ["# One held-out problem of each task, before and after\n"]
     for task, rows in texts.items():
         parts.append(f"\n## {task}\n\n```\n{next(iter(rows.values()))['prompt']}```\n")

@@ -321,3 +321,15 @@ def test_bad_rows_name_file_and_line(tmp_path, text, complaint):
 def test_missing_rows_name_the_flag(tmp_path):
     with pytest.raises(ValueError, match="--data .*absent.jsonl: no such file"):
         data.sft_rows(str(tmp_path / "absent.jsonl"), (), 0, 0)
+
+
+def test_nothing_hides_behind_blanks():
+    # Cut to a length before it was judged, this was right.
+    problem = next(p for p in problems("kinetics", 200) if "1 ln" in demonstrate_perfectly(p))
+    answer = demonstrate_perfectly(problem)
+    assert tasks.check(problem, answer)
+    assert not tasks.check(problem, answer + " " * 60 + "or anything else")
+
+
+def demonstrate_perfectly(problem):
+    return tasks.demonstrate(problem, Style(), Random(0))[1]
