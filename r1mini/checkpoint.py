@@ -7,6 +7,7 @@ models are such folders and are loaded as any other. Left out: sharded weights, 
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 from collections.abc import Mapping
@@ -15,7 +16,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from tokenizers import Tokenizer as Backend
 
 from r1mini.model import ModelConfig, Transformer
@@ -43,11 +45,23 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def replace(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files so that each is whole at any moment, the old one or the new one; if one of them cannot be written,
+    all stay as they are. The last one given appears last."""
+    temporary = {name: folder / f"{name}.tmp" for name in files}
+    try:
+        for name, content in files.items():
+            temporary[name].write_bytes(content)
+    except OSError as error:
+        for path in temporary.values():
+            path.unlink(missing_ok=True)
+        raise ValueError(f"{folder / name}: cannot be written ({error.strerror})") from None
+    for name, path in temporary.items():
+        os.replace(path, folder / name)
+
+
 def replace_text(path: Path, text: str) -> None:
-    """Write a file that is whole at any moment: the old one or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    replace(path.parent, {path.name: text.encode()})
 
 
 def json_text(value: Any) -> str:
@@ -189,30 +203,27 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
 
 
 def save(folder: str | Path, model: Transformer, tokenizer: Tokenizer, dtype: torch.dtype | None = None) -> None:
-    """Write a model folder. Each file appears whole or not at all; config.json comes last."""
+    """Write a model folder; config.json comes last."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: t.detach().to(dtype or t.dtype).contiguous() for name, t in model.state_dict().items()}
     if model.config.tie_word_embeddings:
         del tensors["lm_head.weight"]
     kind = next(iter(tensors.values())).dtype
-    save_file(tensors, folder / "model.safetensors.tmp", metadata={"format": "pt"})
-    texts = {
-        "tokenizer.json": tokenizer.backend.to_str(pretty=True),
-        "generation_config.json": json_text({"eos_token_id": sorted(tokenizer.stop_ids)}),
-        "config.json": json_text(config_json(model.config, tokenizer, kind)),
-    }
-    for name, text in texts.items():
-        (folder / f"{name}.tmp").write_text(text, encoding="utf-8")
-    for name in ("model.safetensors", *texts):
-        os.replace(folder / f"{name}.tmp", folder / name)
+    replace(folder, {
+        "model.safetensors": to_bytes(tensors, metadata={"format": "pt"}),
+        "tokenizer.json": tokenizer.backend.to_str(pretty=True).encode(),
+        "generation_config.json": json_text({"eos_token_id": sorted(tokenizer.stop_ids)}).encode(),
+        "config.json": json_text(config_json(model.config, tokenizer, kind)).encode(),
+    })
 
 
 def save_state(folder: Path, state: Mapping[str, Any]) -> None:
     """Write the state of an unfinished run (nested dicts of tensors, numbers and strings) as one file, atomically."""
     folder.mkdir(parents=True, exist_ok=True)
-    torch.save(dict(state), folder / "resume.pt.tmp")
-    os.replace(folder / "resume.pt.tmp", folder / "resume.pt")
+    content = io.BytesIO()
+    torch.save(dict(state), content)
+    replace(folder, {"resume.pt": content.getvalue()})
 
 
 def load_state(folder: Path) -> dict[str, Any] | None:

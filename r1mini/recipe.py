@@ -50,8 +50,9 @@ class Config:
 PRESETS = {"quick": {"out": "runs/quick", "scale": 0.04}}
 
 
-# What only changes memory and speed.
-ON_GPU = {"train_sft": {}, "train_grpo": {"sampler_rows": 4096, "learner_tokens": 65_536}, "sample": {"sampler_rows": 4096}}
+# What only changes memory and speed: small pieces stay in a core's cache, large ones fill a GPU.
+ON_CPU = {"train_grpo": {"learner_tokens": 1024}}
+ON_GPU = {"train_grpo": {"sampler_rows": 4096, "learner_tokens": 65_536}, "sample": {"sampler_rows": 4096}}
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def recipe(cfg: Config, seed: int, out: Path) -> list[Stage]:
             needs += (Path(settings["data"]),)
         settings = {"model": str(path(model)), "out": str(target), "device": cfg.device, "threads": 1, "progress": False,
                     # A seed of its own for each stage: no two see the same problems.
-                    "seed": seed * 1000 + len(stages), **(ON_GPU[script] if gpu else {}), **settings}
+                    "seed": seed * 1000 + len(stages), **(ON_GPU if gpu else ON_CPU).get(script, {}), **settings}
         stages.append(Stage(name, script, settings, done, needs))
 
     def sft(name: str, model: str, data: str, **settings) -> None:

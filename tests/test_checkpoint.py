@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -185,16 +187,24 @@ def test_missing_folder_is_named(tmp_path):
         checkpoint.load(tmp_path / "absent")
 
 
-def test_failed_save_leaves_the_old_model(copied, tokens, monkeypatch):
-    before = (copied / "model.safetensors").read_bytes()
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "resume.pt"])
+def test_full_disk_leaves_the_old_files_and_no_others(copied, tokens, monkeypatch, name):
+    checkpoint.save_state(copied, {"step": 1})
+    before = {path.name: path.read_bytes() for path in copied.iterdir()}
+    write = Path.write_bytes
 
-    def full(*args, **kwargs):
-        raise OSError("No space left on device")
+    def full(path, content):
+        write(path, content[: len(content) // 2] if path.name == f"{name}.tmp" else content)
+        if path.name == f"{name}.tmp":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(checkpoint, "json_text", full)
-    with pytest.raises(OSError):
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(ValueError, match=f"{name}: cannot be written .No space left on device"):
         checkpoint.save(copied, random_model(num_hidden_layers=1, vocab_size=tokens.vocab_size), tokens)
-    assert (copied / "model.safetensors").read_bytes() == before
+        checkpoint.save_state(copied, {"step": 2})
+    after = {path.name: path.read_bytes() for path in copied.iterdir()}
+    assert after.keys() == before.keys()
+    assert after[name] == before[name]
     checkpoint.load(copied)
 
 
