@@ -40,7 +40,7 @@ class Config:
     top_k: int = option(0, "keep the k likeliest tokens (0: all)")
     top_p: float = option(1.0, "keep the likeliest tokens that make up this probability")
     min_p: float = option(0.0, "keep tokens at least this share as likely as the likeliest")
-    max_new_tokens: int = option(320, "length limit of a completion")
+    max_new_tokens: int = option(400, "length limit of a completion")
     keep: int = option(2, "--reject: rows kept per problem at most")
     max_thinking: int = option(280, "--reject: longest thinking kept, in tokens")
     plain_rows: int = option(400, "--reject: non-reasoning rows added, answered at once [R1 §2.3.3]")

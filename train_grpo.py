@@ -31,13 +31,13 @@ class Config:
     out: str = option("runs/grpo", "folder for the trained model, metrics and rollouts")
     model: str = option("base", "model folder or embedded model to start from")
     tasks: tuple[str, ...] = option(tasks.REASONING, "tasks, taken in turn; a name given twice is taken twice as often")
-    # DEVIATES: R1 adds all its rewards in full; here format counts less, being met most of the time.
-    reward: str = option("accuracy,format:0.2,language:1", "rewards with their weights, summed")
+    # DEVIATES: R1 adds its rewards unweighted; here format counts half, being met most of the time, and language twice.
+    reward: str = option("accuracy,format:0.5,language:2", "rewards with their weights, summed")
     steps: int = option(60, "sampling steps")
     problems: int = option(32, "problems per step (N); R1: 32")
     completions: int = option(8, "completions per problem (G); R1: 16")
-    minibatches: int = option(4, "optimizer steps per sampling step; R1: 16")
-    max_new_tokens: int = option(256, "length limit of a completion")
+    minibatches: int = option(8, "optimizer steps per sampling step; R1: 16")
+    max_new_tokens: int = option(400, "length limit of a completion")
     temperature: float = option(1.0, "of sampling and of learning alike; R1: 1, and 0.7 for all scenarios")
     # DEVIATES: the loss is averaged per token and the upper clip is wider, as in DAPO; the KL term is off.
     loss_per: str = option("token", "sequence (DeepSeekMath Eq. 3) or token (DAPO)")
@@ -47,7 +47,7 @@ class Config:
     reference_every: int = option(400, "steps after which the policy becomes the reference (0: never)")
     # DEVIATES: Muon, where R1 uses AdamW.
     optimizer: str = option("muon", "muon (matrices; AdamW for the rest) or adamw")
-    learning_rate: float = option(7e-4, "peak learning rate; R1, by AdamW at 671B: 3e-6")
+    learning_rate: float = option(4e-4, "peak learning rate; R1, by AdamW at 671B: 3e-6")
     rest_lr: float = option(1.0, "under muon, the rate of embeddings, head and norms (AdamW) as a share")
     warmup: float = option(0.05, "share of the run to warm up over")
     final_lr: float = option(0.1, "last learning rate as a share of the peak; R1: 1 (constant)")

@@ -77,7 +77,6 @@ def recipe(cfg: Config, seed: int, out: Path) -> list[Stage]:
     plain = tuple(t for t in cfg.tasks if not tasks.TASKS[t].reasoning)
     if not reasoning:
         raise ValueError(f"--tasks {' '.join(cfg.tasks)}: the recipe needs a task with reasoning")
-    hard = tuple(t for t in reasoning if t.startswith("countdown"))
     gpu = pick_device(cfg.device, 0).type == "cuda"
     count = lambda n: max(2, round(n * cfg.scale))
     stages: list[Stage] = []
@@ -106,7 +105,7 @@ def recipe(cfg: Config, seed: int, out: Path) -> list[Stage]:
     def reject(name: str, model: str, problems: int) -> str:
         file = out / f"{name}.jsonl"
         add(name, "sample", model, file, file, reject=True, tasks=cfg.tasks, problems=count(problems), samples=4,
-            plain_rows=count(400))
+            plain_rows=count(2000))
         return str(file)
 
     def evaluate(name: str) -> None:
@@ -116,20 +115,20 @@ def recipe(cfg: Config, seed: int, out: Path) -> list[Stage]:
 
     # R1 [R1 §2.3]
     sft("dev1", "base", "cold-start", rows=count(1500), epochs=2)
-    grpo("dev2", "dev1", 45, reasoning + hard)
+    grpo("dev2", "dev1", 32, reasoning)
     improved = "dev2"
     for number in range(1, cfg.rounds + 1):
         suffix = f"-{number}" if number > 1 else ""
-        rows = reject(f"rows{suffix}", improved, 200)
+        rows = reject(f"rows{suffix}", improved, 300)
         sft(f"dev3{suffix}", "base", rows, rows=0, epochs=2)
         improved = f"r1{suffix}"
-        grpo(improved, f"dev3{suffix}", 30, reasoning + hard + plain)
+        grpo(improved, f"dev3{suffix}", 36, reasoning + plain)
     # Distillation [R1 §2.4]: R1's samples into the student; beside it the student with RL of its own.
-    rows = reject(f"distill-rows{suffix}", improved, 250)
+    rows = reject(f"distill-rows{suffix}", improved, 300)
     sft(f"distilled{suffix}", "student-base", rows, rows=0, epochs=3)
     # R1-Zero: accuracy and format alone, the language reward came with R1 [R1 §2.2.2]
-    grpo("r1-zero", "base", 60, reasoning + hard + plain, reward="accuracy,format:0.2")
-    grpo("student-rl", "student-base", 30, reasoning + hard + plain)
+    grpo("r1-zero", "base", 72, reasoning + plain, reward="accuracy,format:0.5")
+    grpo("student-rl", "student-base", 30, reasoning + plain)
     for name in model_titles(cfg.rounds):
         evaluate(name)
     return stages

@@ -1,8 +1,8 @@
 """Text to token ids and back, by the `tokenizers` library; and how the embedded models' vocabulary was made.
 
-The vocabulary is a byte-level BPE. Its pre-split keeps a number of one or two digits together with the sign before it
-(`5`, `+8`, `=13`, ` ?7`), a chemical symbol, a word with its line end: a try of a search is half as many tokens as
-digit by digit.
+The vocabulary is a byte-level BPE. Its pre-split keeps a digit together with the sign before it (`5`, `+8`, ` ?7`), and
+whole a number of two digits, a chemical symbol, a word with its line end: a try of a search is half as many tokens as
+character by character.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from tokenizers import Tokenizer as Backend
 END = "<|endoftext|>"
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 SPLIT = (
-    r" ?[-+*/=(?]?[0-9]{1,2}"  # a number of up to two digits, with its sign
+    r" ?[-+*/=(?]?[0-9](?![0-9])"  # a digit with its sign
+    r"| ?[0-9]{1,2}"  # a number of two digits: as one token after any sign, else rare pairs are hardly ever seen
     r"| ?[-+*/=(]?[a-z](?![a-z])"  # a variable
     r"| ?[A-Z][a-z]?(?![a-z])"  # a chemical symbol
     r"| ?[A-Za-z]+\n?| ?\p{Han}+\n?"  # a word

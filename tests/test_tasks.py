@@ -135,7 +135,7 @@ def test_perfect_demonstrations_earn_every_reward(task):
         thinking, answer = tasks.demonstrate(problem, Style(), Random(index))
         if task == "countdown4" and thinking.endswith(WORDS[problem.language]["stop"] + "\n"):
             continue  # a search of four numbers may be longer than a trace
-        scores = rewards.score(problem, corpus.completion(thinking, answer, True, problem.language))
+        scores = rewards.score(problem, corpus.completion(thinking, answer, problem.language, True, True))
         assert scores["accuracy"] == scores["format"] == 1, problem
         assert scores["language"] in (None, 1.0), thinking
 

@@ -27,9 +27,9 @@ def test_each_tag_is_one_token_that_decoding_shows(tokens):
     assert tokens.decode(tokens.encode(text)) == text
 
 
-def test_number_and_its_sign_are_cut_as_one_piece(tokens):
-    pieces = tokens.backend.pre_tokenizer.pre_tokenize_str("5+8=13 ?24")
-    assert [piece.replace("Ġ", " ") for piece, _ in pieces] == ["5", "+8", "=13", " ?24"]
+def test_digit_and_its_sign_are_one_piece_and_so_is_a_number_of_two_digits(tokens):
+    pieces = tokens.backend.pre_tokenizer.pre_tokenize_str("5+8=13 ?24 ?7")
+    assert [piece.replace("Ġ", " ") for piece, _ in pieces] == ["5", "+8", "=", "13", " ?", "24", " ?7"]
 
 
 def test_batch_is_one_by_one(tokens):

@@ -1,6 +1,6 @@
 """Chemistry: balance a reaction; and from a simulated concentration table name the order and the rate constant.
 
-Balancing tries the multiples of one coefficient in turn and counts the atoms on both sides (`Al 4?4 O 6?6`).
+Balancing tries the multiples of one coefficient in turn and counts the atoms on both sides (`Al 4?2*2=4`).
 Kinetics tests the three rate laws in random order: equal differences of A (order 0, k per unit of time), equal ratios
 of A (order 1), equal differences of 1/A, shown as A0/A (order 2).
 """
@@ -60,12 +60,9 @@ def reactions() -> tuple[tuple[Species, Species], ...]:
             if metal != "Al":
                 found.append(((oxide, "Al"), (metal, "Al2O3")))
     count = lambda n: "" if n == 1 else str(n)
-    for c in range(1, 9):
+    for c in range(1, 7):
         for h in range(2, 2 * c + 3, 2):
-            for o in (0, 1, 2):
-                fuel = f"C{count(c)}H{count(h)}" + (f"O{count(o)}" if o else "")
-                if 4 * c + h > 2 * o:
-                    found.append(((fuel, "O2"), ("CO2", "H2O")))
+            found.append(((f"C{count(c)}H{h}", "O2"), ("CO2", "H2O")))
     return tuple(sorted(set(found)))
 
 
@@ -89,14 +86,22 @@ def balance(left: Species, right: Species, multiple: int) -> list[int]:
     return [known[i] for i in range(len(species))]
 
 
+def count_atoms(element: str, side: Species, coefficients: list[int]) -> tuple[str, int]:
+    """The atoms of an element on one side, written out and as a number: (`2*2+3=7`, 7)."""
+    terms = [(c, atoms(species)[element]) for c, species in zip(coefficients, side) if element in atoms(species)]
+    total = sum(c * n for c, n in terms)
+    text = "+".join(f"{c}*{n}" if n > 1 else str(c) for c, n in terms)
+    return (text if text == str(total) else f"{text}={total}"), total
+
+
 def tally(left: Species, right: Species, coefficients: list[int]) -> tuple[str, bool]:
     """The atoms of each element on both sides, up to the first that does not agree."""
     text = ""
     for element in dict.fromkeys(e for s in left for e in atoms(s)):
-        sides = [sum(c * atoms(s)[element] for c, s in zip(part, side))
-                 for part, side in ((coefficients, left), (coefficients[len(left):], right))]
-        text += f" {element} {sides[0]}?{sides[1]}"
-        if sides[0] != sides[1]:
+        (before, x), (after, y) = (count_atoms(element, left, coefficients),
+                                   count_atoms(element, right, coefficients[len(left):]))
+        text += f" {element} {before}?{after}"
+        if x != y:
             return text, False
     return text, True
 
@@ -136,6 +141,7 @@ def check_balance(problem: Problem, answer: str) -> bool:
             and tally(left, right, coefficients)[1])
 
 
+LARGEST = 48  # concentration of a table
 TABLE = {"en": "t {t}\nA {A}\norder and k?\n", "zh": "t {t}\nA {A}\n级数和 k?\n"}
 
 
@@ -143,18 +149,18 @@ def generate_kinetics(rng: Random, language: str) -> Problem | None:
     order, step = rng.randrange(3), rng.choice((1, 2, 3, 4, 5, 6, 8, 10))
     if order == 0:
         drop = step * rng.randint(1, 9)
-        start = rng.randint(2 * drop + 1, 2 * drop + 60)
+        start = rng.randint(2 * drop + 1, 2 * drop + 40)
         table = [start, start - drop, start - 2 * drop]
     elif order == 1:
         ratio = rng.choice((2, 2, 2, 3, 3, 4, 5))
-        last = rng.randint(1, max(1, 99 // ratio**2))
+        last = rng.randint(1, max(1, LARGEST // ratio**2))
         table = [last * ratio**2, last * ratio, last]
     else:
         distance = rng.choice((1, 1, 2, 3))
         unit = math.lcm(1 + distance, 1 + 2 * distance)
-        start = unit * rng.randint(1, max(1, 99 // unit))
+        start = unit * rng.randint(1, max(1, LARGEST // unit))
         table = [start, start // (1 + distance), start // (1 + 2 * distance)]
-    if table[0] > 99 or len(set(table)) < 3:
+    if table[0] > LARGEST or len(set(table)) < 3:
         return None
     return Problem(
         task="kinetics",
@@ -187,7 +193,7 @@ def rate_law(table: list[int], step: int, order: int) -> tuple[str, bool, str]:
     if order == 1:
         return f"{text}?{a}", a == b, f"ln {a}/{step}"
     x, y = a - 1, b - a
-    return f"{text}{a}-1={x} {b}-{a}={y} ?{x}", x == y, f"{x}/{first}/{step}={x}/{first * step}"
+    return f"{text}{a}-1={x} {b}-{a}={y} ?{x}", x == y, f"{x}/{first}/{step}"
 
 
 def tries_kinetics(problem: Problem, rng: Random) -> Iterator[Try]:

@@ -47,6 +47,8 @@ PROPERTIES = {
     "state": {"en": "oxidation state", "zh": "化合价"},
 }
 ASK = {"en": "What is the {property} of {name}?\n", "zh": "{name}的{property}?\n"}
+FACT = {"en": "the {property} of {name} is {value}\n", "zh": "{name}的{property}是 {value}\n"}
+NUMBERED = {"en": "element {number} is {name}\n", "zh": "{number} 号元素是{name}\n"}
 WHICH = {"en": "Which element has atomic number {number}?\n", "zh": "序数 {number} 的元素?\n"}
 PROTONS = {"en": "How many protons have {a} and {b}?\n", "zh": "{a}和{b}共有质子?\n"}
 
@@ -57,7 +59,7 @@ def named(element: dict, language: str, rng: Random) -> str:
 
 def generate(rng: Random, language: str) -> Problem | None:
     element = rng.choice(FACTS)
-    kind = rng.choice([*PROPERTIES, "which", "protons"])
+    kind = rng.choice([*PROPERTIES, "which", "protons", "protons"])
     if kind == "protons":
         other = rng.choice(FACTS)
         answer = int(element["number"]) + int(other["number"])
@@ -80,7 +82,7 @@ def tries(problem: Problem, rng: Random) -> Iterator[Try]:
     """One line where a step is needed, none where the answer is known or not."""
     answer = problem.columns["answer"]
     if problem.columns["terms"]:
-        (a, x), (b, y) = problem.columns["terms"]
+        (a, x), (b, y) = sorted(problem.columns["terms"], key=lambda term: -int(term[1]))
         yield Try(f"{a} {x} {b} {y} {x}+{y}={answer}", True, answer)
 
 
@@ -88,10 +90,18 @@ def check(problem: Problem, answer: str) -> bool:
     return answer.strip() == problem.columns["answer"]
 
 
+def fact(element: dict, kind: str, language: str, rng: Random) -> str:
+    name = element[language] if kind == "symbol" else named(element, language, rng)
+    if kind == "number" and rng.random() < 0.5:
+        return NUMBERED[language].format(number=element["number"], name=name)
+    return FACT[language].format(property=PROPERTIES[kind][language], name=name, value=element[kind])
+
+
 def statement(rng: Random, language: str) -> str:
-    """Prose of the base model's text: one element with some of its facts, in any order."""
+    """Prose of the base model's text: one element with some of its facts, in any order, or fact by fact."""
     element = rng.choice(FACTS)
-    facts = rng.sample(sorted(PROPERTIES), rng.randint(2, 5))
-    name = element[language] if "symbol" in facts else named(element, language, rng)
-    joined = (", " if language == "en" else ", ").join(f"{PROPERTIES[f][language]} {element[f]}" for f in facts)
-    return f"{name}: {joined}\n"
+    kinds = rng.sample(sorted(PROPERTIES), rng.randint(2, 5))
+    if rng.random() < 0.5:
+        return "".join(fact(element, kind, language, rng) for kind in kinds)
+    name = element[language] if "symbol" in kinds else named(element, language, rng)
+    return f"{name}: " + ", ".join(f"{PROPERTIES[kind][language]} {element[kind]}" for kind in kinds) + "\n"

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import lru_cache
 from random import Random
 
 from r1mini.records import Problem
@@ -36,6 +37,13 @@ def run(program: Program, a: int, b: int) -> tuple[int, int]:
     """The values of `c` and of the result."""
     c = value(program[0], {"a": a, "b": b})
     return c, value(program[1], {"a": a, "b": b, "c": c})
+
+
+@lru_cache(maxsize=None)
+def outcomes(program: Program) -> dict[tuple[int, int], int]:
+    """The result of every call whose values are small and have no sign."""
+    found = {(a, b): run(program, a, b) for a in range(1, 10) for b in range(1, 10)}
+    return {call: result for call, (c, result) in found.items() if 0 <= c <= 60 and 0 <= result <= 60}
 
 
 def mends(program: Program) -> Iterator[tuple[int, Expression]]:
@@ -74,17 +82,14 @@ def generate(rng: Random, language: str) -> Problem | None:
     wrong = replace(program, *rng.choice(list(mends(program))))
     candidates = [wrong, *(replace(wrong, *mend) for mend in mends(wrong))]
 
-    def usable(a: int, b: int) -> bool:  # every value a search may meet is small and has no sign
-        return all(0 <= v <= 60 for p in candidates for v in run(p, a, b))
-
-    calls = [(a, b) for a in range(1, 10) for b in range(1, 10) if usable(a, b)]
-    failing = [call for call in calls if run(right, *call)[1] != run(wrong, *call)[1]]
+    calls = [call for call in outcomes(right) if all(call in outcomes(p) for p in candidates)]
+    failing = [call for call in calls if outcomes(right)[call] != outcomes(wrong)[call]]
     if len(failing) < 2 or len(calls) < 8:
         return None
     shown, hidden = rng.sample(failing, 2), rng.sample(calls, 8)
 
     def agrees(program: Program, on: list[tuple[int, int]]) -> bool:
-        return all(run(program, *call)[1] == run(right, *call)[1] for call in on)
+        return all(outcomes(program)[call] == outcomes(right)[call] for call in on)
 
     if any(agrees(candidate, shown) and not agrees(candidate, calls) for candidate in candidates):
         return None  # the two calls leave more than one mend open
