@@ -7,7 +7,9 @@ policy. Everything random is a function of (seed, step, row), so an interrupted 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,12 +19,12 @@ from random import Random
 import torch
 from torch import Tensor
 
-from r1mini import checkpoint, grpo, optim, rewards, tasks
+from r1mini import checkpoint, diagnose, grpo, optim, rewards, tasks
 from r1mini.batch import by_length, collate, token_logprobs
 from r1mini.config import autocast, option, require, run
 from r1mini.config import device as pick_device
 from r1mini.model import Transformer
-from r1mini.records import Batch, Problem, Rollout
+from r1mini.records import Batch, Group, Problem, Rollout
 from r1mini.rollout import Sampling, sample
 
 
@@ -34,17 +36,36 @@ class Config:
     # DEVIATES: R1 adds its rewards unweighted; here format counts half, being met most of the time, and language twice.
     reward: str = option("accuracy,format:0.5,language:2", "rewards with their weights, summed")
     steps: int = option(60, "sampling steps")
-    problems: int = option(32, "problems per step (N); R1: 32")
+    problems: int = option(32, "problems per sampling step (N); R1: 512, 32 to an update")
     completions: int = option(8, "completions per problem (G); R1: 16")
     minibatches: int = option(8, "optimizer steps per sampling step; R1: 16")
     max_new_tokens: int = option(400, "length limit of a completion")
     temperature: float = option(1.0, "of sampling and of learning alike; R1: 1, and 0.7 for all scenarios")
+    # The objective: each choice is a keyword of r1mini/grpo.py.
+    baseline: str = option("group", "what a reward is compared with: group (GRPO), leave-one-out (RLOO) or none")
+    scale: str = option("group", "unit of advantages: deviation of the group (GRPO), batch (Lite PPO) or none (Dr. GRPO)")
     # DEVIATES: the loss is averaged per token and the upper clip is wider, as in DAPO; the KL term is off.
-    loss_per: str = option("token", "sequence (DeepSeekMath Eq. 3) or token (DAPO)")
+    loss_per: str = option("token", "sequence (DeepSeekMath Eq. 3), token (DAPO), constant (Dr. GRPO), microbatch (bnpo)")
+    objective: str = option("clip", "clip (PPO, GRPO), cispo, sapo or reinforce")
+    ratio: str = option("token", "ratio of each token, or of the sequence (GSPO)")
     clip_low: float = option(0.2, "lower clip of the ratio")
     clip_high: float = option(0.28, "upper clip of the ratio; R1: 10")
+    delta: float = option(0.0, "bound of the ratio for negative advantages, over 1 + clip-high (0: none)")
+    soft_up: float = option(1.0, "sapo: temperature of the gate for positive advantages")
+    soft_down: float = option(1.05, "sapo: temperature of the gate for negative advantages")
     beta: float = option(0.0, "KL coefficient; R1: 0.001. 0 needs no reference model")
-    reference_every: int = option(400, "steps after which the policy becomes the reference (0: never)")
+    kl: str = option("k3", "estimate of the KL: k1, k2, k3 (R1) or k3-weighted (by the ratio)")
+    reference_every: int = option(400, "sampling steps to a new reference (0: never); R1: 25, which are 400 updates")
+    reference_mix: float = option(1.0, "share of the policy in the new reference")
+    entropy_bonus: float = option(0.0, "coefficient of the mean entropy in the objective")
+    top_entropy: float = option(1.0, "learn from this share of the tokens, those of the highest entropy")
+    off_policy_limit: float = option(0.0, "leave out bad completions this much less likely than when drawn, per token (0: off)")
+    correction: str = option("none", "weigh by learner over sampler: none, token-truncate, token-mask or sequence-…")
+    correction_cap: float = option(3.0, "largest weight of the correction")
+    # The sampling side.
+    resample: int = option(0, "times that groups with equal rewards are replaced by new problems in a step (DAPO)")
+    overlong: str = option("keep", "completions cut at the limit: keep, or mask (they teach nothing)")
+    overlong_cache: int = option(0, "tokens before the limit over which the reward falls by up to 1 (DAPO Eq. 13; 0: off)")
     # DEVIATES: Muon, where R1 uses AdamW.
     optimizer: str = option("muon", "muon (matrices; AdamW for the rest) or adamw")
     learning_rate: float = option(4e-4, "peak learning rate; R1, by AdamW at 671B: 3e-6")
@@ -65,16 +86,36 @@ class Config:
     show: int = option(1, "completions printed every 10 steps")
 
 
-def problems_of_step(cfg: Config, step: int) -> list[Problem]:
-    """A function of (seed, step): no problem is replayed or skipped by a resume."""
-    return [tasks.problem(cfg.tasks[index % len(cfg.tasks)], cfg.seed, index, "train")
+# R1's numbers (Nature, Methods): a sampling step draws 8,192 outputs, 16 to a question, and learns from them in 16 updates
+# of 512. What the paper counts in updates is a 16th here. It names no clip for R1-Zero; R1's is taken.
+PAPER = {"problems": 512, "completions": 16, "minibatches": 16, "max_new_tokens": 32_768, "loss_per": "sequence",
+         "clip_low": 1.0, "clip_high": 10.0, "beta": 0.001, "reference_every": 25, "optimizer": "adamw",
+         "learning_rate": 3e-6, "warmup": 0.0, "final_lr": 1.0}
+PRESETS = {
+    "r1-zero-paper": {**PAPER, "steps": 650, "reward": "accuracy,format"},
+    "r1-paper": {**PAPER, "reward": "accuracy,format,language"},
+    # One paper's objective each; sizes and learning rate stay as they are.
+    "grpo": {"loss_per": "sequence", "clip_high": 0.2, "beta": 0.04},  # DeepSeekMath §4.2
+    "dapo": {"loss_per": "token", "clip_high": 0.28, "resample": 3, "overlong_cache": 50},
+    "dr-grpo": {"loss_per": "constant", "scale": "none", "clip_high": 0.2},
+    "gspo": {"loss_per": "sequence", "ratio": "sequence", "clip_low": 3e-4, "clip_high": 4e-4},  # GSPO §5.1
+    "cispo": {"loss_per": "token", "objective": "cispo", "clip_high": 4.0},  # ScaleRL: ratios up to 5
+    # A model of 0.5 to 1.5 billion parameters in 24 GB.
+    "small-gpu": {"problems": 16, "completions": 8, "minibatches": 2, "max_new_tokens": 1024, "optimizer": "adamw",
+                  "learning_rate": 1e-6, "final_lr": 1.0, "bf16": True, "learner_tokens": 8192, "sampler_rows": 128},
+}
+
+
+def problems_of_step(cfg: Config, step: int, attempt: int = 0) -> list[Problem]:
+    """A function of (seed, step, attempt): no problem is replayed or skipped by a resume."""
+    seed = f"{cfg.seed} attempt {attempt}" if attempt else cfg.seed
+    return [tasks.problem(cfg.tasks[index % len(cfg.tasks)], seed, index, "train")
             for index in range(step * cfg.problems, (step + 1) * cfg.problems)]
 
 
 def main(cfg: Config) -> dict:
     out, weighting = Path(cfg.out), rewards.weights(cfg.reward)
     check(cfg)
-    how = Sampling(cfg.max_new_tokens, cfg.temperature)
     if checkpoint.has_finished(out, asdict(cfg)):
         print(f"{out}: this run has finished already; nothing to do")
         return checkpoint.read_json(out / "run.json")
@@ -86,48 +127,46 @@ def main(cfg: Config) -> dict:
     checkpoint.start_run(out, asdict(cfg))
     first, seconds = resume(out, policy, reference, steppers)
     started = time.perf_counter() - seconds
+    rows = checkpoint.read_lines(out / "metrics.jsonl")
 
     with open(out / "metrics.jsonl", "a", encoding="utf-8") as metrics_log, \
          open(out / "rollouts.jsonl", "a", encoding="utf-8") as rollouts_log:
         for step in range(first, cfg.steps):
             clock = [time.perf_counter()]
-            # 1. Sample a group of completions of each problem from the policy.
-            problems = problems_of_step(cfg, step)
-            with autocast(device, cfg.bf16):
-                rollouts = sample(policy, tokens, [p.prompt for p in problems], cfg.completions, how, seed=cfg.seed,
-                                  step=step, max_rows=cfg.sampler_rows,
-                                  progress=f"step {step} sampling" if cfg.progress else None)
+            # 1. Sample a group of completions of each problem from the policy; 2. score them by rules.
+            groups, drawn = collect(cfg, policy, tokens, weighting, step, device)
+            rewards_NG = torch.tensor([group.rewards for group in groups])
+            flat = [r for group in groups for r in group.rollouts]
+            if step == 0:
+                print(diagnose.first_look(groups[0], weighting), flush=True)
             clock.append(time.perf_counter())
-
-            # 2. Score them by rules.
-            scores = [[rewards.score(p, r.text) for r in group] for p, group in zip(problems, rollouts)]
-            rewards_NG = torch.tensor([[rewards.total(s, weighting) for s in group] for group in scores])
 
             # 3. Advantages: each completion against its group. [R1 Eq. 3]
-            adv_NG = grpo.group_advantages(rewards_NG)
-            clock.append(time.perf_counter())
+            adv_NG = grpo.group_advantages(rewards_NG, baseline=cfg.baseline, scale=cfg.scale)
+            old = start(cfg, policy, forward, flat, device)
 
-            # 4. Replace the reference every so many steps (R1: 400). [R1 §2.2.1]
+            # 4. Renew the reference every so many steps (R1: 25, or 400 updates). [R1 §2.2.1]
             if reference is not None and cfg.reference_every and step and step % cfg.reference_every == 0:
-                reference.load_state_dict(policy.state_dict())
+                for mine, theirs in zip(reference.parameters(), policy.parameters()):
+                    mine.lerp_(theirs.detach(), cfg.reference_mix)
 
             # 5. Update the policy, one minibatch of rollouts after another. [R1 Eq. 1]
             rate = optim.learning_rate_at((step + 1) / cfg.steps, cfg.learning_rate, cfg.warmup, cfg.final_lr)
-            flat = [r for group in rollouts for r in group]
             order = Random(f"{cfg.seed} {step}").sample(range(len(flat)), len(flat))
             learned = []
             for k in range(cfg.minibatches):
                 chosen = order[k :: cfg.minibatches]
-                learned.append(update(cfg, policy, reference, forward, steppers, rate,
-                                      [flat[i] for i in chosen], adv_NG.flatten()[chosen], device))
+                learned.append(update(cfg, policy, reference, forward, steppers, rate, [flat[i] for i in chosen],
+                                      [old[i] for i in chosen], adv_NG.flatten()[chosen], device))
             clock.append(time.perf_counter())
 
-            row = step_metrics(step, rollouts, scores, rewards_NG, learned, rate, clock, cfg)
-            row["seconds"] = round(time.perf_counter() - started, 3)
-            metrics_log.write(json.dumps(row) + "\n")
+            rows.append({"step": step, **diagnose.sampling_metrics(groups, drawn),
+                         **diagnose.learning_metrics(learned, rate, clock),
+                         "seconds": round(time.perf_counter() - started, 3)})
+            metrics_log.write(json.dumps(rows[-1]) + "\n")
             metrics_log.flush()
-            write_rollouts(rollouts_log, step, problems, rollouts, scores, rewards_NG, adv_NG)
-            report(cfg, row, problems, rollouts, rewards_NG)
+            write_rollouts(rollouts_log, step, groups, adv_NG)
+            report(cfg, rows, groups)
             if cfg.save_every and (step + 1) % cfg.save_every == 0 and step + 1 < cfg.steps:
                 checkpoint.save_state(out, {
                     "step": step + 1, "model": policy.state_dict(), "seconds": time.perf_counter() - started,
@@ -140,54 +179,153 @@ def main(cfg: Config) -> dict:
     return summary
 
 
+def collect(cfg: Config, policy: Transformer, tokens, weighting: Mapping[str, float], step: int, device: torch.device
+            ) -> tuple[list[Group], int]:
+    """The groups of a step, and how many were drawn for it. A group whose rewards are all equal is replaced by one of
+    another problem of its task, `resample` times at most [DAPO §3.2]."""
+    how = Sampling(cfg.max_new_tokens, cfg.temperature)
+    groups: list[Group] = []
+    slots, drawn = list(range(cfg.problems)), 0
+    for attempt in range(cfg.resample + 1):
+        fresh = problems_of_step(cfg, step, attempt)
+        problems = [fresh[n] for n in slots]
+        with autocast(device, cfg.bf16):
+            sampled = sample(policy, tokens, [p.prompt for p in problems], cfg.completions, how, seed=cfg.seed,
+                             step=step + attempt * 2**24, max_rows=cfg.sampler_rows,
+                             progress=f"step {step} sampling" if cfg.progress else None)
+        drawn += len(problems)
+        for n, problem, rollouts in zip(slots, problems, sampled):
+            scores = [rewards.score(problem, r.text) for r in rollouts]
+            totals = tuple(rewards.total(s, weighting) + rewards.soft_overlong(
+                len(r.completion_ids), cfg.max_new_tokens, cfg.overlong_cache) for r, s in zip(rollouts, scores))
+            group = Group(problem, rollouts, scores, totals)
+            groups[n : n + 1] = [group if attempt == 0 or not group.flat else groups[n]]
+        slots = [n for n, group in enumerate(groups) if group.flat]
+        if not slots:
+            break
+    return groups, drawn
+
+
+def start(cfg: Config, policy: Transformer, forward: Callable, rollouts: Sequence[Rollout], device: torch.device
+          ) -> list[tuple[Sequence[float], Sequence[float]]]:
+    """(log-probabilities, entropies) of each rollout's tokens under the policy that the step's updates start from. The
+    sampler's own serve, unless its gap to the learner is to be corrected or entropies are asked for."""
+    if cfg.correction == "none" and cfg.top_entropy == 1:
+        return [(r.logprobs, [0.0] * len(r.logprobs)) for r in rollouts]
+    found: list = [None] * len(rollouts)
+    for part in by_length([len(r.prompt_ids) + len(r.completion_ids) for r in rollouts], cfg.learner_tokens):
+        batch = collate([(rollouts[b].prompt_ids, rollouts[b].completion_ids) for b in part]).to(device)
+        with torch.no_grad(), autocast(device, cfg.bf16):
+            logp_BT, entropy_BT = forward(policy, batch, cfg.temperature)
+        for b, logp_T, entropy_T, target_T in zip(part, logp_BT, entropy_BT, batch.target_BT):
+            found[b] = (logp_T[target_T].tolist(), entropy_T[target_T].tolist())
+    return found
+
+
 def update(cfg: Config, policy: Transformer, reference: Transformer | None, forward: Callable,
-           steppers: Sequence[torch.optim.Optimizer], rate: float, rollouts: Sequence[Rollout], adv_B: Tensor,
-           device: torch.device) -> dict[str, float]:
+           steppers: Sequence[torch.optim.Optimizer], rate: float, rollouts: Sequence[Rollout],
+           old: Sequence[tuple[Sequence[float], Sequence[float]]], adv_B: Tensor, device: torch.device
+           ) -> dict[str, float]:
     """One optimizer step on a minibatch, in micro-batches of at most `learner_tokens`. Weights are computed over the
-    whole minibatch first, so the cut does not change the gradient. Rows of advantage 0 cost no pass (with KL off)."""
-    length_B = torch.tensor([len(r.completion_ids) for r in rollouts])
-    weight_B = grpo.token_weights(length_B, cfg.loss_per)
-    live = [b for b in range(len(rollouts)) if cfg.beta or adv_B[b] != 0]
+    whole minibatch first, so the cut does not change the gradient. Rows that cannot contribute cost no pass."""
+    whole = collate([(r.prompt_ids, r.completion_ids) for r in rollouts])
+    target_BT, adv_B = whole.target_BT, adv_B.cpu()
+    sampler_BT, old_BT, entropy_BT = (spread(rows, target_BT) for rows in (
+        [r.logprobs for r in rollouts], [logps for logps, _ in old], [entropies for _, entropies in old]))
+    kept_B = torch.tensor([r.finished or cfg.overlong == "keep" for r in rollouts])
+    mask_BT = target_BT & kept_B[:, None]
+
+    everyone = cfg.beta or cfg.entropy_bonus or cfg.loss_per == "microbatch"
+    live = [b for b in range(len(rollouts)) if kept_B[b] and (everyone or adv_B[b] != 0)]
     sums: dict[str, float] = {"loss": 0.0, "entropy": 0.0, "gap": 0.0, "tokens": 0}
     if not live:
         return {**sums, "grad_norm": 0.0}
-    for group in by_length([len(rollouts[b].prompt_ids) + int(length_B[b]) for b in live], cfg.learner_tokens):
-        part = [live[i] for i in group]
-        batch = collate([(rollouts[b].prompt_ids, rollouts[b].completion_ids) for b in part]).to(device)
-        old_logp_BT = spread([rollouts[b].logprobs for b in part], batch)
-        weight_BT = weight_B[part].to(device)[:, None] * batch.target_BT
+    length_B = [len(r.prompt_ids) + len(r.completion_ids) for r in rollouts]
+    parts = [[live[i] for i in part] for part in by_length([length_B[b] for b in live], cfg.learner_tokens)]
+    part_B = torch.zeros(len(rollouts), dtype=torch.long)
+    for number, part in enumerate(parts):
+        part_B[part] = number
+    weight_BT = grpo.token_weights(mask_BT, cfg.loss_per, longest=cfg.max_new_tokens, part_B=part_B)
+    bonus_BT = cfg.entropy_bonus * grpo.token_weights(mask_BT, "token")
+    factor_BT = grpo.top_entropy(entropy_BT, mask_BT, cfg.top_entropy) * grpo.sampler_correction(
+        old_BT, sampler_BT, mask_BT, cfg.correction, cap=cfg.correction_cap)
+
+    for part in parts:
+        T = max(length_B[b] for b in part)
+        batch = Batch(whole.tokens_BT[part, :T], target_BT[part, :T]).to(device)
+        cut = lambda x_BT: x_BT[part, :T].to(device)
         with autocast(device, cfg.bf16):
-            logp_BT, entropy_BT = forward(policy, batch, cfg.temperature)
+            logp_BT, entropy_now_BT = forward(policy, batch, cfg.temperature, bool(cfg.entropy_bonus))
             ref_logp_BT = None
             if reference is not None:
                 with torch.no_grad():
                     ref_logp_BT = token_logprobs(reference, batch, cfg.temperature)[0]
+        on_policy_B1 = grpo.on_policy_rows(logp_BT, cut(sampler_BT), adv_B[part].to(device), cut(mask_BT),
+                                           cfg.off_policy_limit or math.inf)
         loss, metrics = grpo.policy_loss(
-            logp_BT, old_logp_BT, adv_B[part].to(device), weight_BT, clip_low=cfg.clip_low, clip_high=cfg.clip_high,
-            ref_logp_BT=ref_logp_BT, beta=cfg.beta)
+            logp_BT, cut(old_BT), adv_B[part].to(device), cut(weight_BT), objective=cfg.objective, ratio=cfg.ratio,
+            clip_low=cfg.clip_low, clip_high=cfg.clip_high, delta=cfg.delta or math.inf, soft_up=cfg.soft_up,
+            soft_down=cfg.soft_down, factor_BT=cut(factor_BT) * on_policy_B1, ref_logp_BT=ref_logp_BT, beta=cfg.beta,
+            kl=cfg.kl)
+        loss = loss - (cut(bonus_BT) * entropy_now_BT).sum()
         loss.backward()
-        metrics |= {"loss": loss.detach(), "entropy": entropy_BT.sum(),
-                    "tokens": batch.target_BT.sum()}
+        metrics |= {"loss": loss.detach(), "entropy": entropy_now_BT.detach().sum(), "tokens": batch.target_BT.sum()}
         for name, value in metrics.items():
             sums[name] = sums.get(name, 0.0) + float(value)
-        sums["gap"] = max(sums["gap"], float((logp_BT - old_logp_BT).detach().abs().max()))
+        sums["gap"] = max(sums["gap"], float((logp_BT - cut(sampler_BT)).detach().abs().max()))
     return {**sums, "grad_norm": optim.step(steppers, policy.parameters(), rate, cfg.max_grad_norm)}
 
 
-def spread(rows: Sequence[Sequence[float]], batch: Batch) -> Tensor:
+def spread(rows: Sequence[Sequence[float]], target_BT: Tensor) -> Tensor:
     """Values of the target tokens, row after row, as a `_BT` tensor with zeros elsewhere."""
-    values = torch.tensor([value for row in rows for value in row], device=batch.target_BT.device)
-    return torch.zeros(batch.target_BT.shape, device=values.device).masked_scatter(batch.target_BT, values)
+    values = torch.tensor([value for row in rows for value in row])
+    return torch.zeros(target_BT.shape).masked_scatter(target_BT, values)
 
 
 def check(cfg: Config) -> None:
     require(cfg, steps=cfg.steps >= 1, problems=cfg.problems >= 1, completions=cfg.completions >= 2,
             minibatches=1 <= cfg.minibatches <= cfg.problems * cfg.completions, temperature=cfg.temperature > 0,
-            loss_per=cfg.loss_per in ("sequence", "token"), clip_low=0 <= cfg.clip_low <= 1, clip_high=cfg.clip_high >= 0,
-            beta=cfg.beta >= 0, reference_every=cfg.reference_every >= 0, learning_rate=cfg.learning_rate >= 0,
+            clip_low=0 <= cfg.clip_low <= 1, clip_high=cfg.clip_high >= 0,
+            delta=cfg.delta == 0 or cfg.delta > 1 + cfg.clip_high, soft_up=cfg.soft_up > 0, soft_down=cfg.soft_down > 0,
+            beta=cfg.beta >= 0, reference_every=cfg.reference_every >= 0, reference_mix=0 < cfg.reference_mix <= 1,
+            top_entropy=0 < cfg.top_entropy <= 1, off_policy_limit=cfg.off_policy_limit >= 0,
+            correction_cap=cfg.correction_cap > 0, resample=cfg.resample >= 0,
+            max_new_tokens=cfg.max_new_tokens >= 1, overlong_cache=0 <= cfg.overlong_cache < cfg.max_new_tokens,
+            learning_rate=cfg.learning_rate >= 0,
             warmup=0 <= cfg.warmup < 1, max_grad_norm=cfg.max_grad_norm > 0, learner_tokens=cfg.learner_tokens >= 1,
             sampler_rows=cfg.sampler_rows >= 1, save_every=cfg.save_every >= 0)
+    for flag, known in (("baseline", grpo.BASELINES), ("scale", grpo.SCALES), ("loss-per", grpo.WEIGHTS),
+                        ("objective", grpo.OBJECTIVES), ("ratio", grpo.RATIOS), ("kl", grpo.ESTIMATES),
+                        ("correction", grpo.CORRECTIONS), ("overlong", ("keep", "mask"))):
+        grpo.one_of(flag, getattr(cfg, flag.replace("-", "_")), known)
     tasks.require(cfg.tasks)
+
+    # What would be silently without effect, or wrong, is refused.
+    defaults = {field.name: field.default for field in dataclasses.fields(cfg)}
+    needs = {
+        "ratio": (cfg.objective != "reinforce", "reinforce has no ratio"),
+        "delta": (cfg.objective == "clip", f"--objective {cfg.objective} has no such bound"),
+        "clip_low": (cfg.objective == "clip", f"--objective {cfg.objective} does not clip from below"),
+        "clip_high": (cfg.objective in ("clip", "cispo"), f"--objective {cfg.objective} does not clip"),
+        "soft_up": (cfg.objective == "sapo", f"--objective {cfg.objective} has no gate"),
+        "soft_down": (cfg.objective == "sapo", f"--objective {cfg.objective} has no gate"),
+        "kl": (cfg.beta, "--beta 0 computes no KL"),
+        "reference_every": (cfg.beta, "--beta 0 has no reference"),
+        "reference_mix": (cfg.beta and cfg.reference_every, "the reference is never renewed"),
+        "correction_cap": (cfg.correction != "none", "--correction none has no weight to cap"),
+        "rest_lr": (cfg.optimizer == "muon", f"--optimizer {cfg.optimizer} has one rate for all"),
+    }
+    for name, (met, why) in needs.items():
+        if not met and getattr(cfg, name) != defaults[name]:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(cfg, name)}: would have no effect ({why})")
+    if cfg.baseline == "none" and cfg.scale == "group":
+        raise ValueError("--baseline none --scale group: a group of equal rewards has no deviation to divide by; use "
+                         "--scale batch or none")
+    if cfg.baseline == "none" and cfg.resample:
+        raise ValueError("--baseline none --resample: without a baseline a group of equal rewards teaches something too")
+    if cfg.objective == "reinforce" and cfg.minibatches > 1:
+        raise ValueError(f"--objective reinforce --minibatches {cfg.minibatches}: without a ratio only the first update of "
+                         "a step is right; use --minibatches 1")
 
 
 def resume(out: Path, policy, reference, steppers) -> tuple[int, float]:
@@ -206,70 +344,32 @@ def resume(out: Path, policy, reference, steppers) -> tuple[int, float]:
     return first, state["seconds"] if state else 0.0
 
 
-def step_metrics(step: int, rollouts: Sequence[Sequence[Rollout]], scores: Sequence[Sequence[Mapping]],
-                 rewards_NG: Tensor, learned: Sequence[Mapping[str, float]], rate: float, clock: Sequence[float],
-                 cfg: Config) -> dict[str, float]:
-    """One line of metrics.jsonl, under TRL's names."""
-    flat = [r for group in rollouts for r in group]
-    lengths = torch.tensor([float(len(r.completion_ids)) for r in flat])
-    row = {
-        "step": step,
-        "reward": float(rewards_NG.mean()),
-        "reward_std": float(rewards_NG.std(-1).mean()),
-        "frac_reward_zero_std": float(grpo.flat_groups(rewards_NG).float().mean()),
-        "completions/mean_length": float(lengths.mean()),
-        "completions/min_length": float(lengths.min()),
-        "completions/max_length": float(lengths.max()),
-        "completions/clipped_ratio": sum(not r.finished for r in flat) / len(flat),
-        "num_tokens": int(lengths.sum()),
-    }
-    for name in rewards.REWARDS:
-        values = [s[name] for group in scores for s in group if s[name] is not None]
-        if values:
-            row[f"rewards/{name}/mean"] = sum(values) / len(values)
-            row[f"rewards/{name}/std"] = float(torch.tensor(values).std())
-    if trained := sum(m["tokens"] for m in learned):  # of the rows that taught something, those with an advantage
-        row["entropy"] = sum(m["entropy"] for m in learned) / trained
-        # Before the first update of a step both sides have the same weights: this gap should be rounding alone.
-        row["sampling/sampling_logp_difference/max"] = learned[0]["gap"]
-    row |= {
-        "loss": sum(m["loss"] for m in learned) / len(learned),
-        "clip_ratio/low_mean": sum(m.get("clip_ratio/low_mean", 0.0) for m in learned) / len(learned),
-        "clip_ratio/high_mean": sum(m.get("clip_ratio/high_mean", 0.0) for m in learned) / len(learned),
-        "grad_norm": sum(m["grad_norm"] for m in learned) / len(learned),
-        "learning_rate": rate,
-        "step_time": clock[-1] - clock[0],
-        "time/sample": clock[1] - clock[0],
-        "time/reward": clock[2] - clock[1],
-        "time/update": clock[3] - clock[2],
-    }
-    if cfg.beta:
-        row["kl"] = sum(m.get("kl", 0.0) for m in learned) / len(learned)
-    return row
-
-
-def write_rollouts(log, step, problems, rollouts, scores, rewards_NG, adv_NG) -> None:
-    for n, problem in enumerate(problems):
-        for g, rollout in enumerate(rollouts[n]):
+def write_rollouts(log, step: int, groups: Sequence[Group], adv_NG: Tensor) -> None:
+    for n, group in enumerate(groups):
+        for g, (rollout, scores, reward) in enumerate(zip(group.rollouts, group.scores, group.rewards)):
             log.write(json.dumps({
-                "step": step, "problem": n, "sample": g, "task": problem.task, "prompt": problem.prompt,
+                "step": step, "problem": n, "sample": g, "task": group.problem.task, "prompt": group.problem.prompt,
                 "completion": rollout.text, "tokens": len(rollout.completion_ids), "finished": rollout.finished,
-                "rewards": scores[n][g], "reward": round(float(rewards_NG[n, g]), 6),
-                "advantage": round(float(adv_NG[n, g]), 6)}, ensure_ascii=False) + "\n")
+                "rewards": scores, "reward": round(reward, 6), "advantage": round(float(adv_NG[n, g]), 6)},
+                ensure_ascii=False) + "\n")
     log.flush()
 
 
-def report(cfg: Config, row: Mapping[str, float], problems, rollouts, rewards_NG) -> None:
+def report(cfg: Config, rows: Sequence[Mapping[str, float]], groups: Sequence[Group]) -> None:
+    row = rows[-1]
     language = row.get("rewards/language/mean")
     print(f"{Path(cfg.out).name} {row['step'] + 1}/{cfg.steps}: accuracy {row['rewards/accuracy/mean']:.2f} "
           f"format {row['rewards/format/mean']:.2f}" + (f" language {language:.2f}" if language is not None else "")
           + f" length {row['completions/mean_length']:.0f} cut {row['completions/clipped_ratio']:.2f} "
           f"flat {row['frac_reward_zero_std']:.2f} entropy {row.get('entropy', 0.0):.2f} grad {row['grad_norm']:.2f} "
           f"{row['step_time']:.1f} s (sample {row['time/sample']:.1f}, update {row['time/update']:.1f})", flush=True)
+    if row["step"] % 5 == 4:
+        for sentence in diagnose.causes(rows, cfg):
+            print(f"{Path(cfg.out).name}: {sentence}", flush=True)
     if cfg.show and row["step"] % 10 == 0:
-        for n in range(min(cfg.show, len(problems))):
-            print(f"--- {problems[n].prompt}{rollouts[n][0].text}\n--- reward {float(rewards_NG[n, 0]):.2f}", flush=True)
+        for group in groups[: cfg.show]:
+            print(f"--- {group.problem.prompt}{group.rollouts[0].text}\n--- reward {group.rewards[0]:.2f}", flush=True)
 
 
 if __name__ == "__main__":
-    run(main, Config, description=__doc__)
+    run(main, Config, PRESETS, __doc__)

@@ -36,8 +36,9 @@ def collate(rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Batch:
     return Batch(tokens_BT, target_BT)
 
 
-def token_logprobs(model: Transformer, batch: Batch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    """(logp_BT, entropy_BT) in nats, fp32, of the target tokens; zero elsewhere.
+def token_logprobs(model: Transformer, batch: Batch, temperature: float = 1.0, entropy_gradient: bool = False
+                   ) -> tuple[Tensor, Tensor]:
+    """(logp_BT, entropy_BT) in nats, fp32, of the target tokens; zero elsewhere. The entropy has a gradient on request.
 
     Only the hidden states that predict a target reach the vocabulary.
     """
@@ -46,7 +47,7 @@ def token_logprobs(model: Transformer, batch: Batch, temperature: float = 1.0) -
     logits_MV = model.lm_head(hidden_BTD[:, :-1][predicts_BT]).float() / temperature
     logp_MV = logits_MV.log_softmax(-1)
     chosen_M = logp_MV.gather(-1, batch.tokens_BT[:, 1:][predicts_BT][:, None])[:, 0]
-    with torch.no_grad():
+    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
         entropy_M = -(logp_MV.exp() * logp_MV).sum(-1)
     empty_BT = torch.zeros(batch.tokens_BT.shape, device=chosen_M.device)
     return (empty_BT.masked_scatter(batch.target_BT, chosen_M),

@@ -275,6 +275,11 @@ def finish_run(out: Path, **summary: Any) -> None:
     (out / "resume.pt").unlink(missing_ok=True)
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL log, none if there is no log."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line] if path.is_file() else []
+
+
 def keep_lines(path: Path, wanted) -> None:
     """Drop the lines of a JSONL log that the resumed run will write again."""
     if not path.is_file():

@@ -11,7 +11,7 @@ Records are frozen: nothing is changed on the way, and no field changes its mean
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -50,3 +50,18 @@ class Batch:
 
     def to(self, device) -> Batch:
         return Batch(self.tokens_BT.to(device), self.target_BT.to(device))
+
+
+@dataclass(frozen=True)
+class Group:
+    """A problem with its completions, every reward of each by its name, and their sums: what is learned from."""
+
+    problem: Problem
+    rollouts: Sequence[Rollout]
+    scores: Sequence[Mapping[str, float | None]]
+    rewards: tuple[float, ...]
+
+    @property
+    def flat(self) -> bool:
+        """All rewards are equal: there is nothing to learn."""
+        return len(set(self.rewards)) == 1

@@ -51,21 +51,53 @@ def extract(text: str) -> str | None:
     return answer.strip() if closed and not TAG.search(answer + after) else None
 
 
+def thinking(text: str) -> str:
+    """What stands in the think block, closed or not; "" without one."""
+    return text.partition("<think>")[2].partition("</think>")[0]
+
+
+def why_wrong(problem: Problem, text: str) -> str | None:
+    """What is wrong with the answer, or None if it is right by the task's checker."""
+    answer = extract(text)
+    if answer is not None:
+        return tasks.mistake(problem, answer)
+    for tag in ("<answer>", "</answer>"):
+        if tag not in text:
+            return f"no {tag}"
+    return "not one answer block after the thinking"
+
+
+def why_unformatted(problem: Problem, text: str) -> str | None:
+    """What is wrong with the format, or None: it is kept and its answer is not empty. Reasoning tasks need a think block
+    that is not empty; elsewhere an answer alone will do."""
+    parsed = parse(text)
+    if parsed is None:
+        missing = [tag for tag in ("<think>", "</think>", "<answer>", "</answer>") if tag not in text]
+        return f"no {missing[0]}" if missing else "tags out of order or repeated, or text outside them"
+    if not parsed.answer.strip():
+        return "empty answer"
+    if parsed.thinking is None:
+        return "no <think>" if tasks.TASKS[problem.task].reasoning else None
+    return None if parsed.thinking.strip() else "empty thinking"
+
+
 def accuracy(problem: Problem, text: str) -> float:
     """1 if the answer is right by the task's checker, else 0."""
-    answer = extract(text)
-    return float(answer is not None and tasks.check(problem, answer))
+    return float(why_wrong(problem, text) is None)
 
 
 def format(problem: Problem, text: str) -> float:
-    """1 if the completion keeps the format and its answer is not empty. Reasoning tasks need a think block that is not
-    empty; elsewhere an answer alone will do."""
-    parsed = parse(text)
-    if parsed is None or not parsed.answer.strip():
-        return 0.0
-    if parsed.thinking is None:
-        return float(not tasks.TASKS[problem.task].reasoning)
-    return float(bool(parsed.thinking.strip()))
+    """1 if the completion keeps the format and its answer is not empty, else 0."""
+    return float(why_unformatted(problem, text) is None)
+
+
+def soft_overlong(length: int, longest: int, cache: int) -> float:
+    """[DAPO Eq. 13] 0 up to `cache` tokens before the limit, from there down to -1 at it; 0 with no cache.
+
+    >>> [soft_overlong(length, 100, 20) for length in (80, 90, 100)]
+    [0.0, -0.5, -1.0]
+    """
+    return max(-1.0, min(0.0, (longest - cache - length) / cache)) if cache else 0.0
 
 
 def words(text: str) -> list[str]:
@@ -95,8 +127,7 @@ def language(problem: Problem, text: str) -> float | None:
     block."""
     if not tasks.TASKS[problem.task].reasoning:
         return None
-    _, opened, rest = text.partition("<think>")
-    return consistency(rest.partition("</think>")[0], problem.language) if opened else 0.0
+    return consistency(thinking(text), problem.language)
 
 
 REWARDS = {"accuracy": accuracy, "format": format, "language": language}

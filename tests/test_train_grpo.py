@@ -59,8 +59,9 @@ def gradient(model, rollouts, advantages=ADVANTAGES, **changes):
     reference = copy.deepcopy(model) if cfg.beta else None
     if reference is not None:
         reference.model.norm.weight.mul_(1.5)
+    old = train_grpo.start(cfg, policy, token_logprobs, rollouts, torch.device("cpu"))
     figures = train_grpo.update(cfg, policy, reference, token_logprobs, [torch.optim.SGD(policy.parameters(), lr=1.0)],
-                                1.0, rollouts, advantages, torch.device("cpu"))
+                                1.0, rollouts, old, advantages, torch.device("cpu"))
     moved = torch.cat([(q - p).flatten() for p, q in zip(model.parameters(), policy.parameters())]).detach()
     return moved, figures
 
@@ -105,6 +106,42 @@ def test_kl_pulls_towards_the_reference_even_without_advantages(model, rollouts)
     moved, figures = gradient(model, rollouts, torch.zeros(12), beta=0.1)
     assert moved.any() and figures["kl"] > 0
     assert figures["loss"] == pytest.approx(0.1 * figures["kl"], rel=1e-4)
+
+
+def test_completions_cut_at_the_limit_teach_nothing_when_masked(model, rollouts):
+    cut = [replace(r, finished=n % 2 == 0) for n, r in enumerate(rollouts)]
+    # Their share of the weight is not given to the others: the gradient is that of advantages of zero.
+    silenced = torch.where(torch.arange(12) % 2 == 0, ADVANTAGES, 0.0)
+    got, _ = gradient(model, cut, overlong="mask", loss_per="sequence")
+    torch.testing.assert_close(got, gradient(model, cut, silenced, loss_per="sequence")[0])
+
+
+def test_correction_weighs_by_learner_over_sampler(model, rollouts):
+    # The sampler gave every token half of the learner's probability: the first update counts it twice.
+    off = [replace(r, logprobs=tuple(logp - math.log(2) for logp in r.logprobs)) for r in rollouts]
+    got, _ = gradient(model, off, correction="token-truncate")
+    torch.testing.assert_close(got, 2 * gradient(model, rollouts)[0], rtol=1e-3, atol=1e-4)
+
+
+def test_entropy_bonus_raises_entropy_without_advantages(model, rollouts):
+    moved, _ = gradient(model, rollouts, torch.zeros(12), entropy_bonus=0.1)
+    half, _ = gradient(model, rollouts, torch.zeros(12), entropy_bonus=0.05)
+    assert moved.any()
+    torch.testing.assert_close(moved, 2 * half, rtol=1e-3, atol=1e-6)
+    policy = copy.deepcopy(model)
+    torch.nn.utils.vector_to_parameters(torch.nn.utils.parameters_to_vector(policy.parameters()) + 0.5 * moved,
+                                        policy.parameters())
+    batch = train_grpo.collate([(r.prompt_ids, r.completion_ids) for r in rollouts])
+    assert token_logprobs(policy, batch)[1].sum() > token_logprobs(model, batch)[1].sum()
+
+
+@pytest.mark.parametrize("changes", [{"top_entropy": 0.35}, {"off_policy_limit": 0.001}, {"objective": "cispo"}, {"delta": 1.3},
+                                     {"ratio": "sequence"}, {"scale": "none"}, {"loss_per": "constant"}], ids=str)
+def test_every_choice_keeps_the_gradient_under_any_cut(model, rollouts, changes):
+    drifted = [replace(r, logprobs=tuple(logp - 0.3 * (-1) ** t for t, logp in enumerate(r.logprobs))) for r in rollouts]
+    whole, _ = gradient(model, drifted, learner_tokens=10**6, **changes)
+    cut, _ = gradient(model, drifted, learner_tokens=1, **changes)
+    torch.testing.assert_close(cut, whole, atol=1e-5 * whole.abs().max().item(), rtol=0)
 
 
 # -- the loop ----------------------------------------------------------------------------------------------------------
@@ -153,7 +190,7 @@ def test_every_completion_is_learned_once_with_its_own_advantage(run, tmp_path, 
     learned, real = [], train_grpo.update
 
     def recording(*args):
-        learned.append([(r.text, round(float(a), 6)) for r, a in zip(args[6], args[7])])
+        learned.append([(r.text, round(float(a), 6)) for r, a in zip(args[6], args[8])])
         return real(*args)
 
     monkeypatch.setattr(train_grpo, "update", recording)
@@ -165,10 +202,73 @@ def test_every_completion_is_learned_once_with_its_own_advantage(run, tmp_path, 
 
 def test_every_step_draws_anew(run, tmp_path, monkeypatch):
     same = train_grpo.problems_of_step(train_grpo.Config(problems=2), 0)
-    monkeypatch.setattr(train_grpo, "problems_of_step", lambda cfg, step: same)
-    run("out", learning_rate=0.0)
+    monkeypatch.setattr(train_grpo, "problems_of_step", lambda cfg, step, attempt: same)
+    run("out", learning_rate=0.0, problems=2)
     rows = jsonl(tmp_path / "out/rollouts.jsonl")
     assert not {r["completion"] for r in rows if r["step"] == 0} & {r["completion"] for r in rows if r["step"] == 1}
+
+
+def test_groups_of_equal_rewards_are_replaced_by_other_problems_of_their_task(run, tmp_path, monkeypatch):
+    drawn = []
+
+    def mostly_flat(problem, text):  # the first problem drawn at a place always earns the same
+        if problem.prompt not in drawn:
+            drawn.append(problem.prompt)
+        varied = drawn.index(problem.prompt) >= 3
+        return {"accuracy": float(sum(map(ord, text)) % 2) if varied else 1.0, "format": 0.0, "language": None}
+
+    monkeypatch.setattr(rewards, "score", mostly_flat)
+    run("out", steps=1, completions=8, resample=3, reward="accuracy")
+    rows, metrics = jsonl(tmp_path / "out/rollouts.jsonl"), jsonl(tmp_path / "out/metrics.jsonl")[0]
+    assert metrics["groups_drawn"] >= 6 and metrics["frac_reward_zero_std"] == 0
+    assert [r["task"] for r in rows[::8]] == ["countdown", "elements", "countdown"]
+    assert not {r["prompt"] for r in rows} & set(drawn[:3])
+
+
+def test_refill_stops_at_its_budget_and_keeps_the_flat_groups(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(rewards, "score", lambda problem, text: {"accuracy": 1.0, "format": 0.0, "language": None})
+    run("out", steps=1, resample=2, reward="accuracy")
+    metrics = jsonl(tmp_path / "out/metrics.jsonl")[0]
+    assert metrics["groups_drawn"] == 9 and metrics["frac_reward_zero_std"] == 1 and metrics["grad_norm"] == 0
+
+
+def test_reference_is_mixed_with_the_policy(run, tmp_path, monkeypatch):
+    seen = []
+    real = train_grpo.update
+
+    def looking(cfg, policy, reference, *rest):
+        seen.append((reference.model.norm.weight.clone(), policy.model.norm.weight.detach().clone()))
+        return real(cfg, policy, reference, *rest)
+
+    monkeypatch.setattr(train_grpo, "update", looking)
+    run("out", steps=2, beta=0.1, reference_every=1, reference_mix=0.25, minibatches=1)
+    (first, _), (second, policy) = seen
+    torch.testing.assert_close(second, 0.75 * first + 0.25 * policy)
+
+
+@pytest.mark.parametrize("changes, names", [
+    ({"delta": 2.0, "objective": "cispo"}, "--delta 2.0: would have no effect"),
+    ({"kl": "k1"}, "--kl k1: would have no effect .--beta 0"),
+    ({"reference_mix": 0.5}, "--reference-mix 0.5: would have no effect"),
+    ({"clip_low": 0.1, "objective": "sapo"}, "--clip-low 0.1: would have no effect"),
+    ({"soft_up": 2.0}, "--soft-up 2.0: would have no effect"),
+    ({"ratio": "sequence", "objective": "reinforce", "minibatches": 1}, "--ratio sequence: would have no effect"),
+    ({"correction_cap": 2.0}, "--correction-cap 2.0: would have no effect"),
+    ({"baseline": "none"}, "--baseline none --scale group"),
+    ({"baseline": "none", "scale": "none", "resample": 1}, "--baseline none --resample"),
+    ({"objective": "reinforce"}, "--objective reinforce --minibatches 8"),
+    ({"delta": 1.1}, "--delta: 1.1 is out of range"), ({"overlong_cache": 6}, "--overlong-cache: 6 is out of range"),
+    ({"overlong": "drop"}, "--overlong: 'drop' is not one of keep, mask"),
+])
+def test_flags_that_do_not_go_together_are_refused_with_the_reason(run, tmp_path, changes, names):
+    with pytest.raises(ValueError, match=names):
+        run("out", **changes)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("preset", train_grpo.PRESETS)
+def test_presets_are_configurations_that_go_together(preset):
+    train_grpo.check(train_grpo.Config(**train_grpo.PRESETS[preset]))
 
 
 def test_memory_flags_do_not_change_a_rollout(run, tmp_path):

@@ -20,18 +20,18 @@ from r1mini.tasks.trace import LANGUAGES, Style, Try, write
 class Task:
     generate: Callable[[Random, str], Problem | None]  # None: the draw is not a problem worth setting
     tries: Callable[[Problem, Random], Iterator[Try]]  # the search for its answer, in random order
-    check: Callable[[Problem, str], bool]
+    mistake: Callable[[Problem, str], str | None]  # what is wrong with an answer; None: it is right
     give_up: float  # of an imperfect trace, after each failed try: searches differ in length
     reasoning: bool = True  # False: an answer without thinking is well-formed
 
 
 TASKS = {
-    "countdown": Task(countdown.make(3), countdown.tries, countdown.check, give_up=0.16),
-    "repair": Task(repair.generate, repair.tries, repair.check, give_up=0.5),
-    "balance": Task(chemistry.generate_balance, chemistry.tries_balance, chemistry.check_balance, give_up=0.6),
-    "kinetics": Task(chemistry.generate_kinetics, chemistry.tries_kinetics, chemistry.check_kinetics, give_up=0.7),
-    "elements": Task(elements.generate, elements.tries, elements.check, give_up=0.0, reasoning=False),
-    "countdown4": Task(countdown.make(4), countdown.tries, countdown.check, give_up=0.08),
+    "countdown": Task(countdown.make(3), countdown.tries, countdown.mistake, give_up=0.16),
+    "repair": Task(repair.generate, repair.tries, repair.mistake, give_up=0.5),
+    "balance": Task(chemistry.generate_balance, chemistry.tries_balance, chemistry.mistake_balance, give_up=0.6),
+    "kinetics": Task(chemistry.generate_kinetics, chemistry.tries_kinetics, chemistry.mistake_kinetics, give_up=0.7),
+    "elements": Task(elements.generate, elements.tries, elements.mistake, give_up=0.0, reasoning=False),
+    "countdown4": Task(countdown.make(4), countdown.tries, countdown.mistake, give_up=0.08),
 }
 REASONING = ("countdown", "repair", "balance", "kinetics")
 DEFAULT = (*REASONING, "elements")
@@ -58,8 +58,13 @@ def problem(task: str, seed: int | str, index: int, split: str) -> Problem:
             return drawn
 
 
+def mistake(problem: Problem, answer: str) -> str | None:
+    """What is wrong with an answer, or None if it is right."""
+    return TASKS[problem.task].mistake(problem, answer)
+
+
 def check(problem: Problem, answer: str) -> bool:
-    return TASKS[problem.task].check(problem, answer)
+    return mistake(problem, answer) is None
 
 
 def demonstrate(problem: Problem, style: Style, rng: Random) -> tuple[str, str]:

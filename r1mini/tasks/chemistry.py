@@ -131,14 +131,17 @@ def tries_balance(problem: Problem, rng: Random) -> Iterator[Try]:
         yield Try(answer + text, good, answer)
 
 
-def check_balance(problem: Problem, answer: str) -> bool:
+def mistake_balance(problem: Problem, answer: str) -> str | None:
     """Coefficients in the order of the species, in lowest terms."""
-    if not re.fullmatch(r"\s*[0-9]{1,2}( +[0-9]{1,2}){0,7}\s*", answer, re.ASCII):
-        return False
     left, right = problem.columns["left"], problem.columns["right"]
-    coefficients = [int(part) for part in answer.split()]
-    return (len(coefficients) == len(left) + len(right) and min(coefficients) > 0 and math.gcd(*coefficients) == 1
-            and tally(left, right, coefficients)[1])
+    coefficients = [int(part) for part in answer.split()] if re.fullmatch(
+        r"\s*[0-9]{1,2}( +[0-9]{1,2}){0,7}\s*", answer, re.ASCII) else []
+    if len(coefficients) != len(left) + len(right) or min(coefficients) < 1:
+        return f"not {len(left) + len(right)} coefficients"
+    if math.gcd(*coefficients) > 1:
+        return "not in lowest terms"
+    text, balanced = tally(left, right, coefficients)
+    return None if balanced else f"not balanced:{text}"
 
 
 LARGEST = 48  # concentration of a table
@@ -203,21 +206,21 @@ def tries_kinetics(problem: Problem, rng: Random) -> Iterator[Try]:
         yield Try(f"{order} {text}" + (f" k {constant}" if good else ""), good, answer)
 
 
-def check_kinetics(problem: Problem, answer: str) -> bool:
+def mistake_kinetics(problem: Problem, answer: str) -> str | None:
     """Order and rate constant, within 2 %: a number, a quotient, or the logarithm of a number (`1 ln 2/5`)."""
-    if len(answer) > 60:
-        return False
     number = r"[0-9]{1,4}(?:\.[0-9]{1,4})?"
-    found = re.fullmatch(rf"\s*([012]) +(ln )?({number})((?:/{number})*)\s*", answer, re.ASCII)
-    if not found:
-        return False
+    found = re.fullmatch(rf"\s*([012]) +(ln )?({number})((?:/{number})*)\s*", answer[:61], re.ASCII)
+    if len(answer) > 60 or not found:
+        return "not an order and a rate constant"
     order, logarithm, given = int(found[1]), found[2], float(found[3])
     divisors = [float(part) for part in found[4].split("/")[1:]]
     if 0.0 in divisors or logarithm and given <= 0:
-        return False
+        return "not a number"
     given = (math.log(given) if logarithm else given) / math.prod(divisors)
     table, step = problem.columns["table"], problem.columns["step"]
     right = next(o for o in range(3) if rate_law(table, step, o)[1])
     exact = ((table[0] - table[1]) / step, math.log(table[0] / table[1]) / step,
              (1 / table[1] - 1 / table[0]) / step)[right]
-    return order == right and abs(given - exact) <= 0.02 * exact
+    if order != right:
+        return f"order {order} ≠ {right}"
+    return None if abs(given - exact) <= 0.02 * exact else f"k {given:.3g} ≠ {exact:.3g}"

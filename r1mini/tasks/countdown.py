@@ -83,10 +83,14 @@ def tries(problem: Problem, rng: Random) -> Iterator[Try]:
         yield Try(f"{' '.join(written)} ?{target}", value == target, expression)
 
 
-def check(problem: Problem, answer: str) -> bool:
+def mistake(problem: Problem, answer: str) -> str | None:
     used: list[int] = []
-    value = evaluate(answer, used)
-    return value == problem.columns["target"] and Counter(used) == Counter(problem.columns["numbers"])
+    value, target, numbers = evaluate(answer, used), problem.columns["target"], problem.columns["numbers"]
+    if value is None:
+        return "not an expression of + - * /"
+    if Counter(used) != Counter(numbers):
+        return f"uses {', '.join(map(str, used))}, not {', '.join(map(str, numbers))}"
+    return None if value == target else f"{value} ≠ {target}"
 
 
 def evaluate(text: str, used: list[int]) -> Fraction | None:

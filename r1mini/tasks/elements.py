@@ -86,8 +86,9 @@ def tries(problem: Problem, rng: Random) -> Iterator[Try]:
         yield Try(f"{a} {x} {b} {y} {x}+{y}={answer}", True, answer)
 
 
-def check(problem: Problem, answer: str) -> bool:
-    return answer.strip() == problem.columns["answer"]
+def mistake(problem: Problem, answer: str) -> str | None:
+    right = problem.columns["answer"]
+    return None if answer.strip() == right else f"{answer.strip()[:20]!r} ≠ {right!r}"
 
 
 def fact(element: dict, kind: str, language: str, rng: Random) -> str:

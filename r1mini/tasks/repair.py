@@ -160,15 +160,16 @@ def evaluate(node: ast.expr, names: dict[str, int]) -> int:
     return APPLY[operator](evaluate(node.left, names), evaluate(node.right, names))
 
 
-def check(problem: Problem, answer: str) -> bool:
+def mistake(problem: Problem, answer: str) -> str | None:
     parsed = parse_line(answer)
     if parsed is None:
-        return False
+        return "not a line c=… or return … over a, b, c, numbers and + - *"
     line, tree = parsed
     program = problem.columns["program"]
     for a, b, want in [*problem.columns["shown"], *problem.columns["hidden"]]:
         names = {"a": a, "b": b}
         names["c"] = evaluate(tree, names) if line == 0 else value(program[0], names)
-        if (evaluate(tree, names) if line == 1 else value(program[1], names)) != want:
-            return False
-    return True
+        got = evaluate(tree, names) if line == 1 else value(program[1], names)
+        if got != want:
+            return f"f({a},{b}) is {got} ≠ {want}"
+    return None
