@@ -11,10 +11,10 @@ from typing import Any
 from r1mini import rewards
 from r1mini.records import Group, Problem
 
-# R1's words of reflection [R1 §2.2.4], and what stands for them in Chinese.
+# R1's words of reflection (Nature, Supplementary), and what stands for them in Chinese. A bare 错 is a verdict, as "no".
 REFLECTION = {
     "en": ("wait", "mistake", "however", "but", "retry", "error", "verify", "wrong", "evaluate", "check"),
-    "zh": ("等", "错", "然而", "但", "重试", "误", "验证", "不对", "评估", "检查"),
+    "zh": ("等等", "等一下", "错误", "然而", "但是", "重试", "验证", "不对", "评估", "检查"),
 }
 
 

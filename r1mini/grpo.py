@@ -110,7 +110,8 @@ def log_ratio(logp_BT: Tensor, other_BT: Tensor, mask_BT: Tensor) -> Tensor:
 
 def kl_to_reference(logp_BT: Tensor, ref_logp_BT: Tensor, estimate: str = "k3") -> Tensor:
     """An estimate of KL(pi || pi_ref) for each token (Schulman 2020, "Approximating KL divergence"). k3 is R1's:
-    unbiased and never negative [R1 Eq. 2]. "k3-weighted" is k3 here; `policy_loss` multiplies it with the ratio."""
+    unbiased and never negative [R1 Eq. 2]. k1 and k2 are there to compare: as a loss, k1's gradient is the same whatever the
+    reference is. "k3-weighted" is k3 here; `policy_loss` multiplies it with the ratio."""
     one_of("kl", estimate, ESTIMATES)
     log_ref_BT = (ref_logp_BT - logp_BT).clamp(-LARGEST, LARGEST)
     if estimate == "k1":
@@ -128,7 +129,7 @@ def policy_loss(logp_BT: Tensor, old_logp_BT: Tensor, adv_B: Tensor, weight_BT: 
                 soft_up: float = 1.0, soft_down: float = 1.05, factor_BT: Tensor | None = None,
                 ref_logp_BT: Tensor | None = None, beta: float = 0.0, kl: str = "k3"
                 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """[R1 Eq. 1] The negated objective, and what to log of it, both summed with the weights.
+    """[R1 Eq. 1] The negated objective, summed with the weights; and what to log of it, summed over the tokens.
 
     objective  "clip": min(ratio A, clip(ratio, 1-clip_low, 1+clip_high) A), the pessimistic bound for either sign of A
                (PPO Eq. 7); clip_high may exceed clip_low [DAPO §3.1]; `delta` bounds the ratio where A < 0
@@ -162,14 +163,14 @@ def policy_loss(logp_BT: Tensor, old_logp_BT: Tensor, adv_B: Tensor, weight_BT: 
     else:
         objective_BT = (logp_BT - logp_BT.detach()).exp() * adv_B1
     metrics = {
-        "clip_ratio/low_mean": weight_BT * ((ratio_BT < 1 - clip_low) & (adv_B1 < 0)),
-        "clip_ratio/high_mean": weight_BT * ((ratio_BT > 1 + clip_high) & (adv_B1 > 0)),
+        "clip_ratio/low_mean": mask_BT * ((ratio_BT < 1 - clip_low) & (adv_B1 < 0)),
+        "clip_ratio/high_mean": mask_BT * ((ratio_BT > 1 + clip_high) & (adv_B1 > 0)),
     }
     if factor_BT is not None:
         objective_BT = objective_BT * factor_BT
     if ref_logp_BT is not None:
         kl_BT = kl_to_reference(logp_BT, ref_logp_BT.masked_fill(~mask_BT, 0.0), kl)
-        metrics["kl"] = weight_BT * kl_BT
+        metrics["kl"] = mask_BT * kl_BT
         objective_BT = objective_BT - beta * (kl_BT * ratio_BT if kl == "k3-weighted" else kl_BT)
     return -(weight_BT * objective_BT).sum(), {name: value.sum().detach() for name, value in metrics.items()}
 
@@ -193,6 +194,8 @@ def sampler_correction(logp_BT: Tensor, sampler_logp_BT: Tensor, mask_BT: Tensor
 def top_entropy(entropy_BT: Tensor, mask_BT: Tensor, share: float) -> Tensor:
     """[B, T] the tokens whose entropy is in the highest `share` of the update's (Wang et al. 2025, "Beyond the 80/20
     rule": forking tokens carry the gradient)."""
+    if share == 1:
+        return mask_BT
     threshold = torch.quantile(entropy_BT[mask_BT].float(), 1 - share)
     return mask_BT & (entropy_BT >= threshold)
 

@@ -1,4 +1,4 @@
-"""Every variant against TRL's own GRPOTrainer, loss and gradient with respect to the log-probabilities.
+"""Each loss that TRL has against TRL's own GRPOTrainer, loss and gradient with respect to the log-probabilities.
 
 TRL's `_compute_loss` itself runs where TRL is installed; elsewhere its numbers, written by TRL 1.16.0 into
 trl_losses.json, are what is compared with. To write them anew, in an environment of its own:

@@ -31,7 +31,7 @@ def test_cut_completions_count_as_cut_and_not_as_unparsed():
 
 
 @pytest.mark.parametrize("thinking, language, share", [
-    ("wait, check it", "en", 2 / 3), ("so wait", "en", 1 / 2), ("", "en", 0.0), ("检查 好", "zh", 0.5),
+    ("wait, check it", "en", 2 / 3), ("so wait", "en", 1 / 2), ("", "en", 0.0), ("检查 好", "zh", 0.5), ("错\n错\n对", "zh", 0.0),
 ])
 def test_share_of_reflective_words(thinking, language, share):
     assert diagnose.reflection(thinking, language) == pytest.approx(share)

@@ -281,11 +281,11 @@ def test_unknown_choice_names_the_flag_and_what_there_is(call, flag):
         call()
 
 
-def test_clip_metrics_are_the_weight_of_the_tokens_that_are_clipped():
+def test_clip_metrics_are_the_number_of_the_tokens_that_are_clipped():
     old = [[-1.0 - math.log(r) for r in (2.0, 0.5, 1.0)]] * 2
     _, _, metrics = loss_and_gradient([[-1.0] * 3] * 2, old, [1.0, -1.0], [[0.1, 0.2, 0.3], [0.05, 0.15, 0.2]])
-    assert metrics["clip_ratio/high_mean"].item() == pytest.approx(0.1)  # row 0, ratio 2
-    assert metrics["clip_ratio/low_mean"].item() == pytest.approx(0.15)  # row 1, ratio 1/2
+    assert metrics["clip_ratio/high_mean"].item() == 1  # row 0, ratio 2
+    assert metrics["clip_ratio/low_mean"].item() == 1  # row 1, ratio 1/2
 
 
 def test_kl_enters_the_loss_with_beta():
@@ -293,7 +293,7 @@ def test_kl_enters_the_loss_with_beta():
     loss, gradient, metrics = loss_and_gradient([[-1.0]], [[-1.0]], [0.0], [[0.5]],
                                                 ref_logp_BT=torch.tensor([[-1 + log2]]), beta=0.1)
     # KL = 2 - ln 2 - 1. Its gradient is 1 - pi_ref/pi = -1: towards the reference.
-    assert metrics["kl"].item() == pytest.approx(0.5 * (1 - log2), rel=1e-5)
+    assert metrics["kl"].item() == pytest.approx(1 - log2, rel=1e-5)
     assert loss == pytest.approx(0.1 * 0.5 * (1 - log2), rel=1e-5)
     assert gradient.item() == pytest.approx(0.5 * 0.1 * -1.0, rel=1e-5)
 

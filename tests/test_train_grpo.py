@@ -136,7 +136,7 @@ def test_entropy_bonus_raises_entropy_without_advantages(model, rollouts):
 
 
 @pytest.mark.parametrize("changes", [{"top_entropy": 0.35}, {"off_policy_limit": 0.001}, {"objective": "cispo"}, {"delta": 1.3},
-                                     {"ratio": "sequence"}, {"scale": "none"}, {"loss_per": "constant"}], ids=str)
+                                     {"ratio": "sequence"}, {"loss_per": "constant"}], ids=str)
 def test_every_choice_keeps_the_gradient_under_any_cut(model, rollouts, changes):
     drifted = [replace(r, logprobs=tuple(logp - 0.3 * (-1) ** t for t, logp in enumerate(r.logprobs))) for r in rollouts]
     whole, _ = gradient(model, drifted, learner_tokens=10**6, **changes)
@@ -255,6 +255,9 @@ def test_reference_is_mixed_with_the_policy(run, tmp_path, monkeypatch):
     ({"ratio": "sequence", "objective": "reinforce", "minibatches": 1}, "--ratio sequence: would have no effect"),
     ({"correction_cap": 2.0}, "--correction-cap 2.0: would have no effect"),
     ({"baseline": "none"}, "--baseline none --scale group"),
+    ({"baseline": "none", "scale": "batch"}, "--baseline none --scale batch"), ({"resample": 256}, "--resample"),
+    ({"entropy_bonus": math.nan}, "--entropy-bonus"),
+    ({"beta": 0.1, "reference_mix": 0.5, "reference_every": 9}, "--reference-mix 0.5: would have no effect"),
     ({"baseline": "none", "scale": "none", "resample": 1}, "--baseline none --resample"),
     ({"objective": "reinforce"}, "--objective reinforce --minibatches 8"),
     ({"delta": 1.1}, "--delta: 1.1 is out of range"), ({"overlong_cache": 6}, "--overlong-cache: 6 is out of range"),

@@ -15,8 +15,8 @@ from r1mini.tasks.trace import LANGUAGES, WORDS, Style
 
 SHARES = {"countdown": 34, "countdown4": 0.5, "repair": 34, "balance": 34, "kinetics": 24, "elements": 40,
           "statement": 16, "drill": 14}  # of documents; the searches are the long ones
-TAGGED_THINKING, TAGGED_ANSWER = 0.24, 0.03  # of documents with thinking; the latter are among the former
-TAGGED_FACT = 0.15  # of the answers given without thinking
+TAGGED_THINKING, TAGGED_ANSWER = 0.24, 0.03  # of searches; the latter are among the former
+TAGGED_FACT = 0.15  # of the answers to factual questions
 
 
 def completion(thinking: str, answer: str, language: str, tag_thinking: bool, tag_answer: bool) -> str:
