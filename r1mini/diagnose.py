@@ -4,7 +4,6 @@ sentence when the reward is flat or training goes wrong.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +15,8 @@ REFLECTION = {
     "en": ("wait", "mistake", "however", "but", "retry", "error", "verify", "wrong", "evaluate", "check"),
     "zh": ("等等", "等一下", "错误", "然而", "但是", "重试", "验证", "不对", "评估", "检查"),
 }
+
+GAP = {False: 1e-2, True: 1.0}  # largest honest difference of a token's log-probability, by bf16
 
 
 def reflection(thinking: str, language: str) -> float:
@@ -131,6 +132,3 @@ def causes(rows: Sequence[Mapping[str, Any]], cfg: Any) -> Iterator[str]:
                "any update: the same weights should give the same; try --no-bf16 or --correction token-truncate")
     if not cfg.learning_rate:
         yield "the learning rate is 0: nothing is learned; raise --learning-rate"
-
-
-GAP = {False: 1e-2, True: 1.0}  # largest honest difference of a token's log-probability, by bf16

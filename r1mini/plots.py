@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from r1mini.checkpoint import read_lines
 
 PANELS = (
     ("rewards/accuracy/mean", "accuracy on training problems", "report, figure 2"),
@@ -12,11 +13,6 @@ PANELS = (
     ("rewards/language/mean", "language consistency", ""),
     ("rewards/format/mean", "format", ""),
 )
-
-
-def read_metrics(folder: Path) -> list[dict]:
-    path = folder / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
 def smooth(values: Sequence[float], window: int = 5) -> list[float]:
@@ -40,7 +36,7 @@ def draw_curves(lines: Mapping[str, Sequence[Path]], out: Path) -> None:
         for (label, folders), colour in zip(lines.items(), ("tab:orange", "tab:blue")):
             offset = 0
             for folder in folders:
-                values = [row[key] for row in read_metrics(folder) if key in row]
+                values = [row[key] for row in read_lines(folder / "metrics.jsonl") if key in row]
                 steps = range(offset, offset + len(values))
                 if offset and values:
                     axis.axvline(offset - 0.5, color=colour, linestyle=":", linewidth=1)

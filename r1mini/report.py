@@ -8,7 +8,7 @@ from pathlib import Path
 
 from r1mini import checkpoint
 from r1mini.evaluate import cell, mean_and_error, table
-from r1mini.plots import draw_curves, read_metrics
+from r1mini.plots import draw_curves
 
 
 def model_titles(rounds: int) -> dict[str, str]:
@@ -86,7 +86,7 @@ def training_table(names: Sequence[str], folders: Sequence[Path], titles: dict[s
     for name in names:
         ends = []
         for key in ("rewards/accuracy/mean", "completions/mean_length", "rewards/language/mean", "rewards/format/mean"):
-            runs = [[row[key] for row in read_metrics(folder / name) if key in row] for folder in folders]
+            runs = [[row[key] for row in checkpoint.read_lines(folder / name / "metrics.jsonl") if key in row] for folder in folders]
             n = max(1, len(runs[0]) // 10)
             before, after = (sum(sum(r[part]) / n for r in runs) / len(runs) for part in (slice(0, n), slice(-n, None)))
             ends.append(f"{before:.0f} → {after:.0f}" if "length" in key else f"{before:.2f} → {after:.2f}")
