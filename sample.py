@@ -32,6 +32,7 @@ class Config:
     prompt: str = option("", "a prompt to answer; without it, --eval or --reject, prompts are read from the terminal")
     eval: bool = option(False, "evaluate on held-out problems of --tasks")
     reject: bool = option(False, "rejection sampling: keep the good completions of training problems as SFT rows")
+    reference: str = option("", "--eval: model to measure the KL from")
     out: str = option("", "file for the figures (--eval, JSON) or the rows (--reject, JSONL)")
     tasks: tuple[str, ...] = option(tasks.DEFAULT, "embedded tasks")
     problems: int = option(60, "problems per task")
@@ -61,6 +62,11 @@ def main(cfg: Config) -> dict:
         raise ValueError(f"--out {cfg.out}: only --eval and --reject write a file")
     require(cfg, problems=cfg.problems >= 1, samples=cfg.samples >= 1, keep=cfg.keep >= 1, plain_rows=cfg.plain_rows >= 0,
             sampler_rows=cfg.sampler_rows >= 1)
+    if cfg.reference and not cfg.eval:
+        raise ValueError(f"--reference {cfg.reference}: only --eval measures a KL")
+    if cfg.reference and not (cfg.temperature > 0 and cfg.top_k == 0 and cfg.top_p == 1 and cfg.min_p == 0):
+        raise ValueError(f"--reference {cfg.reference}: a KL needs samples of the whole distribution, at a --temperature "
+                         "over 0 and without --top-k, --top-p, --min-p")
     if cfg.eval and cfg.out.endswith(".jsonl"):
         raise ValueError(f"--out {cfg.out}: the completions go to the .jsonl; name a .json for the figures")
     device = pick_device(cfg.device, cfg.threads)
@@ -90,7 +96,12 @@ def answer(cfg: Config, model, tokens, how: Sampling) -> None:
 
 def evaluation(cfg: Config, model, tokens, how: Sampling) -> dict:
     started = time.perf_counter()
-    results, kept = evaluate(model, tokens, cfg.tasks, cfg.problems, cfg.samples, how, cfg.seed,
+    reference = None
+    if cfg.reference:
+        reference, theirs = checkpoint.load(cfg.reference, model.lm_head.weight.device)
+        if theirs.backend.to_str() != tokens.backend.to_str():
+            raise ValueError(f"--reference {cfg.reference}: its tokenizer is not that of {cfg.model}, so there is no KL")
+    results, kept = evaluate(model, tokens, cfg.tasks, cfg.problems, cfg.samples, how, cfg.seed, reference=reference,
                              max_rows=cfg.sampler_rows, progress=cfg.progress)
     results["settings"] |= {"model": cfg.model, "seconds": round(time.perf_counter() - started, 1)}
     print(table(results))

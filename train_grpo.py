@@ -36,13 +36,14 @@ class Config:
     # DEVIATES: R1 adds its rewards unweighted; here format counts half, being met most of the time, and language twice.
     reward: str = option("accuracy,format:0.5,language:2", "rewards with their weights, summed")
     steps: int = option(60, "sampling steps")
+    sample_budget: int = option(0, "completions, refills included, after which the run ends before its last step (0: none)")
     problems: int = option(32, "problems per sampling step (N); R1: 512, 32 to an update")
     completions: int = option(8, "completions per problem (G); R1: 16")
     minibatches: int = option(8, "optimizer steps per sampling step; R1: 16")
     max_new_tokens: int = option(400, "length limit of a completion")
     temperature: float = option(1.0, "of sampling and of learning alike; R1: 1, and 0.7 for all scenarios")
     # The objective: each choice is a keyword of r1mini/grpo.py.
-    baseline: str = option("group", "what a reward is compared with: group (GRPO), leave-one-out (RLOO) or none")
+    baseline: str = option("group", "compared with: group's mean (GRPO), leave-one-out (RLOO, with --scale none), none")
     scale: str = option("group", "unit of advantages: deviation of the group (GRPO), batch (Lite PPO) or none (Dr. GRPO)")
     # DEVIATES: the loss is averaged per token and the upper clip is wider, as in DAPO; the KL term is off.
     loss_per: str = option("token", "sequence (DeepSeekMath Eq. 3), token (DAPO), constant (Dr. GRPO), microbatch (bnpo)")
@@ -55,7 +56,7 @@ class Config:
     soft_down: float = option(1.05, "sapo: temperature of the gate for negative advantages")
     beta: float = option(0.0, "KL coefficient; R1: 0.001. 0 needs no reference model")
     kl: str = option("k3", "estimate of the KL: k1, k2, k3 (R1) or k3-weighted (by the ratio)")
-    reference_every: int = option(400, "sampling steps to a new reference (0: never); R1: 25, which are 400 updates")
+    reference_every: int = option(25, "sampling steps to a new reference (0: never); R1: 25, which are 400 updates")
     reference_mix: float = option(1.0, "share of the policy in the new reference")
     entropy_bonus: float = option(0.0, "coefficient of the mean entropy in the objective")
     top_entropy: float = option(1.0, "learn from this share of the tokens, those of the highest entropy")
@@ -87,10 +88,11 @@ class Config:
 
 
 # R1's numbers (Nature, Methods): a sampling step draws 8,192 outputs, 16 to a question, and learns from them in 16 updates
-# of 512. What the paper counts in updates is a 16th here. It names no clip for R1-Zero: R1's is taken; and no number of
-# steps for R1's first RL. Left out: R1-Zero's length limit is doubled after 8,200 updates.
+# of 512. What the paper counts in updates is a 16th here. It names no clip for R1-Zero: R1's is taken; no number of steps
+# for R1's first RL (its second: --steps 106 --temperature 0.7); neither Adam's betas nor a clip of gradients. Left out:
+# R1-Zero's length limit is doubled after 8,200 updates.
 PAPER = {"problems": 512, "completions": 16, "minibatches": 16, "max_new_tokens": 32_768, "loss_per": "sequence",
-         "clip_low": 1.0, "clip_high": 10.0, "beta": 0.001, "reference_every": 25, "optimizer": "adamw",
+         "clip_low": 1.0, "clip_high": 10.0, "beta": 0.001, "optimizer": "adamw",
          "learning_rate": 3e-6, "warmup": 0.0, "final_lr": 1.0}
 PRESETS = {
     "r1-zero-paper": {**PAPER, "steps": 650, "reward": "accuracy,format"},
@@ -116,13 +118,14 @@ def problems_of_step(cfg: Config, step: int, attempt: int = 0) -> list[Problem]:
 
 
 def main(cfg: Config) -> dict:
-    out, weighting = Path(cfg.out), rewards.weights(cfg.reward)
+    out, weighting = Path(cfg.out), rewards.weights(cfg.reward) | ({"overlong": 1.0} if cfg.overlong_cache else {})
     check(cfg)
     if checkpoint.has_finished(out, asdict(cfg)):
         print(f"{out}: this run has finished already; nothing to do")
         return checkpoint.read_json(out / "run.json")
     device = pick_device(cfg.device, cfg.threads)
     policy, tokens = checkpoint.load(cfg.model, device)
+    context = policy.config.max_position_embeddings
     reference = copy.deepcopy(policy).requires_grad_(False) if cfg.beta else None
     forward = torch.compile(token_logprobs, dynamic=True) if cfg.compile else token_logprobs
     steppers = optim.optimizers(policy, cfg.optimizer, cfg.learning_rate, cfg.weight_decay, cfg.rest_lr)
@@ -136,11 +139,15 @@ def main(cfg: Config) -> dict:
         for step in range(first, cfg.steps):
             clock = [time.perf_counter()]
             # 1. Sample a group of completions of each problem from the policy; 2. score them by rules.
-            groups, drawn = collect(cfg, policy, tokens, weighting, step, device)
+            spent = sum(row["groups_drawn"] for row in rows) * cfg.completions
+            groups, drawn = collect(cfg, policy, tokens, weighting, step, spent, device)
+            spent += len(drawn) * cfg.completions
             rewards_NG = torch.tensor([group.rewards for group in groups])
             flat = [r for group in groups for r in group.rollouts]
             if step == 0:
                 print(diagnose.first_look(groups[0], weighting), flush=True)
+                if cfg.max_new_tokens > context:
+                    print(f"--- --max-new-tokens {cfg.max_new_tokens}: the model's context of {context} tokens is the limit")
             clock.append(time.perf_counter())
 
             # 3. Advantages: each completion against its group. [R1 Eq. 3]
@@ -153,41 +160,53 @@ def main(cfg: Config) -> dict:
                     mine.lerp_(theirs.detach(), cfg.reference_mix)
 
             # 5. Update the policy, one minibatch of rollouts after another. [R1 Eq. 1]
-            rate = optim.learning_rate_at((step + 1) / cfg.steps, cfg.learning_rate, cfg.warmup, cfg.final_lr)
+            progress = max((step + 1) / cfg.steps, min(1.0, spent / cfg.sample_budget) if cfg.sample_budget else 0.0)
+            rate = optim.learning_rate_at(progress, cfg.learning_rate, cfg.warmup, cfg.final_lr)
             order = Random(f"{cfg.seed} {step}").sample(range(len(flat)), len(flat))
-            learned = []
+            learned, before = [], diagnose.rounded(policy) if cfg.bf16 else None
             for k in range(cfg.minibatches):
                 chosen = order[k :: cfg.minibatches]
                 learned.append(update(cfg, policy, reference, forward, steppers, rate, [flat[i] for i in chosen],
                                       [old[i] for i in chosen], adv_NG.flatten()[chosen], device))
             clock.append(time.perf_counter())
 
-            rows.append({"step": step, **diagnose.sampling_metrics(groups, drawn),
+            rows.append({"step": step, **diagnose.sampling_metrics(drawn),
                          **diagnose.learning_metrics(learned, rate, clock),
+                         "num_tokens": (rows[-1]["num_tokens"] if rows else 0) + sum(
+                             len(r.prompt_ids) + len(r.completion_ids) for group in drawn for r in group.rollouts),
                          "seconds": round(time.perf_counter() - started, 3)})
+            if cfg.bf16 and "loss" in rows[-1]:
+                rows[-1]["weights/moved_in_bf16"] = diagnose.moved(before, diagnose.rounded(policy))
             metrics_log.write(json.dumps(rows[-1]) + "\n")
             metrics_log.flush()
             write_rollouts(rollouts_log, step, groups, adv_NG)
             report(cfg, rows, groups)
-            if cfg.save_every and (step + 1) % cfg.save_every == 0 and step + 1 < cfg.steps:
+            if step % 5 == 4 or progress == 1:
+                for sentence in diagnose.causes(rows, cfg, weighting, context):
+                    print(f"{out.name}: {sentence}", flush=True)
+            if progress == 1:
+                break
+            if cfg.save_every and (step + 1) % cfg.save_every == 0:
                 checkpoint.save_state(out, {
                     "step": step + 1, "model": policy.state_dict(), "seconds": time.perf_counter() - started,
                     "reference": reference.state_dict() if reference is not None else None,
                     "optimizers": [stepper.state_dict() for stepper in steppers]})
 
     checkpoint.save(out, policy, tokens)
-    summary = {"steps": cfg.steps, "seconds": round(time.perf_counter() - started, 1)}
+    summary = {"steps": len(rows), "seconds": round(time.perf_counter() - started, 1)}
     checkpoint.finish_run(out, **summary)
     return summary
 
 
-def collect(cfg: Config, policy: Transformer, tokens, weighting: Mapping[str, float], step: int, device: torch.device
-            ) -> tuple[list[Group], int]:
-    """The groups of a step, and how many were drawn for it. A group whose rewards are all equal is replaced by one of
-    another problem of its task, `resample` times at most [DAPO §3.2]."""
+def collect(cfg: Config, policy: Transformer, tokens, weighting: Mapping[str, float], step: int, spent: int,
+            device: torch.device) -> tuple[list[Group], list[Group]]:
+    """(the groups to learn from, every group drawn for them). A group whose rewards are all equal is replaced by one of
+    another problem of its task, `resample` times at most [DAPO §3.2], and not past the budget of completions, of which
+    `spent` are gone."""
     how = Sampling(cfg.max_new_tokens, cfg.temperature)
-    groups: list[Group] = []
-    slots, drawn = list(range(cfg.problems)), 0
+    groups: dict[int, Group] = {}
+    drawn: list[Group] = []
+    slots = list(range(cfg.problems))
     for attempt in range(cfg.resample + 1):
         fresh = problems_of_step(cfg, step, attempt)
         problems = [fresh[n] for n in slots]
@@ -195,17 +214,27 @@ def collect(cfg: Config, policy: Transformer, tokens, weighting: Mapping[str, fl
             sampled = sample(policy, tokens, [p.prompt for p in problems], cfg.completions, how, seed=cfg.seed,
                              step=step + attempt * 2**24, max_rows=cfg.sampler_rows,
                              progress=f"step {step} sampling" if cfg.progress else None)
-        drawn += len(problems)
         for n, problem, rollouts in zip(slots, problems, sampled):
-            scores = [rewards.score(problem, r.text) for r in rollouts]
-            totals = tuple(rewards.total(s, weighting) + rewards.soft_overlong(
-                len(r.completion_ids), cfg.max_new_tokens, cfg.overlong_cache) for r, s in zip(rollouts, scores))
-            group = Group(problem, rollouts, scores, totals)
-            groups[n : n + 1] = [group if attempt == 0 or not group.flat else groups[n]]
-        slots = [n for n, group in enumerate(groups) if group.flat]
+            scores = [judge(cfg, problem, r, policy.config.max_position_embeddings) for r in rollouts]
+            group = Group(problem, rollouts, scores, tuple(rewards.total(s, weighting) for s in scores))
+            drawn.append(group)
+            if attempt == 0 or not group.flat:
+                groups[n] = group
+        slots = [n for n, group in groups.items() if group.flat]
+        if cfg.sample_budget:
+            slots = slots[: max(0, cfg.sample_budget - spent - len(drawn) * cfg.completions) // cfg.completions]
         if not slots:
             break
-    return groups, drawn
+    return list(groups.values()), drawn
+
+
+def judge(cfg: Config, problem: Problem, rollout: Rollout, context: int) -> dict[str, float | None]:
+    """Every reward of a completion, and the overlong penalty where there is one, unweighted."""
+    scores = rewards.score(problem, rollout.text)
+    if cfg.overlong_cache:
+        longest = min(cfg.max_new_tokens, context - len(rollout.prompt_ids))
+        scores["overlong"] = rewards.soft_overlong(len(rollout.completion_ids), longest, cfg.overlong_cache)
+    return scores
 
 
 def start(cfg: Config, policy: Transformer, forward: Callable, rollouts: Sequence[Rollout], device: torch.device
@@ -232,23 +261,26 @@ def update(cfg: Config, policy: Transformer, reference: Transformer | None, forw
     whole minibatch first, so the cut does not change the gradient. Rows that cannot contribute cost no pass."""
     whole = collate([(r.prompt_ids, r.completion_ids) for r in rollouts])
     target_BT, adv_B = whole.target_BT, adv_B.cpu()
-    sampler_BT, old_BT, entropy_BT = (spread(rows, target_BT) for rows in (
+    sampler_BT, old_BT, entropy_BT = (on_targets(rows, target_BT) for rows in (
         [r.logprobs for r in rollouts], [logps for logps, _ in old], [entropies for _, entropies in old]))
     kept_B = torch.tensor([r.finished or cfg.overlong == "keep" for r in rollouts])
     mask_BT = target_BT & kept_B[:, None]
 
     everyone = cfg.beta or cfg.entropy_bonus or cfg.loss_per == "microbatch"
     live = [b for b in range(len(rollouts)) if kept_B[b] and (everyone or adv_B[b] != 0)]
-    sums: dict[str, float] = {"loss": 0.0, "entropy": 0.0, "gap": 0.0, "tokens": 0}
+    sums: dict[str, float] = {"loss": 0.0, "gap": 0.0, "tokens": 0}
     if not live:
-        return {**sums, "grad_norm": 0.0}
+        return sums
     length_B = [len(r.prompt_ids) + len(r.completion_ids) for r in rollouts]
     parts = [[live[i] for i in part] for part in by_length([length_B[b] for b in live], cfg.learner_tokens)]
     part_B = torch.zeros(len(rollouts), dtype=torch.long)
     for number, part in enumerate(parts):
         part_B[part] = number
-    weight_BT = grpo.token_weights(mask_BT, cfg.loss_per, longest=cfg.max_new_tokens, part_B=part_B)
-    bonus_BT = cfg.entropy_bonus * grpo.token_weights(mask_BT, "token")
+    # A row that is left out keeps its share of the weight: the others do not count for more. (Not so in bnpo, as in TRL.)
+    weight_BT = grpo.token_weights(mask_BT if cfg.loss_per == "microbatch" else target_BT, cfg.loss_per,
+                                   longest=min(cfg.max_new_tokens, policy.config.max_position_embeddings),
+                                   part_B=part_B) * kept_B[:, None]
+    bonus_BT = cfg.entropy_bonus * grpo.token_weights(target_BT, "token") * kept_B[:, None]
     factor_BT = grpo.top_entropy(entropy_BT, mask_BT, cfg.top_entropy) * grpo.sampler_correction(
         old_BT, sampler_BT, mask_BT, cfg.correction, cap=cfg.correction_cap)
 
@@ -271,66 +303,80 @@ def update(cfg: Config, policy: Transformer, reference: Transformer | None, forw
             kl=cfg.kl)
         loss = loss - (cut(bonus_BT) * entropy_now_BT).sum()
         loss.backward()
-        metrics |= {"loss": loss.detach(), "entropy": entropy_now_BT.detach().sum(), "tokens": batch.target_BT.sum()}
+        metrics |= {"loss": loss.detach(), "tokens": batch.target_BT.sum()}
         for name, value in metrics.items():
             sums[name] = sums.get(name, 0.0) + float(value)
         sums["gap"] = max(sums["gap"], float((logp_BT - cut(sampler_BT)).detach().abs().max()))
-    for name in metrics.keys() - {"loss", "entropy", "tokens"}:
+    for name in metrics.keys() - {"loss", "tokens"}:
         sums[name] /= sums["tokens"]
     return {**sums, "grad_norm": optim.step(steppers, policy.parameters(), rate, cfg.max_grad_norm)}
 
 
-def spread(rows: Sequence[Sequence[float]], target_BT: Tensor) -> Tensor:
+def on_targets(rows: Sequence[Sequence[float]], target_BT: Tensor) -> Tensor:
     """Values of the target tokens, row after row, as a `_BT` tensor with zeros elsewhere."""
     values = torch.tensor([value for row in rows for value in row])
     return torch.zeros(target_BT.shape).masked_scatter(target_BT, values)
 
 
 def check(cfg: Config) -> None:
-    require(cfg, steps=cfg.steps >= 1, problems=cfg.problems >= 1, completions=cfg.completions >= 2,
+    for field in dataclasses.fields(cfg):
+        if isinstance(value := getattr(cfg, field.name), float):
+            require(cfg, **{field.name: math.isfinite(value)})
+    if cfg.clip_low > 1:
+        raise ValueError(f"--clip-low {cfg.clip_low}: at most 1, which is no clip at all: a ratio is never below 0")
+    require(cfg, steps=cfg.steps >= 1, sample_budget=cfg.sample_budget >= 0, problems=cfg.problems >= 1,
+            completions=cfg.completions >= (1 if cfg.baseline == "none" else 2),
             minibatches=1 <= cfg.minibatches <= cfg.problems * cfg.completions, temperature=cfg.temperature > 0,
-            clip_low=0 <= cfg.clip_low <= 1, clip_high=cfg.clip_high >= 0,
+            clip_low=cfg.clip_low >= 0, clip_high=cfg.clip_high >= 0,
             delta=cfg.delta == 0 or cfg.delta > 1 + cfg.clip_high, soft_up=cfg.soft_up > 0, soft_down=cfg.soft_down > 0,
             beta=cfg.beta >= 0, reference_every=cfg.reference_every >= 0, reference_mix=0 < cfg.reference_mix <= 1,
             top_entropy=0 < cfg.top_entropy <= 1, off_policy_limit=cfg.off_policy_limit >= 0,
             correction_cap=cfg.correction_cap > 0, resample=0 <= cfg.resample < 256,
-            entropy_bonus=0 <= cfg.entropy_bonus < math.inf,
-            max_new_tokens=cfg.max_new_tokens >= 1, overlong_cache=0 <= cfg.overlong_cache < cfg.max_new_tokens,
-            learning_rate=cfg.learning_rate >= 0,
-            warmup=0 <= cfg.warmup < 1, max_grad_norm=cfg.max_grad_norm > 0, learner_tokens=cfg.learner_tokens >= 1,
-            sampler_rows=cfg.sampler_rows >= 1, save_every=cfg.save_every >= 0)
-    for flag, known in (("baseline", grpo.BASELINES), ("scale", grpo.SCALES), ("loss-per", grpo.WEIGHTS),
-                        ("objective", grpo.OBJECTIVES), ("ratio", grpo.RATIOS), ("kl", grpo.ESTIMATES),
-                        ("correction", grpo.CORRECTIONS), ("overlong", ("keep", "mask"))):
+            entropy_bonus=cfg.entropy_bonus >= 0, max_new_tokens=cfg.max_new_tokens >= 1,
+            overlong_cache=0 <= cfg.overlong_cache < cfg.max_new_tokens, learning_rate=cfg.learning_rate >= 0,
+            rest_lr=cfg.rest_lr >= 0, warmup=0 <= cfg.warmup < 1, final_lr=cfg.final_lr >= 0,
+            weight_decay=cfg.weight_decay >= 0, max_grad_norm=cfg.max_grad_norm > 0,
+            learner_tokens=cfg.learner_tokens >= 1, sampler_rows=cfg.sampler_rows >= 1, save_every=cfg.save_every >= 0)
+    for flag, known in (("loss-per", grpo.WEIGHTS), ("objective", grpo.OBJECTIVES), ("ratio", grpo.RATIOS),
+                        ("kl", grpo.ESTIMATES), ("correction", grpo.CORRECTIONS), ("overlong", ("keep", "mask"))):
         grpo.one_of(flag, getattr(cfg, flag.replace("-", "_")), known)
+    grpo.group_advantages(torch.zeros(1, 2), baseline=cfg.baseline, scale=cfg.scale)  # refuses what does not go together
     tasks.require(cfg.tasks)
-
-    # What would be silently without effect, or wrong, is refused.
-    defaults = {field.name: field.default for field in dataclasses.fields(cfg)}
-    needs = {
-        "ratio": (cfg.objective != "reinforce", "reinforce has no ratio"),
-        "delta": (cfg.objective == "clip", f"--objective {cfg.objective} has no such bound"),
-        "clip_low": (cfg.objective == "clip", f"--objective {cfg.objective} does not clip from below"),
-        "clip_high": (cfg.objective in ("clip", "cispo"), f"--objective {cfg.objective} does not clip"),
-        "soft_up": (cfg.objective == "sapo", f"--objective {cfg.objective} has no gate"),
-        "soft_down": (cfg.objective == "sapo", f"--objective {cfg.objective} has no gate"),
-        "kl": (cfg.beta, "--beta 0 computes no KL"),
-        "reference_every": (cfg.beta, "--beta 0 has no reference"),
-        "reference_mix": (cfg.beta and 0 < cfg.reference_every < cfg.steps, "the reference is never renewed"),
-        "correction_cap": (cfg.correction != "none", "--correction none has no weight to cap"),
-        "rest_lr": (cfg.optimizer == "muon", f"--optimizer {cfg.optimizer} has one rate for all"),
-    }
-    for name, (met, why) in needs.items():
-        if not met and getattr(cfg, name) != defaults[name]:
+    defaults = Config()
+    for name, why in moot(cfg).items():
+        if getattr(cfg, name) != getattr(defaults, name):
             raise ValueError(f"--{name.replace('_', '-')} {getattr(cfg, name)}: would have no effect ({why})")
-    if cfg.baseline == "none" and cfg.scale != "none":
-        raise ValueError(f"--baseline none --scale {cfg.scale}: equal rewards have no deviation to divide by; use --scale "
-                         "none")
     if cfg.baseline == "none" and cfg.resample:
         raise ValueError("--baseline none --resample: without a baseline a group of equal rewards teaches something too")
     if cfg.objective == "reinforce" and cfg.minibatches > 1:
         raise ValueError(f"--objective reinforce --minibatches {cfg.minibatches}: without a ratio only the first update of "
                          "a step is right; use --minibatches 1")
+
+
+def moot(cfg: Config) -> dict[str, str]:
+    """Flags that have no effect beside the others, and why. Typed, they are refused; a preset's are dropped."""
+    one_update = "with --minibatches 1 every ratio is 1"
+    needs = {
+        "ratio": [(cfg.objective != "reinforce", "reinforce has no ratio"), (cfg.minibatches > 1, one_update)],
+        "delta": [(cfg.objective == "clip", f"--objective {cfg.objective} has no such bound"),
+                  (cfg.minibatches > 1, one_update)],
+        "clip_low": [(cfg.objective == "clip", f"--objective {cfg.objective} does not clip from below"),
+                     (cfg.minibatches > 1, one_update)],
+        "clip_high": [(cfg.objective in ("clip", "cispo"), f"--objective {cfg.objective} does not clip"),
+                      (cfg.minibatches > 1, one_update)],
+        "soft_up": [(cfg.objective == "sapo", f"--objective {cfg.objective} has no gate"),
+                    (cfg.minibatches > 1, one_update)],
+        "soft_down": [(cfg.objective == "sapo", f"--objective {cfg.objective} has no gate"),
+                      (cfg.minibatches > 1, one_update)],
+        "kl": [(cfg.beta, "--beta 0 computes no KL")],
+        "reference_every": [(cfg.beta, "--beta 0 has no reference")],
+        "reference_mix": [(cfg.beta and 0 < cfg.reference_every < cfg.steps, "the reference is never renewed")],
+        "correction_cap": [(cfg.correction != "none", "--correction none has no weight to cap")],
+        "rest_lr": [(cfg.optimizer == "muon", f"--optimizer {cfg.optimizer} has one rate for all")],
+        "sample_budget": [(cfg.sample_budget < cfg.steps * cfg.problems * cfg.completions * (cfg.resample + 1),
+                           "--steps ends the run before")],
+    }
+    return {name: why for name, conditions in needs.items() for met, why in conditions if not met}
 
 
 def resume(out: Path, policy, reference, steppers) -> tuple[int, float]:
@@ -366,15 +412,12 @@ def report(cfg: Config, rows: Sequence[Mapping[str, float]], groups: Sequence[Gr
     print(f"{Path(cfg.out).name} {row['step'] + 1}/{cfg.steps}: accuracy {row['rewards/accuracy/mean']:.2f} "
           f"format {row['rewards/format/mean']:.2f}" + (f" language {language:.2f}" if language is not None else "")
           + f" length {row['completions/mean_length']:.0f} cut {row['completions/clipped_ratio']:.2f} "
-          f"flat {row['frac_reward_zero_std']:.2f} entropy {row.get('entropy', 0.0):.2f} grad {row['grad_norm']:.2f} "
+          f"flat {row['frac_reward_zero_std']:.2f} entropy {row['entropy']:.2f} grad {row.get('grad_norm', 0.0):.2f} "
           f"{row['step_time']:.1f} s (sample {row['time/sample']:.1f}, update {row['time/update']:.1f})", flush=True)
-    if row["step"] % 5 == 4:
-        for sentence in diagnose.causes(rows, cfg):
-            print(f"{Path(cfg.out).name}: {sentence}", flush=True)
-    if cfg.show and row["step"] % 10 == 0:
+    if cfg.show and row["step"] and row["step"] % 10 == 0:  # the first step had its first look
         for group in groups[: cfg.show]:
             print(f"--- {group.problem.prompt}{group.rollouts[0].text}\n--- reward {group.rewards[0]:.2f}", flush=True)
 
 
 if __name__ == "__main__":
-    run(main, Config, PRESETS, __doc__)
+    run(main, Config, PRESETS, __doc__, moot)

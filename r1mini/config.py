@@ -27,7 +27,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(cls: type[Config], argv: Sequence[str] | None = None, presets: Mapping[str, Mapping[str, Any]] | None = None,
-          prog: str | None = None, description: str | None = None) -> Config:
+          prog: str | None = None, description: str | None = None,
+          moot: Callable[[Config], Mapping[str, str]] = lambda _: {}) -> Config:
+    """The configuration of a command line. Of a preset, what the flags beside it make ineffective (`moot`) is dropped."""
     parser = Parser(prog=prog, description=description, allow_abbrev=False,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     if presets:
@@ -48,15 +50,16 @@ def parse(cls: type[Config], argv: Sequence[str] | None = None, presets: Mapping
             parser.add_argument(flag, type=kind, metavar=kind.__name__.upper(), **common)
     given = vars(parser.parse_args(argv))
     preset = given.pop("preset", None)
+    given = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
     values = {**(presets[preset] if preset else {}), **given}
-    return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+    return cls(**{name: v for name, v in values.items() if name in given or name not in moot(cls(**values))})
 
 
 def run(main: Callable[[Config], Any], cls: type[Config], presets: Mapping[str, Mapping[str, Any]] | None = None,
-        description: str | None = None) -> None:
+        description: str | None = None, moot: Callable[[Config], Mapping[str, str]] = lambda _: {}) -> None:
     """A script's entry: its user's mistakes end in one line and exit code 2."""
     name = sys.argv[0].rsplit("/", 1)[-1]
-    config = parse(cls, presets=presets, description=description, prog=name)
+    config = parse(cls, presets=presets, description=description, prog=name, moot=moot)
     try:
         main(config)
     except (ValueError, OSError) as error:

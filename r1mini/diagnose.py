@@ -4,7 +4,10 @@ sentence when the reward is flat or training goes wrong.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean as mean
+from statistics import stdev
 from typing import Any
 
 from r1mini import rewards
@@ -27,16 +30,16 @@ def reflection(thinking: str, language: str) -> float:
     return hits / len(found) if found else 0.0
 
 
-def sampling_metrics(groups: Sequence[Group], drawn: int) -> dict[str, Any]:
-    """What the completions of a step say, before anything is learned from them."""
+def sampling_metrics(groups: Sequence[Group]) -> dict[str, Any]:
+    """What the completions of a step say, before anything is learned from them: of every group that was drawn, also of
+    those that others have replaced."""
     pairs = [(group, r, s, total) for group in groups for r, s, total in zip(group.rollouts, group.scores, group.rewards)]
     lengths = [len(r.completion_ids) for _, r, _, _ in pairs]
-    totals = [total for *_, total in pairs]
     row = {
-        "reward": mean(totals),
+        "reward": mean([total for *_, total in pairs]),
         "reward_std": mean([deviation(group.rewards) for group in groups]),
         "frac_reward_zero_std": mean([group.flat for group in groups]),
-        "groups_drawn": drawn,
+        "groups_drawn": len(groups),
         "completions/mean_length": mean(lengths),
         "completions/min_length": min(lengths),
         "completions/max_length": max(lengths),
@@ -46,9 +49,9 @@ def sampling_metrics(groups: Sequence[Group], drawn: int) -> dict[str, Any]:
                                          for _, r, s, _ in pairs]),
         "completions/reflection": mean([reflection(rewards.thinking(r.text), group.problem.language)
                                         for group, r, _, _ in pairs]),
-        "num_tokens": sum(lengths),
+        "entropy": -sum(sum(r.logprobs) for _, r, _, _ in pairs) / sum(lengths),
     }
-    for name in rewards.REWARDS:
+    for name in groups[0].scores[0]:
         values = [s[name] for _, _, s, _ in pairs if s[name] is not None]
         if values:
             row[f"rewards/{name}/mean"] = mean(values)
@@ -57,27 +60,30 @@ def sampling_metrics(groups: Sequence[Group], drawn: int) -> dict[str, Any]:
 
 
 def learning_metrics(learned: Sequence[Mapping[str, float]], rate: float, clock: Sequence[float]) -> dict[str, float]:
-    """What the updates of a step did: means over its minibatches."""
-    row = {name: mean([m.get(name, 0.0) for m in learned])
-           for name in ("loss", "clip_ratio/low_mean", "clip_ratio/high_mean", "kl", "grad_norm")}
-    if not any("kl" in m for m in learned):
-        del row["kl"]
-    if trained := sum(m["tokens"] for m in learned):  # of the rows that taught something, those with an advantage
-        row["entropy"] = sum(m["entropy"] for m in learned) / trained
+    """What the updates of a step did: means over the minibatches that had something to learn, none if there were none.
+    Shares and distances are per token of the completions that taught something."""
+    row = {}
+    if learned := [m for m in learned if m["tokens"]]:
+        row = {name: mean([m[name] for m in learned]) for name in learned[0] if name not in ("tokens", "gap")}
         # Before the first update of a step both sides have the same weights: this gap should be rounding alone.
         row["sampling/sampling_logp_difference/max"] = learned[0]["gap"]
     return row | {"learning_rate": rate, "step_time": clock[-1] - clock[0], "time/sample": clock[1] - clock[0],
                   "time/update": clock[2] - clock[1]}
 
 
-def mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+def rounded(policy: Any) -> list[Any]:
+    """The weights as bf16 compute sees them."""
+    return [p.detach().bfloat16() for p in policy.parameters()]
+
+
+def moved(before: Sequence[Any], after: Sequence[Any]) -> float:
+    """Share of the numbers that differ."""
+    return sum(int((b != a).sum()) for b, a in zip(before, after)) / sum(b.numel() for b in before)
 
 
 def deviation(values: Sequence[float]) -> float:
     """Sample standard deviation; 0 of a single value."""
-    middle = mean(values)
-    return (sum((v - middle) ** 2 for v in values) / max(1, len(values) - 1)) ** 0.5
+    return stdev(values) if len(values) > 1 else 0.0
 
 
 def first_look(group: Group, weighting: Mapping[str, float]) -> str:
@@ -85,50 +91,71 @@ def first_look(group: Group, weighting: Mapping[str, float]) -> str:
     text = group.rollouts[0].text
     lines = [f"--- first look: {group.problem.task}, completion 1 of {len(group.rollouts)}",
              group.problem.prompt.rstrip("\n"), text.rstrip("\n")]
-    for name, weight in weighting.items():
-        score = group.scores[0][name]
+    for name, score in group.scores[0].items():
         shown = "does not apply" if score is None else f"{score:.2f}"
-        lines.append(f"--- {name} (weight {weight:g}): {shown}{reason(group.problem, text, name)}")
+        lines.append(f"--- {name} (weight {weighting.get(name, 0):g}): {shown}{reason(group.problem, text, name)}")
     return "\n".join([*lines, f"--- reward {group.rewards[0]:.2f}; of the group: "
                       + " ".join(f"{r:.2f}" for r in group.rewards)])
 
 
 def reason(problem: Problem, text: str, name: str) -> str:
-    why = {"accuracy": rewards.why_wrong, "format": rewards.why_unformatted}.get(name)
+    why = {"accuracy": rewards.why_wrong, "format": rewards.why_unformatted, "language": rewards.why_mixed}.get(name)
     found = why(problem, text) if why else None
     return f" ({found})" if found else ""
 
 
-def causes(rows: Sequence[Mapping[str, Any]], cfg: Any) -> Iterator[str]:
+def causes(rows: Sequence[Mapping[str, Any]], cfg: Any, weighting: Mapping[str, float], context: int) -> Iterator[str]:
     """What the last steps' metrics point to, each in one sentence with the flag to change. `rows` are the metrics of
-    the run so far, `cfg` is train_grpo's configuration."""
-    row, recent = rows[-1], rows[-5:]
-    steady = lambda test: len(recent) >= 3 and all(test(r) for r in recent[-3:])
-    if row["completions/clipped_ratio"] > 0.5:
-        yield (f"{row['completions/clipped_ratio']:.0%} of completions were cut at {cfg.max_new_tokens} tokens, so no "
-               "answer was seen: raise --max-new-tokens")
-    elif steady(lambda r: r["completions/unparsed_ratio"] > 0.9):
-        yield (f"{row['completions/unparsed_ratio']:.0%} of completions ended without one <answer>…</answer>, so "
-               "nothing can be rewarded: start from a model that has seen the format (train_sft.py --data cold-start)")
-    elif steady(lambda r: r["frac_reward_zero_std"] > 0.8):
-        if row["rewards/accuracy/mean"] < 0.1:
-            yield (f"in {row['frac_reward_zero_std']:.0%} of groups all rewards are equal and almost no answer is right: "
-                   "the problems are too hard; raise --completions, choose easier --tasks, or train_sft.py first")
-        elif row["rewards/accuracy/mean"] > 0.9:
-            yield (f"in {row['frac_reward_zero_std']:.0%} of groups all rewards are equal and almost every answer is "
-                   "right: the problems are too easy; choose harder --tasks, or --resample 3 to replace such groups")
+    the run so far, `cfg` is train_grpo's configuration, `context` the model's longest text."""
+    row, recent = rows[-1], rows[-3:]
+    steady = lambda test: len(recent) == 3 and all(map(test, recent))
+    share = lambda name: f"{row[name]:.0%}"
+    counts = lambda name: weighting.get(name, 0) > 0
+
+    if not all(math.isfinite(row.get(name, 0.0)) for name in ("loss", "grad_norm", "entropy")):
+        yield "loss or gradient is not a number: the weights are lost; start again with a lower --learning-rate"
+    elif not cfg.learning_rate:
+        yield "the learning rate is 0: nothing is learned; raise --learning-rate"
+
+    cut = share("completions/clipped_ratio")
+    if steady(lambda r: r["completions/clipped_ratio"] > 0.5):
+        if cfg.max_new_tokens < context:
+            yield (f"{cut} of completions were cut at {cfg.max_new_tokens} tokens, so no answer of theirs was seen: raise "
+                   "--max-new-tokens")
         else:
-            yield (f"in {row['frac_reward_zero_std']:.0%} of groups all rewards are equal, so little is learned: "
-                   "--resample 3 replaces such groups, --completions makes them rarer")
-    first = next((r["entropy"] for r in rows if "entropy" in r), None)
-    if first and steady(lambda r: r.get("entropy", first) < 0.1 * first):
-        yield (f"entropy fell from {first:.2f} to {row.get('entropy', 0):.2f}: the policy samples one answer only; lower "
-               "--learning-rate, raise --clip-high, or set --entropy-bonus 0.003")
+            yield (f"{cut} of completions were cut at the model's context of {context} tokens, so no answer of theirs was "
+                   "seen: reward short ones (--overlong-cache), or choose another --model")
+    elif steady(lambda r: r["completions/unparsed_ratio"] > 0.9):
+        yield (f"{share('completions/unparsed_ratio')} of completions ended without one <answer>…</answer>, so nothing can "
+               "be rewarded: start from a model that has seen the format (train_sft.py --data cold-start)")
+    elif counts("format") and steady(lambda r: r["rewards/format/mean"] < 0.05):
+        yield (f"the format is kept in {share('rewards/format/mean')} of completions: the first look says why not; start "
+               "from a model that has seen it (train_sft.py --data cold-start)")
+
+    if cfg.baseline != "none" and steady(lambda r: r["frac_reward_zero_std"] > 0.8):
+        flat, right = f"in {share('frac_reward_zero_std')} of groups all rewards are equal", row["rewards/accuracy/mean"]
+        refill = "" if cfg.resample else " (--resample 3 replaces such groups)"
+        if counts("accuracy") and right < 0.1:
+            yield (f"{flat} and almost no answer is right: the problems are too hard; raise --completions, choose easier "
+                   f"--tasks, or train_sft.py first{refill}")
+        elif counts("accuracy") and right > 0.9:
+            yield f"{flat} and almost every answer is right: the problems are too easy; choose harder --tasks{refill}"
+        else:
+            yield f"{flat}, so little is learned: raise --completions{refill}"
+
+    if rows[0]["entropy"] > 0 and steady(lambda r: r["entropy"] < 0.1 * rows[0]["entropy"]):
+        yield (f"entropy fell from {rows[0]['entropy']:.2f} to {row['entropy']:.2f}: the policy samples one answer only; "
+               "lower --learning-rate or set --entropy-bonus 0.003")
     if row.get("kl", 0.0) > 1.0:
         yield (f"the KL to the reference is {row['kl']:.2f} nats per token: the policy runs away from it; lower "
                "--learning-rate or raise --beta")
-    if row.get("sampling/sampling_logp_difference/max", 0.0) > GAP[bool(cfg.bf16)]:
-        yield (f"sampler and learner differ by {row['sampling/sampling_logp_difference/max']:.2g} nats on a token before "
-               "any update: the same weights should give the same; try --no-bf16 or --correction token-truncate")
-    if not cfg.learning_rate:
-        yield "the learning rate is 0: nothing is learned; raise --learning-rate"
+    if steady(lambda r: r.get("approx_kl", 0.0) > 0.1):
+        yield (f"the updates of one step move the policy by {row['approx_kl']:.2f} nats per token: lower --learning-rate or "
+               "--minibatches")
+    if (gap := row.get("sampling/sampling_logp_difference/max", 0.0)) > GAP[bool(cfg.bf16)]:
+        tried = ["--no-bf16"] * bool(cfg.bf16) + ["--correction token-truncate"] * (cfg.correction == "none")
+        yield (f"sampler and learner differ by {gap:.2g} nats on a token before any update, though their weights are the "
+               "same" + (f": try {' or '.join(tried)}" if tried else ""))
+    if cfg.learning_rate and steady(lambda r: r.get("weights/moved_in_bf16", 1.0) < 1e-3):
+        yield (f"a step moves {row['weights/moved_in_bf16']:.2%} of the weights as bf16 sees them, the rest is lost in "
+               "rounding until it adds up: raise --learning-rate, or compute in --no-bf16")

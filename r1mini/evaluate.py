@@ -6,13 +6,20 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
+from statistics import fmean, stdev
 from typing import Any
 
+import torch
+
 from r1mini import rewards, tasks
+from r1mini.batch import by_length, collate, token_logprobs
 from r1mini.model import Transformer
 from r1mini.records import Problem, Rollout
 from r1mini.rollout import Sampling, sample
 from r1mini.tokenizer import Tokenizer
+
+
+MICRO_BATCH = 4096  # padded tokens of a pass through the reference
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
@@ -36,10 +43,22 @@ def consensus(problem: Problem, texts: Sequence[str]) -> float:
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     """Mean and its standard error over problems."""
-    mean = sum(values) / len(values)
-    if len(values) < 2:
-        return mean, 0.0
-    return mean, math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
+    return fmean(values), stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+
+
+def entropy(rollouts: Sequence[Rollout]) -> float:
+    """Nats per token of the distribution that the rollouts were drawn from: the mean of -log p over the drawn tokens."""
+    return -sum(sum(r.logprobs) for r in rollouts) / sum(len(r.logprobs) for r in rollouts)
+
+
+def divergence(reference: Transformer, rollouts: Sequence[Rollout], temperature: float) -> float:
+    """The KL, in nats per token, from the model that drew the rollouts to `reference`: the mean of log p - log p_ref."""
+    theirs = 0.0
+    with torch.inference_mode():
+        for part in by_length([len(r.prompt_ids) + len(r.completion_ids) for r in rollouts], MICRO_BATCH):
+            batch = collate([(rollouts[b].prompt_ids, rollouts[b].completion_ids) for b in part])
+            theirs += float(token_logprobs(reference, batch.to(reference.lm_head.weight.device), temperature)[0].sum())
+    return -entropy(rollouts) - theirs / sum(len(r.logprobs) for r in rollouts)
 
 
 def summarise(problems: Sequence[Problem], rollouts: Sequence[Sequence[Rollout]]) -> dict[str, Any]:
@@ -63,14 +82,15 @@ def summarise(problems: Sequence[Problem], rollouts: Sequence[Sequence[Rollout]]
         "length": sum(len(r.completion_ids) for r in flat) / len(flat),
         "truncated": sum(not r.finished for r in flat) / len(flat),
         "unparsed": sum(rewards.extract(r.text) is None for r in flat) / len(flat),
-        "problems": len(problems), "samples": k,
+        "entropy": entropy(flat), "problems": len(problems), "samples": k,
     }
 
 
 def evaluate(model: Transformer, tokenizer: Tokenizer, names: Sequence[str], count: int, samples: int, how: Sampling,
-             seed: int, *, max_rows: int = 256, progress: bool = False
+             seed: int, *, reference: Transformer | None = None, max_rows: int = 256, progress: bool = False
              ) -> tuple[dict[str, Any], list[tuple[Problem, list[Rollout]]]]:
-    """({task: figures, "mean": …}, every problem with its rollouts) on the held-out problems of each task.
+    """({task: figures, "mean": …}, every problem with its rollouts) on the held-out problems of each task; with a
+    `reference`, the KL from it too.
 
     The problems are the same for every model: they do not depend on `seed`, the sampling does.
     """
@@ -88,6 +108,8 @@ def evaluate(model: Transformer, tokenizer: Tokenizer, names: Sequence[str], cou
         rollouts = sample(model, tokenizer, [p.prompt for p in problems], samples, how, seed=seed, step=number,
                           max_rows=max_rows, progress=f"evaluating {name}" if progress else None)
         results[name] = summarise(problems, rollouts)
+        if reference is not None:
+            results[name]["kl"] = divergence(reference, [r for group in rollouts for r in group], how.temperature)
         kept += zip(problems, rollouts)
     results["mean"] = average([results[name] for name in names])
     results["settings"] = {**asdict(how), "seed": seed}
@@ -108,7 +130,8 @@ def average(figures: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def table(results: dict[str, Any]) -> str:
     """A Markdown table of one model's figures."""
     k = results["mean"]["samples"]
-    columns = ["pass@1", f"pass@{k}", f"cons@{k}", "format", "language", "length", "truncated"]
+    columns = ["pass@1", f"pass@{k}", f"cons@{k}", "format", "language", "length", "truncated", "entropy"]
+    columns += ["kl"] * ("kl" in results["mean"])
     lines = ["| task | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for name, figures in results.items():
         if name != "settings":
@@ -117,9 +140,12 @@ def table(results: dict[str, Any]) -> str:
 
 
 def cell(figures: dict[str, Any], column: str) -> str:
-    value = figures[column]
+    error = f" ± {figures['pass@1_se']:.2f}" if column == "pass@1" else ""
+    return shown(figures[column], column) + error
+
+
+def shown(value: float | None, column: str) -> str:
     if value is None:
         return "–"
-    if column == "pass@1":
-        return f"{value:.2f} ± {figures['pass@1_se']:.2f}"
-    return f"{value:.0f}" if column == "length" else f"{value:.2f}"
+    digits = {"length": 0, "kl": 3}.get(column, 2)
+    return f"{round(value, digits) + 0.0:.{digits}f}"  # no -0.00

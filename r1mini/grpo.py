@@ -21,6 +21,7 @@ from torch import Tensor
 
 EPSILON = 1e-4  # DEVIATES: added to the standard deviation, as TRL does; R1 Eq. 3 has none
 LARGEST = 20.0  # log-ratios are clamped to this before exp
+FLOOR = -1e3  # log-probabilities are not taken for less: the difference of two infinities is not a number
 BASELINES, SCALES = ("group", "leave-one-out", "none"), ("group", "batch", "none")
 WEIGHTS = ("sequence", "token", "constant", "microbatch")
 OBJECTIVES, RATIOS = ("clip", "cispo", "sapo", "reinforce"), ("token", "sequence")
@@ -56,6 +57,8 @@ def group_advantages(rewards_NG: Tensor, *, baseline: str = "group", scale: str 
     """
     one_of("baseline", baseline, BASELINES)
     one_of("scale", scale, SCALES)
+    if baseline == "none" and scale != "none":
+        raise ValueError(f"--baseline none --scale {scale}: equal rewards have no deviation to divide by; use --scale none")
     adv_NG, G = rewards_NG, rewards_NG.shape[1]
     if baseline != "none":
         adv_NG = rewards_NG - rewards_NG.mean(-1, keepdim=True)
@@ -94,7 +97,11 @@ def token_weights(mask_BT: Tensor, per: str, *, longest: int = 0, part_B: Tensor
     if per == "token":
         return mask_BT / length_B.sum().clamp(min=1)
     if per == "constant":
+        if longest < 1:
+            raise ValueError(f"--loss-per constant divides by the longest completion, not by {longest}")
         return mask_BT / (len(mask_BT) * longest)
+    if part_B is None:
+        raise ValueError("--loss-per microbatch needs to know each row's micro-batch")
     parts = int(part_B.max()) + 1
     tokens_P = torch.zeros(parts, device=mask_BT.device).index_add(0, part_B, length_B)
     return mask_BT / (parts * tokens_P.clamp(min=1)[part_B])[:, None]
@@ -105,20 +112,26 @@ def token_weights(mask_BT: Tensor, per: str, *, longest: int = 0, part_B: Tensor
 
 def log_ratio(logp_BT: Tensor, other_BT: Tensor, mask_BT: Tensor) -> Tensor:
     """log(pi / other), 0 outside the mask whatever is there, clamped so that its exp is finite."""
-    return (logp_BT - other_BT).masked_fill(~mask_BT, 0.0).clamp(-LARGEST, LARGEST)
+    difference_BT = logp_BT.clamp(min=FLOOR) - other_BT.clamp(min=FLOOR)
+    return difference_BT.masked_fill(~mask_BT, 0.0).clamp(-LARGEST, LARGEST)
 
 
-def kl_to_reference(logp_BT: Tensor, ref_logp_BT: Tensor, estimate: str = "k3") -> Tensor:
+def kl_to_reference(logp_BT: Tensor, ref_logp_BT: Tensor, estimate: str = "k3", ratio_BT: Tensor | None = None) -> Tensor:
     """An estimate of KL(pi || pi_ref) for each token (Schulman 2020, "Approximating KL divergence"). k3 is R1's:
-    unbiased and never negative [R1 Eq. 2]. k1 and k2 are there to compare: as a loss, k1's gradient is the same whatever the
-    reference is. "k3-weighted" is k3 here; `policy_loss` multiplies it with the ratio."""
+    unbiased and never negative [R1 Eq. 2]; "k3-weighted" is k3 times `ratio_BT`, pi / pi_old, unbiased in later updates of a
+    step too. k1 and k2 are there to compare: as a loss, k1's gradient is the same whatever the reference is."""
     one_of("kl", estimate, ESTIMATES)
-    log_ref_BT = (ref_logp_BT - logp_BT).clamp(-LARGEST, LARGEST)
+    log_ref_BT = (ref_logp_BT.clamp(min=FLOOR) - logp_BT.clamp(min=FLOOR)).clamp(-LARGEST, LARGEST)
     if estimate == "k1":
         return -log_ref_BT
     if estimate == "k2":
         return 0.5 * log_ref_BT**2
-    return log_ref_BT.exp() - log_ref_BT - 1
+    k3_BT = log_ref_BT.exp() - log_ref_BT - 1
+    if estimate == "k3":
+        return k3_BT
+    if ratio_BT is None:
+        raise ValueError("--kl k3-weighted needs the ratio to weigh by")
+    return k3_BT * ratio_BT
 
 
 # -- the loss -----------------------------------------------------------------------------------------------------------
@@ -146,7 +159,7 @@ def policy_loss(logp_BT: Tensor, old_logp_BT: Tensor, adv_B: Tensor, weight_BT: 
     one_of("objective", objective, OBJECTIVES)
     one_of("ratio", ratio, RATIOS)
     mask_BT, adv_B1 = weight_BT != 0, adv_B[:, None]
-    logp_BT = logp_BT.masked_fill(~mask_BT, 0.0)
+    logp_BT = logp_BT.masked_fill(~mask_BT, 0.0).clamp(min=FLOOR)
     log_ratio_BT = log_ratio(logp_BT, old_logp_BT, mask_BT)
     if ratio == "sequence":
         mean_B1 = log_ratio_BT.sum(-1, keepdim=True) / mask_BT.sum(-1, keepdim=True).clamp(min=1)
@@ -162,16 +175,17 @@ def policy_loss(logp_BT: Tensor, old_logp_BT: Tensor, adv_B: Tensor, weight_BT: 
         objective_BT = torch.sigmoid(gate_B1 * (ratio_BT - 1)) * 4 / gate_B1 * adv_B1
     else:
         objective_BT = (logp_BT - logp_BT.detach()).exp() * adv_B1
-    metrics = {
-        "clip_ratio/low_mean": mask_BT * ((ratio_BT < 1 - clip_low) & (adv_B1 < 0)),
-        "clip_ratio/high_mean": mask_BT * ((ratio_BT > 1 + clip_high) & (adv_B1 > 0)),
-    }
+    metrics = {"approx_kl": mask_BT * (ratio_BT - 1 - log_ratio_BT)}  # k3 of the distance gone since the step began
+    if objective == "clip":
+        metrics["clip_ratio/low_mean"] = mask_BT * ((ratio_BT < 1 - clip_low) & (adv_B1 < 0))
+    if objective in ("clip", "cispo"):
+        metrics["clip_ratio/high_mean"] = mask_BT * ((ratio_BT > 1 + clip_high) & (adv_B1 > 0))
     if factor_BT is not None:
         objective_BT = objective_BT * factor_BT
     if ref_logp_BT is not None:
-        kl_BT = kl_to_reference(logp_BT, ref_logp_BT.masked_fill(~mask_BT, 0.0), kl)
+        kl_BT = kl_to_reference(logp_BT, ref_logp_BT.masked_fill(~mask_BT, 0.0), kl, ratio_BT)
         metrics["kl"] = mask_BT * kl_BT
-        objective_BT = objective_BT - beta * (kl_BT * ratio_BT if kl == "k3-weighted" else kl_BT)
+        objective_BT = objective_BT - beta * kl_BT
     return -(weight_BT * objective_BT).sum(), {name: value.sum().detach() for name, value in metrics.items()}
 
 

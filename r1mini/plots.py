@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 
 from r1mini.checkpoint import read_lines
 
@@ -21,7 +22,7 @@ def smooth(values: Sequence[float], window: int = 5) -> list[float]:
     >>> smooth([0.0, 1.0, 2.0], window=2)
     [0.0, 0.5, 1.5]
     """
-    return [sum(part) / len(part) for part in (values[max(0, i + 1 - window) : i + 1] for i in range(len(values)))]
+    return [fmean(values[max(0, i + 1 - window) : i + 1]) for i in range(len(values))]
 
 
 def draw_curves(lines: Mapping[str, Sequence[Path]], out: Path) -> None:

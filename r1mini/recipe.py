@@ -55,6 +55,12 @@ ON_CPU = {"train_grpo": {"learner_tokens": 1024}}
 ON_GPU = {"train_grpo": {"sampler_rows": 4096, "learner_tokens": 65_536}, "sample": {"sampler_rows": 4096}}
 
 
+def speed(script: str, device: str) -> dict[str, Any]:
+    """The flags of a script that suit a device."""
+    gpu = pick_device(device, 0).type == "cuda"
+    return (ON_GPU if gpu else ON_CPU).get(script, {})
+
+
 @dataclass(frozen=True)
 class Stage:
     name: str
@@ -77,7 +83,6 @@ def recipe(cfg: Config, seed: int, out: Path) -> list[Stage]:
     plain = tuple(t for t in cfg.tasks if not tasks.TASKS[t].reasoning)
     if not reasoning:
         raise ValueError(f"--tasks {' '.join(cfg.tasks)}: the recipe needs a task with reasoning")
-    gpu = pick_device(cfg.device, 0).type == "cuda"
     count = lambda n: max(2, round(n * cfg.scale))
     stages: list[Stage] = []
 
@@ -93,7 +98,7 @@ def recipe(cfg: Config, seed: int, out: Path) -> list[Stage]:
             needs += (Path(settings["data"]),)
         settings = {"model": str(path(model)), "out": str(target), "device": cfg.device, "threads": 1, "progress": False,
                     # A seed of its own for each stage: no two see the same problems.
-                    "seed": seed * 1000 + len(stages), **(ON_GPU if gpu else ON_CPU).get(script, {}), **settings}
+                    "seed": seed * 1000 + len(stages), **speed(script, cfg.device), **settings}
         stages.append(Stage(name, script, settings, done, needs))
 
     def sft(name: str, model: str, data: str, **settings) -> None:
@@ -196,7 +201,7 @@ def main(cfg: Config) -> None:
     for name in cfg.stages:
         if name not in known:
             raise ValueError(f"--stages: {name!r} is not one of {', '.join(sorted(known))}")
-    same_run(root, cfg)
+    same_run(root, "recipe.json", {"tasks": " ".join(cfg.tasks), "seed": cfg.seed, "seeds": cfg.seeds, "scale": cfg.scale})
     wanted = [stage for stage in every if not cfg.stages or stage.name in cfg.stages]
     if all(stage.finished() for stage in wanted) and (cfg.stages or results_written(root, cfg.rounds)):
         print(f"{root}: everything has run already; see {root / 'stages.md'}")
@@ -223,17 +228,14 @@ def results_written(root: Path, rounds: int) -> bool:
     return (root / "stages.md").is_file() and set(model_titles(rounds)) == set(checkpoint.read_json(root / "stages.json"))
 
 
-def same_run(root: Path, cfg: Config) -> None:
-    """Record what decides the stages' results; refuse a folder whose results another choice has made."""
-    choice = {"tasks": " ".join(cfg.tasks), "seed": cfg.seed, "seeds": cfg.seeds, "scale": cfg.scale}
-    path = root / "recipe.json"
-    before = checkpoint.read_json(path) if path.is_file() else choice
+def same_run(root: Path, file: str, choice: dict[str, Any]) -> None:
+    """Record the flags that decide the results in `root`; refuse a folder whose results another choice has made."""
+    before = checkpoint.read_json(root / file) if (root / file).is_file() else choice
     for key, value in choice.items():
-        if before.get(key) != value:
-            raise ValueError(f"--out {root}: holds a recipe with --{key} {before.get(key)}, not {value}; choose another "
-                             "folder")
+        if before.get(key, value) != value:
+            raise ValueError(f"--out {root}: holds a run with --{key} {before[key]}, not {value}; choose another folder")
     checkpoint.prepare_folder(root)
-    checkpoint.write_json(path, choice)
+    checkpoint.write_json(root / file, choice)
 
 
 def default_workers(gpu: bool) -> int:

@@ -130,6 +130,15 @@ def language(problem: Problem, text: str) -> float | None:
     return consistency(thinking(text), problem.language)
 
 
+def why_mixed(problem: Problem, text: str) -> str | None:
+    """What keeps the thinking from being in the problem's language alone, or None."""
+    share = language(problem, text)
+    if share is None or share == 1:
+        return None
+    found = len(words(thinking(text)))
+    return f"{round((1 - share) * found)} of {found} words are not {problem.language}" if found else "no word in the thinking"
+
+
 REWARDS = {"accuracy": accuracy, "format": format, "language": language}
 
 
@@ -144,6 +153,8 @@ def weights(text: str) -> dict[str, float]:
         name, _, weight = part.strip().partition(":")
         if name not in REWARDS:
             raise ValueError(f"--reward {text}: {name!r} is not one of {', '.join(REWARDS)}")
+        if name in found:
+            raise ValueError(f"--reward {text}: {name!r} is there twice")
         try:
             found[name] = float(weight or 1)
         except ValueError:
@@ -159,5 +170,6 @@ def score(problem: Problem, text: str) -> dict[str, float | None]:
 
 
 def total(scores: Mapping[str, float | None], weighting: Mapping[str, float]) -> float:
-    """The weighted sum, as the paper adds its rewards [R1 §2.3.2]; what does not apply adds nothing."""
-    return sum(weight * scores[name] for name, weight in weighting.items() if scores[name] is not None)
+    """The weighted sum, as the paper adds its rewards [R1 §2.3.2]; what does not apply adds nothing. Rounded, so that equal
+    rewards are equal numbers."""
+    return round(sum(weight * scores[name] for name, weight in weighting.items() if scores[name] is not None), 6)

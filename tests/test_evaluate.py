@@ -1,14 +1,16 @@
+import copy
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from r1mini import tasks
-from r1mini.evaluate import consensus, evaluate, mean_and_error, pass_at_k, summarise, table
+from r1mini.evaluate import consensus, divergence, entropy, evaluate, mean_and_error, pass_at_k, summarise, table
 from r1mini.records import Problem, Rollout
-from r1mini.rollout import Sampling
+from r1mini.rollout import Sampling, sample
 
 PROBLEM = Problem("countdown", "k", "en", "p\n", {"numbers": [2, 3, 4], "target": 14})
 RIGHT, SAME, WRONG, OTHER = "2+3*4", "3*4+2", "2+3+4", "4+3+2"
@@ -62,7 +64,7 @@ def test_figures_of_a_task_by_hand():
         "pass@1_se": pytest.approx(1 / 6),  # variance 2 * (1/6)^2, over 2 problems
         "pass@3": 0.5, "cons@3": 0.25,  # first problem: a tie of one right and one wrong
         "format": pytest.approx(4 / 6), "language": pytest.approx(5 / 6), "length": pytest.approx((5 * 3 + 9) / 6),
-        "truncated": pytest.approx(1 / 6), "unparsed": pytest.approx(1 / 6), "problems": 2, "samples": 3}
+        "truncated": pytest.approx(1 / 6), "unparsed": pytest.approx(1 / 6), "entropy": 0.0, "problems": 2, "samples": 3}
 
 
 @pytest.fixture(scope="module")
@@ -94,3 +96,23 @@ def test_table_has_a_line_for_each_task_and_the_mean(evaluated):
     lines = table(evaluated[0]).split("\n")
     assert [line.split("|")[1].strip() for line in lines] == ["task", "---", "countdown", "elements", "mean"]
     assert len({line.count("|") for line in lines}) == 1
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_divergence_from_itself_is_zero(model, tokens, temperature):
+    rollouts = sample(model, tokens, ["a\n", "Make 24\n"], 8, Sampling(6, temperature), seed=0)[0]
+    assert divergence(model, rollouts, temperature) == pytest.approx(0.0, abs=1e-5)
+
+
+def test_entropy_and_divergence_by_hand(model, tokens):
+    rollouts = [replace(rollout("x", 2), logprobs=(-1.0, -2.0)), replace(rollout("y", 1), logprobs=(-6.0,))]
+    assert entropy(rollouts) == 3.0  # 9 nats over 3 tokens
+    uniform = copy.deepcopy(model)  # likes every token alike: log p - log p_ref = log p + log V
+    uniform.lm_head.weight.data.zero_()
+    assert divergence(uniform, rollouts, 1.0) == pytest.approx(math.log(tokens.vocab_size) - 3.0, abs=1e-5)
+
+
+def test_reference_adds_the_kl_to_the_table(model, tokens):
+    results, _ = evaluate(model, tokens, ("elements",), 2, 2, Sampling(3), seed=0, reference=model)
+    assert results["mean"]["kl"] == pytest.approx(0.0, abs=1e-5)
+    assert [cell.strip() for cell in table(results).split("\n")[0].split("|")][-3:-1] == ["entropy", "kl"]

@@ -268,6 +268,26 @@ def test_ratio_of_one_gives_reinforce_and_zero_advantage_nothing(options, seed):
     assert not got[0].any()
 
 
+@pytest.mark.parametrize("options", LOSSES, ids=str)
+@pytest.mark.parametrize("learner, old", [(-math.inf, -1.0), (-1.0, -math.inf), (-math.inf, -math.inf)])
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+def test_impossible_tokens_never_make_nan(options, learner, old, advantage):
+    reference = {"ref_logp_BT": torch.tensor([[-math.inf, -1.0]])} if options.get("beta") else {}
+    loss, gradient, metrics = loss_and_gradient([[learner, -1.0]], [[old, -1.0]], [advantage], [[0.5, 0.5]], **reference,
+                                                **options)
+    assert math.isfinite(loss) and gradient.isfinite().all() and all(v.isfinite() for v in metrics.values())
+
+
+@pytest.mark.parametrize("call, reason", [
+    (lambda: token_weights(MASK, "constant"), "longest"), (lambda: token_weights(MASK, "microbatch"), "micro-batch"),
+    (lambda: group_advantages(REWARDS, baseline="none"), "--baseline none --scale group"),
+    (lambda: kl_to_reference(torch.zeros(1), torch.zeros(1), "k3-weighted"), "k3-weighted"),
+])
+def test_what_is_missing_is_named(call, reason):
+    with pytest.raises(ValueError, match=reason):
+        call()
+
+
 @pytest.mark.parametrize("call, flag", [
     (lambda: group_advantages(REWARDS, baseline="mean"), "--baseline"),
     (lambda: group_advantages(REWARDS, scale="std"), "--scale"),

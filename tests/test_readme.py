@@ -33,7 +33,10 @@ def test_files_that_the_readme_links_exist():
 @pytest.mark.parametrize("command", [c for c in commands() if c.startswith("python ")])
 def test_every_python_command_of_the_readme_parses(command):
     words = shlex.split(command)[1:]
-    name, flags = ("r1mini.recipe", words[2:]) if words[:2] == ["-m", "r1mini"] else (Path(words[0]).stem, words[1:])
+    if words[0] == "-m":
+        name, flags = {"r1mini": "r1mini.recipe"}.get(words[1], words[1]), words[2:]
+    else:
+        name, flags = Path(words[0]).stem, words[1:]
     module = importlib.import_module(name)
     config.parse(module.Config, flags, getattr(module, "PRESETS", None))
 

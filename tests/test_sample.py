@@ -84,6 +84,10 @@ def test_figures_do_not_overwrite_the_completions(run, tmp_path):
     ({"eval": True, "problems": 0}, "--problems"),
     ({"eval": True, "samples": 0}, "--samples"),
     ({"eval": True, "top_p": 0.0}, "--top-p"),
+    ({"reference": "base"}, "--reference base: only --eval"),
+    ({"eval": True, "reference": "base"}, "--reference base: its tokenizer"),
+    ({"eval": True, "reference": "base", "top_p": 0.9}, "--reference base: a KL needs samples of the whole"),
+    ({"eval": True, "reference": "base", "temperature": 0.0}, "--reference base: a KL needs"),
     ({"model": "absent"}, "absent: no such model folder"),
 ])
 def test_bad_flag_is_named_before_anything_is_sampled(run, no_sampling, changes, names):

@@ -8,8 +8,9 @@ import torch
 from conftest import interrupt_at_call, jsonl
 
 import train_grpo
-from r1mini import checkpoint, rewards, tasks
+from r1mini import checkpoint, config, grpo, rewards, tasks
 from r1mini.batch import token_logprobs
+from r1mini.records import Rollout
 from r1mini.rollout import Sampling, sample
 
 TIMES = ("seconds", "step_time", "time/sample", "time/reward", "time/update")
@@ -99,7 +100,7 @@ def test_gap_between_sampler_and_learner_is_measured(model, rollouts):
 
 def test_update_without_advantages_changes_nothing(model, rollouts):
     moved, figures = gradient(model, rollouts, torch.zeros(12))
-    assert not moved.any() and figures["grad_norm"] == 0
+    assert not moved.any() and figures["tokens"] == 0
 
 
 def test_kl_pulls_towards_the_reference_even_without_advantages(model, rollouts):
@@ -108,12 +109,13 @@ def test_kl_pulls_towards_the_reference_even_without_advantages(model, rollouts)
     assert figures["loss"] == pytest.approx(0.1 * figures["kl"], rel=1e-4)
 
 
-def test_completions_cut_at_the_limit_teach_nothing_when_masked(model, rollouts):
+@pytest.mark.parametrize("loss_per", ["sequence", "token", "constant"])
+def test_completions_cut_at_the_limit_teach_nothing_when_masked(model, rollouts, loss_per):
     cut = [replace(r, finished=n % 2 == 0) for n, r in enumerate(rollouts)]
     # Their share of the weight is not given to the others: the gradient is that of advantages of zero.
     silenced = torch.where(torch.arange(12) % 2 == 0, ADVANTAGES, 0.0)
-    got, _ = gradient(model, cut, overlong="mask", loss_per="sequence")
-    torch.testing.assert_close(got, gradient(model, cut, silenced, loss_per="sequence")[0])
+    got, _ = gradient(model, cut, overlong="mask", loss_per=loss_per)
+    torch.testing.assert_close(got, gradient(model, cut, silenced, loss_per=loss_per)[0])
 
 
 def test_correction_weighs_by_learner_over_sampler(model, rollouts):
@@ -142,6 +144,63 @@ def test_every_choice_keeps_the_gradient_under_any_cut(model, rollouts, changes)
     whole, _ = gradient(model, drifted, learner_tokens=10**6, **changes)
     cut, _ = gradient(model, drifted, learner_tokens=1, **changes)
     torch.testing.assert_close(cut, whole, atol=1e-5 * whole.abs().max().item(), rtol=0)
+
+
+WIRED = [{"objective": "cispo", "clip_high": 0.1}, {"objective": "sapo"}, {"objective": "sapo", "soft_up": 3.0},
+         {"objective": "sapo", "soft_down": 3.0}, {"clip_low": 0.05}, {"clip_high": 0.05}, {"delta": 1.29},
+         {"ratio": "sequence"}, {"beta": 0.1}, {"beta": 0.1, "kl": "k1"}, {"beta": 0.1, "kl": "k2"},
+         {"beta": 0.1, "kl": "k3-weighted"}]
+
+
+@pytest.mark.parametrize("changes", WIRED, ids=str)
+def test_every_flag_of_the_loss_reaches_it(model, rollouts, changes):
+    """The update's loss is `policy_loss` with that keyword, and another one than without it."""
+    drifted = [replace(r, logprobs=tuple(logp - 0.4 * (-1) ** t for t, logp in enumerate(r.logprobs))) for r in rollouts]
+    cfg = train_grpo.Config(**changes)
+    batch = train_grpo.collate([(r.prompt_ids, r.completion_ids) for r in drifted])
+    old_BT = train_grpo.on_targets([r.logprobs for r in drifted], batch.target_BT)
+    reference = copy.deepcopy(model)
+    reference.model.norm.weight.data.mul_(1.5)
+    options = {name: changes[name] for name in changes if name != "beta"}
+    expected, _ = grpo.policy_loss(
+        token_logprobs(model, batch)[0], old_BT, ADVANTAGES, grpo.token_weights(batch.target_BT, "token"),
+        **{"clip_low": cfg.clip_low, "clip_high": cfg.clip_high, **options}, beta=cfg.beta,
+        ref_logp_BT=token_logprobs(reference, batch)[0] if cfg.beta else None)
+    _, figures = gradient(model, drifted, **changes)
+    assert figures["loss"] == pytest.approx(float(expected), rel=1e-4, abs=1e-6)
+    less = {name: value for name, value in changes.items() if name != list(changes)[-1]}
+    assert figures["loss"] != pytest.approx(gradient(model, drifted, **less)[1]["loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize("changes", [{"top_entropy": 0.35}, {"off_policy_limit": 0.001}, {"loss_per": "sequence"},
+                                     {"loss_per": "constant"}, {"loss_per": "constant", "max_new_tokens": 50},
+                                     {"loss_per": "microbatch", "learner_tokens": 60}, {"correction": "token-mask"},
+                                     {"correction": "token-truncate", "correction_cap": 0.9}], ids=str)
+def test_every_flag_of_the_weights_changes_the_gradient(model, rollouts, changes):
+    drifted = [replace(r, logprobs=tuple(logp - 0.4 * (-1) ** t for t, logp in enumerate(r.logprobs))) for r in rollouts]
+    # A bad one that has become less likely, but not so much that it is clipped.
+    drifted[6] = replace(rollouts[6], logprobs=tuple(logp + 0.1 for logp in rollouts[6].logprobs))
+    less = {name: value for name, value in changes.items() if name != list(changes)[-1]}
+    got, base = gradient(model, drifted, **changes)[0], gradient(model, drifted, **less)[0]
+    assert (got - base).abs().max() > 1e-3 * base.abs().max()
+
+
+@pytest.mark.parametrize("baseline, scale", [("group", "group"), ("group", "batch"), ("group", "none"),
+                                             ("leave-one-out", "none"), ("none", "none")])
+def test_logged_advantages_are_those_of_the_chosen_baseline_and_scale(run, tmp_path, baseline, scale):
+    run("out", steps=1, baseline=baseline, scale=scale)
+    rows = jsonl(tmp_path / "out/rollouts.jsonl")
+    rewards_NG = torch.tensor([row["reward"] for row in rows]).view(3, 4)
+    expected = grpo.group_advantages(rewards_NG, baseline=baseline, scale=scale)
+    assert [row["advantage"] for row in rows] == pytest.approx(expected.flatten().tolist(), abs=1e-5)
+
+
+def test_run_begins_with_a_first_look_and_ends_with_what_went_wrong(run, monkeypatch, capsys):
+    monkeypatch.setattr(rewards, "score", lambda *_: {"accuracy": 0.0, "format": 1.0, "language": None})
+    run("out", steps=3)
+    out = capsys.readouterr().out
+    assert "first look: countdown" in out and "accuracy (weight 1): 0.00 (no <answer>)" in out
+    assert "out: in 100% of groups all rewards are equal and almost no answer is right" in out
 
 
 # -- the loop ----------------------------------------------------------------------------------------------------------
@@ -220,7 +279,9 @@ def test_groups_of_equal_rewards_are_replaced_by_other_problems_of_their_task(ru
     monkeypatch.setattr(rewards, "score", mostly_flat)
     run("out", steps=1, completions=8, resample=3, reward="accuracy")
     rows, metrics = jsonl(tmp_path / "out/rollouts.jsonl"), jsonl(tmp_path / "out/metrics.jsonl")[0]
-    assert metrics["groups_drawn"] >= 6 and metrics["frac_reward_zero_std"] == 0
+    # Logged is all that was drawn, learned from only what was kept.
+    assert metrics["groups_drawn"] >= 6 and metrics["frac_reward_zero_std"] >= 3 / metrics["groups_drawn"]
+    assert len(rows) == 24 and all(any(r["advantage"] for r in rows[n : n + 8]) for n in (0, 8, 16))
     assert [r["task"] for r in rows[::8]] == ["countdown", "elements", "countdown"]
     assert not {r["prompt"] for r in rows} & set(drawn[:3])
 
@@ -229,7 +290,35 @@ def test_refill_stops_at_its_budget_and_keeps_the_flat_groups(run, tmp_path, mon
     monkeypatch.setattr(rewards, "score", lambda problem, text: {"accuracy": 1.0, "format": 0.0, "language": None})
     run("out", steps=1, resample=2, reward="accuracy")
     metrics = jsonl(tmp_path / "out/metrics.jsonl")[0]
-    assert metrics["groups_drawn"] == 9 and metrics["frac_reward_zero_std"] == 1 and metrics["grad_norm"] == 0
+    assert metrics["groups_drawn"] == 9 and metrics["frac_reward_zero_std"] == 1 and "grad_norm" not in metrics
+
+
+def test_overlong_penalty_is_a_reward_with_a_name(run, tmp_path):
+    run("out", steps=1, overlong_cache=4)
+    row, lines = jsonl(tmp_path / "out/metrics.jsonl")[0], jsonl(tmp_path / "out/rollouts.jsonl")
+    # A random model hardly ever ends by itself: cut at 6 tokens costs 1, and so on down to 0 at 2 tokens.
+    for line in lines:
+        assert line["rewards"]["overlong"] == pytest.approx(min(0.0, (2 - line["tokens"]) / 4))
+        assert line["reward"] == pytest.approx(line["rewards"]["accuracy"] + 0.1 * line["rewards"]["format"]
+                                               + line["rewards"]["overlong"])
+    assert row["rewards/overlong/mean"] == pytest.approx(sum(line["rewards"]["overlong"] for line in lines) / len(lines))
+
+
+def test_limit_of_the_overlong_penalty_is_the_contexts_where_that_is_shorter(model, tokens):
+    prompt_ids = tuple(range(120))  # of a context of 128
+    rollout = Rollout(prompt_ids, (1,) * 8, (0.0,) * 8, "x", False)
+    problem = tasks.problem("countdown", 0, 0, "train")
+    cfg = train_grpo.Config(max_new_tokens=400, overlong_cache=4)
+    assert train_grpo.judge(cfg, problem, rollout, model.config.max_position_embeddings)["overlong"] == -1.0
+
+
+def test_run_ends_when_its_completions_are_spent(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(rewards, "score", lambda *_: {"accuracy": 0.0, "format": 0.0, "language": None})  # all flat
+    summary = run("out", steps=9, resample=1, sample_budget=40, final_lr=0.0, warmup=0.0)
+    rows = jsonl(tmp_path / "out/metrics.jsonl")
+    # A step draws 3 groups of 4 and then 3 more: 24 completions. The second has 16 left: one group less.
+    assert summary["steps"] == 2 == len(rows) and [row["groups_drawn"] for row in rows] == [6, 4]
+    assert rows[0]["learning_rate"] > 0 == pytest.approx(rows[1]["learning_rate"])
 
 
 def test_reference_is_mixed_with_the_policy(run, tmp_path, monkeypatch):
@@ -260,6 +349,10 @@ def test_reference_is_mixed_with_the_policy(run, tmp_path, monkeypatch):
     ({"beta": 0.1, "reference_mix": 0.5, "reference_every": 9}, "--reference-mix 0.5: would have no effect"),
     ({"baseline": "none", "scale": "none", "resample": 1}, "--baseline none --resample"),
     ({"objective": "reinforce"}, "--objective reinforce --minibatches 8"),
+    ({"clip_low": 0.1, "minibatches": 1}, "--clip-low 0.1: would have no effect .with --minibatches 1"),
+    ({"sample_budget": 1000}, "--sample-budget 1000: would have no effect"), ({"clip_low": 10.0}, "--clip-low 10.0: at most 1"),
+    ({"final_lr": -1.0}, "--final-lr"), ({"rest_lr": -1.0}, "--rest-lr"), ({"weight_decay": math.nan}, "--weight-decay"),
+    ({"temperature": math.inf}, "--temperature"), ({"reward": "accuracy,accuracy:0.1"}, "--reward.*'accuracy' is there twice"),
     ({"delta": 1.1}, "--delta: 1.1 is out of range"), ({"overlong_cache": 6}, "--overlong-cache: 6 is out of range"),
     ({"overlong": "drop"}, "--overlong: 'drop' is not one of keep, mask"),
 ])
@@ -267,6 +360,23 @@ def test_flags_that_do_not_go_together_are_refused_with_the_reason(run, tmp_path
     with pytest.raises(ValueError, match=names):
         run("out", **changes)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("flags", ["--preset r1-paper --beta 0", "--preset grpo --objective sapo",
+                                   "--preset gspo --objective cispo", "--preset dapo --minibatches 1"])
+def test_a_presets_flags_give_way_to_those_beside_it(flags):
+    cfg = config.parse(train_grpo.Config, flags.split(), train_grpo.PRESETS, moot=train_grpo.moot)
+    train_grpo.check(cfg)
+    with pytest.raises(ValueError, match="--clip-low 0.1: would have no effect"):  # but not what is typed
+        train_grpo.check(config.parse(train_grpo.Config, "--preset grpo --objective sapo --clip-low 0.1".split(),
+                                      train_grpo.PRESETS, moot=train_grpo.moot))
+
+
+def test_numbers_of_the_papers_preset():
+    cfg = train_grpo.Config(**train_grpo.PRESETS["r1-zero-paper"])
+    assert (cfg.problems * cfg.completions, cfg.completions, cfg.minibatches) == (8192, 16, 16)  # 512 to an update
+    assert (cfg.learning_rate, cfg.beta, cfg.temperature, cfg.clip_high, cfg.max_new_tokens) == (3e-6, 1e-3, 1.0, 10.0, 32768)
+    assert cfg.reference_every * cfg.minibatches == 400 and cfg.steps * cfg.minibatches == 10_400
 
 
 @pytest.mark.parametrize("preset", train_grpo.PRESETS)
@@ -326,6 +436,14 @@ def test_metrics_have_trls_names(logged):
     assert "rewards/language/mean" not in metrics[0]  # None: it did not apply
 
 
+def test_tokens_are_counted_from_the_start_of_the_run_prompts_included(run, tmp_path, monkeypatch, tokens):
+    run("out")
+    rows, lines = jsonl(tmp_path / "out/metrics.jsonl"), jsonl(tmp_path / "out/rollouts.jsonl")
+    for row in rows:
+        assert row["num_tokens"] == sum(line["tokens"] + len(tokens.encode(line["prompt"])) for line in lines
+                                        if line["step"] <= row["step"])
+
+
 def test_every_completion_is_logged(logged):
     _, rows = logged
     assert [(row["step"], row["problem"], row["sample"]) for row in rows] == [
@@ -379,3 +497,4 @@ def test_half_precision_samples_and_learns_in_it_over_single_precision_weights(r
     assert json.loads((tmp_path / "out/config.json").read_text())["torch_dtype"] == "float32"
     for row in jsonl(tmp_path / "out/metrics.jsonl"):
         assert row["grad_norm"] > 0 and row["sampling/sampling_logp_difference/max"] < 0.2
+        assert 0 < row["weights/moved_in_bf16"] <= 1
