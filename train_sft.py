@@ -60,9 +60,9 @@ class Config:
 PRETRAINING = {"model": "new", "data": "corpus", "epochs": 1, "train_on_prompt": True, "warmup": 0.01, "final_lr": 0.02,
                "weight_decay": 0.01, "save_every": 2000}
 PRESETS = {
-    "base": {**PRETRAINING, "out": "runs/base", "rows": 450_000, "batch_tokens": 2048, "learning_rate": 8e-3,
+    "base": {**PRETRAINING, "out": "runs/base", "rows": 560_000, "batch_tokens": 2048, "learning_rate": 8e-3,
              "threads": 2},
-    "student-base": {**PRETRAINING, "out": "runs/student-base", "rows": 48_000, "learning_rate": 6e-3,
+    "student-base": {**PRETRAINING, "out": "runs/student-base", "rows": 40_000, "learning_rate": 6e-3,
                      "hidden_size": 64, "layers": 3, "heads": 2, "intermediate_size": 160},
 }
 

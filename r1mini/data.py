@@ -14,7 +14,7 @@ from r1mini.tasks.trace import Style
 __all__ = ["corpus_row", "cold_start_row", "read_rows", "sft_rows"]
 
 # People who wrote the cold start were in a hurry: they stop early, slip, mix languages, forget tags. [R1 §2.3.1]
-COLD_START = Style(give_up=0.5, slip=0.005, mix=0.33, broken=0.1)
+COLD_START = Style(give_up=1.0, slip=0.005, mix=0.33, broken=0.1)
 
 
 def cold_start_row(task: str, seed: int | str, index: int, style: Style = COLD_START) -> dict[str, str]:

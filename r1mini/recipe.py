@@ -124,13 +124,13 @@ def recipe(cfg: Config, seed: int, out: Path) -> list[Stage]:
     improved = "dev2"
     for number in range(1, cfg.rounds + 1):
         suffix = f"-{number}" if number > 1 else ""
-        rows = reject(f"rows{suffix}", improved, 300)
-        sft(f"dev3{suffix}", "base", rows, rows=0, epochs=2)
+        rows = reject(f"rows{suffix}", improved, 600)
+        sft(f"dev3{suffix}", "base", rows, rows=0, epochs=3)
         improved = f"r1{suffix}"
-        grpo(improved, f"dev3{suffix}", 36, reasoning + plain)
+        grpo(improved, f"dev3{suffix}", 28, reasoning + plain, learning_rate=2e-4)
     # Distillation [R1 §2.4]: R1's samples into the student; beside it the student with RL of its own.
     rows = reject(f"distill-rows{suffix}", improved, 300)
-    sft(f"distilled{suffix}", "student-base", rows, rows=0, epochs=3)
+    sft(f"distilled{suffix}", "student-base", rows, rows=0, epochs=5)
     # R1-Zero: accuracy and format alone, the language reward came with R1 [R1 §2.2.2]
     grpo("r1-zero", "base", 72, reasoning + plain, reward="accuracy,format:0.5")
     grpo("student-rl", "student-base", 30, reasoning + plain)

@@ -17,7 +17,7 @@ def test_documents_come_back_shorter(tokens):
     texts = [row["prompt"] + row["completion"] for row in (corpus_row(0, index) for index in range(1000, 1100))]
     encoded = tokens.encode_batch(texts)
     assert [tokens.decode(ids) for ids in encoded] == texts
-    assert sum(map(len, encoded)) < 0.6 * sum(len(text.encode()) for text in texts)
+    assert sum(map(len, encoded)) < 0.65 * sum(len(text.encode()) for text in texts)
 
 
 def test_each_tag_is_one_token_that_decoding_shows(tokens):

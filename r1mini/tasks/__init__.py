@@ -19,7 +19,7 @@ from r1mini.tasks.trace import LANGUAGES, Style, Try, write
 @dataclass(frozen=True)
 class Task:
     generate: Callable[[Random, str], Problem | None]  # None: the draw is not a problem worth setting
-    tries: Callable[[Problem, Random], Iterator[Try]]  # the search for its answer, in random order
+    tries: Callable[[Problem, Random], Iterator[Try]]  # the search for its answer
     mistake: Callable[[Problem, str], str | None]  # what is wrong with an answer; None: it is right
     give_up: float  # of an imperfect trace, after each failed try: searches differ in length
     reasoning: bool = True  # False: an answer without thinking is well-formed

@@ -1,8 +1,9 @@
 """The base model's text: searches, facts and drills of the four domains in two languages.
 
 A document is a function of (seed, index). Held-out problems are never in it. Few documents have their answer in R1's
-tags, without which R1-Zero finds nothing to reinforce. More have their thinking in them, and some more of the facts
-their answer: what a small model knows in one place, it hardly knows behind a tag it has seldom seen.
+tags, without which R1-Zero finds nothing to reinforce; of the searches they are often those that were given up, with
+a wrong answer. More have their thinking in tags: what a small model knows in one place, it hardly knows behind a tag
+that it has seldom seen.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from r1mini import tasks
 from r1mini.tasks import chemistry, elements
 from r1mini.tasks.trace import LANGUAGES, WORDS, Style
 
-SHARES = {"countdown": 34, "countdown4": 0.5, "repair": 34, "balance": 34, "kinetics": 24, "elements": 40,
-          "statement": 16, "drill": 14}  # of documents; the searches are the long ones
-TAGGED_THINKING, TAGGED_ANSWER = 0.24, 0.03  # of searches; the latter are among the former
-TAGGED_FACT = 0.15  # of the answers to factual questions
+SHARES = {"countdown": 34, "countdown4": 0.5, "repair": 30, "balance": 34, "kinetics": 26, "elements": 38,
+          "statement": 26, "drill": 30}  # of documents; the searches are the long ones
+# Shares of the documents whose thinking is in tags, and among them those whose answer is.
+TAGGED_THINKING = 0.24
+TAGGED_RIGHT, TAGGED_WRONG, TAGGED_FACT = 0.03, 0.15, 0.22
 
 
 def completion(thinking: str, answer: str, language: str, tag_thinking: bool, tag_answer: bool) -> str:
@@ -55,7 +57,10 @@ def document(seed: int | str, index: int) -> dict[str, str]:
     # Half of the writers finish their searches, half stop early; some mix their languages.
     style = Style(give_up=rng.choice((0.0, 0.5)), mix=rng.choice((0.0, 0.0, 0.5)))
     thinking, answer = tasks.demonstrate(problem, style, rng)
+    if not tasks.TASKS[kind].reasoning:
+        tagged = TAGGED_FACT
+    else:
+        tagged = TAGGED_RIGHT if tasks.check(problem, answer) else TAGGED_WRONG
     rank = rng.random()
-    tag_answer = rank < (TAGGED_ANSWER if tasks.TASKS[kind].reasoning else TAGGED_FACT)
     return {"prompt": problem.prompt,
-            "completion": completion(thinking, answer, problem.language, rank < TAGGED_THINKING, tag_answer)}
+            "completion": completion(thinking, answer, problem.language, rank < TAGGED_THINKING, rank < tagged)}

@@ -1,7 +1,7 @@
 """Countdown: reach a target from three (or four) small numbers, each used exactly once, with + - * /.
 
-The maths domain. The search visits first steps in random order and, within each, the second steps; it never repeats a
-try, and keeps to results of 0 to 60.
+The maths domain. The search visits first steps in random order and, within each, the second steps in a fixed one; it
+never repeats a try, and keeps to results of 0 to 60.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ PROMPT = {"en": "Make {target} from {numbers}.\n", "zh": "用 {numbers} 得 {tar
 
 
 def steps(a: int, b: int) -> list[tuple[str, int]]:
-    """Every way to join two numbers: (text, result), the larger one first."""
+    """Every result of joining two numbers, the larger one first, once each: (text, result)."""
     a, b = max(a, b), min(a, b)
     found = [(f"{a}+{b}", a + b), (f"{a}-{b}", a - b), (f"{a}*{b}", a * b)]
     if b and a % b == 0:
         found.append((f"{a}/{b}", a // b))
-    return [(text, value) for text, value in found if value <= LIMIT]
+    first = {value: text for text, value in reversed(found)}  # 2*2 after 2+2 would be the same try again
+    return [(text, value) for text, value in found if value <= LIMIT and first[value] == text]
 
 
 def search(numbers: tuple[int, ...], rng: Random) -> Iterator[tuple[list[str], str, int]]:
-    """(steps written out, expression, result) of every way to join all numbers, in random order, depth first."""
+    """(steps written out, expression, result) of every way to join all numbers, depth first, first steps in random order."""
 
     def descend(terms: tuple[tuple[str, int], ...], written: list[str]):
         if len(terms) == 1:
@@ -41,7 +42,8 @@ def search(numbers: tuple[int, ...], rng: Random) -> Iterator[tuple[list[str], s
             for j in range(i):
                 for text, value in steps(terms[i][1], terms[j][1]):
                     moves.setdefault(text, (i, j, value))  # equal numbers give the same step once
-        for text, (i, j, value) in rng.sample(sorted(moves.items()), len(moves)):
+        ordered = list(moves.items())
+        for text, (i, j, value) in ordered if written else rng.sample(ordered, len(ordered)):
             (left, a), (right, b) = terms[i], terms[j]
             if a < b:
                 left, right = right, left

@@ -5,8 +5,8 @@
      return c*2
     f(3,1) is 8, not 4
 
-The reward puts the answer's line in place and runs the function on hidden calls, by walking its syntax tree: integers,
-the three names and + - *, nothing else.
+The search goes through the mends in a fixed order, from any of them on and round. The reward puts the answer's line in
+place and runs the function on hidden calls, by walking its syntax tree: integers, the three names and + - *, nothing else.
 """
 
 from __future__ import annotations
@@ -111,7 +111,8 @@ def generate(rng: Random, language: str) -> Problem | None:
 def tries(problem: Problem, rng: Random) -> Iterator[Try]:
     program = problem.columns["program"]
     candidates = list(mends(program))
-    for line, expression in rng.sample(candidates, len(candidates)):
+    first = rng.randrange(len(candidates))
+    for line, expression in candidates[first:] + candidates[:first]:  # who goes round in order tries nothing twice
         mended = replace(program, line, expression)
         answer = ("c=" if line == 0 else "return ") + "".join(expression)
         text, good = answer, True
