@@ -51,7 +51,7 @@ PRESETS = {"quick": {"out": "runs/quick", "scale": 0.04}}
 
 
 # What only changes memory and speed: small pieces stay in a core's cache, large ones fill a GPU.
-ON_CPU = {"train_grpo": {"learner_tokens": 1024}}
+ON_CPU = {"train_grpo": {"learner_tokens": 1024}, "sample": {"sampler_rows": 512}}
 ON_GPU = {"train_grpo": {"sampler_rows": 4096, "learner_tokens": 65_536}, "sample": {"sampler_rows": 4096}}
 
 
