@@ -34,7 +34,7 @@ def test_grpo_is_pure_tensor_functions():
     assert packages(imports(ROOT / "r1mini/grpo.py")) == {"torch"}
 
 
-@pytest.mark.parametrize("module", ["rewards", "tasks", "data", "config"])
+@pytest.mark.parametrize("module", ["rewards", "score", "filters", "answers", "sandbox", "tasks", "data", "config"])
 def test_what_makes_and_judges_text_needs_no_torch(module):
     code = f"import sys, r1mini.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
@@ -48,16 +48,20 @@ def test_nothing_but_the_recipe_and_the_comparison_imports_a_script():
 
 def test_core_does_not_import_what_stands_above_it():
     above = {"rollout", "batch", "evaluate", "data", "optim", "checkpoint"}
-    for name in ("records", "rewards", "grpo", "model", "tokenizer"):
+    for name in ("records", "rewards", "score", "grpo", "model", "tokenizer"):
         found = {module.split(".")[1] for module in imports(ROOT / f"r1mini/{name}.py") if module.startswith("r1mini.")}
         assert not found & above, name
 
 
-def test_nothing_is_ever_executed():
+def test_text_is_executed_nowhere_but_behind_the_sandbox():
     for path in PACKAGE:
+        allowed = ["exec", "compile"] if path == ROOT / "r1mini/sandbox_child.py" else []
+        found = []
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-                assert node.func.id not in ("eval", "exec", "compile", "__import__"), f"{path}:{node.lineno}"
+                if node.func.id in ("eval", "exec", "compile", "__import__"):
+                    found.append(node.func.id)
+        assert found == allowed, path
 
 
 def test_no_error_is_swallowed():
