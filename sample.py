@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from r1mini import checkpoint, rewards, tasks
+from r1mini import checkpoint, filters, rewards, score, tasks
 from r1mini.config import device as pick_device
 from r1mini.config import option, require, run
 from r1mini.data import cold_start_row
@@ -109,9 +109,8 @@ def evaluation(cfg: Config, model, tokens, how: Sampling) -> dict:
         out = Path(cfg.out)
         write(out.with_suffix(".jsonl"), [
             {"task": p.task, "problem": p.key, "language": p.language, "prompt": p.prompt, "sample": i,
-             "completion": r.text, "answer": rewards.extract(r.text), "rewards": rewards.score(p, r.text),
-             "finished": r.finished}
-            for p, group in kept for i, r in enumerate(group)])
+             "completion": r.text, "answer": rewards.answer_of(p, r.text), "rewards": scores, "finished": r.finished}
+            for p, group in kept for i, (r, scores) in enumerate(zip(group, score.score(p, group)))])
         checkpoint.write_json(out, results)
     return results
 
@@ -120,16 +119,13 @@ def verdict(problem: Problem, rollout: Rollout, thinking_tokens: int, limit: int
     """Why a completion is not kept, or "kept". [R1 §2.3.3]"""
     if not rollout.finished:
         return "cut off"
-    if not rewards.accuracy(problem, rollout.text):
+    [scores] = score.score(problem, [rollout], ("accuracy", "code", "format"))
+    if 1.0 not in (scores["accuracy"], scores["code"]):
         return "wrong"
-    if not rewards.format(problem, rollout.text):
+    if not scores["format"]:
         return "format"
-    if rewards.language(problem, rollout.text) != 1.0:
-        return "mixed languages"
-    lines = (rewards.parse(rollout.text).thinking or "").split("\n")
-    if max(Counter(line for line in lines if line).values(), default=0) > 1:
-        return "repetition"
-    return "long" if thinking_tokens > limit else "kept"
+    found = (name for name, removes in filters.FILTERS.items() if removes(problem, rollout.text))
+    return next(found, "long" if thinking_tokens > limit else "kept")
 
 
 def rejection(cfg: Config, model, tokens, how: Sampling) -> dict:

@@ -10,16 +10,18 @@ import copy
 import dataclasses
 import json
 import math
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 
 import torch
 from torch import Tensor
 
-from r1mini import checkpoint, diagnose, grpo, optim, rewards, tasks
+from r1mini import checkpoint, diagnose, grpo, optim, rewards, score, tasks
 from r1mini.batch import by_length, collate, token_logprobs
 from r1mini.config import autocast, option, require, run
 from r1mini.config import device as pick_device
@@ -34,7 +36,7 @@ class Config:
     model: str = option("base", "model folder or embedded model to start from")
     tasks: tuple[str, ...] = option(tasks.REASONING, "tasks, taken in turn; a name given twice is taken twice as often")
     # DEVIATES: R1 adds its rewards unweighted; here format counts half, being met most of the time, and language twice.
-    reward: str = option("accuracy,format:0.5,language:2", "rewards with their weights, summed")
+    reward: str = option("accuracy,format:0.5,language:2", "rewards with their weights, summed; also file.py:function[:weight]")
     steps: int = option(60, "sampling steps")
     sample_budget: int = option(0, "completions, refills included, after which the run ends before its last step (0: none)")
     problems: int = option(32, "problems per sampling step (N); R1: 512, 32 to an update")
@@ -118,11 +120,15 @@ def problems_of_step(cfg: Config, step: int, attempt: int = 0) -> list[Problem]:
 
 
 def main(cfg: Config) -> dict:
-    out, weighting = Path(cfg.out), rewards.weights(cfg.reward) | ({"overlong": 1.0} if cfg.overlong_cache else {})
+    out, weighting = Path(cfg.out), score.weights(cfg.reward)
     check(cfg)
     if checkpoint.has_finished(out, asdict(cfg)):
         print(f"{out}: this run has finished already; nothing to do")
         return checkpoint.read_json(out / "run.json")
+    functions = score.functions(cfg.reward)
+    if cfg.overlong_cache:
+        weighting["overlong"] = 1.0
+        functions["overlong"] = partial(rewards.soft_overlong_punishment, soft_punish_cache=cfg.overlong_cache)
     device = pick_device(cfg.device, cfg.threads)
     policy, tokens = checkpoint.load(cfg.model, device)
     context = policy.config.max_position_embeddings
@@ -140,7 +146,7 @@ def main(cfg: Config) -> dict:
             clock = [time.perf_counter()]
             # 1. Sample a group of completions of each problem from the policy; 2. score them by rules.
             spent = sum(row["groups_drawn"] for row in rows) * cfg.completions
-            groups, drawn = collect(cfg, policy, tokens, weighting, step, spent, device)
+            groups, drawn = collect(cfg, policy, tokens, functions, weighting, step, spent, device)
             spent += len(drawn) * cfg.completions
             rewards_NG = torch.tensor([group.rewards for group in groups])
             flat = [r for group in groups for r in group.rollouts]
@@ -198,8 +204,8 @@ def main(cfg: Config) -> dict:
     return summary
 
 
-def collect(cfg: Config, policy: Transformer, tokens, weighting: Mapping[str, float], step: int, spent: int,
-            device: torch.device) -> tuple[list[Group], list[Group]]:
+def collect(cfg: Config, policy: Transformer, tokens, functions: Mapping[str, rewards.Reward],
+            weighting: Mapping[str, float], step: int, spent: int, device: torch.device) -> tuple[list[Group], list[Group]]:
     """(the groups to learn from, every group drawn for them). A group whose rewards are all equal is replaced by one of
     another problem of its task, `resample` times at most [DAPO §3.2], and not past the budget of completions, of which
     `spent` are gone."""
@@ -210,13 +216,16 @@ def collect(cfg: Config, policy: Transformer, tokens, weighting: Mapping[str, fl
     for attempt in range(cfg.resample + 1):
         fresh = problems_of_step(cfg, step, attempt)
         problems = [fresh[n] for n in slots]
-        with autocast(device, cfg.bf16):
+        scoring = []  # of the problems that are sampled already, beside the sampling of the others
+        with score.pool() as pool, autocast(device, cfg.bf16):
             sampled = sample(policy, tokens, [p.prompt for p in problems], cfg.completions, how, seed=cfg.seed,
                              step=step + attempt * 2**24, max_rows=cfg.sampler_rows,
-                             progress=f"step {step} sampling" if cfg.progress else None)
-        for n, problem, rollouts in zip(slots, problems, sampled):
-            scores = [judge(cfg, problem, r, policy.config.max_position_embeddings) for r in rollouts]
-            group = Group(problem, rollouts, scores, tuple(rewards.total(s, weighting) for s in scores))
+                             progress=f"step {step} sampling" if cfg.progress else None,
+                             ready=lambda i, rollouts: scoring.append(judge(
+                                 cfg, problems[i], rollouts, functions, pool, policy.config.max_position_embeddings)))
+            scored = [finish() for finish in scoring]
+        for n, problem, rollouts, scores in zip(slots, problems, sampled, scored):
+            group = Group(problem, rollouts, scores, score.totals(problem, scores, weighting))
             drawn.append(group)
             if attempt == 0 or not group.flat:
                 groups[n] = group
@@ -228,13 +237,11 @@ def collect(cfg: Config, policy: Transformer, tokens, weighting: Mapping[str, fl
     return list(groups.values()), drawn
 
 
-def judge(cfg: Config, problem: Problem, rollout: Rollout, context: int) -> dict[str, float | None]:
-    """Every reward of a completion, and the overlong penalty where there is one, unweighted."""
-    scores = rewards.score(problem, rollout.text)
-    if cfg.overlong_cache:
-        longest = min(cfg.max_new_tokens, context - len(rollout.prompt_ids))
-        scores["overlong"] = rewards.soft_overlong(len(rollout.completion_ids), longest, cfg.overlong_cache)
-    return scores
+def judge(cfg: Config, problem: Problem, rollouts: Sequence[Rollout], functions: Mapping[str, rewards.Reward], pool,
+          context: int) -> Callable[[], score.Scores]:
+    """Begins with every reward of a problem's completions; the result waits for them."""
+    longest = min(cfg.max_new_tokens, context - len(rollouts[0].prompt_ids))
+    return score.begin(problem, rollouts, functions, pool, max_completion_len=longest)
 
 
 def start(cfg: Config, policy: Transformer, forward: Callable, rollouts: Sequence[Rollout], device: torch.device
@@ -408,9 +415,9 @@ def write_rollouts(log, step: int, groups: Sequence[Group], adv_NG: Tensor) -> N
 
 def report(cfg: Config, rows: Sequence[Mapping[str, float]], groups: Sequence[Group]) -> None:
     row = rows[-1]
-    language = row.get("rewards/language/mean")
-    print(f"{Path(cfg.out).name} {row['step'] + 1}/{cfg.steps}: accuracy {row['rewards/accuracy/mean']:.2f} "
-          f"format {row['rewards/format/mean']:.2f}" + (f" language {language:.2f}" if language is not None else "")
+    means = {name.split("/")[1]: value for name, value in row.items() if re.fullmatch("rewards/.*/mean", name)}
+    print(f"{Path(cfg.out).name} {row['step'] + 1}/{cfg.steps}: "
+          + " ".join(f"{name} {value:.2f}" for name, value in means.items())
           + f" length {row['completions/mean_length']:.0f} cut {row['completions/clipped_ratio']:.2f} "
           f"flat {row['frac_reward_zero_std']:.2f} entropy {row['entropy']:.2f} grad {row.get('grad_norm', 0.0):.2f} "
           f"{row['step_time']:.1f} s (sample {row['time/sample']:.1f}, update {row['time/update']:.1f})", flush=True)

@@ -25,7 +25,7 @@ GAP = {False: 1e-2, True: 1.0}  # largest honest difference of a token's log-pro
 def reflection(thinking: str, language: str) -> float:
     """Reflective words per word of the thinking; 0 without words."""
     found = rewards.words(thinking)
-    known = REFLECTION[language]
+    known = REFLECTION.get(language, ())
     hits = sum(any(k in word for k in known) if language == "zh" else word.lower() in known for word in found)
     return hits / len(found) if found else 0.0
 
@@ -44,9 +44,10 @@ def sampling_metrics(groups: Sequence[Group]) -> dict[str, Any]:
         "completions/min_length": min(lengths),
         "completions/max_length": max(lengths),
         "completions/clipped_ratio": mean([not r.finished for _, r, _, _ in pairs]),
-        "completions/unparsed_ratio": mean([r.finished and rewards.extract(r.text) is None for _, r, _, _ in pairs]),
-        "completions/wrong_ratio": mean([rewards.extract(r.text) is not None and not s["accuracy"]
-                                         for _, r, s, _ in pairs]),
+        "completions/unparsed_ratio": mean([r.finished and rewards.answer_of(group.problem, r.text) is None
+                                            for group, r, _, _ in pairs]),
+        "completions/wrong_ratio": mean([rewards.answer_of(group.problem, r.text) is not None and s["accuracy"] == 0
+                                         for group, r, s, _ in pairs]),
         "completions/reflection": mean([reflection(rewards.thinking(r.text), group.problem.language)
                                         for group, r, _, _ in pairs]),
         "entropy": -sum(sum(r.logprobs) for _, r, _, _ in pairs) / sum(lengths),
@@ -92,8 +93,8 @@ def first_look(group: Group, weighting: Mapping[str, float]) -> str:
     lines = [f"--- first look: {group.problem.task}, completion 1 of {len(group.rollouts)}",
              group.problem.prompt.rstrip("\n"), text.rstrip("\n")]
     for name, score in group.scores[0].items():
-        shown = "does not apply" if score is None else f"{score:.2f}"
-        lines.append(f"--- {name} (weight {weighting.get(name, 0):g}): {shown}{reason(group.problem, text, name)}")
+        shown = "does not apply" if score is None else f"{score:.2f}" + reason(group.problem, text, name)
+        lines.append(f"--- {name} (weight {weighting.get(name, 0):g}): {shown}")
     return "\n".join([*lines, f"--- reward {group.rewards[0]:.2f}; of the group: "
                       + " ".join(f"{r:.2f}" for r in group.rewards)])
 
@@ -133,7 +134,7 @@ def causes(rows: Sequence[Mapping[str, Any]], cfg: Any, weighting: Mapping[str, 
                "from a model that has seen it (train_sft.py --data cold-start)")
 
     if cfg.baseline != "none" and steady(lambda r: r["frac_reward_zero_std"] > 0.8):
-        flat, right = f"in {share('frac_reward_zero_std')} of groups all rewards are equal", row["rewards/accuracy/mean"]
+        flat, right = f"in {share('frac_reward_zero_std')} of groups all rewards are equal", row.get("rewards/accuracy/mean", 0.5)
         refill = "" if cfg.resample else " (--resample 3 replaces such groups)"
         if counts("accuracy") and right < 0.1:
             yield (f"{flat} and almost no answer is right: the problems are too hard; raise --completions, choose easier "

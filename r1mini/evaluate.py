@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from r1mini import rewards, tasks
+from r1mini import rewards, score, tasks
 from r1mini.batch import by_length, collate, token_logprobs
 from r1mini.model import Transformer
 from r1mini.records import Problem, Rollout
@@ -64,14 +64,16 @@ def divergence(reference: Transformer, rollouts: Sequence[Rollout], temperature:
 def summarise(problems: Sequence[Problem], rollouts: Sequence[Sequence[Rollout]]) -> dict[str, Any]:
     """The figures of one task: a problem is one observation, its samples are averaged first."""
     passed, any_passed, agreed, formatted, consistent = [], [], [], [], []
-    for problem, group in zip(problems, rollouts):
+    with score.pool() as pool:
+        scored = list(pool.map(score.score, problems, rollouts))
+    for problem, group, scores in zip(problems, rollouts, scored):
         texts = [r.text for r in group]
-        right = [rewards.accuracy(problem, text) for text in texts]
+        right = [s["accuracy"] for s in scores]
         passed.append(sum(right) / len(right))
         any_passed.append(pass_at_k(len(right), int(sum(right)), len(right)))
         agreed.append(consensus(problem, texts))
-        formatted += [rewards.format(problem, text) for text in texts]
-        consistent += [v for v in (rewards.language(problem, text) for text in texts) if v is not None]
+        formatted += [s["format"] for s in scores]
+        consistent += [s["language"] for s in scores if s["language"] is not None]
     flat = [r for group in rollouts for r in group]
     k = len(rollouts[0])
     pass1, error = mean_and_error(passed)

@@ -1,19 +1,32 @@
-"""Rule-based rewards [R1 §2.2.2]: accuracy, format, and language consistency [R1 §2.3.2]. No neural reward model.
+r"""Rule-based rewards [R1 §2.2.2]: accuracy, format, language consistency [R1 §2.3.2], and open-r1's under its names. No
+neural reward model.
 
-A completion is `<think>…</think><answer>…</answer>`. Nothing of it is ever executed: answers go to the task's checker.
+A reward is a function as TRL calls it: `reward(prompts, completions, **columns) -> list[float | None]`, all of them lists
+with one item per completion, None where the reward does not apply. Prompts and completions are strings or message lists;
+columns are `task`, `language`, `completion_ids`, `max_completion_len` and what else the problem has. One call gets the
+completions of one problem. What has parameters takes them as keywords: `functools.partial(rewards.cosine, max_len=500)`.
+
+A completion is `<think>…</think><answer>…</answer>`; to a row of a data file `\boxed{…}` after the thinking is an answer
+too. Nothing of it is executed but by `code`, in the sandbox. Left out: TRL's `trainer_state`, `log_extra`, `log_metric`.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from r1mini import tasks
+from r1mini import answers, sandbox, tasks
+from r1mini.programs import program, tests, wanted
 from r1mini.records import Problem
 
+Reward = Callable[..., "Sequence[float | None]"]
+Columns = Mapping[str, Sequence[Any]]
+
 TAG = re.compile(r"</?(?:think|answer)>")
+ORDER = ["<think>", "</think>", "<answer>", "</answer>"]
 NOTATION = ("return", "ln")  # what traces write in either language
 
 
@@ -56,9 +69,38 @@ def thinking(text: str) -> str:
     return text.partition("<think>")[2].partition("</think>")[0]
 
 
+# -- one completion of one problem: what is asked of it, and what is wrong with it -------------------------------------
+
+
+def reasons(problem: Problem) -> bool:
+    """Is thinking asked for?"""
+    return problem.task not in tasks.TASKS or tasks.TASKS[problem.task].reasoning
+
+
+def gold(problem: Problem) -> str | None:
+    r"""The right answer of a data file's row: its column `answer`, or else `solution`; of both the last `\boxed{…}` if
+    there is one. None where a checker decides: an embedded task's, or tests."""
+    if problem.task in tasks.TASKS or wanted(problem):
+        return None
+    found = [str(problem.columns[name]) for name in ("answer", "solution") if problem.columns.get(name) is not None]
+    return answers.extract(found[0]) or found[0] if found else None
+
+
+def answer_of(problem: Problem, text: str) -> str | None:
+    """What a completion answers, by the rules of its problem; None: nothing that could be right."""
+    if problem.task in tasks.TASKS:
+        return extract(text)
+    return program(text) if wanted(problem) else answers.extract(text)
+
+
 def why_wrong(problem: Problem, text: str) -> str | None:
-    """What is wrong with the answer, or None if it is right by the task's checker."""
-    answer = extract(text)
+    """What is wrong with the answer, or None if it is right: by the checker of the column `task` if that is an embedded
+    task, else by `answers.equivalent` to the row's own answer, which must be there."""
+    answer = answer_of(problem, text)
+    if problem.task not in tasks.TASKS:
+        if answer is None:
+            return "no answer after the thinking, or more than one"
+        return None if answers.equivalent(gold(problem), answer) else f"{answer[:60]!r} is not {gold(problem)!r}"
     if answer is not None:
         return tasks.mistake(problem, answer)
     for tag in ("<answer>", "</answer>"):
@@ -67,28 +109,203 @@ def why_wrong(problem: Problem, text: str) -> str | None:
     return "not one answer block after the thinking"
 
 
+def correct(problem: Problem, text: str) -> bool | None:
+    """Is the answer right? None: the problem has none that could be compared."""
+    return why_wrong(problem, text) is None if problem.task in tasks.TASKS or gold(problem) is not None else None
+
+
 def why_unformatted(problem: Problem, text: str) -> str | None:
     """What is wrong with the format, or None: it is kept and its answer is not empty. Reasoning tasks need a think block
     that is not empty; elsewhere an answer alone will do."""
     parsed = parse(text)
     if parsed is None:
-        missing = [tag for tag in ("<think>", "</think>", "<answer>", "</answer>") if tag not in text]
+        missing = [tag for tag in ORDER if tag not in text]
         return f"no {missing[0]}" if missing else "tags out of order or repeated, or text outside them"
     if not parsed.answer.strip():
         return "empty answer"
     if parsed.thinking is None:
-        return "no <think>" if tasks.TASKS[problem.task].reasoning else None
+        return "no <think>" if reasons(problem) else None
     return None if parsed.thinking.strip() else "empty thinking"
 
 
-def accuracy(problem: Problem, text: str) -> float:
-    """1 if the answer is right by the task's checker, else 0."""
-    return float(why_wrong(problem, text) is None)
+def words(text: str) -> list[str]:
+    """The words of a text: runs of Han characters, and Latin words. Formulas, variables and names of functions are
+    notation: single letters, two letters with a capital, anything beside a digit or with a capital inside, unless there
+    are four capitals and nothing else. Two letters in a row of any other script but Greek are a word too.
+
+    >>> words("try 2 H2O + NaCl, f(a) 对 then Fe 算了")
+    ['try', '对', 'then', '算了']
+    """
+    found = re.findall(r"[\u4e00-\u9fff]+|(?<![A-Za-z0-9_])(?:[A-Za-z][a-z]{2,}|[a-z]{2}|[A-Z]{4,})(?![A-Za-z0-9_])"
+                       r"|[^\W\d_\u0000-\u024f\u0370-\u03ff\u1e00-\u1eff\u4e00-\u9fff]{2,}", text)
+    return [word for word in found if word not in NOTATION]
 
 
-def format(problem: Problem, text: str) -> float:
-    """1 if the completion keeps the format and its answer is not empty, else 0."""
-    return float(why_unformatted(problem, text) is None)
+def consistency(thinking: str, language: str) -> float:
+    """[R1 §2.3.2] Num(words in the target language) / Num(words).
+
+    DEVIATES: thinking without a single word scores 0, or silence would be the easiest consistency.
+    """
+    found = words(thinking)
+    target = [word for word in found if ("\u4e00" <= word[0] <= "\u9fff" if language == "zh" else word.isascii())]
+    return len(target) / len(found) if found else 0.0
+
+
+def share(problem: Problem, text: str) -> float | None:
+    """Consistency of the thinking; None without reasoning, or where the language is neither "en" nor "zh"."""
+    if not reasons(problem) or problem.language not in ("en", "zh"):
+        return None
+    return consistency(thinking(text), problem.language)
+
+
+def why_mixed(problem: Problem, text: str) -> str | None:
+    """What keeps the thinking from being in the problem's language alone, or None."""
+    kept = share(problem, text)
+    if kept is None or kept == 1:
+        return None
+    found = len(words(thinking(text)))
+    return f"{round((1 - kept) * found)} of {found} words are not {problem.language}" if found else "no word in the thinking"
+
+
+# -- the rewards ------------------------------------------------------------------------------------------------------
+
+
+def content(message: Any) -> str:
+    """The text of a prompt or completion: a string, or messages of which the last one counts."""
+    return str(message if isinstance(message, str) else message[-1]["content"])
+
+
+def rows(prompts: Sequence, completions: Sequence, columns: Columns) -> list[tuple[Problem, str]]:
+    """(problem, text of the completion) of each row. What is no list, as TRL's `trainer_state`, is no column."""
+    columns = {name: values for name, values in columns.items() if isinstance(values, (list, tuple))}
+    found = []
+    for prompt, completion, *values in zip(prompts, completions, *columns.values(), strict=True):
+        row = dict(zip(columns, values))
+        problem = Problem(row.get("task") or "", "", row.get("language") or "", content(prompt), row)
+        found.append((problem, content(completion)))
+    return found
+
+
+def accuracy(prompts, completions, **columns) -> list[float | None]:
+    """1 if the answer is right, else 0; None for a problem with tests, or without an answer. [R1 §2.2.2]"""
+    found = [correct(problem, text) for problem, text in rows(prompts, completions, columns)]
+    return [None if right is None else float(right) for right in found]
+
+
+def format(prompts, completions, **columns) -> list[float]:
+    """1 if the completion keeps the format and its answer is not empty, else 0. [R1 §2.2.2]"""
+    return [float(why_unformatted(problem, text) is None) for problem, text in rows(prompts, completions, columns)]
+
+
+def language(prompts, completions, **columns) -> list[float | None]:
+    """Share of the thinking's words that are in the problem's language, 0 to 1, 0 without a think block; None (does not
+    apply) for tasks without reasoning. [R1 §2.3.2]"""
+    return [share(problem, text) for problem, text in rows(prompts, completions, columns)]
+
+
+def code(prompts, completions, *, time_limit=2.0, **columns) -> list[float | None]:
+    """1 if the program passes all tests, each in `time_limit` CPU seconds (a number, or a column of them), else 0; None
+    without tests. open-r1 gives the share of passed tests, which a constant answer earns a part of. [R1 §2.2.2]"""
+    limits = time_limit if isinstance(time_limit, (list, tuple)) else [time_limit] * len(completions)
+    found: list[float | None] = []
+    for (problem, text), limit in zip(rows(prompts, completions, columns), limits, strict=True):
+        needed, written = tests(problem), program(text)
+        found.append(None if needed is None else float(written is not None and sandbox.judge(written, needed, limit)))
+    return found
+
+
+CHOICE = re.compile(r"(?:\\(?:text|textbf|mathrm|mathbf)\{)?\(?([A-Ja-j])\)?\.?\}?")
+
+
+def multiple_choice(prompts, completions, **columns) -> list[float | None]:
+    r"""1 if the answer is the label of the right choice and nothing else, `B`, `(b)` or `\text{B}.`, else 0; None where
+    the right answer is no capital letter from A to J."""
+    found: list[float | None] = []
+    for problem, text in rows(prompts, completions, columns):
+        right = CHOICE.fullmatch(gold(problem) or "")
+        label = CHOICE.fullmatch(answer_of(problem, text) or "")
+        found.append(float(label is not None and label[1].upper() == right[1]) if right and right[1].isupper() else None)
+    return found
+
+
+def tag_count(prompts, completions, **columns) -> list[float]:
+    """1/4 for each of the four tags that is there exactly once; 0 if these are out of order. From open-r1."""
+    found = []
+    for text in map(content, completions):
+        tags = TAG.findall(text)
+        once = [tag for tag in tags if tags.count(tag) == 1] if len(tags) < 100 else []
+        found.append(len(once) / 4 if once == sorted(once, key=ORDER.index) else 0.0)
+    return found
+
+
+STEP = re.compile(r"[ \t]*(?:Step \d+:|\d+[.)]|[-*]|First,|Second,|Next,|Finally,|首先|其次|然后|最后)[ \t]*(\S.*)")
+
+
+def reasoning_steps(prompts, completions, **columns) -> list[float]:
+    """min(1, steps/3): lines of the thinking that begin as a step does and then say something that no other step says.
+    From open-r1, which counts bare markers. It is looks alone: give it a small weight."""
+    found = []
+    for text in map(content, completions):
+        steps = [match[1].strip() for line in thinking(text).split("\n") if (match := STEP.fullmatch(line))]
+        found.append(min(1.0, len({step for step in steps if re.search(r"\w", step)}) / 3))
+    return found
+
+
+def signs(text: str) -> list[str]:
+    """Words of at most 16 letters or digits (a longer one is cut), Chinese ones of one, and all other signs, singly."""
+    return re.findall(r"[\u3400-\u9fff]|(?:(?![\u3400-\u9fff])\w){1,16}|[^\w\s]", text.lower())
+
+
+def repeated(tokens: Sequence[str], size: int) -> float:
+    """1 - distinct n-grams / n-grams; 0 of a text without any."""
+    ngrams = list(zip(*(tokens[i:] for i in range(size))))
+    return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
+
+
+def repetition_penalty(prompts, completions, *, ngram_size: int = 3, max_penalty: float = -1.0, **columns) -> list[float]:
+    """max_penalty * (1 - distinct n-grams / n-grams), -1 to 0 (Yeo et al. 2502.03373, open-r1). Of the words alone or of
+    all signs, whichever is worse: neither a row of `!` nor points between the words hide it."""
+    if max_penalty > 0:
+        raise ValueError(f"max_penalty {max_penalty}: a penalty is not positive")
+    found = []
+    for text in map(content, completions):
+        every = signs(text)
+        spoken = [sign for sign in every if sign[0].isalnum()]
+        found.append(max_penalty * max(repeated(every, ngram_size), repeated(spoken, ngram_size)))
+    return found
+
+
+def lengths(completions, completion_ids) -> list[int]:
+    """In tokens, or where these are not known in characters."""
+    return [len(part) for part in (map(content, completions) if completion_ids is None else completion_ids)]
+
+
+def cosine(prompts, completions, *, max_len: int = 1000, min_value_wrong: float = -1.0, max_value_wrong: float = -0.5,
+           min_value_correct: float = 0.5, max_value_correct: float = 1.0, completion_ids=None, **columns
+           ) -> list[float | None]:
+    """From `start` at length 0 to `end` at `max_len` by half a cosine wave (Yeo et al. 2502.03373, open-r1): right answers
+    fall from max to min_value_correct, wrong ones rise from min to max_value_wrong. Beyond `max_len` it stays at `end`,
+    where open-r1's comes back: end + (start - end) * (1 + cos(pi * min(1, length / max_len))) / 2."""
+    found: list[float | None] = []
+    for (problem, text), length in zip(rows(prompts, completions, columns), lengths(completions, completion_ids)):
+        right = correct(problem, text)
+        start, end = (max_value_correct, min_value_correct) if right else (min_value_wrong, max_value_wrong)
+        wave = (1 + math.cos(math.pi * min(1.0, length / max_len))) / 2
+        found.append(None if right is None else end + (start - end) * wave)
+    return found
+
+
+def length(prompts, completions, *, completion_ids=None, **columns) -> list[float | None]:
+    """0.5 - (length - shortest) / (longest - shortest) among a problem's completions, of wrong answers at most 0; all 0
+    if they are of one length (Kimi k1.5 §2.3.3; open-r1). A wrong short answer costs less than a right long one: it is
+    meant beside accuracy."""
+    lengths_B = lengths(completions, completion_ids)
+    span = max(lengths_B) - min(lengths_B)
+    found: list[float | None] = []
+    for (problem, text), length in zip(rows(prompts, completions, columns), lengths_B):
+        right, value = correct(problem, text), 0.5 - (length - min(lengths_B)) / span if span else 0.0
+        found.append(None if right is None else value if right else min(0.0, value))
+    return found
 
 
 def soft_overlong(length: int, longest: int, cache: int) -> float:
@@ -100,76 +317,14 @@ def soft_overlong(length: int, longest: int, cache: int) -> float:
     return max(-1.0, min(0.0, (longest - cache - length) / cache)) if cache else 0.0
 
 
-def words(text: str) -> list[str]:
-    """The words of a text: runs of Han characters, and Latin words. Formulas, variables and names of functions are
-    notation: single letters, two letters with a capital, anything beside a digit or with a capital inside.
-
-    >>> words("try 2 H2O + NaCl, f(a) 对 then Fe 算了")
-    ['try', '对', 'then', '算了']
-    """
-    found = re.findall(r"[\u4e00-\u9fff]+|(?<![A-Za-z0-9_])(?:[A-Za-z][a-z]{2,}|[a-z]{2})(?![A-Za-z0-9_])", text)
-    return [word for word in found if word not in NOTATION]
+def soft_overlong_punishment(prompts, completions, *, completion_ids, max_completion_len,
+                             soft_punish_cache: int | None = None, **columns) -> list[float]:
+    """`soft_overlong` of each completion, -1 to 0, in tokens; by default over the last fifth, as DAPO's 4096 of 20480."""
+    limits = max_completion_len if isinstance(max_completion_len, Sequence) else [max_completion_len] * len(completions)
+    return [soft_overlong(len(ids), limit, -(-limit // 5) if soft_punish_cache is None else soft_punish_cache)
+            for ids, limit in zip(completion_ids, limits, strict=True)]
 
 
-def consistency(thinking: str, language: str) -> float:
-    """[R1 §2.3.2] Num(words in the target language) / Num(words).
-
-    DEVIATES: thinking without a single word scores 0, or silence would be the easiest consistency.
-    """
-    found = words(thinking)
-    chinese = sum(word[0] >= "\u4e00" for word in found)
-    target = chinese if language == "zh" else len(found) - chinese
-    return target / len(found) if found else 0.0
-
-
-def language(problem: Problem, text: str) -> float | None:
-    """Language consistency of the thinking; None (does not apply) for tasks without reasoning, 0 without a think
-    block."""
-    if not tasks.TASKS[problem.task].reasoning:
-        return None
-    return consistency(thinking(text), problem.language)
-
-
-def why_mixed(problem: Problem, text: str) -> str | None:
-    """What keeps the thinking from being in the problem's language alone, or None."""
-    share = language(problem, text)
-    if share is None or share == 1:
-        return None
-    found = len(words(thinking(text)))
-    return f"{round((1 - share) * found)} of {found} words are not {problem.language}" if found else "no word in the thinking"
-
-
-REWARDS = {"accuracy": accuracy, "format": format, "language": language}
-
-
-def weights(text: str) -> dict[str, float]:
-    """`--reward`: names with optional weights.
-
-    >>> weights("accuracy,format:0.1")
-    {'accuracy': 1.0, 'format': 0.1}
-    """
-    found = {}
-    for part in text.split(","):
-        name, _, weight = part.strip().partition(":")
-        if name not in REWARDS:
-            raise ValueError(f"--reward {text}: {name!r} is not one of {', '.join(REWARDS)}")
-        if name in found:
-            raise ValueError(f"--reward {text}: {name!r} is there twice")
-        try:
-            found[name] = float(weight or 1)
-        except ValueError:
-            raise ValueError(f"--reward {text}: {weight!r} is not a number") from None
-        if not math.isfinite(found[name]):
-            raise ValueError(f"--reward {text}: {weight!r} is not a finite number")
-    return found
-
-
-def score(problem: Problem, text: str) -> dict[str, float | None]:
-    """Every reward of one completion, unweighted."""
-    return {name: reward(problem, text) for name, reward in REWARDS.items()}
-
-
-def total(scores: Mapping[str, float | None], weighting: Mapping[str, float]) -> float:
-    """The weighted sum, as the paper adds its rewards [R1 §2.3.2]; what does not apply adds nothing. Rounded, so that equal
-    rewards are equal numbers."""
-    return round(sum(weight * scores[name] for name, weight in weighting.items() if scores[name] is not None), 6)
+REWARDS: dict[str, Reward] = {reward.__name__: reward for reward in (
+    accuracy, format, language, code, multiple_choice, tag_count, reasoning_steps, repetition_penalty, cosine, length,
+    soft_overlong_punishment)}

@@ -9,7 +9,7 @@ Left out: refilling the places of finished rows, prompts of several turns.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,8 +88,10 @@ def uniforms(seed: int, step: int, rows: Sequence[int], count: int) -> Tensor:
 
 @torch.inference_mode()
 def sample(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[str], group: int, how: Sampling, *, seed: int,
-           step: int = 0, max_rows: int = 256, progress: str | None = None) -> list[list[Rollout]]:
-    """`group` rollouts of each prompt. `max_rows` bounds the rows in the cache at a time; `progress` names a bar.
+           step: int = 0, max_rows: int = 256, progress: str | None = None,
+           ready: Callable[[int, list[Rollout]], None] = lambda n, rollouts: None) -> list[list[Rollout]]:
+    """`group` rollouts of each prompt. `max_rows` bounds the rows in the cache at a time; `progress` names a bar. `ready`
+    is told of each prompt, in order, as soon as all its rollouts are there.
 
     Raises ValueError for a prompt that leaves no room in the context.
     """
@@ -105,6 +107,8 @@ def sample(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[str], gro
             part = rows[start : start + max_rows]
             for (n, _), rollout in zip(part, _sample_rows(model, tokenizer, prompt_ids, part, group, how, seed, step, bar)):
                 found[n].append(rollout)
+                if len(found[n]) == group:
+                    ready(n, found[n])
     return found
 
 

@@ -6,11 +6,15 @@ import pytest
 import torch
 
 import train_grpo
-from r1mini import diagnose
+from r1mini import diagnose, score
 from r1mini.records import Group, Problem, Rollout
 
 PROBLEM = Problem("countdown", "", "en", "Make 14 from 2, 3, 4.\n", {"numbers": [2, 3, 4], "target": 14})
 RIGHT, WRONG = "<think>wait 14 ok</think><answer>2+3*4</answer>", "<think>wait ok</think><answer>2*3+4</answer>"
+
+
+def rollout(text):
+    return Rollout((1,), (2,), (-1.0,), text, True)
 
 
 def group(*texts, rewards=None, finished=True):
@@ -51,6 +55,17 @@ def test_first_look_gives_each_reward_its_reason():
     text = diagnose.first_look(mixed, {"accuracy": 1.0, "language": 1.0, "overlong": 1.0})
     assert "language (weight 1): 0.33 (2 of 3 words are not en)" in text and "overlong (weight 1): -0.50" in text
     assert "no <answer>" in diagnose.first_look(group("x", RIGHT), {"accuracy": 1.0})
+
+
+def test_first_look_at_problems_of_a_data_file():
+    texts = (rollout("<answer>1</answer>"), rollout("no"))
+    for columns, expected in (({"answer": "2"}, "accuracy (weight 1): 0.00 ('1' is not '2')"),
+                              ({"tests": [{"stdin": "", "stdout": "1"}]}, "accuracy (weight 1): does not apply")):
+        problem = Problem("data", "", "", "p", columns)
+        look = Group(problem, texts, score.score(problem, texts), (0.0, 0.0))
+        assert expected in diagnose.first_look(look, {"accuracy": 1.0})
+        row = diagnose.sampling_metrics([look])
+        assert row["completions/unparsed_ratio"] == 0.5 and row["completions/wrong_ratio"] == 0.5 * ("answer" in columns)
 
 
 HEALTHY = {"completions/clipped_ratio": 0.0, "completions/unparsed_ratio": 0.1, "frac_reward_zero_std": 0.2,

@@ -116,6 +116,8 @@ def test_out_that_cannot_be_written_is_named_before_anything_is_sampled(run, no_
     ("<think>2+3=5 no\n<answer>2+3*4</answer>", True, 50, "format"),
     ("<think>2+3=5 错\n3*4=12 no\n</think><answer>2+3*4</answer>", True, 50, "mixed languages"),
     ("<think>2+3=5 no\n3*4=12 no\n2+3=5 no\n</think><answer>2+3*4</answer>", True, 50, "repetition"),
+    (f"<think>2+3=5 {'no ' * 600}\n</think><answer>2+3*4</answer>", True, 50, "long paragraph"),
+    ("<think>2+3=5 no\n```\n2+3*4\n```\n</think><answer>2+3*4</answer>", True, 50, "code block"),
     ("<think>2+3=5 no\n\n\n3*4=12 no\n</think><answer>2+3*4</answer>", True, 50, "kept"),  # empty lines may repeat
 ])
 def test_why_a_completion_is_not_kept(text, finished, thinking_tokens, why):
@@ -151,7 +153,7 @@ def rejected(run, tmp_path, monkeypatch):
 def test_rejection_keeps_the_right_ones_and_counts_the_others(rejected):
     summary, rows, drawn = rejected
     reasoned = [row for row in rows if row["task"] == "countdown"]
-    assert all(rewards.accuracy(drawn[row["prompt"]], row["completion"]) == 1 for row in reasoned)
+    assert all(rewards.correct(drawn[row["prompt"]], row["completion"]) for row in reasoned)
     assert summary["verdicts"] == {"kept": 100, "wrong": 20} and summary["rows"] == len(rows)
 
 

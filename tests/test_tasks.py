@@ -7,8 +7,8 @@ from random import Random
 
 import pytest
 
-from r1mini import data, rewards, tasks
-from r1mini.records import Problem
+from r1mini import data, score, tasks
+from r1mini.records import Problem, Rollout
 from r1mini.tasks import chemistry, corpus, countdown, elements
 from r1mini.tasks.trace import LANGUAGES, WORDS, Style, Try, write
 
@@ -135,7 +135,8 @@ def test_perfect_demonstrations_earn_every_reward(task):
         thinking, answer = tasks.demonstrate(problem, Style(), Random(index))
         if task == "countdown4" and thinking.endswith(WORDS[problem.language]["stop"] + "\n"):
             continue  # a search of four numbers may be longer than a trace
-        scores = rewards.score(problem, corpus.completion(thinking, answer, problem.language, True, True))
+        text = corpus.completion(thinking, answer, problem.language, True, True)
+        [scores] = score.score(problem, [Rollout((), (), (), text, True)])
         assert scores["accuracy"] == scores["format"] == 1, problem
         assert scores["language"] in (None, 1.0), thinking
 

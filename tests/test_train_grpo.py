@@ -2,18 +2,29 @@ import copy
 import json
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from conftest import interrupt_at_call, jsonl
 
 import train_grpo
-from r1mini import checkpoint, config, grpo, rewards, tasks
+from r1mini import checkpoint, config, grpo, rewards, score, tasks
 from r1mini.batch import token_logprobs
 from r1mini.records import Rollout
 from r1mini.rollout import Sampling, sample
 
 TIMES = ("seconds", "step_time", "time/sample", "time/reward", "time/update")
+
+
+def watched(monkeypatch, scores):
+    """Replaces the rewards of every run: `scores(problem, text)` has those of a completion by name."""
+
+    def reward(name):
+        return lambda prompts, completions, **columns: [
+            scores(problem, text)[name] for problem, text in rewards.rows(prompts, completions, columns)]
+
+    monkeypatch.setattr(rewards, "REWARDS", rewards.REWARDS | {name: reward(name) for name in score.WATCHED})
 
 
 def by_text(problem, text):
@@ -23,7 +34,7 @@ def by_text(problem, text):
 
 @pytest.fixture
 def run(tmp_path, folder, monkeypatch):
-    monkeypatch.setattr(rewards, "score", by_text)
+    watched(monkeypatch, by_text)
 
     def call(name, **changes):
         return train_grpo.main(train_grpo.Config(**{
@@ -196,7 +207,7 @@ def test_logged_advantages_are_those_of_the_chosen_baseline_and_scale(run, tmp_p
 
 
 def test_run_begins_with_a_first_look_and_ends_with_what_went_wrong(run, monkeypatch, capsys):
-    monkeypatch.setattr(rewards, "score", lambda *_: {"accuracy": 0.0, "format": 1.0, "language": None})
+    watched(monkeypatch, lambda *_: {"accuracy": 0.0, "format": 1.0, "language": None})
     run("out", steps=3)
     out = capsys.readouterr().out
     assert "first look: countdown" in out and "accuracy (weight 1): 0.00 (no <answer>)" in out
@@ -207,7 +218,7 @@ def test_run_begins_with_a_first_look_and_ends_with_what_went_wrong(run, monkeyp
 
 
 def test_policy_learns_what_is_rewarded(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(rewards, "score", lambda problem, text: {
+    watched(monkeypatch, lambda problem, text: {
         "accuracy": sum(c.isascii() for c in text) / max(1, len(text)), "format": 0.0, "language": None})
     run("out", steps=15, problems=8, learning_rate=5e-2, reward="accuracy")
     rewarded = [row["reward"] for row in jsonl(tmp_path / "out/metrics.jsonl")]
@@ -276,7 +287,7 @@ def test_groups_of_equal_rewards_are_replaced_by_other_problems_of_their_task(ru
         varied = drawn.index(problem.prompt) >= 3
         return {"accuracy": float(sum(map(ord, text)) % 2) if varied else 1.0, "format": 0.0, "language": None}
 
-    monkeypatch.setattr(rewards, "score", mostly_flat)
+    watched(monkeypatch, mostly_flat)
     run("out", steps=1, completions=8, resample=3, reward="accuracy")
     rows, metrics = jsonl(tmp_path / "out/rollouts.jsonl"), jsonl(tmp_path / "out/metrics.jsonl")[0]
     # Logged is all that was drawn, learned from only what was kept.
@@ -287,7 +298,7 @@ def test_groups_of_equal_rewards_are_replaced_by_other_problems_of_their_task(ru
 
 
 def test_refill_stops_at_its_budget_and_keeps_the_flat_groups(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(rewards, "score", lambda problem, text: {"accuracy": 1.0, "format": 0.0, "language": None})
+    watched(monkeypatch, lambda problem, text: {"accuracy": 1.0, "format": 0.0, "language": None})
     run("out", steps=1, resample=2, reward="accuracy")
     metrics = jsonl(tmp_path / "out/metrics.jsonl")[0]
     assert metrics["groups_drawn"] == 9 and metrics["frac_reward_zero_std"] == 1 and "grad_norm" not in metrics
@@ -309,11 +320,13 @@ def test_limit_of_the_overlong_penalty_is_the_contexts_where_that_is_shorter(mod
     rollout = Rollout(prompt_ids, (1,) * 8, (0.0,) * 8, "x", False)
     problem = tasks.problem("countdown", 0, 0, "train")
     cfg = train_grpo.Config(max_new_tokens=400, overlong_cache=4)
-    assert train_grpo.judge(cfg, problem, rollout, model.config.max_position_embeddings)["overlong"] == -1.0
+    overlong = {"overlong": partial(rewards.soft_overlong_punishment, soft_punish_cache=cfg.overlong_cache)}
+    [scores] = train_grpo.judge(cfg, problem, [rollout], overlong, None, model.config.max_position_embeddings)()
+    assert scores["overlong"] == -1.0
 
 
 def test_run_ends_when_its_completions_are_spent(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(rewards, "score", lambda *_: {"accuracy": 0.0, "format": 0.0, "language": None})  # all flat
+    watched(monkeypatch, lambda *_: {"accuracy": 0.0, "format": 0.0, "language": None})  # all flat
     summary = run("out", steps=9, resample=1, sample_budget=40, final_lr=0.0, warmup=0.0)
     rows = jsonl(tmp_path / "out/metrics.jsonl")
     # A step draws 3 groups of 4 and then 3 more: 24 completions. The second has 16 left: one group less.
