@@ -1,61 +1,66 @@
 """Model folders in Hugging Face's layout, and the state of an unfinished run beside them.
 
-A model folder holds config.json, generation_config.json, model.safetensors and tokenizer.json. The embedded base
-models are such folders and are loaded as any other. Left out: sharded weights, quantised weights, chat templates.
+A model folder holds config.json, generation_config.json, safetensors, tokenizer.json and what else its tokenizer came
+with; [weights.py](weights.py) reads and writes the first and the third. The embedded base models are such folders and are
+loaded as any other. Left out: quantised weights, chat templates (they are carried along).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
-from safetensors.torch import save as to_bytes
 from tokenizers import Tokenizer as Backend
 
-from r1mini.model import ModelConfig, Transformer
+from r1mini.model import Transformer
 from r1mini.tokenizer import Tokenizer
+from r1mini.weights import config_json, json_text, load_weights, read_config, read_file, read_json, shards
 
 ASSETS = Path(__file__).parent / "assets"
 EMBEDDED = ("base", "student-base")
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+# Files of a folder that are saved with its tokenizer as they are.
+CARRIED = ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+           "chat_template.jinja", "chat_template.json", "vocab.json", "merges.txt", "tokenizer.model")
 
 
 def resolve(name: str | Path) -> Path:
-    """A folder as given, or an embedded model by its name."""
-    return ASSETS / name if str(name) in EMBEDDED and not Path(name).exists() else Path(name)
+    """A folder as given, an embedded model by its name, or a model of the Hugging Face hub by its id (owner/name): from
+    the hub's cache where the hub cannot be reached. Where `owner` is a folder here, a folder is meant."""
+    if str(name) in EMBEDDED and not Path(name).exists():
+        return ASSETS / name
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) or Path(name).parent.is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download  # comes with tokenizers; slow to import
 
-
-def read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: not a JSON object")
-    return value
+        return Path(snapshot_download(str(name), allow_patterns=[
+            "config.json", "model*.safetensors", "model.safetensors.index.json", "tokenizer.json", *CARRIED]))
+    except Exception as error:  # the hub's own, its HTTP library's and the system's
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"{name}: no such model folder, and not to be had from the Hugging Face hub ({reason})") from None
 
 
-def replace(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write files so that each is whole at any moment, the old one or the new one; if one of them cannot be written,
-    all stay as they are. The last one given appears last."""
+def replace(folder: Path, files: Mapping[str, bytes | Callable[[Path], None]]) -> None:
+    """Write files, each given by its content or by what writes it to a path, so that each is whole at any moment, the old
+    one or the new one; if one of them cannot be written, all stay as they are. The last one given appears last."""
     temporary = {name: folder / f"{name}.tmp" for name in files}
     try:
         for name, content in files.items():
-            temporary[name].write_bytes(content)
-    except OSError as error:
+            if isinstance(content, bytes):
+                temporary[name].write_bytes(content)
+            else:
+                content(temporary[name])
+    except (OSError, SafetensorError) as error:
         for path in temporary.values():
             path.unlink(missing_ok=True)
-        raise ValueError(f"{folder / name}: cannot be written ({error.strerror})") from None
+        raise ValueError(f"{folder / name}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
     for name, path in temporary.items():
         os.replace(path, folder / name)
 
@@ -64,88 +69,13 @@ def replace_text(path: Path, text: str) -> None:
     replace(path.parent, {path.name: text.encode()})
 
 
-def json_text(value: Any) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-
-
 def write_json(path: Path, value: Any) -> None:
     replace_text(path, json_text(value))
 
 
-def read_config(path: Path) -> ModelConfig:
-    """The model's shape from a Hugging Face config.json; what is not supported is refused by name."""
-    raw = read_json(path)
-    family = raw.get("model_type")
-    if family not in FAMILIES:
-        raise ValueError(f"{path}: model_type {family!r} is not one of {', '.join(FAMILIES)}")
-    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    if not isinstance(rope, dict):
-        raise ValueError(f"{path}: rope_scaling {rope!r} is not an object")
-    refused = {
-        "rope type " + str(rope.get("rope_type", rope.get("type"))): rope.get("rope_type", rope.get("type", "default"))
-        != "default",
-        "hidden_act " + str(raw.get("hidden_act")): raw.get("hidden_act", "silu") != "silu",
-        "mlp_bias": bool(raw.get("mlp_bias")),
-        "attention_bias (of the output projection)": family != "qwen2" and bool(raw.get("attention_bias")),
-        "quantization_config": "quantization_config" in raw,
-        "use_sliding_window": bool(raw.get("use_sliding_window"))
-        or (family == "mistral" and raw.get("sliding_window") is not None),
-    }
-    for what, present in refused.items():
-        if present:
-            raise ValueError(f"{path}: {what} is not supported")
-    try:
-        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
-            if int(raw[name]) < 1:
-                raise ValueError(f"{name} {raw[name]} is not positive")
-        heads = int(raw["num_attention_heads"])
-        if heads % int(raw.get("num_key_value_heads") or heads):
-            raise ValueError(f"num_key_value_heads {raw['num_key_value_heads']} does not divide {heads} heads")
-        return ModelConfig(
-            vocab_size=int(raw["vocab_size"]),
-            hidden_size=int(raw["hidden_size"]),
-            num_hidden_layers=int(raw["num_hidden_layers"]),
-            num_attention_heads=heads,
-            num_key_value_heads=int(raw.get("num_key_value_heads") or heads),
-            intermediate_size=int(raw["intermediate_size"]),
-            head_dim=int(raw.get("head_dim") or raw["hidden_size"] // heads),
-            max_position_embeddings=int(raw.get("max_position_embeddings", 2048)),
-            rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
-            rope_theta=float(rope.get("rope_theta") or raw.get("rope_theta") or 10_000.0),
-            tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
-            attention_bias=family == "qwen2",
-            qk_norm=family == "qwen3",
-            initializer_range=float(raw.get("initializer_range", 0.02)),
-        )
-    except KeyError as error:
-        raise ValueError(f"{path}: {error.args[0]} is missing") from None
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from None
-
-
-def family(config: ModelConfig) -> str:
-    return "qwen3" if config.qk_norm else "qwen2" if config.attention_bias else "llama"
-
-
-def config_json(config: ModelConfig, tokenizer: Tokenizer, dtype: torch.dtype) -> dict[str, Any]:
-    name = family(config)
-    fields = dataclasses.asdict(config)
-    del fields["qk_norm"]
-    if name == "qwen2":
-        del fields["attention_bias"]
-    return {
-        "architectures": [{"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}[name]],
-        "model_type": name,
-        "hidden_act": "silu",
-        **fields,
-        "eos_token_id": sorted(tokenizer.stop_ids),
-        "torch_dtype": str(dtype).removeprefix("torch."),
-    }
-
-
 def load(folder: str | Path, device: str | torch.device = "cpu",
          dtype: torch.dtype = torch.float32) -> tuple[Transformer, Tokenizer]:
-    """(model, tokenizer) of a Hugging Face folder or an embedded model ("base", "student-base").
+    """(model, tokenizer) of a Hugging Face folder, an embedded model ("base", "student-base") or a hub id.
 
     Raises ValueError naming the file, and what is missing, extra or misshaped.
     """
@@ -153,69 +83,66 @@ def load(folder: str | Path, device: str | torch.device = "cpu",
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such model folder (embedded models: {', '.join(EMBEDDED)})")
     config = read_config(folder / "config.json")
-    with torch.device("meta"):
-        model = Transformer(config)
-    wanted = {name: tuple(p.shape) for name, p in model.state_dict().items()}
-    if config.tie_word_embeddings:
-        del wanted["lm_head.weight"]
-    path = folder / "model.safetensors"
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
-    try:
-        tensors = load_file(path, device=str(device))
-    except SafetensorError as error:
-        raise ValueError(f"{path}: damaged ({error})") from None
-    if config.tie_word_embeddings:
-        tensors.pop("lm_head.weight", None)
-    problems = [f"{name} is missing" for name in sorted(wanted.keys() - tensors.keys())]
-    problems += [f"{name} is unknown" for name in sorted(tensors.keys() - wanted.keys())]
-    problems += [f"{name} has shape {tuple(tensors[name].shape)}, not {shape}"
-                 for name, shape in wanted.items() if name in tensors and tuple(tensors[name].shape) != shape]
-    if problems:
-        raise ValueError(f"{path}: " + "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" * (len(problems) > 5)))
     tokenizer = load_tokenizer(folder)
-    if tokenizer.vocab_size > config.vocab_size:
-        raise ValueError(f"{folder / 'tokenizer.json'}: {tokenizer.vocab_size} tokens, but the model has embeddings for "
+    largest = max([*tokenizer.backend.get_vocab().values(), *tokenizer.stop_ids])
+    if largest >= config.vocab_size:
+        raise ValueError(f"{folder / 'tokenizer.json'}: token id {largest}, but the model has embeddings for "
                          f"{config.vocab_size}")
-    model = Transformer(config).to(device=device, dtype=dtype)
-    model.load_state_dict(tensors, strict=False)
+    with torch.device("meta"):  # shapes alone
+        model = Transformer(config)
+    load_weights(folder, model, device, dtype)
+    model.source = read_json(folder / "config.json")
     return model, tokenizer
 
 
+def listed(ids: Any) -> list[Any]:
+    """eos_token_id may be one, several or none."""
+    return ids if isinstance(ids, list) else [] if ids is None else [ids]
+
+
+def end_ids(path: Path) -> list[int]:
+    given = listed(read_json(path).get("eos_token_id")) if path.is_file() else []
+    if not all(type(i) is int and i >= 0 for i in given):
+        raise ValueError(f"{path}: eos_token_id {given!r} is not a token id")
+    return given
+
+
 def load_tokenizer(folder: str | Path) -> Tokenizer:
+    """The tokenizer of a model folder. It stops at the end token of tokenizer_config.json and all of config.json's and
+    generation_config.json's; a padding token plays no part, masks come from lengths."""
     folder = resolve(folder)
     path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
+    content = read_file(path)
     try:
-        backend = Backend.from_file(str(path))
+        backend = Backend.from_buffer(content)
     except Exception as error:  # tokenizers raises bare Exception
         raise ValueError(f"{path}: not a tokenizer ({error})") from None
-    stop: list[int] = []
-    for name in ("config.json", "generation_config.json"):
-        if (folder / name).is_file():
-            given = read_json(folder / name).get("eos_token_id")
-            given = given if isinstance(given, list) else [] if given is None else [given]
-            if not all(type(i) is int and i >= 0 for i in given):
-                raise ValueError(f"{folder / name}: eos_token_id {given!r} is not a token id")
-            stop += given
-    return Tokenizer(backend, stop)
+    stop = [*end_ids(folder / "config.json"), *end_ids(folder / "generation_config.json")]
+    path = folder / "tokenizer_config.json"
+    end = read_json(path).get("eos_token") if path.is_file() else None
+    end = end.get("content") if isinstance(end, dict) else end
+    end_id = None if end is None else backend.token_to_id(str(end))
+    if end is not None and end_id is None:
+        raise ValueError(f"{path}: eos_token {end!r} is not in tokenizer.json")
+    return Tokenizer(backend, stop, end_id, {name: read_file(folder / name) for name in CARRIED if (folder / name).is_file()})
 
 
-def save(folder: str | Path, model: Transformer, tokenizer: Tokenizer, dtype: torch.dtype | None = None) -> None:
-    """Write a model folder; config.json comes last."""
+def save(folder: str | Path, model: Transformer, tokenizer: Tokenizer, dtype: torch.dtype | None = None,
+         shard_bytes: int = 5_000_000_000) -> None:
+    """Write a model folder, with what the tokenizer and config.json came with; config.json comes last."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: t.detach().to(dtype or t.dtype).contiguous() for name, t in model.state_dict().items()}
-    if model.config.tie_word_embeddings:
-        del tensors["lm_head.weight"]
-    kind = next(iter(tensors.values())).dtype
-    replace(folder, {
-        "model.safetensors": to_bytes(tensors, metadata={"format": "pt"}),
-        "tokenizer.json": tokenizer.backend.to_str(pretty=True).encode(),
-        "generation_config.json": json_text({"eos_token_id": sorted(tokenizer.stop_ids)}).encode(),
-        "config.json": json_text(config_json(model.config, tokenizer, kind)).encode(),
-    })
+    files = {**shards(model, dtype, shard_bytes), **tokenizer.files,
+             "tokenizer.json": tokenizer.backend.to_str(pretty=True).encode()}
+    generation = json.loads(files.get("generation_config.json", "{}"))
+    if set(listed(generation.get("eos_token_id"))) != tokenizer.stop_ids:
+        files["generation_config.json"] = json_text({**generation, "eos_token_id": sorted(tokenizer.stop_ids)}).encode()
+    kind = dtype or model.lm_head.weight.dtype
+    files["config.json"] = json_text(config_json(model, tokenizer.stop_ids, kind)).encode()
+    replace(folder, files)
+    for path in folder.glob("model*.safetensors*"):  # an earlier model's shards would be loaded with it, or instead
+        if path.name not in files and re.fullmatch(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?", path.name):
+            path.unlink()
 
 
 def save_state(folder: Path, state: Mapping[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """Decoder-only transformer and its KV cache: Llama, Qwen2 and Qwen3, told apart by their config alone.
 
 RMSNorm, rotary positions, grouped-query attention, SwiGLU. Parameters carry Hugging Face's names, so a checkpoint is
-loaded by name and saved as it stands. Left out: mixture of experts, sliding windows, scaled rotary variants.
+loaded by name and saved as it stands. Left out: mixture of experts, sliding windows, rotary scaling that depends on
+the length of the text.
 
 Letters: B rows, T tokens, S cache slots, V vocabulary, D hidden size, L layers, H query heads, K key/value heads,
 C head size.
@@ -10,7 +11,9 @@ C head size.
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +34,7 @@ class ModelConfig:
     max_position_embeddings: int = 2048
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10_000.0
+    rope_scaling: dict[str, Any] | None = None  # rope_type linear, llama3 or yarn, and its numbers
     tie_word_embeddings: bool = True
     attention_bias: bool = False  # Qwen2: biases on q, k, v
     qk_norm: bool = False  # Qwen3: RMSNorm on each query and key head
@@ -69,11 +73,42 @@ class KVCache:
         return chosen
 
 
-def rope_tables(config: ModelConfig, device=None) -> tuple[Tensor, Tensor]:
-    """Cosines and sines `[positions, C]` of rotary embeddings (RoFormer §3.2), in Hugging Face's half-split layout."""
-    frequency = config.rope_theta ** (-torch.arange(0, config.head_dim, 2, device=device).float() / config.head_dim)
-    angle = torch.outer(torch.arange(config.max_position_embeddings, device=device).float(), frequency)
-    return torch.cat([angle.cos()] * 2, -1), torch.cat([angle.sin()] * 2, -1)
+def rope_frequency(config: ModelConfig) -> tuple[Tensor, float]:
+    """Radians a position of each plane [C/2] (RoFormer §3.2), and the factor on their cosines and sines.
+
+    `rope_scaling` stretches them to a longer context: all alike (linear), those that turn seldom (llama3: Llama 3.1), or
+    those and attention's temperature (yarn: YaRN §3, 2309.00071). Numbers as in transformers' modeling_rope_utils.
+    """
+    C, theta, scaling = config.head_dim, config.rope_theta, config.rope_scaling
+    frequency = theta ** (-torch.arange(0, C, 2, device="cpu").float() / C)  # never on meta, where a model begins
+    if not scaling:
+        return frequency, 1.0
+    kind, factor, context = (scaling.get(key) for key in ("rope_type", "factor", "original_max_position_embeddings"))
+    if kind == "linear":
+        return frequency / factor, 1.0
+    if kind == "llama3":
+        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+        turns = context * frequency / (2 * math.pi)  # over the context that the model was pre-trained with
+        kept, attention = ((turns - low) / (high - low)).clamp(0, 1), 1.0
+    else:
+        first, last = (C * math.log(context / (turns * 2 * math.pi)) / (2 * math.log(theta))  # the plane of so many turns
+                       for turns in (scaling.get("beta_fast") or 32, scaling.get("beta_slow") or 1))
+        if scaling.get("truncate", True):
+            first, last = math.floor(first), math.ceil(last)
+        first, last = max(first, 0), min(last, C - 1)
+        kept = 1 - ((torch.arange(C // 2, device="cpu") - first) / ((last - first) or 0.001)).clamp(0, 1)
+        attention, one, all_dim = (scaling.get(key) for key in ("attention_factor", "mscale", "mscale_all_dim"))
+        if attention is None:
+            grown = 0.1 * math.log(max(factor, 1))
+            attention = (one * grown + 1) / (all_dim * grown + 1) if one and all_dim else grown + 1
+            attention *= scaling.get("attn_factor") or 1  # YaRN's own code, vLLM and R1-0528-Qwen3-8B; not transformers
+    return kept * frequency + (1 - kept) * (frequency / factor), float(attention)
+
+
+def rope_tables(position: Tensor, frequency: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines `[*position.shape, C]` of rotary embeddings, in Hugging Face's half-split layout."""
+    angle = position[..., None].float() * frequency
+    return torch.cat([angle.cos()] * 2, -1) * factor, torch.cat([angle.sin()] * 2, -1) * factor
 
 
 def rotate(x_BHTC: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -170,9 +205,10 @@ class Transformer(nn.Module):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
-        cos, sin = rope_tables(config)
-        self.register_buffer("rope_cos", cos, persistent=False)
-        self.register_buffer("rope_sin", sin, persistent=False)
+        frequency, self.rope_factor = rope_frequency(config)
+        # Its bits, as integers: `model.to(bfloat16)` would round floats, and far positions would turn wrongly.
+        self.register_buffer("rope_bits", frequency.view(torch.int32), persistent=False)
+        self.source: dict[str, Any] = {}  # the config.json it was loaded from, with what only others read
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
@@ -191,12 +227,13 @@ class Transformer(nn.Module):
         B, T = tokens_BT.shape
         if cache is None:
             position_BT = visible_BTS = None
-            cos, sin = self.rope_cos[:T], self.rope_sin[:T]
+            position = torch.arange(T, device=tokens_BT.device)
         else:
             position_BT = cache.length_B[:, None] + torch.arange(T, device=tokens_BT.device)
             slots = torch.arange(reach or cache.key_LBKSC.shape[3], device=tokens_BT.device)
             visible_BTS = slots <= position_BT[..., None]
-            cos, sin = self.rope_cos[position_BT][:, None], self.rope_sin[position_BT][:, None]
+            position = position_BT[:, None]  # [B, 1, T]: alike for all heads
+        cos, sin = rope_tables(position, self.rope_bits.view(torch.float32), self.rope_factor)
         x_BTD = self.model.embed_tokens(tokens_BT)
         cos, sin = cos.to(x_BTD.dtype), sin.to(x_BTD.dtype)
         for index, layer in enumerate(self.model.layers):

@@ -7,7 +7,7 @@ character by character.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
@@ -25,15 +25,19 @@ SPLIT = (
 
 
 class Tokenizer:
-    """`encode(text) -> ids`, `decode(ids) -> text`, and `stop_ids`, the set of ids that end a completion."""
+    """`encode(text) -> ids`, `decode(ids) -> text`; `stop_ids`, the set of ids that end a completion, and `end_id`, the one
+    that training ends it with; `files`, what is saved beside tokenizer.json as it is."""
 
-    def __init__(self, backend: Backend, stop_ids: Iterable[int] = ()):
-        self.backend = backend
-        end = backend.token_to_id(END)
-        self.stop_ids = frozenset(stop_ids) | (frozenset() if end is None else {end})
+    def __init__(self, backend: Backend, stop_ids: Iterable[int] = (), end_id: int | None = None,
+                 files: Mapping[str, bytes] | None = None):
+        backend.no_truncation()  # a tokenizer.json can ask for both, and cut or fill every text
+        backend.no_padding()
+        self.backend, self.files = backend, dict(files or {})
+        known = [i for i in (end_id, backend.token_to_id(END)) if i is not None]
+        self.stop_ids = frozenset([*stop_ids, *known])
         if not self.stop_ids:
             raise ValueError("the tokenizer names no token that ends a text")
-        self.end_id = min(self.stop_ids) if end is None else end
+        self.end_id = known[0] if known else min(self.stop_ids)
 
     @property
     def vocab_size(self) -> int:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import random_model, shape
 
-from r1mini.model import KVCache, RMSNorm, Transformer, rope_tables, rotate
+from r1mini.model import KVCache, RMSNorm, Transformer, rope_frequency, rope_tables, rotate
 
 CONFIGS = {
     "llama": {},
@@ -111,16 +111,53 @@ def attention_by_loops(attention, x_TD, theta):
 def test_attention_is_the_textbooks(kind):
     attention = kind.model.layers[0].self_attn
     x_TD = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
-    cos, sin = rope_tables(kind.config)
-    got = attention(x_TD[None], cos[:5], sin[:5], 0, None, None, None)[0]
+    cos, sin = rope_tables(torch.arange(5), *rope_frequency(kind.config))
+    got = attention(x_TD[None], cos, sin, 0, None, None, None)[0]
     torch.testing.assert_close(got, attention_by_loops(attention, x_TD, 10_000.0), atol=1e-4, rtol=1e-4)
 
 
 def test_rotation_by_hand():
     # Two channels turn by one radian a position.
-    cos, sin = rope_tables(shape(head_dim=2))
-    got = rotate(torch.tensor([1.0, 0.0]).expand(1, 1, 3, 2), cos[:3], sin[:3])[0, 0]
+    cos, sin = rope_tables(torch.arange(3), *rope_frequency(shape(head_dim=2)))
+    got = rotate(torch.tensor([1.0, 0.0]).expand(1, 1, 3, 2), cos, sin)[0, 0]
     torch.testing.assert_close(got, torch.tensor([[math.cos(p), math.sin(p)] for p in range(3)]))
+
+
+def test_scaled_frequencies_by_hand():
+    # Two planes, 1 and 0.01 radians a position: over 200 pi positions they turn 100 times and once.
+    def scaled(**scaling):
+        scaling = {"factor": 4.0, "original_max_position_embeddings": 200 * math.pi, **scaling}
+        frequency, factor = rope_frequency(shape(head_dim=4, rope_scaling=scaling))
+        return [*frequency.tolist(), factor]
+
+    assert scaled(rope_type="linear") == pytest.approx([0.25, 0.0025, 1])
+    llama3 = {"rope_type": "llama3", "high_freq_factor": 1.5}
+    assert scaled(**llama3, low_freq_factor=1.2) == pytest.approx([1, 0.0025, 1])
+    assert scaled(**llama3, low_freq_factor=0.5) == pytest.approx([1, 0.5 * 0.01 + 0.5 * 0.0025, 1])  # half-way up
+    # YaRN: planes 0 to 2 (by number, whole or not) turn 100 to 0.01 times; the ramp between them is at 1/2 on plane 1.
+    yarn = {"rope_type": "yarn", "beta_fast": 100, "beta_slow": 0.01, "truncate": False}
+    temperature = 0.1 * math.log(4) + 1
+    assert scaled(**yarn) == pytest.approx([1, 0.5 * 0.01 + 0.5 * 0.0025, temperature])
+    assert scaled(**yarn, attention_factor=1.5)[2] == 1.5
+    assert scaled(**yarn, attn_factor=1 / temperature)[2] == pytest.approx(1)  # as DeepSeek-R1-0528-Qwen3-8B
+    assert scaled(**yarn, mscale=2.0, mscale_all_dim=1.0)[2] == pytest.approx((0.2 * math.log(4) + 1) / temperature)
+    assert scaled(**{**yarn, "factor": 1.0}) == pytest.approx([1, 0.01, 1])
+    # Truncated, the ramp begins at plane 0 (turns 50 times: 0.15 rounded down) and ends at 2 (0.1 times: 1.5 rounded up).
+    assert scaled(**{**yarn, "beta_fast": 50, "beta_slow": 0.1, "truncate": True})[:2] == pytest.approx([1, 0.00625])
+
+
+def test_attention_is_sharpened_by_the_factor_on_queries_and_keys():
+    position, frequency = torch.arange(3), torch.tensor([1.0])
+    plain, longer = rope_tables(position, frequency, 1.0), rope_tables(position, frequency, 1.5)
+    for one, other in zip(plain, longer):
+        torch.testing.assert_close(one * 1.5, other)
+
+
+def test_positions_stay_exact_when_the_weights_are_rounded():
+    model = random_model()
+    before = rope_frequency(model.config)[0]
+    for moved in (model.bfloat16(), model.half(), model.to(torch.float64)):
+        assert moved.rope_bits.view(torch.float32).equal(before)
 
 
 def test_rms_norm_by_hand():

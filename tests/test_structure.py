@@ -47,7 +47,7 @@ def test_nothing_but_the_recipe_and_the_comparison_imports_a_script():
 
 
 def test_core_does_not_import_what_stands_above_it():
-    above = {"rollout", "batch", "evaluate", "data", "optim", "checkpoint"}
+    above = {"rollout", "batch", "evaluate", "data", "optim", "weights", "checkpoint"}
     for name in ("records", "rewards", "score", "grpo", "model", "tokenizer"):
         found = {module.split(".")[1] for module in imports(ROOT / f"r1mini/{name}.py") if module.startswith("r1mini.")}
         assert not found & above, name

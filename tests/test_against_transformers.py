@@ -1,0 +1,226 @@
+"""Each family and each kind of RoPE against transformers: logits, padded and not, greedy text, folders both ways.
+
+transformers itself runs where it is installed; elsewhere its numbers, written by transformers 5.23.0 into
+transformers_logits.json, are what is compared with. To write them anew, in an environment of its own:
+
+    python -m venv reference && reference/bin/pip install -r tests/requirements-reference.txt
+    reference/bin/python tests/test_against_transformers.py
+    reference/bin/python -m pytest tests/test_against_transformers.py
+"""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer as Backend
+from tokenizers import models, pre_tokenizers
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from r1mini import checkpoint, weights
+from r1mini.model import KVCache, Transformer, rope_frequency
+from r1mini.rollout import Sampling, sample
+from r1mini.tokenizer import Tokenizer
+
+NUMBERS = Path(__file__).with_name("transformers_logits.json")
+needs_transformers = pytest.mark.skipif(not importlib.util.find_spec("transformers"), reason="needs transformers")
+LENGTHS = (40, 9, 23)
+SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+         "intermediate_size": 48, "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "hidden_act": "silu",
+         "torch_dtype": "float32", "bos_token_id": 1, "eos_token_id": 2}
+# Contexts, and llama3's theta, by which planes of these few lie on the ramp between kept and stretched.
+LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+YARN = {"factor": 4.0, "original_max_position_embeddings": 64}
+CASES = {  # config.json, in either spelling
+    "llama": {"model_type": "llama", "tie_word_embeddings": True},
+    "llama linear": {"model_type": "llama", "rope_scaling": {"type": "linear", "factor": 4.0}},
+    "llama llama3": {"model_type": "llama", "rope_theta": 500.0, "rope_scaling": {"rope_type": "llama3", **LLAMA3}},
+    "llama llama3, newer spelling": {"model_type": "llama", "dtype": "float32", "tie_word_embeddings": True,
+                                     "rope_parameters": {"rope_type": "llama3", "rope_theta": 500.0, **LLAMA3}},
+    "llama yarn": {"model_type": "llama", "rope_scaling": {"rope_type": "yarn", **YARN}},
+    "mistral": {"model_type": "mistral", "sliding_window": None, "head_dim": 12, "rope_theta": 1e6},
+    "qwen2": {"model_type": "qwen2", "rope_theta": 1e6, "use_sliding_window": False, "sliding_window": 16},
+    "qwen2 tied, linear": {"model_type": "qwen2", "tie_word_embeddings": True,
+                           "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e6}},
+    "qwen2 yarn": {"model_type": "qwen2", "rope_theta": 1e6, "rope_scaling": {"type": "yarn", **YARN}},
+    "qwen3": {"model_type": "qwen3", "tie_word_embeddings": True, "head_dim": 16, "rope_theta": 1e6},
+    "qwen3 yarn, all its numbers": {"model_type": "qwen3", "head_dim": 16, "rope_parameters": {
+        "rope_type": "yarn", "rope_theta": 1e4, **YARN, "beta_fast": 16, "beta_slow": 2, "truncate": False,
+        "attention_factor": 1.3}},
+    "qwen3 yarn, DeepSeek's mscale": {"model_type": "qwen3", "head_dim": 16, "rope_scaling": {
+        "type": "yarn", **YARN, "mscale": 1.0, "mscale_all_dim": 0.6}},
+}
+ROPES = {  # real sizes: 64 planes and contexts of 32,768 and more
+    "Llama 3.1": {"rope_theta": 5e5, "rope_scaling": {"rope_type": "llama3", **LLAMA3,
+                                                      "original_max_position_embeddings": 8192}},
+    "Llama 3.2": {"rope_theta": 5e5, "rope_scaling": {"rope_type": "llama3", **LLAMA3, "factor": 32.0,
+                                                      "original_max_position_embeddings": 8192}},
+    "Qwen 2.5 at 128 k": {"rope_theta": 1e6, "rope_scaling": {"type": "yarn", "factor": 4.0,
+                                                              "original_max_position_embeddings": 32768}},
+    "DeepSeek-V3": {"rope_theta": 1e4, "rope_scaling": {"type": "yarn", "factor": 40, "beta_fast": 32, "beta_slow": 1,
+                                                        "original_max_position_embeddings": 4096, "mscale": 1.0,
+                                                        "mscale_all_dim": 0.9}},
+    "YaRN with all its numbers": {"rope_theta": 1e6, "rope_scaling": {
+        "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8192, "beta_fast": 16, "beta_slow": 2,
+        "truncate": False, "attention_factor": 1.3}},
+    "context not stated": {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}},
+}
+
+
+def raw(name):
+    return {**SMALL, **CASES[name]} if name in CASES else {
+        **SMALL, "model_type": "llama", "head_dim": 128, "max_position_embeddings": 32768, **ROPES[name]}
+
+
+def rows():
+    g = torch.Generator().manual_seed(0)
+    return [torch.randint(64, (length,), generator=g) for length in LENGTHS]
+
+
+@torch.no_grad()
+def filled(model):
+    """Weights by their order of names alone: theirs are ours."""
+    g = torch.Generator().manual_seed(1)
+    for name, parameter in sorted(model.named_parameters()):
+        parameter.copy_((torch.rand(parameter.shape, generator=g) - 0.5) * (0.5 if parameter.ndim == 2 else 1)
+                        + name.endswith("norm.weight"))
+    return model.requires_grad_(False).eval()
+
+
+def our_config(name, folder):
+    (folder / "config.json").write_text(json.dumps(raw(name)))
+    return weights.read_config(folder / "config.json")
+
+
+def ours(name, folder):
+    return filled(Transformer(our_config(name, folder)))
+
+
+def their_config(name):
+    from transformers import AutoConfig
+
+    fields = dict(raw(name))
+    return AutoConfig.for_model(fields.pop("model_type"), **fields)
+
+
+def theirs(name):
+    from transformers import AutoModelForCausalLM
+
+    return filled(AutoModelForCausalLM.from_config(their_config(name), dtype=torch.float32))
+
+
+def their_greedy(model, row, count):
+    return model.generate(row[None], attention_mask=torch.ones_like(row[None]), do_sample=False, max_new_tokens=count,
+                          min_new_tokens=count, eos_token_id=None, pad_token_id=0)[0, len(row):].tolist()
+
+
+def their_rope(name):
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    config = their_config(name)
+    frequency, factor = ROPE_INIT_FUNCTIONS[config.rope_parameters["rope_type"]](config, "cpu")
+    return {"frequency": frequency.tolist(), "factor": factor}
+
+
+def their_numbers(name):
+    model = theirs(name)
+    return {"logits": [model(row[None]).logits[0, -1].tolist() for row in rows()],
+            "greedy": their_greedy(model, rows()[1], 64)}
+
+
+def numbers(name, function):
+    return function(name) if importlib.util.find_spec("transformers") else json.loads(NUMBERS.read_text())[name]
+
+
+def words():
+    """A tokenizer whose words name their ids, and whose end token no model here has."""
+    backend = Backend(models.WordLevel({f"w{i:02d}": i for i in range(64)}, unk_token="w00"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return Tokenizer(backend, [10**6])
+
+
+def text(row):
+    return " ".join(f"w{i:02d}" for i in row.tolist())
+
+
+def close(got, wanted):
+    torch.testing.assert_close(got, torch.as_tensor(wanted), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_logits_and_greedy_text_are_transformers(name, tmp_path):
+    model, wanted = ours(name, tmp_path), numbers(name, their_numbers)
+    for row, logits in zip(rows(), wanted["logits"]):
+        assert max(map(abs, logits)) > 0.5
+        close(model(row[None])[0, -1], logits)
+    [[rollout]] = sample(model, words(), [text(rows()[1])], 1, Sampling(max_new_tokens=64, temperature=0), seed=0)
+    assert list(rollout.completion_ids) == wanted["greedy"]
+
+
+@pytest.mark.parametrize("name", ROPES)
+def test_frequencies_of_real_sizes_are_transformers(name, tmp_path):
+    frequency, factor = rope_frequency(our_config(name, tmp_path))
+    wanted = numbers(name, their_rope)
+    torch.testing.assert_close(frequency, torch.tensor(wanted["frequency"]), rtol=1e-6, atol=0)
+    assert factor == pytest.approx(wanted["factor"], rel=1e-12)
+
+
+@needs_transformers
+@pytest.mark.parametrize("name", CASES)
+def test_rows_of_several_lengths_are_those_of_left_padding(name, tmp_path):
+    longest = max(LENGTHS)
+    tokens_BT, mask_BT = torch.zeros(2, len(rows()), longest, dtype=torch.long)
+    for i, row in enumerate(rows()):
+        tokens_BT[i, longest - len(row):], mask_BT[i, longest - len(row):] = row, 1
+    wanted = theirs(name)(tokens_BT, attention_mask=mask_BT, position_ids=(mask_BT.cumsum(-1) - 1).clamp(min=0)).logits
+    model = ours(name, tmp_path)
+    right_BT = torch.zeros_like(tokens_BT)
+    for i, row in enumerate(rows()):
+        right_BT[i, : len(row)] = row
+    cache = KVCache(model.config, len(LENGTHS), longest)
+    for got in (model(right_BT), model(right_BT, cache)):
+        for i, row in enumerate(rows()):
+            close(got[i, : len(row)], wanted[i, longest - len(row):])
+
+
+@needs_transformers
+@pytest.mark.parametrize("name", CASES)
+def test_folders_load_in_both_directions_with_equal_logits(name, tmp_path):
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    model, end = theirs(name), {"eos_token": "w07", "pad_token": "w07"}
+    for folder, size in ((tmp_path / "one", "1GB"), (tmp_path / "sharded", "20KB")):
+        model.save_pretrained(folder, max_shard_size=size)
+        PreTrainedTokenizerFast(tokenizer_object=words().backend, **end, chat_template="{{ 'hello' }}").save_pretrained(folder)
+        assert (folder / "model.safetensors.index.json").exists() == (size == "20KB")
+        loaded, tokens = checkpoint.load(folder)
+        assert tokens.end_id == 7 and 2 in tokens.stop_ids
+        again = tmp_path / f"{folder.name} again"
+        checkpoint.save(again, loaded, tokens, shard_bytes=20_000)
+        assert len(list(again.glob("model-*.safetensors"))) > 1
+        back, info = AutoModelForCausalLM.from_pretrained(again, dtype=torch.float32, output_loading_info=True)
+        assert not any(info.values()), info
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(again)
+        assert tokenizer(text(rows()[0])).input_ids == rows()[0].tolist() == tokens.encode(text(rows()[0]))
+        assert tokenizer.chat_template == "{{ 'hello' }}" and tokenizer.pad_token == "w07"
+        before, after = (json.loads((path / "config.json").read_text()) for path in (folder, again))
+        assert before == after
+        for row in rows():
+            wanted = model(row[None]).logits
+            close(loaded(row[None]), wanted)
+            close(back(row[None]).logits, wanted)
+    # A model of no folder: its config.json is written from the shape alone.
+    checkpoint.save(tmp_path / "ours", ours(name, tmp_path), Tokenizer(words().backend, [2]))
+    back = AutoModelForCausalLM.from_pretrained(tmp_path / "ours", dtype=torch.float32)
+    for row in rows():
+        close(back(row[None]).logits, model(row[None]).logits)
+
+
+if __name__ == "__main__":
+    found = {**{name: their_numbers(name) for name in CASES}, **{name: their_rope(name) for name in ROPES}}
+    shorter = json.loads(json.dumps(found), parse_float=lambda x: float(f"{float(x):.8g}"))
+    for name in ROPES:
+        shorter[name]["factor"] = found[name]["factor"]
+    NUMBERS.write_text("{\n" + ",\n".join(f'"{k}": {json.dumps(v)}' for k, v in shorter.items()) + "\n}\n")
