@@ -1,6 +1,8 @@
 """Sample from a checkpoint: answer prompts, chat, evaluate on held-out problems, or make SFT rows by rejection sampling.
 
+    python sample.py --model runs/r1/r1                                       chat in the terminal
     python sample.py --model runs/r1/r1 --prompt "Make 24 from 3, 5, 9."
+    python sample.py --model runs/r1/r1 --prompts problems.jsonl --out answers.jsonl
     python sample.py --model runs/r1/r1 --eval --out runs/eval.json
     python sample.py --model runs/r1/dev2 --reject --out runs/rows.jsonl      [R1 §2.3.3]
 """
@@ -8,32 +10,42 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from r1mini import checkpoint, filters, rewards, score, tasks
+from r1mini import checkpoint, filters, rewards, score, tasks, template
 from r1mini.config import device as pick_device
 from r1mini.config import option, require, run
-from r1mini.data import cold_start_row
+from r1mini.data import cold_start_row, entries
 from r1mini.evaluate import evaluate, table
 from r1mini.records import Problem, Rollout
-from r1mini.rollout import Sampling, sample
+from r1mini.rollout import Sampling, encode, sample, stream
 from r1mini.tasks.trace import Style
+from r1mini.tokenizer import Stream
 
 
 @dataclass(frozen=True)
 class Config:
     model: str = option("base", "model folder or embedded model")
-    prompt: str = option("", "a prompt to answer; without it, --eval or --reject, prompts are read from the terminal")
+    prompt: str = option("", "a prompt to answer; without it, --prompts, --eval or --reject: chat in the terminal, or one "
+                             "prompt a line from a pipe")
+    prompts: str = option("", "file of prompts to answer: .jsonl(.gz) or .json with text or messages in column 'prompt', else "
+                              "one a line")
+    system: str = option("", "system message before the prompt")
+    template: str = option("auto", "how messages become the model's text: chat (the template in the model folder), r1-zero, "
+                                   "plain; auto: chat if there is one, else plain")
     eval: bool = option(False, "evaluate on held-out problems of --tasks")
     reject: bool = option(False, "rejection sampling: keep the good completions of training problems as SFT rows")
     reference: str = option("", "--eval: model to measure the KL from")
-    out: str = option("", "file for the figures (--eval, JSON) or the rows (--reject, JSONL)")
+    out: str = option("", "file for the figures (--eval, JSON) or the rows (--reject, --prompts; JSONL)")
     tasks: tuple[str, ...] = option(tasks.DEFAULT, "embedded tasks")
     problems: int = option(60, "problems per task")
     samples: int = option(16, "--eval, --reject: completions per problem")
@@ -58,8 +70,10 @@ def main(cfg: Config) -> dict:
         raise ValueError("--eval and --reject: choose one")
     if cfg.reject and not cfg.out:
         raise ValueError("--reject needs --out, a file for the rows")
-    if cfg.out and not (cfg.eval or cfg.reject):
-        raise ValueError(f"--out {cfg.out}: only --eval and --reject write a file")
+    if cfg.prompt and cfg.prompts:
+        raise ValueError("--prompt and --prompts: choose one")
+    if cfg.out and not (cfg.eval or cfg.reject or cfg.prompts):
+        raise ValueError(f"--out {cfg.out}: only --eval, --reject and --prompts write a file")
     require(cfg, problems=cfg.problems >= 1, samples=cfg.samples >= 1, keep=cfg.keep >= 1, plain_rows=cfg.plain_rows >= 0,
             sampler_rows=cfg.sampler_rows >= 1)
     if cfg.reference and not cfg.eval:
@@ -69,6 +83,9 @@ def main(cfg: Config) -> dict:
                          "over 0 and without --top-k, --top-p, --min-p")
     if cfg.eval and cfg.out.endswith(".jsonl"):
         raise ValueError(f"--out {cfg.out}: the completions go to the .jsonl; name a .json for the figures")
+    for name, why in moot(cfg).items():
+        if getattr(cfg, name) != getattr(Config(), name):
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(cfg, name)}: would have no effect ({why})")
     device = pick_device(cfg.device, cfg.threads)
     model, tokens = checkpoint.load(cfg.model, device)
     how = Sampling(cfg.max_new_tokens, cfg.temperature, cfg.top_k, cfg.top_p, cfg.min_p)
@@ -82,16 +99,154 @@ def main(cfg: Config) -> dict:
     return {}
 
 
+def moot(cfg: Config) -> dict[str, str]:
+    """Flags that have no effect beside the others, and why."""
+    drawn = cfg.eval or cfg.reject
+    needs = {name: (not drawn, "the embedded tasks' prompts are bare, and no others are answered")
+             for name in ("prompt", "prompts", "system", "template")}
+    needs |= {name: (drawn, "only --eval and --reject draw problems") for name in ("tasks", "problems", "samples")}
+    needs |= {name: (cfg.reject, "only --reject keeps rows") for name in ("keep", "max_thinking", "plain_rows")}
+    needs["sampler_rows"] = (drawn or cfg.prompts, "one prompt is answered at a time")
+    return {name: why for name, (met, why) in needs.items() if not met}
+
+
 def answer(cfg: Config, model, tokens, how: Sampling) -> None:
-    if cfg.prompt:
-        prompts = [cfg.prompt]
+    form = template.load(cfg.model, cfg.template)
+    tokens = tokens.stopping_at(form.end)
+    system = [{"role": "system", "content": cfg.system}] if cfg.system else []
+    if cfg.prompts:
+        answer_file(cfg, model, tokens, form, system, how)
+    elif sys.stdin.isatty() and not cfg.prompt:
+        chat(cfg, model, tokens, form, system, how)
     else:
-        if sys.stdin.isatty():
-            print("One prompt a line; an empty line or Ctrl-D ends.")
-        prompts = iter(lambda: sys.stdin.readline().strip(), "")
-    for number, prompt in enumerate(prompts):
-        # Every prompt of the embedded models ends its line.
-        print(sample(model, tokens, [prompt.rstrip("\n") + "\n"], 1, how, seed=cfg.seed, step=number)[0][0].text)
+        prompts = [cfg.prompt] if cfg.prompt else iter(lambda: sys.stdin.readline().strip(), "")
+        for number, prompt in enumerate(prompts):
+            text = form.render([*system, {"role": "user", "content": prompt}])
+            encode(model, tokens, [text])  # one that is too long is an error before anything is shown
+            screen = Screen()
+            try:
+                reply(cfg, model, tokens, text, how, number, screen)
+            finally:
+                screen.close()
+
+
+def chat(cfg: Config, model, tokens, form: template.Template, system: list[dict], how: Sampling) -> None:
+    """Each answer is drawn with the seed and its number, so a conversation comes out the same when it is typed again."""
+    with suppress(ImportError):
+        import readline  # noqa: F401  (with it, input() edits its line)
+    alone, context = form.name == "plain", model.config.max_position_embeddings
+    print("Ctrl-C stops an answer; an empty line or Ctrl-D leaves; "
+          + ("no template: each prompt stands alone." if alone else "/new begins a new conversation."))
+    messages, number = [*system], 0
+    while True:
+        try:
+            line = input("> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            line = print()
+        if not line:
+            return
+        if line == "/new" and not alone:
+            messages = [*system]
+            continue
+        asked = [*(system if alone else messages), {"role": "user", "content": line}]
+        prompt = form.render(asked)
+        if (length := len(tokens.encode(prompt))) >= context:  # nothing is dropped behind the user's back
+            print(f"not sent: {length} tokens, and the model's context holds {context}"
+                  + ("" if alone else "; /new begins a new conversation"))
+            continue
+        screen, note = Screen(), ""
+        try:
+            ended = reply(cfg, model, tokens, prompt, how, number, screen)
+            note = "" if ended else f" [cut off at {min(how.max_new_tokens, context - length)} tokens]"
+        except KeyboardInterrupt:
+            note = " [stopped]"
+        finally:
+            screen.close(note)
+        messages, number = [*asked, {"role": "assistant", "content": screen.text}], number + 1
+
+
+def reply(cfg: Config, model, tokens, prompt: str, how: Sampling, step: int, screen: Screen) -> bool:
+    """Writes the completion as it is drawn, after the `<think>` that the prompt may end with; whether it ended by itself."""
+    screen.write(template.OPENED.search(prompt)[0])
+    decoder, token = Stream(tokens), None
+    for token in stream(model, tokens, prompt, how, seed=cfg.seed, step=step):
+        if token not in tokens.stop_ids:
+            screen.write(decoder.add(token))
+    screen.write(decoder.end())
+    return token in tokens.stop_ids
+
+
+class Screen:
+    """Standard output, for one answer, which `text` collects. On a terminal thinking is dimmed (unless NO_COLOR is set) and
+    control characters, by which a text could take the terminal over, are replaced."""
+
+    TAGS = {"<think>": "\x1b[2m<think>", "</think>": "</think>\x1b[0m"}
+
+    def __init__(self):
+        self.terminal = sys.stdout.isatty()
+        self.tags = self.TAGS if self.terminal and not os.environ.get("NO_COLOR") else {}
+        self.text = self.held = ""
+
+    def write(self, piece: str) -> None:
+        self.text += piece
+        self.held += re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\ufffd", piece) if self.terminal else piece
+        last = self.held[self.held.rfind("<"):]  # perhaps the beginning of a tag
+        ready = self.held.removesuffix(last) if any(tag != last and tag.startswith(last) for tag in self.tags) else self.held
+        self.held = self.held[len(ready):]
+        for tag, shown in self.tags.items():
+            ready = ready.replace(tag, shown)
+        print(ready, end="", flush=True)
+
+    def close(self, note: str = "") -> None:
+        print(self.held + ("\x1b[0m" if self.tags else "") + note)
+
+
+def answer_file(cfg: Config, model, tokens, form: template.Template, system: list[dict], how: Sampling) -> None:
+    """Answers the prompts of a file side by side; rows of --out have `completion` and `finished` beside their columns."""
+    rows, prompts = [], []
+    for where, row in read_prompts(Path(cfg.prompts)):
+        asked = row["prompt"] if isinstance(row["prompt"], list) else [{"role": "user", "content": row["prompt"]}]
+        try:
+            if system and any(isinstance(message, dict) and message.get("role") == "system" for message in asked):
+                raise ValueError(f"has a system message of its own, beside --system {cfg.system!r}")
+            prompts.append(form.render([*system, *asked]))
+            encode(model, tokens, prompts[-1:])
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+        rows.append((row, asked[-1]["content"]))
+    written = []
+
+    def ready(number: int, rollouts: list[Rollout]) -> None:
+        (row, question), text = rows[number], template.OPENED.search(prompts[number])[0] + rollouts[0].text
+        written.append({**row, "completion": text, "finished": rollouts[0].finished})
+        if not cfg.out:
+            print(f"> {question.rstrip()}")
+            screen = Screen()
+            screen.write(text)
+            screen.close()
+
+    sample(model, tokens, prompts, 1, how, seed=cfg.seed, max_rows=cfg.sampler_rows, ready=ready,
+           progress="answering" if cfg.progress and cfg.out else None)
+    if cfg.out:
+        write(Path(cfg.out), written)
+        print(f"{cfg.out}: {len(written)} answers, {sum(not row['finished'] for row in written)} of them cut off")
+
+
+def read_prompts(path: Path) -> list[tuple[str, dict]]:
+    """(File and line, row with a `prompt`) of each prompt of a file. ValueError for a row without one."""
+    if not path.is_file():
+        raise ValueError(f"--prompts {path}: no such file")
+    if path.suffix in (".jsonl", ".json", ".gz"):
+        found = list(entries(path))
+    else:
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+        found = [(f"{path}:{number}", {"prompt": line.strip()}) for number, line in enumerate(lines, 1) if line.strip()]
+    for where, row in found:
+        if not isinstance(row, dict) or not isinstance(row.get("prompt"), (str, list)) or not row["prompt"]:
+            raise ValueError(f"{where}: no text or messages in column 'prompt'")
+    if not found:
+        raise ValueError(f"--prompts {path}: no prompts")
+    return found
 
 
 def evaluation(cfg: Config, model, tokens, how: Sampling) -> dict:

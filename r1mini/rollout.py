@@ -4,12 +4,15 @@ Each prompt is prefilled once and its cache shared out to its G completions [R1 
 Rows have lengths of their own, and leave the batch when they are finished. A token is drawn by inverse CDF from one
 uniform number that belongs to (seed, step, row, token), so a rollout does not depend on the rows beside it.
 
-Left out: refilling the places of finished rows, prompts of several turns.
+`stream` gives one completion token by token.
+
+Left out: refilling the places of finished rows; a cache kept from one turn of a conversation to the next.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,27 +98,46 @@ def sample(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[str], gro
 
     Raises ValueError for a prompt that leaves no room in the context.
     """
-    prompt_ids = tokenizer.encode_batch(list(prompts))
-    context = model.config.max_position_embeddings
-    for prompt, ids in zip(prompts, prompt_ids):
-        if not 0 < len(ids) < context:
-            raise ValueError(f"a prompt of {len(ids)} tokens does not fit the model's context of {context}: {prompt[:60]!r}")
+    prompt_ids = encode(model, tokenizer, prompts)
     rows = [(n, g) for n in range(len(prompts)) for g in range(group)]
     found: list[list[Rollout]] = [[] for _ in prompts]
     with tqdm(total=len(rows), desc=progress, leave=False, disable=None if progress else True) as bar:
         for start in range(0, len(rows), max_rows):
             part = rows[start : start + max_rows]
-            for (n, _), rollout in zip(part, _sample_rows(model, tokenizer, prompt_ids, part, group, how, seed, step, bar)):
+            # Every item but the last, the rollouts, is dropped.
+            [rollouts] = deque(_sample_rows(model, tokenizer, prompt_ids, part, group, how, seed, step, bar), maxlen=1)
+            for (n, _), rollout in zip(part, rollouts):
                 found[n].append(rollout)
                 if len(found[n]) == group:
                     ready(n, found[n])
     return found
 
 
+@torch.inference_mode()
+def stream(model: Transformer, tokenizer: Tokenizer, prompt: str, how: Sampling, *, seed: int, step: int = 0) -> Iterator[int]:
+    """The tokens of the completion that `sample` gives for this one prompt, each as soon as it is drawn, the end token
+    with them. Raises ValueError, at the first token, for a prompt that leaves no room in the context."""
+    prompt_ids = encode(model, tokenizer, [prompt])
+    for drawn in _sample_rows(model, tokenizer, prompt_ids, [(0, 0)], 1, how, seed, step, tqdm(disable=True)):
+        if isinstance(drawn, Tensor):
+            yield int(drawn)
+
+
+def encode(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each prompt. Raises ValueError for one that leaves no room in the context."""
+    prompt_ids = tokenizer.encode_batch(list(prompts))
+    context = model.config.max_position_embeddings
+    for prompt, ids in zip(prompts, prompt_ids):
+        if not 0 < len(ids) < context:
+            raise ValueError(f"a prompt of {len(ids)} tokens does not fit the model's context of {context}: {prompt[:60]!r}")
+    return prompt_ids
+
+
 def _sample_rows(model: Transformer, tokenizer: Tokenizer, prompt_ids: Sequence[Sequence[int]],
                  rows: Sequence[tuple[int, int]], group: int, how: Sampling, seed: int, step: int, bar: tqdm
-                 ) -> list[Rollout]:
-    """The rollouts of `rows`, pairs of (prompt, completion) numbers."""
+                 ) -> Iterator[Tensor | list[Rollout]]:
+    """Samples `rows`, pairs of (prompt, completion) numbers: at each step the tokens of the rows that are alive, at the end
+    the rollouts of all."""
     device = model.lm_head.weight.device
     distinct = sorted({n for n, _ in rows})
     longest = max(len(prompt_ids[n]) for n in distinct)
@@ -148,6 +170,7 @@ def _sample_rows(model: Transformer, tokenizer: Tokenizer, prompt_ids: Sequence[
         token_B = draw(logp_BV, uniform_BT[alive, t])
         drawn_BT[alive, t] = token_B
         logp_BT[alive, t] = logp_BV.gather(-1, token_B[:, None])[:, 0]
+        yield token_B
         count = count_B[alive]
         ends_B = torch.isin(token_B, stop) & (t < count)
         finished_B[alive] |= ends_B
@@ -171,4 +194,4 @@ def _sample_rows(model: Transformer, tokenizer: Tokenizer, prompt_ids: Sequence[
         ids = drawn[:count]
         text = tokenizer.decode(ids[:-1] if finished else ids)
         result.append(Rollout(tuple(prompt_ids[n]), tuple(ids), tuple(logps[:count]), text, finished))
-    return result
+    yield result

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from r1mini.batch import collate, token_logprobs
-from r1mini.rollout import Sampling, draw, log_distribution, sample, uniforms
+from r1mini.rollout import Sampling, draw, log_distribution, sample, stream, uniforms
 from r1mini.tokenizer import Tokenizer
 
 PROMPTS = ["Make 24 from 3, 5, 9.\n", "x\n", "Balance H2 + O2 -> H2O\n"]
@@ -167,3 +167,28 @@ def test_each_prompt_is_prefilled_once(model, tokens, monkeypatch):
     monkeypatch.setattr(type(model), "hidden", lambda self, t, *rest: shapes.append(tuple(t.shape)) or real(self, t, *rest))
     sample(model, tokens, ["x\n", "y\n"], 8, Sampling(max_new_tokens=3), seed=0)
     assert shapes[0][0] == 2 and all(shape == (16, 1) for shape in shapes[1:])
+
+
+@pytest.mark.parametrize("how", [Sampling(24), Sampling(24, temperature=0), Sampling(24, temperature=0.7, top_p=0.9)])
+def test_stream_gives_the_tokens_that_sample_gives(model, stopping, how):
+    for step, prompt in enumerate(PROMPTS * 3):
+        [[expected]] = sample(model, stopping, [prompt], 1, how, seed=5, step=step)
+        assert tuple(stream(model, stopping, prompt, how, seed=5, step=step)) == expected.completion_ids
+
+
+def test_stream_gives_a_token_as_soon_as_it_is_drawn(model, tokens, monkeypatch):
+    steps = []
+    real = type(model).hidden
+    monkeypatch.setattr(type(model), "hidden", lambda *args: steps.append(1) or real(*args))
+    given_out = stream(model, tokens, "x\n", Sampling(max_new_tokens=9), seed=0)
+    assert not steps
+    for number in range(1, 4):
+        next(given_out)
+        assert len(steps) == number
+    given_out.close()  # as Ctrl-C does
+    assert not torch.is_inference_mode_enabled()
+
+
+def test_stream_of_a_prompt_that_leaves_no_room_is_refused(model, tokens):
+    with pytest.raises(ValueError, match="prompt of 0 tokens"):
+        next(stream(model, tokens, "", Sampling(), seed=0))

@@ -1,11 +1,18 @@
 import io
 import json
+import os
+import pty
 import re
+import select
+import shutil
+import subprocess
+import sys
+import time
 from collections import Counter
 from random import Random
 
 import pytest
-from conftest import jsonl
+from conftest import ROOT, jsonl
 
 import sample as script_sample
 from r1mini import rewards, tasks
@@ -13,6 +20,7 @@ from r1mini.records import Problem, Rollout
 from r1mini.rollout import Sampling, sample
 from r1mini.tasks.corpus import completion
 from r1mini.tasks.trace import Style
+from r1mini.tokenizer import Tokenizer
 
 PROBLEM = Problem("countdown", "k", "en", "p\n", {"numbers": [2, 3, 4], "target": 14})
 
@@ -20,9 +28,10 @@ PROBLEM = Problem("countdown", "k", "en", "p\n", {"numbers": [2, 3, 4], "target"
 @pytest.fixture
 def run(folder):
     def call(**changes):
+        drawn = {"tasks": ("countdown", "elements"), "problems": 3, "samples": 2}
         return script_sample.main(script_sample.Config(**{
-            "model": folder, "device": "cpu", "tasks": ("countdown", "elements"), "problems": 3, "samples": 2,
-            "max_new_tokens": 5, **changes}))
+            "model": folder, "device": "cpu", "max_new_tokens": 5,
+            **(drawn if changes.get("eval") or changes.get("reject") else {}), **changes}))
 
     return call
 
@@ -36,6 +45,7 @@ def no_sampling(monkeypatch):
 
     monkeypatch.setattr(script_sample, "evaluate", never)
     monkeypatch.setattr(script_sample, "sample", never)
+    monkeypatch.setattr(script_sample, "stream", never)
 
 
 # -- prompts -----------------------------------------------------------------------------------------------------------
@@ -52,6 +62,255 @@ def test_prompts_are_read_from_the_terminal_up_to_an_empty_line(run, capsys, mon
     run(temperature=0.0)
     expected = sample(model, tokens, ["a\n", "b\n"], 1, Sampling(5, 0.0), seed=0)
     assert capsys.readouterr().out == "".join(group[0].text + "\n" for group in expected)
+
+
+@pytest.fixture
+def chatting(folder, tmp_path):
+    """A model folder with a chat template that opens <think>."""
+    path = tmp_path / "chatting"
+    shutil.copytree(folder, path)
+    (path / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m.role[0] }}:{{ m.content.split('</think>')[-1] }}<answer>{% endfor %}"
+        "{% if add_generation_prompt %}a:<think>{% endif %}")
+    return str(path)
+
+
+@pytest.fixture
+def ending(tokens):
+    """The tokenizer of `chatting`: a turn ends with what its template ends turns with."""
+    return Tokenizer(tokens.backend, {*tokens.stop_ids, *tokens.encode("<answer>")})
+
+
+def test_prompt_goes_through_the_template_of_the_folder(run, capsys, model, ending, chatting):
+    run(model=chatting, prompt="x", system="s", temperature=0.0, max_new_tokens=60)
+    [[expected]] = sample(model, ending, ["s:s<answer>u:x<answer>a:<think>"], 1, Sampling(60, 0.0), seed=0)
+    assert capsys.readouterr().out == "<think>" + expected.text + "\n"
+
+
+def test_template_can_be_chosen(run, capsys, model, tokens, chatting):
+    run(model=chatting, prompt="x", template="plain", temperature=0.0)
+    [[expected]] = sample(model, tokens, ["x\n"], 1, Sampling(5, 0.0), seed=0)
+    assert capsys.readouterr().out == expected.text + "\n"
+
+
+def test_template_that_the_folder_lacks_is_named(run, no_sampling):
+    with pytest.raises(ValueError, match="--template chat"):
+        run(prompt="x", template="chat")
+
+
+# -- prompts of a file -------------------------------------------------------------------------------------------------
+
+
+def test_prompts_of_a_file_are_answered_as_one_by_one(run, tmp_path, model, ending, chatting, capsys):
+    (tmp_path / "in.jsonl").write_text('{"prompt": "a", "answer": 3}\n\n{"prompt": [{"role": "user", "content": "b"}, '
+                                       '{"role": "assistant", "content": "B"}, {"role": "user", "content": "ü"}]}\n')
+    run(model=chatting, prompts=str(tmp_path / "in.jsonl"), out=str(tmp_path / "new/out.jsonl"), temperature=0.0)
+    texts = ["u:a<answer>a:<think>", "u:b<answer>a:B<answer>u:ü<answer>a:<think>"]
+    expected = [group[0] for group in sample(model, ending, texts, 1, Sampling(5, 0.0), seed=0)]
+    rows = jsonl(tmp_path / "new/out.jsonl")
+    assert [row["completion"] for row in rows] == ["<think>" + rollout.text for rollout in expected]
+    assert [row["finished"] for row in rows] == [rollout.finished for rollout in expected]
+    assert rows[0]["prompt"] == "a" and rows[0]["answer"] == 3 and len(rows[1]["prompt"]) == 3
+    assert "out.jsonl: 2 answers" in capsys.readouterr().out
+
+
+def test_lines_of_a_text_are_prompts(run, tmp_path, model, tokens, capsys):
+    (tmp_path / "in.txt").write_text("a\n\n  b  \r\n")
+    run(prompts=str(tmp_path / "in.txt"), temperature=0.0, sampler_rows=1)
+    expected = sample(model, tokens, ["a\n", "b\n"], 1, Sampling(5, 0.0), seed=0)
+    assert capsys.readouterr().out == f"> a\n{expected[0][0].text}\n> b\n{expected[1][0].text}\n"
+
+
+@pytest.mark.parametrize("content, names", [
+    (None, "--prompts .*in.jsonl: no such file"),
+    ("\n", "--prompts .*in.jsonl: no prompts"),
+    ('{"prompt": "a"}\n{"question": "b"}', "in.jsonl:2: no text or messages in column 'prompt'"),
+    ('{"prompt": 7}', "in.jsonl:1: no text or messages"),
+    ('["a"]', "in.jsonl:1: no text or messages"),
+    ('{"prompt": ["a"]}', "in.jsonl:1: message 1 of 1: no text in 'role'"),
+    ('{"prompt": [{"role": "user"}]}', "in.jsonl:1: message 1 of 1: no text in 'content'"),
+    ('{"prompt": "a"}\n{"prompt": ' + json.dumps("<think>" * 130) + "}", "in.jsonl:2: a prompt of 131 tokens.*context of 128"),
+    ('{"prompt": "\\ud800"}', "in.jsonl:1: not a Unicode text"),
+    ("{", "in.jsonl:1: not valid JSON"),
+])
+def test_bad_prompt_of_a_file_is_named_before_anything_is_sampled(run, no_sampling, tmp_path, content, names):
+    if content is not None:
+        (tmp_path / "in.jsonl").write_text(content)
+    with pytest.raises(ValueError, match=names):
+        run(prompts=str(tmp_path / "in.jsonl"))
+
+
+def test_two_system_messages_are_refused(run, no_sampling, tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "a"}]}')
+    with pytest.raises(ValueError, match="in.jsonl:1: has a system message of its own, beside --system 't'"):
+        run(prompts=str(tmp_path / "in.jsonl"), system="t")
+
+
+# -- chat --------------------------------------------------------------------------------------------------------------
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def typed(run, monkeypatch, capsys):
+    """What a chat shows after each of these lines, and at the end."""
+
+    def call(*lines, **changes):
+        rest = iter(lines)
+
+        def typing(prompt):
+            print(end="\0")
+            line = next(rest, None)
+            if line is None:
+                raise EOFError
+            return line
+
+        monkeypatch.setattr("sys.stdin", Terminal())
+        monkeypatch.setattr("builtins.input", typing)
+        run(**{"temperature": 0.0, **changes})
+        return capsys.readouterr().out.split("\0")[1:]
+
+    return call
+
+
+def test_chat_sees_its_earlier_turns(typed, model, ending, chatting):
+    how = Sampling(5, 0.0)
+    [[first]] = sample(model, ending, ["s:s<answer>u:a<answer>a:<think>"], 1, how, seed=0)
+    said = ("<think>" + first.text).split("</think>")[-1]
+    [[second]] = sample(model, ending, [f"s:s<answer>u:a<answer>a:{said}<answer>u:b<answer>a:<think>"], 1, how, seed=0)
+    shown = typed("a", "b", "/new", "a", model=chatting, system="s")
+    assert [text.partition(" [")[0] for text in shown] == [
+        "<think>" + first.text, "<think>" + second.text, "", "<think>" + first.text, "\n"]
+
+
+def test_each_turn_is_drawn_anew_and_the_same_again(typed, chatting):
+    first = typed("a", "/new", "a", model=chatting, temperature=1.0, seed=3)
+    assert first == typed("a", "/new", "a", model=chatting, temperature=1.0, seed=3)
+    assert first[0] != first[2]
+
+
+def test_chat_without_a_template_answers_each_prompt_on_its_own(typed, model, tokens):
+    expected = sample(model, tokens, ["a\n", "b\n"], 1, Sampling(5, 0.0), seed=0)
+    shown = typed("a", "b")
+    assert [text.partition(" [")[0] for text in shown[:2]] == [group[0].text for group in expected]
+
+
+def test_conversation_that_outgrows_the_context_says_so_and_drops_nothing(typed, chatting):
+    long = "<think>" * 60
+    shown = typed(long, long, "/new", long, model=chatting)
+    assert re.fullmatch(r"not sent: 1[34]\d tokens, and the model's context holds 128; /new begins a new conversation\n", shown[1])
+    assert shown[3].partition(" [")[0] == shown[0].partition(" [")[0]
+
+
+def test_answer_that_is_cut_off_says_so(typed, chatting):
+    assert typed("a", model=chatting)[0].endswith(" [cut off at 5 tokens]\n")
+
+
+def test_ctrl_c_stops_the_answer_and_keeps_what_was_said(typed, chatting, monkeypatch):
+    real, seen = script_sample.stream, []
+
+    def stopped(model, tokens, prompt, how, **keywords):
+        seen.append(prompt)
+        for number, token in enumerate(real(model, tokens, prompt, how, **keywords)):
+            if len(seen) == 1 and number == 2:
+                raise KeyboardInterrupt
+            yield token
+
+    whole = typed("a", model=chatting, max_new_tokens=2)[0].partition(" [")[0].rstrip("\ufffd")  # half a character is not said
+    monkeypatch.setattr(script_sample, "stream", stopped)
+    shown = typed("a", "b", model=chatting)
+    assert shown[0] == whole + " [stopped]\n"
+    assert seen[1] == f"u:a<answer>a:{whole.split('</think>')[-1]}<answer>u:b<answer>a:<think>"
+
+
+@pytest.mark.parametrize("leaving", [KeyboardInterrupt, EOFError])
+def test_ctrl_c_or_ctrl_d_at_the_prompt_leaves(run, monkeypatch, capsys, leaving):
+    def typing(prompt):
+        raise leaving
+
+    monkeypatch.setattr("sys.stdin", Terminal())
+    monkeypatch.setattr("builtins.input", typing)
+    run()
+    assert capsys.readouterr().out.endswith("each prompt stands alone.\n\n")
+
+
+@pytest.fixture
+def screen(monkeypatch):
+    """What is written to a terminal for these pieces."""
+
+    def call(*pieces, **environment):
+        monkeypatch.delenv("NO_COLOR", raising=False)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        shown = Terminal()
+        monkeypatch.setattr("sys.stdout", shown)
+        found = script_sample.Screen()
+        for piece in pieces:
+            found.write(piece)
+        found.close()
+        assert found.text == "".join(pieces)
+        return shown.getvalue()
+
+    return call
+
+
+DIM, PLAIN = "\x1b[2m", "\x1b[0m"
+
+
+def test_thinking_is_dimmed_wherever_its_tags_are_cut(screen):
+    text = "a<b <think>c <d</think>e<"
+    for pieces in ([text], text, [text[:7], text[7:20], text[20:]]):
+        assert screen(*pieces) == f"a<b {DIM}<think>c <d</think>{PLAIN}e<{PLAIN}\n"
+
+
+def test_thinking_that_is_cut_off_does_not_dim_what_follows(screen):
+    assert screen("<think>a").endswith(PLAIN + "\n")
+
+
+def test_no_colour_where_it_is_not_wanted(screen):
+    assert screen("<think>a</think>b", NO_COLOR="1") == "<think>a</think>b\n"
+    assert DIM in screen("<think>", NO_COLOR="")  # as no-color.org has it
+
+
+def test_a_text_cannot_take_the_terminal_over(screen):
+    assert screen("a\x1b]0;title\x07\x9b2J\tb\n", NO_COLOR="1") == "a\ufffd]0;title\ufffd\ufffd2J\tb\n\n"
+
+
+def test_chat_in_a_real_terminal(chatting):
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen([sys.executable, ROOT / "sample.py", "--model", chatting, "--max-new-tokens", "5"], stdin=theirs,
+                               stdout=theirs, stderr=theirs, start_new_session=True, preexec_fn=controlling(theirs),
+                               env={**os.environ, "NO_COLOR": ""})
+    os.close(theirs)
+    try:
+        assert b"Ctrl-C stops an answer" in until(ours, b"> ")
+        os.write(ours, b"a\n")
+        shown = until(ours, b"> ")
+        assert (DIM + "<think>").encode() in shown and PLAIN.encode() in shown
+        os.write(ours, b"\n")
+        assert process.wait(timeout=60) == 0
+    finally:
+        process.kill()
+        os.close(ours)
+
+
+def controlling(terminal):
+    import fcntl
+    import termios
+
+    return lambda: fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+
+
+def until(terminal, end, seconds=60):
+    shown, started = b"", time.monotonic()
+    while not shown.endswith(end):
+        assert time.monotonic() - started < seconds, shown
+        if select.select([terminal], [], [], 1)[0]:
+            shown += os.read(terminal, 1000)
+    return shown
 
 
 # -- evaluation --------------------------------------------------------------------------------------------------------
@@ -85,6 +344,15 @@ def test_figures_do_not_overwrite_the_completions(run, tmp_path):
     ({"eval": True, "samples": 0}, "--samples"),
     ({"eval": True, "top_p": 0.0}, "--top-p"),
     ({"reference": "base"}, "--reference base: only --eval"),
+    ({"prompt": "a", "prompts": "b"}, "--prompt and --prompts"),
+    ({"prompt": "a", "out": "rows.jsonl"}, "--out rows.jsonl: only --eval, --reject and --prompts"),
+    ({"prompt": "a", "problems": 3}, "--problems 3: would have no effect .only --eval and --reject"),
+    ({"prompt": "a", "keep": 3}, "--keep 3: would have no effect .only --reject"),
+    ({"eval": True, "keep": 3}, "--keep 3: would have no effect"),
+    ({"eval": True, "system": "s"}, "--system s: would have no effect .the embedded tasks' prompts are bare"),
+    ({"eval": True, "template": "chat"}, "--template chat: would have no effect"),
+    ({"eval": True, "prompt": "a"}, "--prompt a: would have no effect"),
+    ({"sampler_rows": 3}, "--sampler-rows 3: would have no effect"),
     ({"eval": True, "reference": "base"}, "--reference base: its tokenizer"),
     ({"eval": True, "reference": "base", "top_p": 0.9}, "--reference base: a KL needs samples of the whole"),
     ({"eval": True, "reference": "base", "temperature": 0.0}, "--reference base: a KL needs"),
