@@ -4,50 +4,55 @@
     python sample.py --model runs/r1/r1 --prompt "Make 24 from 3, 5, 9."
     python sample.py --model runs/r1/r1 --prompts problems.jsonl --out answers.jsonl
     python sample.py --model runs/r1/r1 --eval --out runs/eval.json
+    python sample.py --model Qwen2.5-0.5B --preset gsm8k --data test.jsonl --out runs/gsm8k.json
     python sample.py --model runs/r1/dev2 --reject --out runs/rows.jsonl      [R1 §2.3.3]
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
-import re
 import sys
 import time
-from collections import Counter
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from random import Random
 
-from r1mini import checkpoint, filters, rewards, score, tasks, template
+import torch
+
+from r1mini import checkpoint, evaluate, rejection, tasks, template
+from r1mini.chat import Screen, chat, reply
 from r1mini.config import device as pick_device
-from r1mini.config import option, require, run
-from r1mini.data import cold_start_row, entries
-from r1mini.evaluate import evaluate, table
-from r1mini.records import Problem, Rollout
-from r1mini.rollout import Sampling, encode, sample, stream
-from r1mini.tasks.trace import Style
-from r1mini.tokenizer import Stream
+from r1mini.config import option, refuse_moot, require, run
+from r1mini.data import entries
+from r1mini.journal import Journal
+from r1mini.problems import read_problems
+from r1mini.records import Problem, Rollout, opened
+from r1mini.rollout import Sampling, encode, sample
+from r1mini.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
 class Config:
-    model: str = option("base", "model folder or embedded model")
+    model: str = option("base", "model folder, embedded model or hub id")
     prompt: str = option("", "a prompt to answer; without it, --prompts, --eval or --reject: chat in the terminal, or one "
                              "prompt a line from a pipe")
     prompts: str = option("", "file of prompts to answer: .jsonl(.gz) or .json with text or messages in column 'prompt', else "
                               "one a line")
     system: str = option("", "system message before the prompt")
+    eval: bool = option(False, "evaluate: on held-out problems of --tasks, or on --data")
+    reject: bool = option(False, "rejection sampling: keep the good completions as SFT rows; of training problems, or of --data")
+    data: tuple[str, ...] = option((), "--eval, --reject: files of problems, in place of --tasks (JSONL, JSON, CSV, Parquet)")
+    prompt_key: str = option("", "column of the data's prompts, where it is none of a known layout")
+    answer_key: str = option("", "column of its answers")
+    instruction: str = option("", "text that is added to each of its prompts")
     template: str = option("auto", "how messages become the model's text: chat (the template in the model folder), r1-zero, "
                                    "plain; auto: chat if there is one, else plain")
-    eval: bool = option(False, "evaluate on held-out problems of --tasks")
-    reject: bool = option(False, "rejection sampling: keep the good completions of training problems as SFT rows")
+    skip_bad: bool = option(False, "leave out and count what is wrong in the data, instead of stopping at its line")
     reference: str = option("", "--eval: model to measure the KL from")
     out: str = option("", "file for the figures (--eval, JSON) or the rows (--reject, --prompts; JSONL)")
     tasks: tuple[str, ...] = option(tasks.DEFAULT, "embedded tasks")
-    problems: int = option(60, "problems per task")
+    problems: int = option(0, "problems of a task or file (0: 60 of a task, all of a file)")
     samples: int = option(16, "--eval, --reject: completions per problem")
     temperature: float = option(1.0, "sampling temperature; 0: greedy")
     top_k: int = option(0, "keep the k likeliest tokens (0: all)")
@@ -62,9 +67,34 @@ class Config:
     device: str = option("auto", "auto, cpu or cuda[:n]")
     threads: int = option(1, "CPU threads (0: torch's choice)")
     progress: bool = option(True, "show progress bars")
+    bf16: bool = option(False, "weights and compute in bfloat16")
+
+
+# R1's protocol [R1 §3]: pass@1 as the mean over samples of up to 32,768 tokens, never greedy.
+PRESETS = {name: {"eval": True, "data": (file,), "samples": samples, "temperature": 0.6, "top_p": 0.95,
+                  "max_new_tokens": 32_768, "instruction": "" if name == "humaneval" else evaluate.BOXED}
+           for name, (samples, file, _) in evaluate.BENCHMARKS.items()}
 
 
 def main(cfg: Config) -> dict:
+    check(cfg)
+    device = pick_device(cfg.device, cfg.threads)
+    if cfg.out:
+        writable(Path(cfg.out))
+        if cfg.eval:
+            writable(completions_beside(Path(cfg.out)))
+    model, tokens = checkpoint.load(cfg.model, device, torch.bfloat16 if cfg.bf16 else torch.float32)
+    form = template.load(cfg.model, cfg.template)
+    tokens = form.fit(tokens)
+    how = Sampling(cfg.max_new_tokens, cfg.temperature, cfg.top_k, cfg.top_p, cfg.min_p)
+    if cfg.eval or cfg.reject:
+        sets = problem_sets(cfg, model, tokens, form)
+        return (evaluation if cfg.eval else rejected)(cfg, model, tokens, sets, how)
+    answer(cfg, model, tokens, form, how)
+    return {}
+
+
+def check(cfg: Config) -> None:
     tasks.require(cfg.tasks)
     if cfg.eval and cfg.reject:
         raise ValueError("--eval and --reject: choose one")
@@ -74,7 +104,7 @@ def main(cfg: Config) -> dict:
         raise ValueError("--prompt and --prompts: choose one")
     if cfg.out and not (cfg.eval or cfg.reject or cfg.prompts):
         raise ValueError(f"--out {cfg.out}: only --eval, --reject and --prompts write a file")
-    require(cfg, problems=cfg.problems >= 1, samples=cfg.samples >= 1, keep=cfg.keep >= 1, plain_rows=cfg.plain_rows >= 0,
+    require(cfg, problems=cfg.problems >= 0, samples=cfg.samples >= 1, keep=cfg.keep >= 1, plain_rows=cfg.plain_rows >= 0,
             sampler_rows=cfg.sampler_rows >= 1)
     if cfg.reference and not cfg.eval:
         raise ValueError(f"--reference {cfg.reference}: only --eval measures a KL")
@@ -83,122 +113,41 @@ def main(cfg: Config) -> dict:
                          "over 0 and without --top-k, --top-p, --min-p")
     if cfg.eval and cfg.out.endswith(".jsonl"):
         raise ValueError(f"--out {cfg.out}: the completions go to the .jsonl; name a .json for the figures")
-    for name, why in moot(cfg).items():
-        if getattr(cfg, name) != getattr(Config(), name):
-            raise ValueError(f"--{name.replace('_', '-')} {getattr(cfg, name)}: would have no effect ({why})")
-    device = pick_device(cfg.device, cfg.threads)
-    model, tokens = checkpoint.load(cfg.model, device)
-    how = Sampling(cfg.max_new_tokens, cfg.temperature, cfg.top_k, cfg.top_p, cfg.min_p)
-    if cfg.out:
-        writable(Path(cfg.out))
-    if cfg.eval:
-        return evaluation(cfg, model, tokens, how)
-    if cfg.reject:
-        return rejection(cfg, model, tokens, how)
-    answer(cfg, model, tokens, how)
-    return {}
+    refuse_moot(cfg, moot(cfg))
 
 
 def moot(cfg: Config) -> dict[str, str]:
     """Flags that have no effect beside the others, and why."""
     drawn = cfg.eval or cfg.reject
-    needs = {name: (not drawn, "the embedded tasks' prompts are bare, and no others are answered")
-             for name in ("prompt", "prompts", "system", "template")}
-    needs |= {name: (drawn, "only --eval and --reject draw problems") for name in ("tasks", "problems", "samples")}
-    needs |= {name: (cfg.reject, "only --reject keeps rows") for name in ("keep", "max_thinking", "plain_rows")}
+    needs = {name: (not drawn, "problems are drawn, and no others are answered") for name in ("prompt", "prompts", "system")}
+    needs |= {name: (drawn, "only --eval and --reject draw problems") for name in ("data", "tasks", "problems", "samples")}
+    needs["tasks"] = (drawn and not cfg.data, "problems come from --data" if cfg.data else needs["tasks"][1])
+    needs |= {name: (cfg.data, "there is no --data") for name in ("prompt_key", "answer_key", "instruction", "skip_bad")}
+    needs["template"] = (cfg.data or not drawn, "the embedded tasks' prompts are bare")
+    needs |= {name: (cfg.reject, "only --reject keeps rows") for name in ("keep", "max_thinking")}
+    needs["plain_rows"] = (cfg.reject and not cfg.data, "only --reject of the embedded tasks adds such rows")
     needs["sampler_rows"] = (drawn or cfg.prompts, "one prompt is answered at a time")
     return {name: why for name, (met, why) in needs.items() if not met}
 
 
-def answer(cfg: Config, model, tokens, how: Sampling) -> None:
-    form = template.load(cfg.model, cfg.template)
-    tokens = tokens.stopping_at(form.end)
+def answer(cfg: Config, model, tokens: Tokenizer, form: template.Template, how: Sampling) -> None:
     system = [{"role": "system", "content": cfg.system}] if cfg.system else []
+    if sys.stdin is None and not (cfg.prompt or cfg.prompts):
+        raise ValueError("no --prompt, and no standard input to read one from")
     if cfg.prompts:
         answer_file(cfg, model, tokens, form, system, how)
     elif sys.stdin.isatty() and not cfg.prompt:
-        chat(cfg, model, tokens, form, system, how)
+        chat(model, tokens, form, system, how, cfg.seed)
     else:
-        prompts = [cfg.prompt] if cfg.prompt else iter(lambda: sys.stdin.readline().strip(), "")
+        prompts = [cfg.prompt] if cfg.prompt else filter(None, map(str.strip, iter(sys.stdin.readline, "")))
         for number, prompt in enumerate(prompts):
             text = form.render([*system, {"role": "user", "content": prompt}])
             encode(model, tokens, [text])  # one that is too long is an error before anything is shown
             screen = Screen()
             try:
-                reply(cfg, model, tokens, text, how, number, screen)
+                reply(model, tokens, text, how, cfg.seed, number, screen)
             finally:
                 screen.close()
-
-
-def chat(cfg: Config, model, tokens, form: template.Template, system: list[dict], how: Sampling) -> None:
-    """Each answer is drawn with the seed and its number, so a conversation comes out the same when it is typed again."""
-    with suppress(ImportError):
-        import readline  # noqa: F401  (with it, input() edits its line)
-    alone, context = form.name == "plain", model.config.max_position_embeddings
-    print("Ctrl-C stops an answer; an empty line or Ctrl-D leaves; "
-          + ("no template: each prompt stands alone." if alone else "/new begins a new conversation."))
-    messages, number = [*system], 0
-    while True:
-        try:
-            line = input("> ").strip()
-        except (EOFError, KeyboardInterrupt):
-            line = print()
-        if not line:
-            return
-        if line == "/new" and not alone:
-            messages = [*system]
-            continue
-        asked = [*(system if alone else messages), {"role": "user", "content": line}]
-        prompt = form.render(asked)
-        if (length := len(tokens.encode(prompt))) >= context:  # nothing is dropped behind the user's back
-            print(f"not sent: {length} tokens, and the model's context holds {context}"
-                  + ("" if alone else "; /new begins a new conversation"))
-            continue
-        screen, note = Screen(), ""
-        try:
-            ended = reply(cfg, model, tokens, prompt, how, number, screen)
-            note = "" if ended else f" [cut off at {min(how.max_new_tokens, context - length)} tokens]"
-        except KeyboardInterrupt:
-            note = " [stopped]"
-        finally:
-            screen.close(note)
-        messages, number = [*asked, {"role": "assistant", "content": screen.text}], number + 1
-
-
-def reply(cfg: Config, model, tokens, prompt: str, how: Sampling, step: int, screen: Screen) -> bool:
-    """Writes the completion as it is drawn, after the `<think>` that the prompt may end with; whether it ended by itself."""
-    screen.write(template.OPENED.search(prompt)[0])
-    decoder, token = Stream(tokens), None
-    for token in stream(model, tokens, prompt, how, seed=cfg.seed, step=step):
-        if token not in tokens.stop_ids:
-            screen.write(decoder.add(token))
-    screen.write(decoder.end())
-    return token in tokens.stop_ids
-
-
-class Screen:
-    """Standard output, for one answer, which `text` collects. On a terminal thinking is dimmed (unless NO_COLOR is set) and
-    control characters, by which a text could take the terminal over, are replaced."""
-
-    TAGS = {"<think>": "\x1b[2m<think>", "</think>": "</think>\x1b[0m"}
-
-    def __init__(self):
-        self.terminal = sys.stdout.isatty()
-        self.tags = self.TAGS if self.terminal and not os.environ.get("NO_COLOR") else {}
-        self.text = self.held = ""
-
-    def write(self, piece: str) -> None:
-        self.text += piece
-        self.held += re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\ufffd", piece) if self.terminal else piece
-        last = self.held[self.held.rfind("<"):]  # perhaps the beginning of a tag
-        ready = self.held.removesuffix(last) if any(tag != last and tag.startswith(last) for tag in self.tags) else self.held
-        self.held = self.held[len(ready):]
-        for tag, shown in self.tags.items():
-            ready = ready.replace(tag, shown)
-        print(ready, end="", flush=True)
-
-    def close(self, note: str = "") -> None:
-        print(self.held + ("\x1b[0m" if self.tags else "") + note)
 
 
 def answer_file(cfg: Config, model, tokens, form: template.Template, system: list[dict], how: Sampling) -> None:
@@ -214,29 +163,33 @@ def answer_file(cfg: Config, model, tokens, form: template.Template, system: lis
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
         rows.append((row, asked[-1]["content"]))
-    written = []
+    kept = {**asdict(how), "seed": cfg.seed, "model": cfg.model, "weights": fingerprint(cfg.model), "bf16": cfg.bf16,
+            "prompts_sha256": hashlib.sha256(json.dumps([rows, prompts]).encode()).hexdigest()}
+    journal = Journal(Path(f"{cfg.out}.partial") if cfg.out else None, kept, len(rows))
+    done = len(journal.parts)
 
     def ready(number: int, rollouts: list[Rollout]) -> None:
-        (row, question), text = rows[number], template.OPENED.search(prompts[number])[0] + rollouts[0].text
-        written.append({**row, "completion": text, "finished": rollouts[0].finished})
+        (row, question), text = rows[done + number], opened(prompts[done + number]) + rollouts[0].text
+        journal.add({**row, "completion": text, "finished": rollouts[0].finished})
         if not cfg.out:
             print(f"> {question.rstrip()}")
             screen = Screen()
             screen.write(text)
             screen.close()
 
-    sample(model, tokens, prompts, 1, how, seed=cfg.seed, max_rows=cfg.sampler_rows, ready=ready,
+    sample(model, tokens, prompts[done:], 1, how, seed=cfg.seed, first=done, max_rows=cfg.sampler_rows, ready=ready,
            progress="answering" if cfg.progress and cfg.out else None)
     if cfg.out:
-        write(Path(cfg.out), written)
-        print(f"{cfg.out}: {len(written)} answers, {sum(not row['finished'] for row in written)} of them cut off")
+        write(Path(cfg.out), journal.parts)
+        print(f"{cfg.out}: {len(rows)} answers, {sum(not row['finished'] for row in journal.parts)} of them cut off")
+    journal.close()
 
 
 def read_prompts(path: Path) -> list[tuple[str, dict]]:
     """(File and line, row with a `prompt`) of each prompt of a file. ValueError for a row without one."""
     if not path.is_file():
         raise ValueError(f"--prompts {path}: no such file")
-    if path.suffix in (".jsonl", ".json", ".gz"):
+    if path.suffix in (".jsonl", ".json", ".gz", ".csv", ".parquet"):
         found = list(entries(path))
     else:
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
@@ -249,74 +202,92 @@ def read_prompts(path: Path) -> list[tuple[str, dict]]:
     return found
 
 
-def evaluation(cfg: Config, model, tokens, how: Sampling) -> dict:
+def problem_sets(cfg: Config, model, tokens: Tokenizer, form: template.Template) -> dict[str, list[Problem]]:
+    """The problems of each embedded task, held out or not, or of each file, by its name."""
+    if not cfg.data:
+        count = cfg.problems or 60
+        if cfg.eval:
+            return {name: evaluate.held_out(name, count) for name in cfg.tasks}
+        return {name: [tasks.problem(name, f"rejection {cfg.seed}", index, "train") for index in range(count)]
+                for name in cfg.tasks if tasks.TASKS[name].reasoning}
+    sets: dict[str, list[Problem]] = {}
+    for file in cfg.data:
+        path = Path(file)
+        source = next((source for _, known, source in evaluate.BENCHMARKS.values() if known == path.name), None)
+        if not path.is_file() and source:
+            raise ValueError(f"--data {file}: no such file; it is to be had from {source}")
+        if path.name in sets or path.name in ("mean", "settings"):
+            raise ValueError(f"--data {file}: that name is taken in the figures")
+        found = read_problems(file, form, lambda problem: encode(model, tokens, [problem.prompt]), prompt_key=cfg.prompt_key,
+                              answer_key=cfg.answer_key, instruction=cfg.instruction, skip_bad=cfg.skip_bad)
+        sets[path.name] = found[: cfg.problems or None]
+    return sets
+
+
+def settings(cfg: Config, how: Sampling, sets: Mapping[str, Sequence[Problem]]) -> dict:
+    """What decides a job's completions and their judgement: stored beside its figures, and compared when it goes on."""
+    content = json.dumps([[title, *map(asdict, problems)] for title, problems in sets.items()], default=str)
+    return {**asdict(how), "seed": cfg.seed, "samples": cfg.samples, "model": cfg.model, "weights": fingerprint(cfg.model),
+            "bf16": cfg.bf16, "sets": {title: len(problems) for title, problems in sets.items()},
+            "sets_sha256": hashlib.sha256(content.encode()).hexdigest(),
+            **({"data": list(cfg.data), "template": cfg.template, "instruction": cfg.instruction} if cfg.data else {})}
+
+
+def fingerprint(model: str) -> list:
+    """Sizes and times of the files of a model folder: told apart without reading gigabytes."""
+    return [[file.name, file.stat().st_size, int(file.stat().st_mtime)]
+            for file in sorted(checkpoint.resolve(model).glob("*")) if file.suffix in (".safetensors", ".json", ".jinja")
+            and file.name != "run.json"]
+
+
+def evaluation(cfg: Config, model, tokens: Tokenizer, sets: Mapping[str, Sequence[Problem]], how: Sampling) -> dict:
     started = time.perf_counter()
     reference = None
     if cfg.reference:
-        reference, theirs = checkpoint.load(cfg.reference, model.lm_head.weight.device)
+        reference, theirs = checkpoint.load(cfg.reference, model.lm_head.weight.device, model.lm_head.weight.dtype)
         if theirs.backend.to_str() != tokens.backend.to_str():
             raise ValueError(f"--reference {cfg.reference}: its tokenizer is not that of {cfg.model}, so there is no KL")
-    results, kept = evaluate(model, tokens, cfg.tasks, cfg.problems, cfg.samples, how, cfg.seed, reference=reference,
-                             max_rows=cfg.sampler_rows, progress=cfg.progress)
-    results["settings"] |= {"model": cfg.model, "seconds": round(time.perf_counter() - started, 1)}
-    print(table(results))
+    out, kept = Path(cfg.out), settings(cfg, how, sets)
+    if cfg.reference:
+        kept |= {"reference": cfg.reference, "reference_weights": fingerprint(cfg.reference)}
+    journal = Journal(Path(f"{out}.partial") if cfg.out else None, kept, sum(map(len, sets.values())))
+    results, rows = evaluate.evaluate(model, tokens, sets, cfg.samples, how, cfg.seed, reference=reference, journal=journal,
+                                      max_rows=cfg.sampler_rows, progress=cfg.progress)
+    results["settings"] = {**kept, "seconds": round(time.perf_counter() - started, 1)}
+    print(evaluate.table(results))
     if cfg.out:
-        out = Path(cfg.out)
-        write(out.with_suffix(".jsonl"), [
-            {"task": p.task, "problem": p.key, "language": p.language, "prompt": p.prompt, "sample": i,
-             "completion": r.text, "answer": rewards.answer_of(p, r.text), "rewards": scores, "finished": r.finished}
-            for p, group in kept for i, (r, scores) in enumerate(zip(group, score.score(p, group)))])
+        write(completions_beside(out), rows)
         checkpoint.write_json(out, results)
+    journal.close()
     return results
 
 
-def verdict(problem: Problem, rollout: Rollout, thinking_tokens: int, limit: int) -> str:
-    """Why a completion is not kept, or "kept". [R1 §2.3.3]"""
-    if not rollout.finished:
-        return "cut off"
-    [scores] = score.score(problem, [rollout], ("accuracy", "code", "format"))
-    if 1.0 not in (scores["accuracy"], scores["code"]):
-        return "wrong"
-    if not scores["format"]:
-        return "format"
-    found = (name for name, removes in filters.FILTERS.items() if removes(problem, rollout.text))
-    return next(found, "long" if thinking_tokens > limit else "kept")
-
-
-def rejection(cfg: Config, model, tokens, how: Sampling) -> dict:
-    """[R1 §2.3.3] Several completions per training problem; the correct and readable ones become SFT rows, at most
-    `keep` a problem; rows without reasoning are added."""
-    rows, verdicts = [], Counter()
-    for number, name in enumerate(t for t in cfg.tasks if tasks.TASKS[t].reasoning):
-        problems = [tasks.problem(name, f"rejection {cfg.seed}", i, "train") for i in range(cfg.problems)]
-        rollouts = sample(model, tokens, [p.prompt for p in problems], cfg.samples, how, seed=cfg.seed,
-                          step=number, max_rows=cfg.sampler_rows, progress=f"sampling {name}" if cfg.progress else None)
-        for problem, group in zip(problems, rollouts):
-            good = []
-            for rollout in group:
-                thinking = rollout.text.partition("</think>")[0]
-                why = verdict(problem, rollout, len(tokens.encode(thinking)), cfg.max_thinking)
-                verdicts[why] += 1
-                if why == "kept" and rollout.text not in [r.text for r in good]:
-                    good.append(rollout)
-            for rollout in Random(f"{cfg.seed} {problem.key}").sample(good, min(cfg.keep, len(good))):
-                rows.append({"prompt": problem.prompt, "completion": rollout.text, "task": problem.task,
-                             "problem": problem.key, "model": cfg.model})
-    # DEVIATES: R1's non-reasoning rows come from DeepSeek-V3; here from the task's own writer.
-    plain = [t for t in cfg.tasks if not tasks.TASKS[t].reasoning]
-    for index in range(cfg.plain_rows if plain else 0):
-        name = plain[index % len(plain)]
-        rows.append({**cold_start_row(name, f"plain {cfg.seed}", index, Style()), "task": name})
+def rejected(cfg: Config, model, tokens: Tokenizer, sets: Mapping[str, Sequence[Problem]], how: Sampling) -> dict:
+    out = Path(cfg.out)
+    journal = Journal(Path(f"{out}.partial"), {
+        **settings(cfg, how, sets), "keep": cfg.keep, "max_thinking": cfg.max_thinking}, sum(map(len, sets.values())))
+    rows, verdicts = rejection.reject(model, tokens, sets, cfg.samples, how, cfg.seed, journal, keep=cfg.keep, name=cfg.model,
+                                      max_thinking=cfg.max_thinking, max_rows=cfg.sampler_rows, progress=cfg.progress)
+    if not cfg.data:
+        plain = [name for name in cfg.tasks if not tasks.TASKS[name].reasoning]
+        rows = [*rows, *rejection.plain_rows(plain, cfg.plain_rows, cfg.seed)]
     if not rows:
+        journal.close()
         raise ValueError(f"--reject: no completion of {cfg.model} was kept ({dict(verdicts)})")
-    write(Path(cfg.out), rows)
-    print(f"{cfg.out}: {len(rows)} rows; of {sum(verdicts.values())} completions: "
+    write(out, rows)
+    journal.close()
+    print(f"{out}: {len(rows)} rows; of {sum(verdicts.values())} completions: "
           + ", ".join(f"{count} {why}" for why, count in verdicts.most_common()))
     return {"rows": len(rows), "verdicts": dict(verdicts)}
 
 
 def write(path: Path, rows: Sequence[dict]) -> None:
-    checkpoint.replace_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    checkpoint.replace(path.parent, {path.name: lines.encode("utf-8", "backslashreplace")})  # half a character: its JSON escape
+
+
+def completions_beside(out: Path) -> Path:
+    return out.with_name(out.name.removesuffix(".json") + ".jsonl")
 
 
 def writable(path: Path) -> None:
@@ -327,4 +298,4 @@ def writable(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    run(main, Config, description=__doc__)
+    run(main, Config, PRESETS, __doc__, moot)

@@ -21,14 +21,15 @@ from random import Random
 import torch
 from torch import Tensor
 
-from r1mini import checkpoint, diagnose, grpo, optim, rewards, score, tasks
+from r1mini import checkpoint, diagnose, grpo, optim, rewards, score, tasks, template
 from r1mini.batch import by_length, collate, token_logprobs
-from r1mini.config import autocast, option, require, run
+from r1mini.config import autocast, option, refuse_moot, require, run
 from r1mini.config import device as pick_device
+from r1mini.data import fingerprint
 from r1mini.model import Transformer
 from r1mini.problems import pick, read_problems
 from r1mini.records import Batch, Group, Problem, Rollout
-from r1mini.rollout import Sampling, sample
+from r1mini.rollout import Sampling, encode, sample
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,14 @@ class Config:
     out: str = option("runs/grpo", "folder for the trained model, metrics and rollouts")
     model: str = option("base", "model folder or embedded model to start from")
     tasks: tuple[str, ...] = option(tasks.REASONING, "tasks, taken in turn; a name given twice is taken twice as often")
-    data: str = option("", "file of problems instead: JSONL rows with prompt, and answer, solution or tests")
+    data: str = option("", "file of problems instead: JSONL, JSON, either with .gz, or Parquet, of a known layout")
+    prompt_key: str = option("", "column of the data's prompts, where it is none of a known layout")
+    answer_key: str = option("", "column of its answers")
+    instruction: str = option("", "text that is added to each of its prompts")
+    template: str = option("auto", "how its prompts become the model's text: chat (the template in the model folder), r1-zero, "
+                                   "plain; auto: chat if there is one, else plain")
+    skip_bad: bool = option(False, "leave out and count what is wrong in the data, instead of stopping at its line")
+    decontaminate: tuple[str, ...] = option((), "evaluation files; data sharing ten words in a row with them is left out")
     # DEVIATES: R1 adds its rewards unweighted; here format counts half, being met most of the time, and language twice.
     reward: str = option("accuracy,format:0.5,language:2", "rewards with their weights, summed; also file.py:function[:weight]")
     steps: int = option(60, "sampling steps")
@@ -127,24 +135,27 @@ def problems_of_step(cfg: Config, data: Sequence[Problem], step: int, attempt: i
 def main(cfg: Config) -> dict:
     out, weighting = Path(cfg.out), score.weights(cfg.reward)
     check(cfg)
-    if checkpoint.has_finished(out, asdict(cfg)):
+    settings = asdict(cfg) | fingerprint(cfg.data)
+    if checkpoint.has_finished(out, settings):
         print(f"{out}: this run has finished already; nothing to do")
         return checkpoint.read_json(out / "run.json")
-    functions, data = score.functions(cfg.reward), read_problems(cfg.data) if cfg.data else []
+    functions = score.functions(cfg.reward)
     if cfg.overlong_cache:
         weighting["overlong"] = 1.0
         functions["overlong"] = partial(rewards.soft_overlong_punishment, soft_punish_cache=cfg.overlong_cache)
     device = pick_device(cfg.device, cfg.threads)
     policy, tokens = checkpoint.load(cfg.model, device)
     context = policy.config.max_position_embeddings
-    for problem in data:
-        if (length := len(tokens.encode(problem.prompt))) >= context:
-            raise ValueError(f"--data {cfg.data}: a prompt of {length} tokens does not fit the model's context of {context}: "
-                             f"{problem.prompt[:60]!r}")
+
+    form = template.load(cfg.model, cfg.template)
+    tokens = form.fit(tokens)
+    fits = lambda problem: encode(policy, tokens, [problem.prompt])
+    data = read_problems(cfg.data, form, fits, prompt_key=cfg.prompt_key, answer_key=cfg.answer_key,
+                         instruction=cfg.instruction, skip_bad=cfg.skip_bad, decontaminate=cfg.decontaminate) if cfg.data else []
     reference = copy.deepcopy(policy).requires_grad_(False) if cfg.beta else None
     forward = torch.compile(token_logprobs, dynamic=True) if cfg.compile else token_logprobs
     steppers = optim.optimizers(policy, cfg.optimizer, cfg.learning_rate, cfg.weight_decay, cfg.rest_lr)
-    checkpoint.start_run(out, asdict(cfg))
+    checkpoint.start_run(out, settings)
     first, seconds = resume(out, policy, reference, steppers)
     started = time.perf_counter() - seconds
     rows = checkpoint.read_lines(out / "metrics.jsonl")
@@ -358,10 +369,7 @@ def check(cfg: Config) -> None:
         grpo.one_of(flag, getattr(cfg, flag.replace("-", "_")), known)
     grpo.group_advantages(torch.zeros(1, 2), baseline=cfg.baseline, scale=cfg.scale)  # refuses what does not go together
     tasks.require(cfg.tasks)
-    defaults = Config()
-    for name, why in moot(cfg).items():
-        if getattr(cfg, name) != getattr(defaults, name):
-            raise ValueError(f"--{name.replace('_', '-')} {getattr(cfg, name)}: would have no effect ({why})")
+    refuse_moot(cfg, moot(cfg))
     if cfg.baseline == "none" and cfg.resample:
         raise ValueError("--baseline none --resample: without a baseline a group of equal rewards teaches something too")
     if cfg.objective == "reinforce" and cfg.minibatches > 1:
@@ -379,6 +387,7 @@ def moot(cfg: Config) -> dict[str, str]:
         "soft_up": (cfg.objective == "sapo", f"--objective {cfg.objective} has no gate"),
         "soft_down": (cfg.objective == "sapo", f"--objective {cfg.objective} has no gate"),
         "tasks": (not cfg.data, "the problems are those of --data"),
+        **dict.fromkeys(("prompt_key", "answer_key", "instruction", "template", "skip_bad", "decontaminate"), (cfg.data, "there is no --data")),
         "kl": (cfg.beta, "--beta 0 computes no KL"),
         "reference_every": (cfg.beta, "--beta 0 has no reference"),
         "reference_mix": (cfg.beta and 0 < cfg.reference_every < cfg.steps, "the reference is never renewed"),
@@ -412,9 +421,10 @@ def resume(out: Path, policy, reference, steppers) -> tuple[int, float]:
 def write_rollouts(log, step: int, groups: Sequence[Group], adv_NG: Tensor) -> None:
     for n, group in enumerate(groups):
         for g, (rollout, scores, reward) in enumerate(zip(group.rollouts, group.scores, group.rewards)):
+            prompt, completion = group.problem.split(rollout)
             log.write(json.dumps({
-                "step": step, "problem": n, "sample": g, "task": group.problem.task, "prompt": group.problem.prompt,
-                "completion": rollout.text, "tokens": len(rollout.completion_ids), "finished": rollout.finished,
+                "step": step, "problem": n, "sample": g, "task": group.problem.task, "prompt": prompt,
+                "completion": completion, "tokens": len(rollout.completion_ids), "finished": rollout.finished,
                 "rewards": scores, "reward": round(reward, 6), "advantage": round(float(adv_NG[n, g]), 6)},
                 ensure_ascii=False) + "\n")
     log.flush()

@@ -1,25 +1,29 @@
 """Supervised fine-tuning: base pre-training, cold start, rejection-sampled data, distillation.
 
-Cross-entropy of the completion, its end token included [R1 §2.3.1] [R1 §2.3.3] [R1 §2.4]. Rows come from a JSONL file with
-`prompt` and `completion`, or are made by the embedded tasks (`--data corpus`, `--data cold-start`).
+Cross-entropy of the completion, its end token included [R1 §2.3.1] [R1 §2.3.3] [R1 §2.4]; of a conversation, every turn of
+the assistant's. Rows come from a file of any layout of formats.py, or are made by the embedded tasks (`--data corpus`, `--data
+cold-start`). Rows of like lengths share a batch; `--pack` puts rows of any length one after another instead.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from r1mini import checkpoint, optim, tasks, tokenizer
-from r1mini.batch import collate, shuffled, token_logprobs
-from r1mini.config import autocast, option, require, run
+from r1mini import checkpoint, optim, tasks, template, tokenizer
+from r1mini.batch import collate, packed, shuffled, token_logprobs
+from r1mini.config import autocast, option, refuse_moot, require, run
 from r1mini.config import device as pick_device
-from r1mini.data import corpus_row, sft_rows
+from r1mini.data import Bad, corpus_row, evaluation, fingerprint, learnable, sft_rows
+from r1mini.formats import Row, conversation
 from r1mini.model import ModelConfig, Transformer
 
 CORPUS_WINDOW = 16_384  # rows of the endless corpus that are made, sorted and batched at a time
@@ -29,11 +33,18 @@ CORPUS_WINDOW = 16_384  # rows of the endless corpus that are made, sorted and b
 class Config:
     out: str = option("runs/sft", "folder for the trained model")
     model: str = option("base", "model folder or embedded model to start from; `new` starts from random weights")
-    data: str = option("cold-start", "JSONL file with prompt and completion, or `cold-start`, or `corpus`")
+    data: str = option("cold-start", "file of rows (JSONL, JSON, with .gz, Parquet), or `cold-start`, or `corpus`")
+    prompt_key: str = option("", "column of the data's prompts, where it is none of a known layout")
+    answer_key: str = option("", "column of what is to be learned")
+    template: str = option("auto", "how messages become the model's text: chat (the template in the model folder), r1-zero, "
+                                   "plain; auto: chat if there is one, else plain. Rows that are text are taken as they are")
+    skip_bad: bool = option(False, "leave out and count what is wrong in the data, instead of stopping at its line")
+    decontaminate: tuple[str, ...] = option((), "evaluation files; data sharing ten words in a row with them is left out")
     tasks: tuple[str, ...] = option(tasks.REASONING, "embedded tasks that cold-start rows are made of")
     rows: int = option(1500, "rows to make of cold-start or corpus; at most so many of a file (0: all)")
     epochs: int = option(2, "passes over the rows")
     batch_tokens: int = option(1024, "padded tokens per optimizer step")
+    pack: bool = option(False, "fill a batch with rows one after another, none of which sees another, instead of padding")
     train_on_prompt: bool = option(False, "learn the prompt's tokens too, as pre-training does")
     optimizer: str = option("muon", "muon (matrices; AdamW for the rest) or adamw")
     learning_rate: float = option(2e-3, "peak learning rate")
@@ -70,7 +81,8 @@ PRESETS = {
 def main(cfg: Config) -> dict:
     out = Path(cfg.out)
     check(cfg)
-    if checkpoint.has_finished(out, asdict(cfg)):
+    settings = asdict(cfg) | fingerprint(cfg.data)
+    if checkpoint.has_finished(out, settings):
         print(f"{out}: this run has finished already; nothing to do")
         return checkpoint.read_json(out / "run.json")
     device = pick_device(cfg.device, cfg.threads)
@@ -85,16 +97,19 @@ def main(cfg: Config) -> dict:
             max_position_embeddings=1024))
         model.init_weights(cfg.seed)
         model.to(device)
+        form = template.plain(tokenizer.END)
     else:
         model, tokens = checkpoint.load(cfg.model, device)
+        form = template.load(cfg.model, cfg.template)
+        tokens = form.fit(tokens)
     forward = torch.compile(token_logprobs, dynamic=True) if cfg.compile else token_logprobs
     steppers = optim.optimizers(model, cfg.optimizer, cfg.learning_rate, cfg.weight_decay)
 
     context = model.config.max_position_embeddings
     rows = None
     if cfg.data != "corpus":
-        rows = encode(sft_rows(cfg.data, cfg.tasks, cfg.rows, cfg.seed), tokens, cfg, context)
-    checkpoint.start_run(out, asdict(cfg))
+        rows = load(cfg, tokens, form, context)
+    checkpoint.start_run(out, settings)
 
     first, seconds, seen, window, loss = 0, 0.0, 0, [], float("nan")
     if state := checkpoint.load_state(out):
@@ -114,14 +129,17 @@ def main(cfg: Config) -> dict:
         for step, (chosen, progress) in enumerate(batches(cfg, tokens, rows, context)):
             if step < first:
                 continue
-            batch = collate(chosen).to(device)
+            batch = collate(chosen, cfg.pack)
+            count = int(batch.target_BT.sum())
+            batch = batch.to(device)
             with autocast(device, cfg.bf16):
                 logp_BT, _ = forward(model, batch)
-            count = sum(len(completion) - (not prompt) for prompt, completion in chosen)  # nothing precedes a first token
             loss_here = -logp_BT.sum() / count
             loss_here.backward()
             rate = optim.learning_rate_at(progress, cfg.learning_rate, cfg.warmup, cfg.final_lr)
             norm = optim.step(steppers, model.parameters(), rate, cfg.max_grad_norm)
+            if not math.isfinite(norm):
+                raise ValueError(f"{out}: the gradient of step {step} is not finite: lower --learning-rate; nothing is saved")
             window.append(loss_here.detach())
             seen += count
             if step % 20 == 0:
@@ -156,6 +174,21 @@ def check(cfg: Config) -> None:
     require(cfg, kv_heads=cfg.kv_heads >= 1 and cfg.heads % cfg.kv_heads == 0,
             hidden_size=cfg.hidden_size >= 1 and cfg.hidden_size % (2 * cfg.heads) == 0)
     tasks.require(cfg.tasks)
+    refuse_moot(cfg, moot(cfg))
+    if cfg.pack and cfg.compile:
+        raise ValueError("--pack --compile: every step has documents of other lengths, and would be compiled again")
+
+
+def moot(cfg: Config) -> dict[str, str]:
+    """Flags that have no effect beside the others, and why."""
+    needs = {name: (cfg.data not in ("corpus", "cold-start"), f"--data {cfg.data} is no file")
+             for name in ("prompt_key", "answer_key", "template", "skip_bad", "decontaminate")}
+    needs["tasks"] = (cfg.data == "cold-start", f"only --data cold-start is made of tasks, not {cfg.data}")
+    needs |= {name: (cfg.model == "new", "only a --model new takes its shape from flags")
+              for name in ("hidden_size", "layers", "heads", "kv_heads", "intermediate_size", "vocab_size")}
+    if cfg.model == "new":
+        needs["template"] = (False, "a --model new has none")
+    return {name: why for name, (met, why) in needs.items() if not met}
 
 
 def batches(cfg: Config, tokens: tokenizer.Tokenizer, rows: list | None, context: int) -> Iterator[tuple[list, float]]:
@@ -168,24 +201,77 @@ def batches(cfg: Config, tokens: tokenizer.Tokenizer, rows: list | None, context
     for number, (epoch, start) in enumerate(parts):
         if cfg.data == "corpus":
             indices = range(start, min(start + CORPUS_WINDOW, cfg.rows))
-            rows = encode([corpus_row(cfg.seed, index) for index in indices], tokens, cfg, context)
-        order = shuffled([len(p) + len(c) for p, c in rows], cfg.batch_tokens, f"{cfg.seed} {epoch} {start}")
+            rows = encode([corpus_row(cfg.seed, index) for index in indices], tokens, template.plain(tokenizer.END), cfg, context)
+        arrange = packed if cfg.pack else shuffled
+        order = arrange([sum(map(len, row)) for row in rows], cfg.batch_tokens, f"{cfg.seed} {epoch} {start}")
         for index, group in enumerate(order):
             yield [rows[i] for i in group], (number + index / len(order)) / len(parts)
 
 
-def encode(rows: list[dict[str, str]], tokens: tokenizer.Tokenizer, cfg: Config, context: int) -> list[tuple]:
-    """(prompt ids, completion ids with the end token) of each row. Raises ValueError for one over the context."""
-    prompts = tokens.encode_batch([row["prompt"] for row in rows])
-    completions = [[*ids, tokens.end_id] for ids in tokens.encode_batch([row["completion"] for row in rows])]
-    for prompt, completion in zip(prompts, completions):
-        if len(prompt) + len(completion) > context:
-            raise ValueError(f"--data {cfg.data}: a row of {len(prompt) + len(completion)} tokens does not fit the "
-                             f"model's context of {context}")
-    if cfg.train_on_prompt:
-        return [([], prompt + completion) for prompt, completion in zip(prompts, completions)]
-    return list(zip(prompts, completions))
+def load(cfg: Config, tokens: tokenizer.Tokenizer, form: template.Template, context: int) -> list[tuple]:
+    """The encoded rows of a file, or of the cold start; ValueError for a row over the context, or that is bad otherwise."""
+    if cfg.data == "cold-start":
+        return encode(sft_rows(cfg.data, cfg.tasks, cfg.rows, cfg.seed), tokens, form, cfg, context)
+    path, bad = Path(cfg.data), Bad(cfg.skip_bad)
+    rows = learnable(path, cfg.prompt_key, cfg.answer_key, bad, evaluation(cfg.decontaminate))
+    if 0 < cfg.rows < len(rows):
+        print(f"{path}: the first {cfg.rows} of them are taken (--rows)", flush=True)
+        rows = dict(islice(rows.items(), cfg.rows))
+    bad.found.clear()  # these are told already
+    found = encode(list(rows.values()), tokens, form, cfg, context, list(rows), bad)
+    if not found:
+        raise ValueError(f"{path}: no row fits the model's context of {context}")
+    if bad.found:
+        print(f"{path}: {len(found)} rows{bad.told()}", flush=True)
+    return found
+
+
+def encode(rows: Sequence[Row], tokens: tokenizer.Tokenizer, form: template.Template, cfg: Config, context: int,
+           places: Sequence[str] = (), bad: Bad = Bad()) -> list[tuple]:
+    """The ids of each row's stretches, given and learned by turns: (prompt, completion with the end token) where a row is text.
+    One over the context goes to `bad`."""
+    stretches = []
+    for number, row in enumerate(rows):
+        try:
+            stretches.append((number, stretch(row, form)))
+        except ValueError as error:  # the template refuses it
+            bad(f"{places[number] if places else f'--data {cfg.data}'}: {error}")
+    ids = iter(tokens.encode_batch([text for _, texts in stretches for text in texts]))
+    found = []
+    for number, texts in stretches:
+        row, made = rows[number], [next(ids) for _ in texts]
+        if "text" in row or isinstance(row.get("prompt"), str) and not form.wraps:
+            made[-1] = [*made[-1], tokens.end_id]
+        whole = sum(made, [])
+        if tokens.begun(whole) is not whole:
+            made[0] = [*tokens.begin_ids, *made[0]]
+        if (length := sum(map(len, made))) > context:
+            bad(f"{places[number] if places else f'--data {cfg.data}'}: a row of {length} tokens does not fit the model's "
+                f"context of {context}")
+        else:
+            found.append(([], sum(made, [])) if cfg.train_on_prompt else tuple(made))
+    return found
+
+
+def stretch(row: Row, form: template.Template) -> list[str]:
+    """The text of a row, cut where what is given and what is learned meet; the first part is given. Text is taken as it is, of
+    messages the assistant's turns are learned, but none in a prompt with a completion of its own.
+
+    >>> stretch({"messages": [{"role": role, "content": role[:1]} for role in ("user", "assistant", "user")]}, template.plain("$"))
+    ['u\\n', 'a$', 'u\\n']
+    """
+    if "text" in row:
+        return ["", row["text"]]
+    if isinstance(row.get("prompt"), str) and not form.wraps:
+        return [row["prompt"], row["completion"]]
+    found = [""]
+    for text, learned in form.pieces(conversation(row), given=len(conversation(row, ("prompt",)))):
+        if learned == (len(found) % 2 == 0):
+            found[-1] += text
+        else:
+            found.append(text)
+    return found
 
 
 if __name__ == "__main__":
-    run(main, Config, PRESETS, __doc__)
+    run(main, Config, PRESETS, __doc__, moot)

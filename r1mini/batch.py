@@ -16,8 +16,9 @@ from r1mini.model import Transformer
 from r1mini.records import Batch
 
 
-def collate(rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Batch:
-    """Right-padded (prompt, completion) rows; the completions are the targets.
+def collate(rows: Sequence[Sequence[Sequence[int]]], pack: bool = False) -> Batch:
+    """Right-padded rows, or all of them packed into one. A row is stretches of tokens, given and learned by turns, as
+    (prompt, completion); the learned are the targets.
 
     >>> batch = collate([([5, 6], [7, 8, 9]), ([5], [7])])
     >>> batch.tokens_BT.tolist()
@@ -25,15 +26,20 @@ def collate(rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Batch:
     >>> batch.target_BT.int().tolist()
     [[0, 0, 1, 1, 1], [0, 1, 0, 0, 0]]
     """
-    T = max(len(prompt) + len(completion) for prompt, completion in rows)
-    tokens_BT = torch.zeros(len(rows), T, dtype=torch.long)
-    target_BT = torch.zeros(len(rows), T, dtype=torch.bool)
-    for b, (prompt, completion) in enumerate(rows):
-        end = len(prompt) + len(completion)
-        tokens_BT[b, :end] = torch.tensor([*prompt, *completion])
-        target_BT[b, len(prompt) : end] = True
-    target_BT[:, 0] = False  # nothing precedes the first token
-    return Batch(tokens_BT, target_BT)
+    lengths = [sum(map(len, row)) for row in rows]
+    shape = (1, sum(lengths)) if pack else (len(rows), max(lengths))
+    tokens_BT, target_BT = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.bool)
+    start = 0  # of the row, in its line
+    for b, row in enumerate(rows):
+        line = 0 if pack else b
+        end = start
+        for number, ids in enumerate(row):
+            tokens_BT[line, end : end + len(ids)] = torch.tensor(ids)
+            target_BT[line, end : end + len(ids)] = number % 2 == 1
+            end += len(ids)
+        target_BT[line, start] = False  # nothing precedes the first token
+        start = end if pack else 0
+    return Batch(tokens_BT, target_BT, tuple(lengths) if pack else ())
 
 
 def token_logprobs(model: Transformer, batch: Batch, temperature: float = 1.0, entropy_gradient: bool = False
@@ -42,7 +48,7 @@ def token_logprobs(model: Transformer, batch: Batch, temperature: float = 1.0, e
 
     Only the hidden states that predict a target reach the vocabulary.
     """
-    hidden_BTD = model.hidden(batch.tokens_BT)
+    hidden_BTD = model.hidden(batch.tokens_BT, documents=batch.documents)
     predicts_BT = batch.target_BT[:, 1:]  # column t-1 predicts token t
     logits_MV = model.lm_head(hidden_BTD[:, :-1][predicts_BT]).float() / temperature
     logp_MV = logits_MV.log_softmax(-1)
@@ -79,3 +85,16 @@ def shuffled(lengths: Sequence[int], token_budget: int, seed: str, window: int =
         batches += [[part[i] for i in group] for group in by_length([lengths[i] for i in part], token_budget)]
     rng.shuffle(batches)
     return batches
+
+
+def packed(lengths: Sequence[int], token_budget: int, seed: str) -> list[list[int]]:
+    """Rows in random order, as many at a time as fit the budget (or one)."""
+    groups: list[list[int]] = []
+    room = 0
+    for index in Random(seed).sample(range(len(lengths)), len(lengths)):
+        if lengths[index] > room or not groups:
+            groups.append([])
+            room = token_budget
+        groups[-1].append(index)
+        room -= lengths[index]
+    return groups

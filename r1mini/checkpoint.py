@@ -7,11 +7,10 @@ loaded as any other. Left out: quantised weights, chat templates (they are carri
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +46,10 @@ def resolve(name: str | Path) -> Path:
         raise ValueError(f"{name}: no such model folder, and not to be had from the Hugging Face hub ({reason})") from None
 
 
-def replace(folder: Path, files: Mapping[str, bytes | Callable[[Path], None]]) -> None:
+def replace(folder: Path, files: Mapping[str, bytes | Callable[[Path], None]], stale: Iterable[Path] = ()) -> None:
     """Write files, each given by its content or by what writes it to a path, so that each is whole at any moment, the old
-    one or the new one; if one of them cannot be written, all stay as they are. The last one given appears last."""
+    one or the new one; if one of them cannot be written, all stay as they are. `stale` ones go. While several change, the
+    last of them is missing."""
     temporary = {name: folder / f"{name}.tmp" for name in files}
     try:
         for name, content in files.items():
@@ -57,10 +57,16 @@ def replace(folder: Path, files: Mapping[str, bytes | Callable[[Path], None]]) -
                 temporary[name].write_bytes(content)
             else:
                 content(temporary[name])
-    except (OSError, SafetensorError) as error:
+    except BaseException as error:
         for path in temporary.values():
             path.unlink(missing_ok=True)
+        if not isinstance(error, (OSError, SafetensorError, RuntimeError)):  # torch.save's is a RuntimeError
+            raise
         raise ValueError(f"{folder / name}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
+    if len(files) > 1:
+        (folder / name).unlink(missing_ok=True)
+        for path in stale:
+            path.unlink(missing_ok=True)
     for name, path in temporary.items():
         os.replace(path, folder / name)
 
@@ -115,7 +121,10 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     content = read_file(path)
     try:
         backend = Backend.from_buffer(content)
-    except Exception as error:  # tokenizers raises bare Exception
+        backend.encode("1 + 1 = \u4e8c\n")  # some faults show in use alone
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # tokenizers raises bare Exception, and for a panic of its own no Exception at all
         raise ValueError(f"{path}: not a tokenizer ({error})") from None
     stop = [*end_ids(folder / "config.json"), *end_ids(folder / "generation_config.json")]
     path = folder / "tokenizer_config.json"
@@ -124,7 +133,11 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     end_id = None if end is None else backend.token_to_id(str(end))
     if end is not None and end_id is None:
         raise ValueError(f"{path}: eos_token {end!r} is not in tokenizer.json")
-    return Tokenizer(backend, stop, end_id, {name: read_file(folder / name) for name in CARRIED if (folder / name).is_file()})
+    files = {name: read_file(folder / name) for name in CARRIED if (folder / name).is_file()}
+    try:
+        return Tokenizer(backend, stop, end_id, files)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
 
 
 def save(folder: str | Path, model: Transformer, tokenizer: Tokenizer, dtype: torch.dtype | None = None,
@@ -139,18 +152,15 @@ def save(folder: str | Path, model: Transformer, tokenizer: Tokenizer, dtype: to
         files["generation_config.json"] = json_text({**generation, "eos_token_id": sorted(tokenizer.stop_ids)}).encode()
     kind = dtype or model.lm_head.weight.dtype
     files["config.json"] = json_text(config_json(model, tokenizer.stop_ids, kind)).encode()
-    replace(folder, files)
-    for path in folder.glob("model*.safetensors*"):  # an earlier model's shards would be loaded with it, or instead
-        if path.name not in files and re.fullmatch(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?", path.name):
-            path.unlink()
+    # An earlier model's shards would be loaded with it, or instead.
+    replace(folder, files, [path for path in folder.glob("model*.safetensors*") if path.name not in files and
+                            re.fullmatch(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?", path.name)])
 
 
 def save_state(folder: Path, state: Mapping[str, Any]) -> None:
     """Write the state of an unfinished run (nested dicts of tensors, numbers and strings) as one file, atomically."""
     folder.mkdir(parents=True, exist_ok=True)
-    content = io.BytesIO()
-    torch.save(dict(state), content)
-    replace(folder, {"resume.pt": content.getvalue()})
+    replace(folder, {"resume.pt": lambda path: torch.save(dict(state), path)})
 
 
 def load_state(folder: Path) -> dict[str, Any] | None:
@@ -185,7 +195,8 @@ def has_finished(out: Path, config: Mapping[str, Any]) -> bool:
     before = record.get("config", {})
     for key in sorted((config.keys() | before.keys()) - {"out", "progress", "show", "save_every"}):
         if config.get(key) != before.get(key):
-            raise ValueError(f"--out {out}: holds another run (--{key.replace('_', '-')} was {before.get(key)!r}, "
+            what = "what --data holds" if key == "data_sha256" else f"--{key.replace('_', '-')}"
+            raise ValueError(f"--out {out}: holds another run ({what} was {before.get(key)!r}, "
                              f"now {config.get(key)!r}); choose another folder")
     return bool(record.get("finished"))
 

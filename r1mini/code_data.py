@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from itertools import takewhile
 from pathlib import Path
 
-from r1mini.data import entries
+from r1mini.data import Bad, entries
 from r1mini.sandbox import prepare, text_lines
 from r1mini.sandbox_child import OUTPUT_CAP, canonical
 
@@ -191,6 +191,9 @@ def apps(row: dict) -> tuple[dict, tuple[list[dict], Counter]]:
                 raise Dropped("one output that may be a list or in a list")
             outputs = [value for value, in outputs]
     fields = {"prompt": prompt, "solution": solution, "id": row.get("problem_id")}
+    if "time_limit" in row:  # TACO's: "2.0 seconds", or none
+        seconds = re.match(r"\d+(\.\d+)?", str(row["time_limit"]))
+        fields["time_limit"] = float(seconds[0]) if seconds else 2.0
     return fields, collect(pair, [(name, *both) for both in zip(inputs, outputs)])
 
 
@@ -229,11 +232,11 @@ def open_r1(row: dict) -> tuple[dict, tuple[list[dict], Counter]]:
 FORMATS = {"verification_info": open_r1, "entry_point": humaneval, "test_list": mbpp, "input_output": apps}  # by a column
 
 
-def read_code(path: str | Path) -> tuple[list[dict], Counter]:
-    """(Rows, counts) of a file. A row is {"prompt", "tests", "solution" (or None), "id", "dropped" (tests that it lost)};
-    `summary` puts the counts into words. ValueError naming file, line and column for what is malformed."""
+def read_code(path: str | Path, bad: Bad = Bad()) -> tuple[list[dict], Counter]:
+    """(Rows, counts) of a file. A row is what it was with "prompt", "tests", "solution" (or None), "id", "dropped" (tests that
+    it lost) and its "place"; `summary` puts the counts into words. What is malformed goes to `bad`, with line and column."""
     rows, counts, reader = [], Counter(), None
-    for where, row in entries(Path(path)):
+    for where, row in entries(Path(path), bad):
         try:
             reader = reader or next((FORMATS[name] for name in FORMATS if isinstance(row, dict) and name in row), None)
             if reader is None or not isinstance(row, dict):
@@ -247,9 +250,9 @@ def read_code(path: str | Path) -> tuple[list[dict], Counter]:
             if not tests:
                 raise Dropped("no test left")
             counts["rows kept"] += 1
-            rows.append({**fields, "tests": tests, "dropped": dropped.total()})
+            rows.append({**row, **fields, "tests": tests, "dropped": dropped.total(), "place": where})
         except ValueError as error:
-            raise ValueError(f"{where}: {error}") from None
+            bad(f"{where}: {error}")
         except Dropped as reason:
             counts[f"row: {reason}"] += 1
     if not counts["rows"]:

@@ -65,9 +65,27 @@ def run(main: Callable[[Config], Any], cls: type[Config], presets: Mapping[str, 
         main(config)
     except (ValueError, OSError) as error:
         sys.exit(fail(name, error))
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not re.search("out of memory|allocate memory", str(error)):
+            raise
+        sys.exit(fail(name, ValueError(f"not enough memory; lower {memory_flags(config)} ({str(error)[:200]})")))
     except KeyboardInterrupt:
-        print(f"\n{name}: interrupted; the same command goes on from the last saved step", file=sys.stderr)
+        goes_on = "; the same command goes on from what is saved" if getattr(config, "out", "") else ""
+        print(f"\n{name}: interrupted{goes_on}", file=sys.stderr)
         sys.exit(130)
+
+
+def memory_flags(config: Any) -> str:
+    """The flags of a script that decide how much memory it takes."""
+    known = ("sampler_rows", "learner_tokens", "batch_tokens", "max_new_tokens")
+    return ", ".join(f"--{name.replace('_', '-')}" for name in known if hasattr(config, name)) or "the model's size"
+
+
+def refuse_moot(config: Any, moot: Mapping[str, str]) -> None:
+    """Refuse a flag that was given and would have no effect, with the reason."""
+    for name, why in moot.items():
+        if getattr(config, name) != getattr(type(config)(), name):
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(config, name)}: would have no effect ({why})")
 
 
 def require(config: Any, **bounds: bool) -> None:

@@ -45,11 +45,11 @@ def sampling_metrics(groups: Sequence[Group]) -> dict[str, Any]:
         "completions/min_length": min(lengths),
         "completions/max_length": max(lengths),
         "completions/clipped_ratio": mean([not r.finished for _, r, _, _ in pairs]),
-        "completions/unparsed_ratio": mean([r.finished and rewards.answer_of(group.problem, r.text) is None
+        "completions/unparsed_ratio": mean([r.finished and rewards.answer_of(group.problem, group.problem.split(r)[1]) is None
                                             for group, r, _, _ in pairs]),
-        "completions/wrong_ratio": mean([rewards.answer_of(group.problem, r.text) is not None and s["accuracy"] == 0
+        "completions/wrong_ratio": mean([rewards.answer_of(group.problem, group.problem.split(r)[1]) is not None and s["accuracy"] == 0
                                          for group, r, s, _ in pairs]),
-        "completions/reflection": mean([reflection(rewards.thinking(r.text), group.problem.language)
+        "completions/reflection": mean([reflection(rewards.thinking(group.problem.split(r)[1]), group.problem.language)
                                         for group, r, _, _ in pairs]),
         "entropy": entropy([r for _, r, _, _ in pairs]),
     }
@@ -90,9 +90,9 @@ def deviation(values: Sequence[float]) -> float:
 
 def first_look(group: Group, weighting: Mapping[str, float]) -> str:
     """One sampled completion with each reward and its reason, for the first step of a run."""
-    text = group.rollouts[0].text
+    prompt, text = group.problem.split(group.rollouts[0])
     lines = [f"--- first look: {group.problem.task}, completion 1 of {len(group.rollouts)}",
-             group.problem.prompt.rstrip("\n"), text.rstrip("\n")]
+             prompt.rstrip("\n"), text.rstrip("\n")]
     for name, score in group.scores[0].items():
         shown = "does not apply" if score is None else f"{score:.2f}" + reason(group.problem, text, name)
         lines.append(f"--- {name} (weight {weighting.get(name, 0):g}): {shown}")
@@ -128,8 +128,11 @@ def causes(rows: Sequence[Mapping[str, Any]], cfg: Any, weighting: Mapping[str, 
             yield (f"{cut} of completions were cut at the model's context of {context} tokens, so no answer of theirs was "
                    "seen: reward short ones (--overlong-cache), or choose another --model")
     elif steady(lambda r: r["completions/unparsed_ratio"] > 0.9):
-        yield (f"{share('completions/unparsed_ratio')} of completions ended without one <answer>…</answer>, so nothing can "
-               "be rewarded: start from a model that has seen the format (train_sft.py --data cold-start)")
+        yield (f"{share('completions/unparsed_ratio')} of completions ended without "
+               + (r"an answer (one <answer>…</answer>, a \boxed{…}, or a program), so nothing can be rewarded: ask for it "
+                  "(--instruction), or start from a model that has learned it (train_sft.py)" if cfg.data else
+                  "one <answer>…</answer>, so nothing can be rewarded: start from a model that has seen the format "
+                  "(train_sft.py --data cold-start)"))
     elif counts("format") and steady(lambda r: r["rewards/format/mean"] < 0.05):
         yield (f"the format is kept in {share('rewards/format/mean')} of completions: the first look says why not; start "
                "from a model that has seen it (train_sft.py --data cold-start)")
@@ -139,9 +142,10 @@ def causes(rows: Sequence[Mapping[str, Any]], cfg: Any, weighting: Mapping[str, 
         refill = "" if cfg.resample else " (--resample 3 replaces such groups)"
         if counts("accuracy") and right < 0.1:
             yield (f"{flat} and almost no answer is right: the problems are too hard; raise --completions, choose easier "
-                   f"--tasks, or train_sft.py first{refill}")
+                   f"{'ones' if cfg.data else '--tasks'}, or train_sft.py first{refill}")
         elif counts("accuracy") and right > 0.9:
-            yield f"{flat} and almost every answer is right: the problems are too easy; choose harder --tasks{refill}"
+            yield (f"{flat} and almost every answer is right: the problems are too easy; choose harder "
+                   f"{'ones' if cfg.data else '--tasks'}{refill}")
         else:
             yield f"{flat}, so little is learned: raise --completions{refill}"
 

@@ -1,25 +1,38 @@
-"""Held-out evaluation [R1 §3]: k samples a problem, pass@1 as their mean with its standard error, pass@k, cons@k."""
+"""Held-out evaluation [R1 §3]: k samples a problem, pass@1 as their mean with its standard error, pass@k, cons@k.
+
+Problems come in sets: the held-out ones of an embedded task, or a file. Each completion becomes a row, and the figures are
+made of the rows alone. `BENCHMARKS` are R1's, with the file that each needs.
+"""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
 import torch
 
-from r1mini import answers, score, tasks
+from r1mini import answers, rewards, score, tasks
 from r1mini.batch import by_length, collate, token_logprobs
+from r1mini.journal import Journal
 from r1mini.model import Transformer
 from r1mini.records import Problem, Rollout
 from r1mini.rollout import Sampling, sample
 from r1mini.tokenizer import Tokenizer
 
-
 MICRO_BATCH = 4096  # padded tokens of a pass through the reference
+Row = Mapping[str, Any]
+
+# R1's benchmarks: name -> (samples a problem, file, where it comes from). [R1 §3]
+BOXED = "\nPlease reason step by step, and put your final answer within \\boxed{}."
+BENCHMARKS = {
+    "aime24": (64, "aime24.jsonl", "https://huggingface.co/datasets/HuggingFaceH4/aime_2024"),
+    "math500": (16, "math500.jsonl", "https://huggingface.co/datasets/HuggingFaceH4/MATH-500 (test.jsonl)"),
+    "gsm8k": (4, "gsm8k.jsonl", "https://github.com/openai/grade-school-math (data/test.jsonl)"),
+    "gpqa": (64, "gpqa_diamond.csv", "https://huggingface.co/datasets/Idavidrein/gpqa (its authors ask for consent)"),
+    "humaneval": (16, "HumanEval.jsonl.gz", "https://github.com/openai/human-eval (data)"),
+}
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
@@ -32,18 +45,34 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
     return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
 
 
-def consensus(problem: Problem, texts: Sequence[str]) -> float:
-    """cons@k: is the most frequent answer right? A tie counts by the share of its answers that are."""
-    votes = Counter(answer for answer in map(answers.extract, texts) if answer)
-    if not votes:
-        return 0.0
-    top = [answer for answer, count in votes.items() if count == max(votes.values())]
-    return sum(tasks.check(problem, answer) for answer in top) / len(top)
+def consensus(rows: Sequence[Row]) -> float | None:
+    """cons@k of one problem: is the most frequent answer right? A tie counts by the share of its answers that are. Answers
+    to rows of a file are one if `answers.equivalent` says so; programs have no consensus."""
+    votes: list[tuple[str, list[float]]] = []
+    for row in rows:
+        if row["rewards"]["accuracy"] is None:
+            return None
+        if row["answer"]:
+            group = next((right for answer, right in votes if agree(row["task"], answer, row["answer"])), None)
+            if group is None:
+                votes.append((row["answer"], group := []))
+            group.append(row["rewards"]["accuracy"])
+    most = max((len(right) for _, right in votes), default=0)
+    return fmean([fmean(right) for _, right in votes if len(right) == most]) if votes else 0.0
 
 
-def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and its standard error over problems."""
-    return fmean(values), stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+def agree(task: str, one: str, other: str) -> bool:
+    if one == other or task in tasks.TASKS:
+        return one == other
+    try:
+        return answers.equivalent(one, other)
+    except ValueError:  # an answer that could not be a gold
+        return False
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and its standard error over problems; of one problem there is none."""
+    return fmean(values), stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
 
 
 def entropy(rollouts: Sequence[Rollout]) -> float:
@@ -51,71 +80,106 @@ def entropy(rollouts: Sequence[Rollout]) -> float:
     return -sum(sum(r.logprobs) for r in rollouts) / sum(len(r.logprobs) for r in rollouts)
 
 
-def divergence(reference: Transformer, rollouts: Sequence[Rollout], temperature: float) -> float:
-    """The KL, in nats per token, from the model that drew the rollouts to `reference`: the mean of log p - log p_ref."""
-    theirs = 0.0
+def reference_logprobs(reference: Transformer, rollouts: Sequence[Rollout], temperature: float) -> list[float]:
+    """The log-probability of each completion under another model, in nats."""
+    found = [0.0] * len(rollouts)
     with torch.inference_mode():
         for part in by_length([len(r.prompt_ids) + len(r.completion_ids) for r in rollouts], MICRO_BATCH):
             batch = collate([(rollouts[b].prompt_ids, rollouts[b].completion_ids) for b in part])
-            theirs += float(token_logprobs(reference, batch.to(reference.lm_head.weight.device), temperature)[0].sum())
-    return -entropy(rollouts) - theirs / sum(len(r.logprobs) for r in rollouts)
+            logp_BT, _ = token_logprobs(reference, batch.to(reference.lm_head.weight.device), temperature)
+            for b, total in zip(part, logp_BT.sum(-1).tolist()):
+                found[b] = total
+    return found
 
 
-def summarise(problems: Sequence[Problem], rollouts: Sequence[Sequence[Rollout]]) -> dict[str, Any]:
-    """The figures of one task: a problem is one observation, its samples are averaged first."""
-    passed, any_passed, agreed, formatted, consistent = [], [], [], [], []
-    with score.pool() as pool:
-        scored = list(pool.map(score.score, problems, rollouts))
-    for problem, group, scores in zip(problems, rollouts, scored):
-        texts = [r.text for r in group]
-        right = [s["accuracy"] for s in scores]
-        passed.append(sum(right) / len(right))
-        any_passed.append(pass_at_k(len(right), int(sum(right)), len(right)))
-        agreed.append(consensus(problem, texts))
-        formatted += [s["format"] for s in scores]
-        consistent += [s["language"] for s in scores if s["language"] is not None]
-    flat = [r for group in rollouts for r in group]
-    k = len(rollouts[0])
-    pass1, error = mean_and_error(passed)
-    return {
-        "pass@1": pass1, "pass@1_se": error, f"pass@{k}": sum(any_passed) / len(any_passed),
-        f"cons@{k}": sum(agreed) / len(agreed), "format": sum(formatted) / len(formatted),
-        "language": sum(consistent) / len(consistent) if consistent else None,
-        "length": sum(len(r.completion_ids) for r in flat) / len(flat),
-        "truncated": sum(not r.finished for r in flat) / len(flat),
-        "unparsed": sum(answers.extract(r.text) is None for r in flat) / len(flat),
-        "entropy": entropy(flat), "problems": len(problems), "samples": k,
+def rows_of(problem: Problem, rollouts: Sequence[Rollout], scores: score.Scores, theirs: Sequence[float] | None) -> list[Row]:
+    """What is kept of a problem's completions: all that the figures are made of."""
+    split = [problem.split(rollout) for rollout in rollouts]
+    return [{"task": problem.task, "problem": problem.key, "language": problem.language, "prompt": prompt, "sample": i,
+             "completion": text, "answer": rewards.answer_of(problem, text), "gold": rewards.gold(problem),
+             "rewards": given, "finished": rollout.finished, "tokens": len(rollout.completion_ids),
+             "logprob": sum(rollout.logprobs), **({"reference_logprob": theirs[i]} if theirs else {})}
+            for i, (rollout, (prompt, text), given) in enumerate(zip(rollouts, split, scores))]
+
+
+def right(row: Row) -> float:
+    """1 for the right answer, or a program that passes."""
+    return row["rewards"]["code"] if row["rewards"]["accuracy"] is None else row["rewards"]["accuracy"]
+
+
+def summarise(groups: Sequence[Sequence[Row]]) -> dict[str, Any]:
+    """The figures of one set, whose problems have a group of rows each. A problem is one observation: its samples are averaged
+    first. Entropy is in nats per token, of the distribution that was drawn from: the mean of -log p; the KL from it to the
+    reference is the mean of log p - log p_ref."""
+    flat, k = [row for group in groups for row in group], len(groups[0])
+    pass1, error = mean_and_error([fmean(map(right, group)) for group in groups])
+    tokens, logprob = sum(row["tokens"] for row in flat), sum(row["logprob"] for row in flat)
+    figures = {
+        "pass@1": pass1, "pass@1_se": error,
+        f"pass@{k}": fmean(pass_at_k(k, int(sum(map(right, group))), k) for group in groups),
+        f"cons@{k}": known([consensus(group) for group in groups]),
+        "format": known([row["rewards"]["format"] for row in flat]),
+        "language": known([row["rewards"]["language"] for row in flat]),
+        "length": tokens / len(flat),
+        "truncated": fmean(not row["finished"] for row in flat),
+        "unparsed": fmean(row["answer"] is None for row in flat),
+        "entropy": -logprob / tokens, "problems": len(groups), "samples": k,
     }
+    if "reference_logprob" in flat[0]:
+        figures["kl"] = (logprob - sum(row["reference_logprob"] for row in flat)) / tokens
+    return figures
 
 
-def evaluate(model: Transformer, tokenizer: Tokenizer, names: Sequence[str], count: int, samples: int, how: Sampling,
-             seed: int, *, reference: Transformer | None = None, max_rows: int = 256, progress: bool = False
-             ) -> tuple[dict[str, Any], list[tuple[Problem, list[Rollout]]]]:
-    """({task: figures, "mean": …}, every problem with its rollouts) on the held-out problems of each task; with a
-    `reference`, the KL from it too.
+def known(values: Sequence[float | None]) -> float | None:
+    """The mean of those that there are."""
+    found = [value for value in values if value is not None]
+    return fmean(found) if found else None
 
-    The problems are the same for every model: they do not depend on `seed`, the sampling does.
-    """
-    results: dict[str, Any] = {}
-    kept: list[tuple[Problem, list[Rollout]]] = []
-    for number, name in enumerate(names):
-        problems, seen = [], set()
-        index = 0
-        while len(problems) < count and index < 50 * count:  # a problem counts once
-            drawn = tasks.problem(name, "evaluation", index, "heldout")
-            index += 1
-            if drawn.key not in seen:
-                seen.add(drawn.key)
-                problems.append(drawn)
-        rollouts = sample(model, tokenizer, [p.prompt for p in problems], samples, how, seed=seed, step=number,
-                          max_rows=max_rows, progress=f"evaluating {name}" if progress else None)
-        results[name] = summarise(problems, rollouts)
-        if reference is not None:
-            results[name]["kl"] = divergence(reference, [r for group in rollouts for r in group], how.temperature)
-        kept += zip(problems, rollouts)
-    results["mean"] = average([results[name] for name in names])
-    results["settings"] = {**asdict(how), "seed": seed}
-    return results, kept
+
+def held_out(name: str, count: int) -> list[Problem]:
+    """The first held-out problems of an embedded task, each once, or all if there are fewer."""
+    found: dict[str, Problem] = {}
+    for index in range(50 * count):
+        drawn = tasks.problem(name, "evaluation", index, "heldout")
+        found.setdefault(drawn.key, drawn)
+        if len(found) == count:
+            break
+    return list(found.values())
+
+
+def draw(model: Transformer, tokenizer: Tokenizer, sets: Mapping[str, Sequence[Problem]], samples: int, how: Sampling,
+         seed: int, *, done: int = 0, names: Sequence[str] = (*score.WATCHED, "code"), max_rows: int = 256,
+         progress: str | None = None) -> Iterator[tuple[Problem, list[Rollout], score.Scores]]:
+    """(problem, its completions, their rewards) of every problem of every set but the first `done`. Completions are those of a
+    job that was never interrupted."""
+    at_once = max(1, max_rows // samples)
+    with score.pool() as pool:
+        for number, (title, problems) in enumerate(sets.items()):
+            for start in range(min(done, len(problems)), len(problems), at_once):
+                part = problems[start : start + at_once]
+                groups = sample(model, tokenizer, [p.prompt for p in part], samples, how, seed=seed, step=number, first=start,
+                                max_rows=max_rows,
+                                progress=f"{progress} {title} {start + 1}/{len(problems)}" if progress else None)
+                scoring = [score.begin(problem, group, {name: rewards.REWARDS[name] for name in names}, pool)
+                           for problem, group in zip(part, groups)]
+                yield from zip(part, groups, (finish() for finish in scoring))
+            done = max(0, done - len(problems))
+
+
+def evaluate(model: Transformer, tokenizer: Tokenizer, sets: Mapping[str, Sequence[Problem]], samples: int, how: Sampling,
+             seed: int, *, reference: Transformer | None = None, journal: Journal | None = None, max_rows: int = 256,
+             progress: bool = False) -> tuple[dict[str, Any], list[Row]]:
+    """({set: figures, "mean": …}, a row per completion); with a `reference`, the KL from it too. What the journal has is
+    not sampled again."""
+    journal = journal or Journal(None, {}, 0)
+    for problem, rollouts, scores in draw(model, tokenizer, sets, samples, how, seed, done=len(journal.parts),
+                                          max_rows=max_rows, progress="evaluating" if progress else None):
+        theirs = reference_logprobs(reference, rollouts, how.temperature) if reference is not None else None
+        journal.add(rows_of(problem, rollouts, scores, theirs))
+    groups = iter(journal.parts)
+    results = {title: summarise([next(groups) for _ in problems]) for title, problems in sets.items()}
+    results["mean"] = average(list(results.values()))
+    return results, [row for group in journal.parts for row in group]
 
 
 def average(figures: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -125,24 +189,25 @@ def average(figures: Sequence[dict[str, Any]]) -> dict[str, Any]:
         values = [f[key] for f in figures if f[key] is not None]
         mean[key] = sum(values) / len(values) if values else None
     mean |= {"samples": figures[0]["samples"], "problems": sum(f["problems"] for f in figures)}
-    mean["pass@1_se"] = math.sqrt(sum(f["pass@1_se"] ** 2 for f in figures)) / len(figures)
+    errors = [f["pass@1_se"] for f in figures]
+    mean["pass@1_se"] = None if None in errors else math.sqrt(sum(error**2 for error in errors)) / len(figures)
     return mean
 
 
 def table(results: dict[str, Any]) -> str:
     """A Markdown table of one model's figures."""
     k = results["mean"]["samples"]
-    columns = ["pass@1", f"pass@{k}", f"cons@{k}", "format", "language", "length", "truncated", "entropy"]
+    columns = ["pass@1", f"pass@{k}", f"cons@{k}", "format", "language", "length", "truncated", "unparsed", "entropy"]
     columns += ["kl"] * ("kl" in results["mean"])
     lines = ["| task | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for name, figures in results.items():
-        if name != "settings":
-            lines.append(f"| {name} | " + " | ".join(cell(figures, column) for column in columns) + " |")
+    sets = [name for name in results if name not in ("mean", "settings")]
+    for name in [*sets, *["mean"] * (len(sets) > 1)]:
+        lines.append(f"| {name} | " + " | ".join(cell(results[name], column) for column in columns) + " |")
     return "\n".join(lines)
 
 
 def cell(figures: dict[str, Any], column: str) -> str:
-    error = f" ± {figures['pass@1_se']:.2f}" if column == "pass@1" else ""
+    error = f" ± {figures['pass@1_se']:.2f}" if column == "pass@1" and figures["pass@1_se"] is not None else ""
     return shown(figures[column], column) + error
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,7 +81,8 @@ def rope_frequency(config: ModelConfig) -> tuple[Tensor, float]:
     those and attention's temperature (yarn: YaRN §3, 2309.00071). Numbers as in transformers' modeling_rope_utils.
     """
     C, theta, scaling = config.head_dim, config.rope_theta, config.rope_scaling
-    frequency = theta ** (-torch.arange(0, C, 2, device="cpu").float() / C)  # never on meta, where a model begins
+    # To the bit as in transformers: at position 100,000 the last one decides. Never on meta, where a model begins.
+    frequency = 1.0 / theta ** (torch.arange(0, C, 2, device="cpu").float() / C)
     if not scaling:
         return frequency, 1.0
     kind, factor, context = (scaling.get(key) for key in ("rope_type", "factor", "original_max_position_embeddings"))
@@ -139,13 +141,17 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(C, config.rms_norm_eps) if config.qk_norm else nn.Identity()
 
     def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor, layer: int, cache: KVCache | None,
-                position_BT: Tensor | None, visible_BTS: Tensor | None) -> Tensor:
+                position_BT: Tensor | None, visible_BTS: Tensor | None, documents: Sequence[int] = ()) -> Tensor:
         B, T, _ = x_BTD.shape
         q_BHTC = self.q_norm(self.q_proj(x_BTD).view(B, T, self.heads, self.head_dim)).transpose(1, 2)
         k_BKTC = self.k_norm(self.k_proj(x_BTD).view(B, T, self.kv_heads, self.head_dim)).transpose(1, 2)
         v_BKTC = self.v_proj(x_BTD).view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)
         q_BHTC, k_BKTC = rotate(q_BHTC, cos, sin), rotate(k_BKTC, cos, sin)
-        if cache is None:
+        if documents:  # each sees itself alone
+            parts = zip(*(x.split(list(documents), dim=2) for x in (q_BHTC, k_BKTC, v_BKTC)))
+            y_BHTC = torch.cat([F.scaled_dot_product_attention(
+                q, k, v, is_causal=True, enable_gqa=self.heads != self.kv_heads) for q, k, v in parts], dim=2)
+        elif cache is None:
             y_BHTC = F.scaled_dot_product_attention(q_BHTC, k_BKTC, v_BKTC, is_causal=True,
                                                     enable_gqa=self.heads != self.kv_heads)
         else:
@@ -222,12 +228,15 @@ class Transformer(nn.Module):
                     std /= (2 * self.config.num_hidden_layers) ** 0.5
                 parameter.copy_(torch.empty(parameter.shape).normal_(0, std, generator=generator))
 
-    def hidden(self, tokens_BT: Tensor, cache: KVCache | None = None, reach: int | None = None) -> Tensor:
-        """Last hidden states [B, T, D]. `reach` bounds the cache slots that are read (no row may be longer)."""
+    def hidden(self, tokens_BT: Tensor, cache: KVCache | None = None, reach: int | None = None,
+               documents: Sequence[int] = ()) -> Tensor:
+        """Last hidden states [B, T, D]. `reach` bounds the cache slots that are read (no row may be longer). `documents` are
+        the lengths of what is packed into each row, without a cache: positions restart, and nothing sees another's tokens."""
         B, T = tokens_BT.shape
         if cache is None:
             position_BT = visible_BTS = None
-            position = torch.arange(T, device=tokens_BT.device)
+            positions = [torch.arange(n, device=tokens_BT.device) for n in documents or [T]]
+            position = torch.cat(positions)
         else:
             position_BT = cache.length_B[:, None] + torch.arange(T, device=tokens_BT.device)
             slots = torch.arange(reach or cache.key_LBKSC.shape[3], device=tokens_BT.device)
@@ -237,7 +246,7 @@ class Transformer(nn.Module):
         x_BTD = self.model.embed_tokens(tokens_BT)
         cos, sin = cos.to(x_BTD.dtype), sin.to(x_BTD.dtype)
         for index, layer in enumerate(self.model.layers):
-            x_BTD = layer(x_BTD, cos, sin, index, cache, position_BT, visible_BTS)
+            x_BTD = layer(x_BTD, cos, sin, index, cache, position_BT, visible_BTS, documents)
         return self.model.norm(x_BTD)
 
     def forward(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:

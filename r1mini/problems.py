@@ -1,50 +1,85 @@
 """Problems of a data file, checked before anything is trained on them.
 
-A row is a problem with its text `prompt` and what its answer is judged by: `answer` or `solution` (text), or `tests`; or a
-row of public code data, which `code_data.py` reads. All its columns reach the rewards.
+A row is of one of the layouts of `formats.py` and is judged by `answer`, a box in `solution` or in the reply, `tests`, or the
+checker of Countdown; tests of public code data are read by `code_data.py`. Refused are rows without a prompt or anything to
+judge by, golds that `answers.equivalent` cannot read, tests that the sandbox cannot run, and prompts that are there before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from random import Random
 
-from r1mini import code_data, rewards
-from r1mini.data import entries
+from r1mini import code_data, rewards, tasks
+from r1mini.data import Bad, entries, evaluation, read, select
+from r1mini.formats import Format, Row, chat, conversation, detect
 from r1mini.records import Problem
+from r1mini.template import Template, plain
+from r1mini.tokenizer import END
+
+SAID = ("messages", "prompt", "completion", "text")
 
 
-def read_problems(file: str) -> list[Problem]:
-    """The problems of a .jsonl, .jsonl.gz or .json file. ValueError naming file, line and value for a row without a prompt,
-    with an answer that `answers.equivalent` cannot read, or with tests that the sandbox cannot run."""
-    path = Path(file)
-    found = list(entries(path))
-    if not found:
-        raise ValueError(f"--data {path}: no rows")
-    if isinstance(found[0][1], dict) and code_data.FORMATS.keys() & found[0][1].keys():
-        rows, counts = code_data.read_code(path)
-        print(f"{path}: {code_data.summary(counts)}", flush=True)
-        if not rows:
-            raise ValueError(f"--data {path}: no row is left")
-        return [problem(path, number, row) for number, row in enumerate(rows)]
-    problems = []
-    for where, row in found:
-        if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
-            raise ValueError(f"{where}: no text in column 'prompt'")
-        problems.append(problem(path, len(problems), row))
-        try:
-            rewards.check(problems[-1])
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from None
-    return problems
+def read_problems(file: str, template: Template = plain(END), check: Callable[[Problem], None] = lambda problem: None, *,
+                  prompt_key: str = "", answer_key: str = "", instruction: str = "", skip_bad: bool = False,
+                  decontaminate: Sequence[str] = ()) -> list[Problem]:
+    """The problems of a file, their prompts as the template puts them, with `instruction` behind what the user says last.
+    `check` may refuse more. ValueError naming file, line and value for a row that is refused; under `skip_bad` such rows are counted and told."""
+    path, bad, first = Path(file), Bad(skip_bad), {}
+
+    def make(where: str, row: Row, form: Format, fields: dict) -> Problem:
+        made = problem(path, len(first), row, fields, template, instruction)
+        if made.prompt in first:
+            raise ValueError(f"the prompt of {first[made.prompt]} again: {made.prompt[:60]!r}")
+        if made.task not in tasks.TASKS:
+            rewards.check(made)
+        check(made)
+        first[made.prompt] = where
+        return made
+
+    rows = read(path, prompt_key, answer_key, bad)
+    head = next((row for _, row in entries(path, Bad(True)) if isinstance(row, dict)), {})
+    if code_data.FORMATS.keys() & head.keys() and not (prompt_key or answer_key):
+        rows = code_rows(path, detect([head]), bad)
+    return list(select(path, rows, make, bad, evaluation(decontaminate)).values())
 
 
-def problem(path: Path, number: int, row: dict) -> Problem:
-    # The task is the file's name, whose dot keeps it apart from the embedded tasks.
+def code_rows(path: Path, form: Format, bad: Bad) -> Iterator[tuple[str, Row, Format, dict]]:
+    rows, counts = code_data.read_code(path, bad)
+    print(f"{path}: {code_data.summary(counts)}", flush=True)
+    return ((row.pop("place"), row, form, chat(row["prompt"])) for row in rows)
+
+
+def problem(path: Path, number: int, row: Row, fields: dict, template: Template, instruction: str) -> Problem:
+    """The problem of a row: what was asked up to the last reply; all its columns, and what its reader found, for rewards."""
+    asked = conversation(fields, ("messages", "prompt"))
+    while asked and asked[-1]["role"] == "assistant" and "messages" in fields:
+        asked.pop()
+    if not any(turn["role"] == "user" for turn in asked):
+        raise ValueError("a text without a question" if "text" in fields else "no message of a user")
+    if row.get("answer") in ("proof", "notfound"):  # NuminaMath-1.5
+        raise ValueError(f"column 'answer': {row['answer']!r} is nothing to compare with")
+    if instruction:
+        last = max(number for number, turn in enumerate(asked) if turn["role"] == "user")
+        between = "" if instruction[0].isspace() else "\n"
+        asked[last] = {**asked[last], "content": asked[last]["content"] + between + instruction}
+    columns = {**row, **{name: value for name, value in fields.items() if name not in SAID}}
+    answer = columns.get("answer")
+    if isinstance(answer, (list, dict)) or isinstance(answer, float) and not math.isfinite(answer):
+        raise ValueError(f"column 'answer': text or a number expected, not {answer!r:.60}")
+    replies = [turn["content"] for turn in conversation(fields) if turn["role"] == "assistant"]
+    if replies and all(columns.get(name) is None for name in ("answer", "solution", "tests", "verification_info")):
+        columns["solution"] = replies[-1]
+    # The task is the file's name, whose dot keeps it apart from the embedded tasks; Countdown is one of these.
     language = row.get("language")
-    return Problem(path.name, str(row.get("id") or number), language if isinstance(language, str) else "", row["prompt"], row)
+    name = path.name if "." in path.name else f"./{path.name}"
+    key = f"row {number + 1}" if row.get("id") is None else str(row["id"])
+    bare = isinstance(fields.get("prompt"), str) and not template.wraps  # the model's text already, as in TRL
+    prompt, messages = (asked[-1]["content"], ()) if bare else (template.prompt(asked), asked)
+    return Problem(fields.get("task", name), key, language if isinstance(language, str) else "", prompt, columns, messages)
 
 
 def pick(problems: Sequence[Problem], seed: int | str, index: int) -> Problem:

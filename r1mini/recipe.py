@@ -102,7 +102,8 @@ def recipe(cfg: Config, seed: int, out: Path) -> list[Stage]:
         stages.append(Stage(name, script, settings, done, needs))
 
     def sft(name: str, model: str, data: str, **settings) -> None:
-        add(name, "train_sft", model, out / name, out / name / "run.json", data=data, tasks=reasoning, **settings)
+        add(name, "train_sft", model, out / name, out / name / "run.json", data=data,
+            **({"tasks": reasoning} if data == "cold-start" else {}), **settings)
 
     def grpo(name: str, model: str, steps: int, on: tuple[str, ...], **settings) -> None:
         add(name, "train_grpo", model, out / name, out / name / "run.json", steps=count(steps), tasks=on, **settings)

@@ -11,12 +11,18 @@ Records are frozen: nothing is changed on the way, and no field changes its mean
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # problems and rewards need no torch
     from torch import Tensor
+
+
+def opened(prompt: str) -> str:
+    """The `<think>` that a prompt ends with, and the line end after it; "" if it does not."""
+    return re.search(r"(<think>\s*)?\Z", prompt)[0]
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,12 @@ class Problem:
     language: str  # "en" or "zh": the language of the prompt, and the one its thinking should be in
     prompt: str
     columns: Mapping[str, Any] = field(default_factory=dict)
+    messages: Sequence[Mapping[str, str]] = ()  # that a template made the prompt of
+
+    def split(self, rollout: Rollout) -> tuple[str, str]:
+        """Prompt and completion as a reader has them: the `<think>` that the prompt ends with belongs to the completion."""
+        begun = opened(self.prompt)
+        return self.prompt.removesuffix(begun), begun + rollout.text
 
 
 @dataclass(frozen=True)
@@ -47,9 +59,10 @@ class Batch:
 
     tokens_BT: Tensor
     target_BT: Tensor  # bool; from lengths, never from token identity
+    documents: tuple[int, ...] = ()  # lengths of what is packed into one row; nothing of one sees another
 
     def to(self, device) -> Batch:
-        return Batch(self.tokens_BT.to(device), self.target_BT.to(device))
+        return Batch(self.tokens_BT.to(device), self.target_BT.to(device), self.documents)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from typing import Any
 
 from r1mini import answers, sandbox, tasks
 from r1mini.programs import program, tests, wanted
-from r1mini.records import Problem
+from r1mini.records import Problem, opened
 
 Reward = Callable[..., "Sequence[float | None]"]
 Columns = Mapping[str, Sequence[Any]]
@@ -206,8 +206,7 @@ def content(message: Any) -> str:
 
 def texts(prompts: Sequence, completions: Sequence) -> list[str]:
     """The text of each completion, with the `<think>` that its prompt may have opened."""
-    opened = ["<think>" if content(prompt).rstrip().endswith("<think>") else "" for prompt in prompts]
-    return [start + content(completion) for start, completion in zip(opened, completions, strict=True)]
+    return [opened(content(prompt)) + content(completion) for prompt, completion in zip(prompts, completions, strict=True)]
 
 
 def rows(prompts: Sequence, completions: Sequence, columns: Columns) -> list[tuple[Problem, str]]:

@@ -25,6 +25,7 @@ from r1mini.records import Rollout
 from r1mini.tokenizer import Tokenizer
 
 CROWDED = 0.8  # rows are gathered anew when fewer than this share of the batch is still alive
+GROWTH = 512  # cache slots for new tokens to begin with
 BLOCK = 16  # cache slots are read in whole blocks up to the longest live row
 
 
@@ -91,10 +92,11 @@ def uniforms(seed: int, step: int, rows: Sequence[int], count: int) -> Tensor:
 
 @torch.inference_mode()
 def sample(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[str], group: int, how: Sampling, *, seed: int,
-           step: int = 0, max_rows: int = 256, progress: str | None = None,
+           step: int = 0, first: int = 0, max_rows: int = 256, progress: str | None = None,
            ready: Callable[[int, list[Rollout]], None] = lambda n, rollouts: None) -> list[list[Rollout]]:
     """`group` rollouts of each prompt. `max_rows` bounds the rows in the cache at a time; `progress` names a bar. `ready`
-    is told of each prompt, in order, as soon as all its rollouts are there.
+    is told of each prompt, in order, as soon as all its rollouts are there. `first` is the number of the first prompt, where
+    these are a later part of a longer list.
 
     Raises ValueError for a prompt that leaves no room in the context.
     """
@@ -105,7 +107,8 @@ def sample(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[str], gro
         for start in range(0, len(rows), max_rows):
             part = rows[start : start + max_rows]
             # Every item but the last, the rollouts, is dropped.
-            [rollouts] = deque(_sample_rows(model, tokenizer, prompt_ids, part, group, how, seed, step, bar), maxlen=1)
+            numbers = [(first + n) * group + g for n, g in part]
+            [rollouts] = deque(_sample_rows(model, tokenizer, prompt_ids, part, numbers, how, seed, step, bar), maxlen=1)
             for (n, _), rollout in zip(part, rollouts):
                 found[n].append(rollout)
                 if len(found[n]) == group:
@@ -118,14 +121,14 @@ def stream(model: Transformer, tokenizer: Tokenizer, prompt: str, how: Sampling,
     """The tokens of the completion that `sample` gives for this one prompt, each as soon as it is drawn, the end token
     with them. Raises ValueError, at the first token, for a prompt that leaves no room in the context."""
     prompt_ids = encode(model, tokenizer, [prompt])
-    for drawn in _sample_rows(model, tokenizer, prompt_ids, [(0, 0)], 1, how, seed, step, tqdm(disable=True)):
+    for drawn in _sample_rows(model, tokenizer, prompt_ids, [(0, 0)], [0], how, seed, step, tqdm(disable=True)):
         if isinstance(drawn, Tensor):
             yield int(drawn)
 
 
 def encode(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each prompt. Raises ValueError for one that leaves no room in the context."""
-    prompt_ids = tokenizer.encode_batch(list(prompts))
+    """Token ids of each prompt, as the beginning of a document. Raises ValueError for one that leaves no room in the context."""
+    prompt_ids = [tokenizer.begun(ids) for ids in tokenizer.encode_batch(list(prompts))]
     context = model.config.max_position_embeddings
     for prompt, ids in zip(prompts, prompt_ids):
         if not 0 < len(ids) < context:
@@ -134,10 +137,10 @@ def encode(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[str]) -> 
 
 
 def _sample_rows(model: Transformer, tokenizer: Tokenizer, prompt_ids: Sequence[Sequence[int]],
-                 rows: Sequence[tuple[int, int]], group: int, how: Sampling, seed: int, step: int, bar: tqdm
+                 rows: Sequence[tuple[int, int]], numbers: Sequence[int], how: Sampling, seed: int, step: int, bar: tqdm
                  ) -> Iterator[Tensor | list[Rollout]]:
-    """Samples `rows`, pairs of (prompt, completion) numbers: at each step the tokens of the rows that are alive, at the end
-    the rollouts of all."""
+    """Samples `rows`, pairs of (prompt, completion) numbers, each with its own number among all: at each step the tokens of
+    the rows that are alive, at the end the rollouts of all."""
     device = model.lm_head.weight.device
     distinct = sorted({n for n, _ in rows})
     longest = max(len(prompt_ids[n]) for n in distinct)
@@ -154,10 +157,11 @@ def _sample_rows(model: Transformer, tokenizer: Tokenizer, prompt_ids: Sequence[
     limit = int(limit_N.max())
     last_ND = hidden_NTD[torch.arange(len(distinct), device=device), length_N - 1]
     share_B = torch.tensor([distinct.index(n) for n, _ in rows], device=device)
-    cache = cache.select(share_B, slots=longest + limit)
+    slots = longest + min(limit, GROWTH)  # and more as they are needed: a limit of 32,768 tokens is seldom reached
+    cache = cache.select(share_B, slots=slots)
     last_BD = last_ND[share_B]
 
-    uniform_BT = uniforms(seed, step, [n * group + g for n, g in rows], limit).to(device)
+    uniform_BT = uniforms(seed, step, numbers, limit).to(device)
     stop = torch.tensor(sorted(tokenizer.stop_ids), device=device)
     drawn_BT = torch.zeros(len(rows), limit, dtype=torch.long, device=device)
     logp_BT = torch.zeros(len(rows), limit, device=device)
@@ -185,6 +189,9 @@ def _sample_rows(model: Transformer, tokenizer: Tokenizer, prompt_ids: Sequence[
             live = live_B.nonzero()[:, 0]
             cache, alive, token_B, live_B = cache.select(live), alive[live], token_B[live], live_B[live]
         reach = min(-(-(longest + t + 1) // BLOCK) * BLOCK, longest + limit)
+        if reach > slots:
+            slots = min(2 * slots, longest + limit)
+            cache = cache.select(torch.arange(len(alive), device=device), slots=slots)
         last_BD = model.hidden(token_B[:, None], cache, reach)[:, 0]
         cache.length_B = cache.length_B + live_B  # a row that is done stays where it is until the rows are gathered
 

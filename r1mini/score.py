@@ -13,6 +13,7 @@ from a file run in the main thread, one after another: they may keep state, or u
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import os
 import re
 import sys
@@ -117,6 +118,9 @@ def plain(error: BaseException) -> str:
     return f"{type(error).__name__}: {message[:200]}" if message else type(error).__name__
 
 
+COLUMNS = {"completion_ids", "max_completion_len", "time_limit"}  # that rewards of the package take
+
+
 def columns(problem: Problem, rollouts: Sequence[Rollout], shared: Mapping[str, Any]) -> dict[str, list]:
     """What a reward is called with: the problem's columns, its own names and `shared` for every completion, and theirs."""
     every = {**problem.columns, **shared, "task": problem.task} | (
@@ -133,7 +137,7 @@ def call(name: str, reward: Reward, given: Mapping[str, list]) -> list[float | N
         place = f"row {row + 1} of {count}" if row is not None else f"no single row of {count}; the first"
         row = row or 0
         return ValueError(f"reward {name}: {why}; {place}: task {given['task'][row]!r}, prompt "
-                          f"{given['prompts'][row][:60]!r}, completion {given['completions'][row][:60]!r}")
+                          f"{str(given['prompts'][row])[:60]!r}, completion {given['completions'][row][:60]!r}")
 
     count = len(given["completions"])
     try:
@@ -165,6 +169,12 @@ def culprit(reward: Reward, given: Mapping[str, list]) -> int | None:
     return None
 
 
+def withheld(reward: Reward, given: Mapping[str, list]) -> dict[str, list]:
+    """The columns without those that happen to be called as a setting of the reward is."""
+    settings = {name for name, parameter in inspect.signature(reward).parameters.items() if parameter.kind is parameter.KEYWORD_ONLY}
+    return {name: cells for name, cells in given.items() if name not in settings - COLUMNS}
+
+
 @contextmanager
 def pool() -> Iterator[ThreadPoolExecutor]:
     """A thread per processor, each with a sandbox of its own once it judges a program; what waits ends with the block."""
@@ -179,13 +189,15 @@ def begin(problem: Problem, rollouts: Sequence[Rollout], functions: Mapping[str,
           pool: ThreadPoolExecutor | None = None, **shared: Any) -> Callable[[], Scores]:
     """Starts the package's rewards in the pool, and returns a function that waits for them, runs the others, and returns
     all rewards of each completion, by name and unweighted. `shared` are further columns, one value for the problem."""
-    given = columns(problem, rollouts, shared)
-    ours = list(rewards.REWARDS.values())
-    started = {name: pool.submit(call, name, reward, given) for name, reward in functions.items()
+    given, ours = columns(problem, rollouts, shared), list(rewards.REWARDS.values())
+    own = {name: withheld(reward, given) if reward in ours else given for name, reward in functions.items()}
+    asked = problem.columns.get("prompt")  # a file's rewards get messages where the row had messages, as in TRL
+    theirs = {**given, "prompts": [asked] * len(rollouts)} if isinstance(asked, list) else given
+    started = {name: pool.submit(call, name, reward, own[name]) for name, reward in functions.items()
                if pool is not None and reward in ours}
 
     def finish() -> Scores:
-        found = {name: started[name].result() if name in started else call(name, reward, given)
+        found = {name: started[name].result() if name in started else call(name, reward, own[name] if reward in ours else theirs)
                  for name, reward in functions.items()}
         return [dict(zip(found, values)) for values in zip(*found.values())]
 

@@ -22,7 +22,7 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -31,11 +31,11 @@ import jinja2
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from r1mini import checkpoint
+from r1mini.records import opened
+from r1mini.tokenizer import Tokenizer
 
 KINDS = ("auto", "chat", "r1-zero", "plain")
 SECONDS, MEMORY, CHARACTERS, SOURCE = 1.0, 128 << 20, 10_000_000, 100_000  # the longest real template has 20,000
-OPENED = re.compile(r"(<think>\s*)?\Z")
 Messages = Sequence[Mapping[str, str]]
 
 # [R1 §2.2, Table 1], where the question replaces "prompt". No space follows "Assistant:": it is the model's to write.
@@ -112,6 +112,18 @@ class Template:
     name: str
     source: str
     special: Mapping[str, str]
+    files: Mapping[str, bytes] = field(default_factory=dict)  # what a model that is trained with it is saved with
+    wraps: bool = False  # asked for: a prompt that is text is a message too, else the model's text as it stands
+
+    def fit(self, tokenizer: Tokenizer) -> Tokenizer:
+        """The tokenizer that stops where this template ends a turn too, and is saved with it. ValueError where the end is no
+        token of its."""
+        end = self.end.strip()
+        if end and tokenizer.backend.token_to_id(end) is None:
+            raise ValueError(f"chat template {self.name}: ends a turn with {end!r}, which is no token of the tokenizer")
+        fitted = tokenizer.stopping_at(end)
+        fitted.files = {**fitted.files, **self.files}
+        return fitted
 
     def render(self, messages: Messages, generate: bool = True) -> str:
         """The text that the model sees, up to where the assistant's next turn begins; without `generate`, up to the end of
@@ -135,14 +147,19 @@ class Template:
             raise ValueError(f"chat template {self.name}: {wrong}")
         return text
 
+    def prompt(self, messages: Messages) -> str:
+        """What the model sees before it writes: up to where the assistant's turn begins, or through a last message of the
+        assistant's, which it goes on with (transformers: `continue_final_message`)."""
+        if messages[-1]["role"] != "assistant":
+            return self.render(messages)
+        text, begun = self.render(messages, False), messages[-1]["content"].strip()
+        if begun not in text:
+            raise ValueError(f"chat template {self.name}: leaves out what the assistant is to go on with, {begun[:60]!r}")
+        return text[: text.rindex(begun) + len(begun)]
+
     @cached_property
     def _compiled(self) -> jinja2.Template:
         return ENVIRONMENT.from_string(self.source)
-
-    @cached_property
-    def opens_thinking(self) -> str:
-        """The `<think>` that the generation prompt ends with, and the line end after it; "" if it does not."""
-        return OPENED.search(self.render([{"role": "user", "content": "x"}]))[0]
 
     @cached_property
     def end(self) -> str:
@@ -150,14 +167,14 @@ class Template:
         text = self.render([{"role": "user", "content": "x"}, {"role": "assistant", "content": "ANSWER"}], False)
         return re.match(r"(\s*\S+)?", text.rpartition("ANSWER")[2])[0] if "ANSWER" in text else ""
 
-    def pieces(self, messages: Messages) -> list[tuple[str, bool]]:
-        """The conversation as consecutive pieces of text, True for what fine-tuning learns: what the assistant says and the
-        end of its turn. Where the template rewrites earlier turns, as R1-Distill's drops their thinking, only the last of
+    def pieces(self, messages: Messages, given: int = 0) -> list[tuple[str, bool]]:
+        """The conversation as consecutive pieces of text, True for what fine-tuning learns: what the assistant says behind
+        the first `given` messages, and the end of its turn. Where the template rewrites earlier turns, as R1-Distill's drops their thinking, only the last of
         its turns is learned, after the others as the model will see them, and nothing follows. ValueError naming the
         template if nothing in it ends the turn."""
         whole, pieces, at = self.render(messages, False), [], 0
         for number, message in enumerate(messages, 1):
-            if message["role"] == "assistant":
+            if message["role"] == "assistant" and number > given:
                 before, learned = self._turn(messages[:number])
                 pieces += [(before[at:], False), (learned, True)]
                 at = len(before) + len(learned)
@@ -171,21 +188,23 @@ class Template:
         if not self.end:
             raise ValueError(f"chat template {self.name}: nothing ends the assistant's turn, so ending it cannot be learned")
         prompt, through, content = self.render(messages[:-1]), self.render(messages, False), messages[-1]["content"]
-        opened = OPENED.search(prompt)[0]
-        for opening in (opened, ""):  # a turn without thinking begins where thinking would be opened
-            before = prompt.removesuffix(opened) + opening
+        begun = opened(prompt)
+        for opening in (begun, ""):  # a turn without thinking begins where thinking would be opened
+            before = prompt.removesuffix(begun) + opening
             learned = through[len(before) : through.rfind(self.end) + len(self.end)]
             # Templates trim, and drop thinking: no more than white space may be lost.
             if through.startswith(before) and "".join(content.split()) in "".join((opening + learned).split()):
                 return before, learned
-        if opened and "</think>" in content:
+        if begun and "</think>" in content:
             return prompt, re.sub(r"\A\s*<think>\s*", "", content) + self.end
-        return prompt.removesuffix(opened), content + self.end
+        return prompt.removesuffix(begun), content + self.end
 
 
 def load(folder: str | Path, kind: str = "auto") -> Template:
     """The template of a model folder or embedded model: `chat` is its own, `auto` that one or else `plain`. ValueError for
     another kind, and for a folder's own template that is not there or cannot be read."""
+    from r1mini import checkpoint  # brings torch, which making a prompt does not need
+
     if kind not in KINDS:
         raise ValueError(f"--template {kind}: not one of {', '.join(KINDS)}")
     folder = checkpoint.resolve(folder)
@@ -201,11 +220,18 @@ def load(folder: str | Path, kind: str = "auto") -> Template:
         path, source = jinja, jinja.read_bytes().decode("utf-8", errors="replace")
     if kind == "chat" and source is None:
         raise ValueError(f"--template chat: {folder} has none, in tokenizer_config.json or chat_template.jinja; choose another")
-    if kind in ("auto", "chat") and source is not None:
-        if not isinstance(source, str) or len(source) > SOURCE:
-            raise ValueError(f"{path}: its chat template is no text of at most {SOURCE} characters, nor a list with a default")
-        return Template(str(path), source, special)
     if "eos_token" not in special:
         tokens = checkpoint.load_tokenizer(folder)
         special["eos_token"] = tokens.backend.id_to_token(tokens.end_id)
-    return Template(kind, R1_ZERO, special) if kind == "r1-zero" else Template("plain", PLAIN, special)
+    if kind in ("auto", "chat") and source is not None:
+        if not isinstance(source, str) or len(source) > SOURCE:
+            raise ValueError(f"{path}: its chat template is no text of at most {SOURCE} characters, nor a list with a default")
+        return Template(str(path), source, special, wraps=kind == "chat")
+    name, source = ("r1-zero", R1_ZERO) if kind == "r1-zero" else ("plain", PLAIN)
+    # A folder that is trained with another template than its own has to say so; one without any goes on without.
+    return Template(name, source, special, {} if kind == "auto" else {"chat_template.jinja": source.encode()}, kind == "r1-zero")
+
+
+def plain(end: str) -> Template:
+    """That of a model without one."""
+    return Template("plain", PLAIN, {"eos_token": end})

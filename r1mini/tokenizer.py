@@ -31,8 +31,9 @@ SPLIT = (
 
 
 class Tokenizer:
-    """`encode(text) -> ids`, `decode(ids) -> text`; `stop_ids`, the set of ids that end a completion, and `end_id`, the one
-    that training ends it with; `files`, what is saved beside tokenizer.json as it is."""
+    """`encode(text) -> ids`, `decode(ids) -> text`; `begin_ids`, with which every document begins (Llama's BOS; none of
+    Qwen's); `stop_ids`, the set of ids that end a completion, and `end_id`, the one that training ends it with; `files`, what
+    is saved beside tokenizer.json as it is."""
 
     def __init__(self, backend: Backend, stop_ids: Iterable[int] = (), end_id: int | None = None,
                  files: Mapping[str, bytes] | None = None):
@@ -44,6 +45,8 @@ class Tokenizer:
         if not self.stop_ids:
             raise ValueError("the tokenizer names no token that ends a text")
         self.end_id = known[0] if known else min(self.stop_ids)
+        bare, whole = (backend.encode("x", add_special_tokens=special).ids for special in (False, True))
+        self.begin_ids = next((whole[:i] for i in range(len(whole)) if whole[i : i + len(bare)] == bare), [])
 
     @property
     def vocab_size(self) -> int:
@@ -59,6 +62,10 @@ class Tokenizer:
         except TypeError:  # JSON can hold half of a surrogate pair, a terminal other bytes
             bad = next(text for text in texts if re.search("[\ud800-\udfff]", text))
             raise ValueError(f"not a Unicode text, it has half of a surrogate pair: {bad[:60]!r}") from None
+
+    def begun(self, ids: list[int]) -> list[int]:
+        """A document's ids, with the beginning that its text may have already: templates write it, plain text does not."""
+        return ids if ids[: len(self.begin_ids)] == self.begin_ids else [*self.begin_ids, *ids]
 
     def decode(self, ids: Iterable[int]) -> str:
         return self.backend.decode(list(ids), skip_special_tokens=True)

@@ -26,8 +26,8 @@ LARGEST = 2**26  # bytes of a file that is read as a whole: a tokenizer of 260,0
 FAMILIES: dict[str, dict[str, Any]] = {  # and what transformers takes for a field that config.json leaves out
     "llama": {"max_position_embeddings": 2048},
     "mistral": {"max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096},
-    "qwen2": {"max_position_embeddings": 32768, "num_key_value_heads": 32},
-    "qwen3": {"max_position_embeddings": 32768, "num_key_value_heads": 32, "head_dim": 128},
+    "qwen2": {"max_position_embeddings": 32768, "num_key_value_heads": 32, "sliding_window": 4096},
+    "qwen3": {"max_position_embeddings": 32768, "num_key_value_heads": 32, "head_dim": 128, "sliding_window": 4096},
 }
 ROPE = {  # kinds, and the numbers that they must have
     "default": (),
@@ -53,7 +53,7 @@ def read_file(path: Path) -> bytes:
 def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(read_file(path).decode())
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path}: not a JSON object")
@@ -92,8 +92,13 @@ def model_config(family: str, raw: Mapping[str, Any]) -> ModelConfig:
     if kv_heads < 1 or heads % kv_heads:
         raise ValueError(f"num_key_value_heads {kv_heads} does not divide {heads} heads")
     head_dim = int(raw.get("head_dim") or sizes["hidden_size"] // heads)
-    if head_dim < 2 or head_dim % 2:
-        raise ValueError(f"head_dim {head_dim} is not even")
+    if head_dim % 2 or not 2 <= head_dim <= 2**16:
+        raise ValueError(f"head_dim {head_dim} is not even and positive, or too large")
+    eps, tied = raw.get("rms_norm_eps", 1e-6), raw.get("tie_word_embeddings", False)
+    if type(eps) not in (int, float) or not 0 <= eps < 1:
+        raise ValueError(f"rms_norm_eps {eps!r} is not a number from 0 to 1")
+    if type(tied) is not bool:
+        raise ValueError(f"tie_word_embeddings {tied!r} is not true or false")
 
     window = raw.get("sliding_window") if family == "mistral" or raw.get("use_sliding_window") else None
     if family.startswith("qwen"):  # some layers may slide and others not
@@ -114,8 +119,8 @@ def model_config(family: str, raw: Mapping[str, Any]) -> ModelConfig:
     theta, scaling = rope(raw, context)
     return ModelConfig(
         **sizes, num_key_value_heads=kv_heads, head_dim=head_dim, rope_theta=theta, rope_scaling=scaling,
-        rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)), initializer_range=float(raw.get("initializer_range", 0.02)),
-        tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
+        rms_norm_eps=float(eps), initializer_range=float(raw.get("initializer_range", 0.02)),
+        tie_word_embeddings=tied,
         attention_bias=family == "qwen2", qk_norm=family == "qwen3")
 
 
@@ -143,8 +148,8 @@ def rope(raw: Mapping[str, Any], context: int) -> tuple[float, dict[str, Any] | 
             scaling["factor"] = context / original
     for name in (*ROPE[kind], *(name for name in OPTIONAL if scaling.get(name) is not None)):
         value = scaling.get(name)
-        if type(value) not in (int, float) or not 0 < value < math.inf:
-            raise ValueError(f"rope type {kind}: {name} {value!r} is not a positive number")
+        if type(value) not in (int, float) or not 1e-6 < value < 1e9:
+            raise ValueError(f"rope type {kind}: {name} {value!r} is not a positive number, or too large")
     if kind == "llama3" and scaling["low_freq_factor"] >= scaling["high_freq_factor"]:
         raise ValueError("rope type llama3: low_freq_factor is not below high_freq_factor")
     return theta, {"rope_type": kind, **scaling}
@@ -154,7 +159,11 @@ def config_json(model: Transformer, stop_ids: frozenset[int], dtype: torch.dtype
     """config.json of a model: that of the folder it came from, with the dtype it is saved in."""
     kept = str(dtype).removeprefix("torch.")
     if model.source:
-        return {**model.source, "dtype" if "dtype" in model.source else "torch_dtype": kept}
+        found = {**model.source, "dtype" if "dtype" in model.source else "torch_dtype": kept}
+        for name in ("rope_scaling", "rope_parameters"):
+            if (found.get(name) or {}).get("attn_factor"):  # which transformers does not read
+                found[name] = {**found[name], "attention_factor": model.rope_factor}
+        return found
     fields = dataclasses.asdict(model.config)
     name = "qwen3" if fields.pop("qk_norm") else "qwen2" if model.config.attention_bias else "llama"
     for left_out in ["attention_bias"] * (name == "qwen2") + ["rope_scaling"] * (model.config.rope_scaling is None):
@@ -219,7 +228,7 @@ def load_weights(folder: Path, model: Transformer, device: str | torch.device, d
                     problems.append(f"{name} is stored as {kind}, not as floats")
                 elif name not in wanted and not name.endswith("rotary_emb.inv_freq"):  # old Llamas store what they compute
                     if not (name == "lm_head.weight" and model.config.tie_word_embeddings):
-                        problems.append(f"{name} is unknown")
+                        problems.append(f"{name[:100]!r} is unknown")
                 found[name] = path
     problems += [f"{name} is missing" for name in sorted(wanted.keys() - found.keys())]
     if problems:
@@ -229,7 +238,10 @@ def load_weights(folder: Path, model: Transformer, device: str | torch.device, d
         # Opened for each tensor: the pages that were read stay in memory for as long as the file is mapped. Copied
         # always: a mapped weight would change with the file.
         with opened(found[name]) as file:
-            return file.get_tensor(name).to(device, dtype, copy=True)
+            tensor = file.get_tensor(name)
+            if not tensor.isfinite().all():
+                raise ValueError(f"{found[name]}: {name} holds NaN or infinity")
+            return tensor.to(device, dtype, copy=True)
 
     model.load_state_dict({name: read(name) for name in wanted}, strict=False, assign=True)
     if model.config.tie_word_embeddings:

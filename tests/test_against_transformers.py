@@ -163,7 +163,7 @@ def test_logits_and_greedy_text_are_transformers(name, tmp_path):
 def test_frequencies_of_real_sizes_are_transformers(name, tmp_path):
     frequency, factor = rope_frequency(our_config(name, tmp_path))
     wanted = numbers(name, their_rope)
-    torch.testing.assert_close(frequency, torch.tensor(wanted["frequency"]), rtol=1e-6, atol=0)
+    torch.testing.assert_close(frequency, torch.tensor(wanted["frequency"]), rtol=1.5e-7, atol=0)  # the file has 8 digits
     assert factor == pytest.approx(wanted["factor"], rel=1e-12)
 
 

@@ -321,7 +321,7 @@ def truncated(name, share):
 
 @pytest.mark.parametrize("damage, file, complaint", [
     (change_tensors(lambda t: t.pop("model.norm.weight")), "model.safetensors", "model.norm.weight is missing"),
-    (change_tensors(lambda t: t.update(extra=torch.ones(1))), "model.safetensors", "extra is unknown"),
+    (change_tensors(lambda t: t.update(extra=torch.ones(1))), "model.safetensors", "'extra' is unknown"),
     (change_tensors(lambda t: t.update({"model.norm.weight": torch.ones(31)})), "model.safetensors",
      r"model.norm.weight has shape \(31,\), not \(32,\)"),
     (change_tensors(lambda t: t.update({"model.norm.weight": torch.ones(32, dtype=torch.int8)})), "model.safetensors",
@@ -448,6 +448,7 @@ def test_full_disk_leaves_the_old_files_and_no_others(copied, tokens, monkeypatc
         full(path, to_bytes(tensors, metadata))
 
     monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(torch, "save", lambda state, path: full(path, b"state"))
     monkeypatch.setattr(weights, "save_file", full_of_tensors)
     with pytest.raises(ValueError, match=f"{name}: cannot be written .No space left on device"):
         checkpoint.save(copied, random_model(num_hidden_layers=1, vocab_size=tokens.vocab_size), tokens)
@@ -523,3 +524,51 @@ def test_completions_with_line_separators_stay_one_line(tmp_path):
     path.write_text(line, encoding="utf-8")
     checkpoint.keep_lines(path, lambda row: True)
     assert path.read_text(encoding="utf-8") == line
+
+
+def test_weights_that_are_no_numbers_are_refused(copied):
+    tensors = weights.safe_open(copied / "model.safetensors", "pt")
+    change_tensors(lambda t: t["model.norm.weight"].fill_(float("nan")))(copied)
+    del tensors
+    with pytest.raises(ValueError, match="model.safetensors: model.norm.weight holds NaN or infinity"):
+        checkpoint.load(copied)
+
+
+def test_interrupted_save_leaves_nothing_behind(copied, tokens, monkeypatch):
+    before = sorted(path.name for path in copied.iterdir())
+
+    def interrupted(tensors, path, metadata):
+        Path(path).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(weights, "save_file", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save(copied, random_model(vocab_size=tokens.vocab_size), tokens)
+    assert sorted(path.name for path in copied.iterdir()) == before
+    checkpoint.load(copied)
+
+
+def test_save_that_is_killed_between_files_is_no_model(copied, tokens, monkeypatch):
+    real, calls = os.replace, []
+
+    def killed(source, target):
+        calls.append(target)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save(copied, random_model(vocab_size=tokens.vocab_size), tokens)
+    with pytest.raises(ValueError, match="config.json: no such file"):
+        checkpoint.load(copied)
+
+
+def test_attn_factor_is_written_as_transformers_reads_it(copied, tokens):
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256, "attn_factor": 0.8782}
+    change(copied / "config.json", rope_scaling=scaling)
+    model, _ = checkpoint.load(copied)
+    checkpoint.save(copied / "again", model, tokens)
+    written = json.loads((copied / "again/config.json").read_text())["rope_scaling"]
+    assert written == {**scaling, "attention_factor": pytest.approx(model.rope_factor)}
+    assert checkpoint.load(copied / "again")[0].rope_factor == model.rope_factor

@@ -26,8 +26,8 @@ def test_help_lists_every_flag_with_its_default(script, name):
         default = re.search(r"\(default: (.*?)\)\s*$", entry)
         if flag and default:
             shown[flag[0]] = default[1]
-    assert shown == {"--" + field.name.replace("_", "-"): " ".join(field.default) if isinstance(field.default, tuple)
-                     else str(field.default) or "none" for field in dataclasses.fields(SCRIPTS[name].Config)}
+    assert shown == {"--" + field.name.replace("_", "-"): (" ".join(field.default) if isinstance(field.default, tuple)
+                     else str(field.default)) or "none" for field in dataclasses.fields(SCRIPTS[name].Config)}
 
 
 def assert_one_line(result, name, names):

@@ -64,7 +64,7 @@ def test_bad_command_line_is_one_line_and_exit_code_2(argv, names, capsys):
     (ValueError("--steps: bad"), 2, "prog: --steps: bad\n"),
     (ValueError("two\nlines"), 2, "prog: two lines\n"),
     (FileNotFoundError(2, "No such file", "x"), 2, "prog: [Errno 2] No such file: 'x'\n"),
-    (KeyboardInterrupt(), 130, "\nprog: interrupted; the same command goes on from the last saved step\n"),
+    (KeyboardInterrupt(), 130, "\nprog: interrupted; the same command goes on from what is saved\n"),
 ])
 def test_mistakes_of_the_user_end_in_one_line(monkeypatch, capsys, error, code, line):
     monkeypatch.setattr("sys.argv", ["path/to/prog"])

@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r1mini import tasks
-from r1mini.evaluate import consensus, divergence, entropy, evaluate, mean_and_error, pass_at_k, summarise, table
+from r1mini import score, tasks
+from r1mini.evaluate import (consensus, evaluate, held_out, mean_and_error, pass_at_k, reference_logprobs, rows_of, summarise,
+                             table)
+from r1mini.journal import Journal
 from r1mini.records import Problem, Rollout
 from r1mini.rollout import Sampling, sample
 
@@ -22,6 +24,13 @@ def tagged(answer):
 
 def rollout(text, length=3, finished=True):
     return Rollout((1,), (2,) * length, (0.0,) * length, text, finished)
+
+
+SETS = {name: held_out(name, 20) for name in ("countdown", "elements")}
+
+
+def rows(*rollouts, problem=PROBLEM, theirs=None):
+    return rows_of(problem, rollouts, score.score(problem, rollouts, (*score.WATCHED, "code")), theirs)
 
 
 @given(st.integers(1, 7).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))))
@@ -41,24 +50,38 @@ def test_pass_at_k_is_the_share_of_draws_with_a_right_one(case):
     ([], 0.0),
 ])
 def test_consensus_and_its_ties(answers, expected):
-    assert consensus(PROBLEM, [tagged(answer) for answer in answers]) == pytest.approx(expected)
+    assert consensus(rows(*[rollout(tagged(answer)) for answer in answers])) == pytest.approx(expected)
 
 
 def test_completions_without_an_answer_have_no_vote():
-    assert consensus(PROBLEM, ["", "no", tagged(""), tagged(RIGHT)]) == 1.0
-    assert consensus(PROBLEM, ["", "no"]) == 0.0
+    assert consensus(rows(*map(rollout, ["", "no", tagged(""), tagged(RIGHT)]))) == 1.0
+    assert consensus(rows(*map(rollout, ["", "no"]))) == 0.0
+
+
+def test_answers_to_a_files_problem_that_are_equal_have_one_vote():
+    problem = Problem("x.jsonl", "0", "", "p", {"answer": "1/2"})
+    found = rows(*map(rollout, [r"\boxed{0.5}", r"\boxed{1/2}", r"\boxed{3}", r"\boxed{\frac12}", r"\boxed{3}"]), problem=problem)
+    assert consensus(found) == 1.0
+    assert [row["gold"] for row in found] == ["1/2"] * 5 and found[0]["answer"] == "0.5"
+
+
+def test_programs_have_no_consensus():
+    problem = Problem("x.jsonl", "0", "", "p", {"tests": [{"stdin": "", "stdout": "1"}]})
+    [row] = rows(rollout("```python\nprint(1)\n```"), problem=problem)
+    assert consensus([row]) is None
+    assert summarise([[row]])["pass@1"] == 1.0 and summarise([[row]])["cons@1"] is None
 
 
 def test_standard_error_by_hand():
     # Mean 0.5, squared deviations 0.25 + 0.25 + 0 = 0.5; variance 0.5/2; error sqrt(0.25 / 3).
     assert mean_and_error([0.0, 1.0, 0.5]) == pytest.approx((0.5, math.sqrt(0.25 / 3)))
-    assert mean_and_error([0.7]) == (0.7, 0.0)
+    assert mean_and_error([0.7]) == (0.7, None)
 
 
 def test_figures_of_a_task_by_hand():
     groups = [[rollout(tagged(RIGHT)), rollout(tagged(WRONG)), rollout("no", 9, finished=False)],
               [rollout("x" + tagged(WRONG)), rollout(tagged(WRONG)), rollout(tagged(OTHER))]]
-    figures = summarise([PROBLEM, PROBLEM], groups)
+    figures = summarise([rows(*group) for group in groups])
     assert figures == {
         "pass@1": pytest.approx(1 / 6),  # problems 1/3 and 0
         "pass@1_se": pytest.approx(1 / 6),  # variance 2 * (1/6)^2, over 2 problems
@@ -69,19 +92,55 @@ def test_figures_of_a_task_by_hand():
 
 @pytest.fixture(scope="module")
 def evaluated(model, tokens):
-    return evaluate(model, tokens, ("countdown", "elements"), 20, 2, Sampling(max_new_tokens=2), seed=0)
+    return evaluate(model, tokens, SETS, 2, Sampling(max_new_tokens=2), seed=0)
 
 
 def test_only_held_out_problems_are_evaluated_each_once(evaluated):
-    _, kept = evaluated
-    assert len(kept) == 40 == len({(p.task, p.key) for p, _ in kept})
-    assert all(tasks.held_out(p) and len(group) == 2 for p, group in kept)
+    _, found = evaluated
+    assert [row["sample"] for row in found] == [0, 1] * 40
+    assert len({(row["task"], row["problem"]) for row in found}) == 40
+    assert all(tasks.held_out(problem) for problems in SETS.values() for problem in problems)
 
 
 def test_every_seed_evaluates_the_same_problems(evaluated, model, tokens):
-    _, again = evaluate(model, tokens, ("countdown", "elements"), 20, 2, Sampling(max_new_tokens=2), seed=1)
-    assert [p for p, _ in again] == [p for p, _ in evaluated[1]]
-    assert [g for _, g in again] != [g for _, g in evaluated[1]]
+    _, again = evaluate(model, tokens, SETS, 2, Sampling(max_new_tokens=2), seed=1)
+    assert [row["problem"] for row in again] == [row["problem"] for row in evaluated[1]]
+    assert [row["completion"] for row in again] != [row["completion"] for row in evaluated[1]]
+
+
+@pytest.mark.parametrize("done", [0, 1, 20, 33])
+def test_interrupted_evaluation_goes_on_to_the_same_figures(evaluated, model, tokens, tmp_path, done):
+    results, found = evaluated
+    path, groups = tmp_path / "eval.json.partial", [found[i : i + 2] for i in range(0, 80, 2)]
+    journal = Journal(path, {"seed": 0}, 40)
+    for group in groups[:done]:
+        journal.add(group)
+    with path.open("ab") as file:
+        file.write(b'[{"task": "coun')  # cut in the middle of a line
+    journal.file.close()
+    again, rows = evaluate(model, tokens, SETS, 2, Sampling(max_new_tokens=2), seed=0, journal=Journal(path, {"seed": 0}, 40),
+                           max_rows=6)
+    for name, figures in results.items():
+        assert again[name] == pytest.approx(figures)  # other rows beside each: the last bits of its log-probabilities differ
+    drop = lambda row: {**row, "logprob": 0}
+    assert list(map(drop, rows)) == list(map(drop, found)) and rows[: 2 * done] == found[: 2 * done]
+    assert Journal(path, {"seed": 0}, 40).parts == [rows[i : i + 2] for i in range(0, 80, 2)]
+
+
+def test_journal_of_another_job_is_refused(tmp_path):
+    path = tmp_path / "x.partial"
+    left = Journal(path, {"seed": 0, "model": "a"}, 2)
+    left.add("x")
+    with pytest.raises(ValueError, match="x.partial: another process works on it"):
+        Journal(path, {"seed": 0, "model": "a"}, 2)
+    left.file.close()
+    with pytest.raises(ValueError, match=r"x.partial: left by a job whose model was 'a', now 'b'; finish that one, or delete"):
+        Journal(path, {"seed": 0, "model": "b"}, 2)
+    path.write_bytes(b'{"seed": 0}\nx\n')
+    with pytest.raises(ValueError, match="x.partial: damaged .*; delete it to begin again"):
+        Journal(path, {"seed": 0}, 40)
+    path.write_bytes(b"")
+    assert Journal(path, {"seed": 0}, 40).parts == []  # killed before its first line was whole
 
 
 def test_mean_over_tasks_skips_what_does_not_apply(evaluated):
@@ -99,20 +158,23 @@ def test_table_has_a_line_for_each_task_and_the_mean(evaluated):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_divergence_from_itself_is_zero(model, tokens, temperature):
-    rollouts = sample(model, tokens, ["a\n", "Make 24\n"], 8, Sampling(6, temperature), seed=0)[0]
-    assert divergence(model, rollouts, temperature) == pytest.approx(0.0, abs=1e-5)
+def test_kl_from_itself_is_zero(model, tokens, temperature):
+    found = sample(model, tokens, ["a\n", "Make 24\n"], 8, Sampling(6, temperature), seed=0)[0]
+    theirs = reference_logprobs(model, found, temperature)
+    assert theirs == pytest.approx([sum(r.logprobs) for r in found], abs=1e-4)
+    assert summarise([rows(*found, theirs=theirs)])["kl"] == pytest.approx(0.0, abs=1e-5)
 
 
-def test_entropy_and_divergence_by_hand(model, tokens):
-    rollouts = [replace(rollout("x", 2), logprobs=(-1.0, -2.0)), replace(rollout("y", 1), logprobs=(-6.0,))]
-    assert entropy(rollouts) == 3.0  # 9 nats over 3 tokens
+def test_entropy_and_kl_by_hand(model, tokens):
+    found = [replace(rollout("x", 2), logprobs=(-1.0, -2.0)), replace(rollout("y", 1), logprobs=(-6.0,))]
+    assert summarise([rows(*found)])["entropy"] == 3.0  # 9 nats over 3 tokens
     uniform = copy.deepcopy(model)  # likes every token alike: log p - log p_ref = log p + log V
     uniform.lm_head.weight.data.zero_()
-    assert divergence(uniform, rollouts, 1.0) == pytest.approx(math.log(tokens.vocab_size) - 3.0, abs=1e-5)
+    figures = summarise([rows(*found, theirs=reference_logprobs(uniform, found, 1.0))])
+    assert figures["kl"] == pytest.approx(math.log(tokens.vocab_size) - 3.0, abs=1e-5)
 
 
 def test_reference_adds_the_kl_to_the_table(model, tokens):
-    results, _ = evaluate(model, tokens, ("elements",), 2, 2, Sampling(3), seed=0, reference=model)
+    results, _ = evaluate(model, tokens, {"elements": SETS["elements"][:2]}, 2, Sampling(3), seed=0, reference=model)
     assert results["mean"]["kl"] == pytest.approx(0.0, abs=1e-5)
     assert [cell.strip() for cell in table(results).split("\n")[0].split("|")][-3:-1] == ["entropy", "kl"]

@@ -6,6 +6,7 @@ import pytest
 from r1mini import rewards, score
 from r1mini.problems import pick, read_problems
 from r1mini.records import Rollout
+from r1mini.template import Template
 
 ROWS = [{"prompt": "1+1?", "answer": "2", "id": "first", "language": "en"}, {"prompt": "1/3?", "solution": r"So \boxed{\frac13}."},
         {"prompt": "Print 7.", "tests": [{"stdin": "", "stdout": "7"}]}]
@@ -20,7 +21,7 @@ def write(tmp_path, *rows, name="rows.jsonl"):
 def test_rows_become_problems_whose_columns_are_all_there(tmp_path):
     problems = read_problems(write(tmp_path, *ROWS))
     assert [p.prompt for p in problems] == [row["prompt"] for row in ROWS] and [p.columns for p in problems] == ROWS
-    assert [p.key for p in problems] == ["first", "1", "2"] and [p.language for p in problems] == ["en", "", ""]
+    assert [p.key for p in problems] == ["first", "row 2", "row 3"] and [p.language for p in problems] == ["en", "", ""]
     right = ["<think>a</think>\\boxed{2}", "<think>a</think><answer>1/3</answer>", "<think>a</think>```\nprint(7)\n```"]
     for problem, text in zip(problems, right):
         [good, bad] = score.score(problem, [Rollout((), (), (), t, True) for t in (text, "<think>a</think>\\boxed{5}")],
@@ -44,7 +45,7 @@ def test_code_data_is_read_as_such(tmp_path, capsys):
 
 @pytest.mark.parametrize("row, complaint", [
     ({"answer": "2"}, "no text in column 'prompt'"), ({"prompt": " ", "answer": "2"}, "no text in column 'prompt'"),
-    ([1], "no text in column 'prompt'"), ({"prompt": "p"}, "nothing to judge an answer by"),
+    ([1], "no text in columns, but [1]"), ({"prompt": "p"}, "nothing to judge an answer by"),
     ({"prompt": "p", "answer": "9" * 5000}, "gold answer '999"), ({"prompt": "p", "answer": r"\frac{1}{"}, "gold answer"),
     ({"prompt": "p", "tests": []}, "no tests"), ({"prompt": "p", "tests": [{"stdin": "1"}]}, "test 0: it needs"),
     ({"prompt": "p", "tests": 3}, "no tests"), ("{", "not valid JSON"),
@@ -65,5 +66,41 @@ def test_empty_and_missing_files_are_named(tmp_path):
 def test_every_problem_comes_once_before_any_comes_again(tmp_path):
     problems = read_problems(write(tmp_path, *ROWS))
     order = [[pick(problems, 0, 3 * epoch + n).key for n in range(3)] for epoch in range(6)]
-    assert all(sorted(keys) == ["1", "2", "first"] for keys in order) and len(set(map(tuple, order))) > 1
+    assert all(sorted(keys) == ["first", "row 2", "row 3"] for keys in order) and len(set(map(tuple, order))) > 1
     assert order != [[pick(problems, 1, 3 * epoch + n).key for n in range(3)] for epoch in range(6)]
+
+
+def test_prompts_are_rendered_and_rewards_get_the_messages(tmp_path):
+    asked = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1?"}]
+    path = write(tmp_path, {"prompt": asked, "answer": 2}, {"prompt": "1+2?<think>", "answer": 3})
+    form = Template("x", "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant><think>", {})
+    problems = read_problems(path, form)
+    assert [p.prompt for p in problems] == ["<system>Be brief.<user>1+1?<assistant><think>", "1+2?<think>"]
+    seen = []
+
+    def mine(prompts, completions, **columns):
+        seen.append((prompts[0], completions[0][0]["content"]))
+        return [1.0] * len(completions)
+
+    for problem in problems:
+        rollouts = [Rollout((), (), (), r"a</think>\boxed{2}", True)] * 2
+        [found, _] = score.begin(problem, rollouts, {"accuracy": rewards.accuracy, "mine": mine})()
+        assert found == {"accuracy": float(problem.columns["answer"] == 2), "mine": 1.0}  # the prompt opened the thinking
+    assert seen[0] == (asked, r"a</think>\boxed{2}") and str(seen[1][0]) == problems[1].prompt
+
+
+def test_another_check_refuses_more(tmp_path):
+    def short(problem):
+        if len(problem.prompt) > 5:
+            raise ValueError(f"too long: {problem.prompt}")
+
+    path = write(tmp_path, {"prompt": "1+1?", "answer": 2}, {"prompt": "10+10?", "answer": 20})
+    with pytest.raises(ValueError, match=re.escape(f"{path}:2: too long: 10+10?")):
+        read_problems(path, check=short)
+    assert len(read_problems(path, check=short, skip_bad=True)) == 1
+
+
+def test_row_with_messages_and_tests_is_a_program(tmp_path):
+    row = {"question": "Print 7.", "tests": [{"stdin": "", "stdout": "7"}]}
+    [problem] = read_problems(write(tmp_path, row))
+    assert problem.prompt == "Print 7.\n" and problem.columns == row

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from r1mini import rollout
 from r1mini.batch import collate, token_logprobs
 from r1mini.rollout import Sampling, draw, log_distribution, sample, stream, uniforms
 from r1mini.tokenizer import Tokenizer
@@ -192,3 +193,21 @@ def test_stream_gives_a_token_as_soon_as_it_is_drawn(model, tokens, monkeypatch)
 def test_stream_of_a_prompt_that_leaves_no_room_is_refused(model, tokens):
     with pytest.raises(ValueError, match="prompt of 0 tokens"):
         next(stream(model, tokens, "", Sampling(), seed=0))
+
+
+def test_cache_grows_with_what_is_written_and_changes_nothing(model, tokens, monkeypatch):
+    prompts = ["a\n", "Make 24\n"]
+    whole = sample(model, tokens, prompts, 3, Sampling(40), seed=0)
+    sizes, real = [], rollout.KVCache.select
+    monkeypatch.setattr(rollout, "GROWTH", 4)
+    monkeypatch.setattr(rollout.KVCache, "select", lambda cache, rows, slots=None: sizes.append(slots) or real(cache, rows, slots))
+    assert sample(model, tokens, prompts, 3, Sampling(40), seed=0) == whole
+    grown = [size for size in sizes if size]
+    assert len(grown) > 2 and grown == sorted(grown) and grown[0] < 20
+
+
+def test_later_part_of_a_list_is_sampled_as_in_the_whole(model, tokens):
+    prompts = ["a\n", "b\n", "c\n"]
+    whole = sample(model, tokens, prompts, 2, Sampling(6), seed=0)
+    part = sample(model, tokens, prompts[1:], 2, Sampling(6), seed=0, first=1)
+    assert [[r.completion_ids for r in group] for group in part] == [[r.completion_ids for r in group] for group in whole[1:]]

@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT, jsonl
 
 import sample as script_sample
-from r1mini import rewards, tasks
+from r1mini import chat, config, evaluate, rejection, rewards, score, tasks
 from r1mini.records import Problem, Rollout
 from r1mini.rollout import Sampling, sample
 from r1mini.tasks.corpus import completion
@@ -43,9 +43,9 @@ def no_sampling(monkeypatch):
     def never(*args, **kwargs):
         raise AssertionError("sampled before the mistake was found")
 
-    monkeypatch.setattr(script_sample, "evaluate", never)
+    monkeypatch.setattr(evaluate, "sample", never)
     monkeypatch.setattr(script_sample, "sample", never)
-    monkeypatch.setattr(script_sample, "stream", never)
+    monkeypatch.setattr(chat, "stream", never)
 
 
 # -- prompts -----------------------------------------------------------------------------------------------------------
@@ -57,10 +57,10 @@ def test_prompt_is_answered_as_the_sampler_does(run, capsys, model, tokens):
     assert capsys.readouterr().out == expected.text + "\n"
 
 
-def test_prompts_are_read_from_the_terminal_up_to_an_empty_line(run, capsys, monkeypatch, model, tokens):
+def test_each_line_of_a_pipe_is_a_prompt_but_empty_ones(run, capsys, monkeypatch, model, tokens):
     monkeypatch.setattr("sys.stdin", io.StringIO("a\nb\n\nc\n"))
     run(temperature=0.0)
-    expected = sample(model, tokens, ["a\n", "b\n"], 1, Sampling(5, 0.0), seed=0)
+    expected = sample(model, tokens, ["a\n", "b\n", "c\n"], 1, Sampling(5, 0.0), seed=0)
     assert capsys.readouterr().out == "".join(group[0].text + "\n" for group in expected)
 
 
@@ -117,7 +117,7 @@ def test_prompts_of_a_file_are_answered_as_one_by_one(run, tmp_path, model, endi
 def test_lines_of_a_text_are_prompts(run, tmp_path, model, tokens, capsys):
     (tmp_path / "in.txt").write_text("a\n\n  b  \r\n")
     run(prompts=str(tmp_path / "in.txt"), temperature=0.0, sampler_rows=1)
-    expected = sample(model, tokens, ["a\n", "b\n"], 1, Sampling(5, 0.0), seed=0)
+    expected = sample(model, tokens, ["a\n", "b\n", "c\n"], 1, Sampling(5, 0.0), seed=0)
     assert capsys.readouterr().out == f"> a\n{expected[0][0].text}\n> b\n{expected[1][0].text}\n"
 
 
@@ -210,7 +210,7 @@ def test_answer_that_is_cut_off_says_so(typed, chatting):
 
 
 def test_ctrl_c_stops_the_answer_and_keeps_what_was_said(typed, chatting, monkeypatch):
-    real, seen = script_sample.stream, []
+    real, seen = chat.stream, []
 
     def stopped(model, tokens, prompt, how, **keywords):
         seen.append(prompt)
@@ -220,7 +220,7 @@ def test_ctrl_c_stops_the_answer_and_keeps_what_was_said(typed, chatting, monkey
             yield token
 
     whole = typed("a", model=chatting, max_new_tokens=2)[0].partition(" [")[0].rstrip("\ufffd")  # half a character is not said
-    monkeypatch.setattr(script_sample, "stream", stopped)
+    monkeypatch.setattr(chat, "stream", stopped)
     shown = typed("a", "b", model=chatting)
     assert shown[0] == whole + " [stopped]\n"
     assert seen[1] == f"u:a<answer>a:{whole.split('</think>')[-1]}<answer>u:b<answer>a:<think>"
@@ -247,7 +247,7 @@ def screen(monkeypatch):
             monkeypatch.setenv(name, value)
         shown = Terminal()
         monkeypatch.setattr("sys.stdout", shown)
-        found = script_sample.Screen()
+        found = chat.Screen()
         for piece in pieces:
             found.write(piece)
         found.close()
@@ -340,7 +340,12 @@ def test_figures_do_not_overwrite_the_completions(run, tmp_path):
     ({"eval": True, "reject": True}, "--eval and --reject"),
     ({"reject": True}, "--reject needs --out"),
     ({"eval": True, "tasks": ("countdwn",)}, "--tasks.*countdwn"),
-    ({"eval": True, "problems": 0}, "--problems"),
+    ({"eval": True, "problems": -1}, "--problems"),
+    ({"eval": True, "template": "chat", "instruction": "x"}, "--instruction x: would have no effect .there is no --data"),
+    ({"data": ("x.jsonl",)}, "--data .*: would have no effect .only --eval and --reject"),
+    ({"eval": True, "data": ("absent/aime24.jsonl",), "tasks": tasks.DEFAULT, "problems": 0},
+     "aime24.jsonl: no such file; it is to be had from https://huggingface.co/datasets/HuggingFaceH4/aime_2024"),
+    ({"eval": True, "data": ("x.jsonl",)}, "--tasks .*: would have no effect .problems come from --data"),
     ({"eval": True, "samples": 0}, "--samples"),
     ({"eval": True, "top_p": 0.0}, "--top-p"),
     ({"reference": "base"}, "--reference base: only --eval"),
@@ -349,7 +354,7 @@ def test_figures_do_not_overwrite_the_completions(run, tmp_path):
     ({"prompt": "a", "problems": 3}, "--problems 3: would have no effect .only --eval and --reject"),
     ({"prompt": "a", "keep": 3}, "--keep 3: would have no effect .only --reject"),
     ({"eval": True, "keep": 3}, "--keep 3: would have no effect"),
-    ({"eval": True, "system": "s"}, "--system s: would have no effect .the embedded tasks' prompts are bare"),
+    ({"eval": True, "system": "s"}, "--system s: would have no effect .problems are drawn"),
     ({"eval": True, "template": "chat"}, "--template chat: would have no effect"),
     ({"eval": True, "prompt": "a"}, "--prompt a: would have no effect"),
     ({"sampler_rows": 3}, "--sampler-rows 3: would have no effect"),
@@ -373,6 +378,60 @@ def test_out_that_cannot_be_written_is_named_before_anything_is_sampled(run, no_
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
 
 
+GSM8K = str(ROOT / "tests/data/gsm8k.jsonl")
+OF_DATA = {"tasks": tasks.DEFAULT, "problems": 0}
+
+
+def test_evaluation_of_files_has_a_line_for_each_and_every_gold(run, tmp_path, capsys):
+    humaneval = str(ROOT / "tests/data/humaneval.jsonl")
+    results = run(eval=True, data=(GSM8K, humaneval), out=str(tmp_path / "eval.json"), **OF_DATA)
+    rows = jsonl(tmp_path / "eval.jsonl")
+    assert results.keys() == {"gsm8k.jsonl", "humaneval.jsonl", "mean", "settings"}
+    assert results["humaneval.jsonl"]["cons@2"] is None
+    assert all(row["gold"] for row in rows if row["task"] == "gsm8k.jsonl")
+    assert results["settings"]["data"] == [GSM8K, humaneval]
+    assert [line.split("|")[1].strip() for line in capsys.readouterr().out.split("\n")[-5:-2]] == ["---", *list(results)[:2]]
+
+
+def test_instruction_follows_each_question(run, tmp_path):
+    run(eval=True, data=(GSM8K,), instruction=" Box it.", out=str(tmp_path / "eval.json"), **OF_DATA)
+    assert all(row["prompt"].endswith(" Box it.\n") for row in jsonl(tmp_path / "eval.jsonl"))
+
+
+@pytest.mark.parametrize("mode, file", [({"eval": True}, "eval.json"), ({"reject": True}, "rows.jsonl")])
+def test_job_that_was_killed_goes_on_to_the_same_rows(run, tmp_path, monkeypatch, mode, file):
+    """Of completions that are all right."""
+    (tmp_path / "sums.jsonl").write_text("".join(f'{{"prompt": "{n}+{n}?", "answer": {2 * n}}}\n' for n in range(4)))
+    monkeypatch.setattr(rewards, "correct", lambda problem, text: True)
+    monkeypatch.setattr(rejection, "unclear", lambda *_: False)
+    monkeypatch.setattr(rejection, "verdict", lambda *_: "kept")
+    mode = {**mode, "data": (str(tmp_path / "sums.jsonl"),), "sampler_rows": 2, **OF_DATA}
+    run(**mode, out=str(tmp_path / "whole" / file))
+    calls, real = [], evaluate.sample
+
+    def killed(*args, **keywords):
+        calls.append(keywords["first"])
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*args, **keywords)
+
+    monkeypatch.setattr(evaluate, "sample", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(**mode, out=str(tmp_path / "cut" / file))
+    assert [path.name for path in (tmp_path / "cut").iterdir()] == [f"{file}.partial"]
+    calls[:] = [None] * 9
+    run(**mode, out=str(tmp_path / "cut" / file))
+    assert calls[9] == 2  # two were sampled and kept before the kill
+    rows = [path.with_suffix(".jsonl").read_bytes() for path in (tmp_path / "whole" / file, tmp_path / "cut" / file)]
+    assert rows[0] == rows[1] and not (tmp_path / "cut" / f"{file}.partial").exists()
+
+
+def test_presets_are_r1s_protocol_on_the_file_that_they_name():
+    cfg = config.parse(script_sample.Config, ["--preset", "aime24"], script_sample.PRESETS, moot=script_sample.moot)
+    assert cfg == script_sample.Config(eval=True, data=("aime24.jsonl",), samples=64, temperature=0.6, top_p=0.95,
+                                       max_new_tokens=32_768, instruction=evaluate.BOXED)
+
+
 # -- rejection sampling ------------------------------------------------------------------------------------------------
 
 
@@ -389,7 +448,8 @@ def test_out_that_cannot_be_written_is_named_before_anything_is_sampled(run, no_
     ("<think>2+3=5 no\n\n\n3*4=12 no\n</think><answer>2+3*4</answer>", True, 50, "kept"),  # empty lines may repeat
 ])
 def test_why_a_completion_is_not_kept(text, finished, thinking_tokens, why):
-    assert script_sample.verdict(PROBLEM, Rollout((1,), (2,), (0.0,), text, finished), thinking_tokens, 50) == why
+    [scores] = score.score(PROBLEM, [Rollout((1,), (2,), (0.0,), text, finished)], rejection.REWARDS)
+    assert rejection.verdict(PROBLEM, text, finished, scores, thinking_tokens, 50) == why
 
 
 @pytest.fixture
@@ -412,7 +472,7 @@ def rejected(run, tmp_path, monkeypatch):
         return groups
 
     monkeypatch.setattr(tasks, "problem", recording)
-    monkeypatch.setattr(script_sample, "sample", demonstrate)
+    monkeypatch.setattr(evaluate, "sample", demonstrate)
     summary = run(reject=True, out=str(tmp_path / "rows.jsonl"), problems=20, samples=6, keep=2, plain_rows=7,
                   max_thinking=10_000)
     return summary, jsonl(tmp_path / "rows.jsonl"), drawn
@@ -443,6 +503,19 @@ def test_no_row_of_rejection_is_held_out(rejected):
     _, rows, drawn = rejected
     assert len(drawn) == 27 and not any(tasks.held_out(problem) for problem in drawn.values())
     assert {row["prompt"] for row in rows} == drawn.keys()
+
+
+def test_rows_of_a_files_problems_are_messages_with_where_they_come_from(tokens):
+    problem = Problem("gsm8k.jsonl", "7", "", "1+1?<think>\n", {"answer": "2"}, ({"role": "user", "content": "1+1?"},))
+    texts = ["1+1=2\n</think>\n\\boxed{2}", "1+1=2\n</think>\n\\boxed{3}", "1+1=2\n\\boxed{2}", "</think></think>\\boxed{2}"]
+    rollouts = [Rollout((1,), (2,), (0.0,), text, True) for text in texts]
+    found = rejection.judged(tokens, problem, rollouts, score.score(problem, rollouts, rejection.REWARDS), keep=2,
+                             max_thinking=99, seed=5, model="m")
+    assert found == {"verdicts": {"kept": 1, "wrong": 2, "format": 1}, "rows": [{
+        "prompt": [{"role": "user", "content": "1+1?"}],
+        "completion": [{"role": "assistant", "content": "<think>\n" + texts[0]}],
+        "task": "gsm8k.jsonl", "problem": "7", "model": "m", "seed": 5, "sample": 0,
+        "rewards": {"accuracy": 1.0, "format": 0.0}}]}
 
 
 def test_nothing_kept_is_an_error_that_says_why(run, tmp_path):

@@ -333,3 +333,10 @@ def test_groups_are_scored_while_others_are_sampled(model, tokens):
 def test_no_branch_per_reward_in_the_loop():
     loop = (ROOT / "train_grpo.py").read_text(encoding="utf-8")
     assert not [name for name in rewards.REWARDS if f'== "{name}"' in loop]
+
+
+def test_column_called_as_a_setting_of_a_reward_is_not_passed_to_it():
+    problem = Problem("x.jsonl", "0", "", "p", {"answer": "2", "max_len": 3, "ngram_size": "x"})
+    rollouts = [Rollout((1,), (2,), (0.0,), r"\boxed{2}", True)]
+    [found] = score.begin(problem, rollouts, {name: rewards.REWARDS[name] for name in ("cosine", "repetition_penalty")})()
+    assert found["cosine"] > 0.99

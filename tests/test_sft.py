@@ -1,13 +1,16 @@
+import copy
 import json
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import interrupt_at_call, jsonl
 
 import train_sft
-from r1mini import checkpoint, config, optim
+from r1mini import checkpoint, config, optim, template
 from r1mini.batch import collate, token_logprobs
 from r1mini.rollout import Sampling, sample
+from r1mini.tokenizer import END
 
 ROW = {"prompt": "Make 17 from 3, 5, 9.\n", "completion": "<think>3+5=8 ?17 no\n</think><answer>(3+5)+9</answer>"}
 
@@ -27,14 +30,14 @@ def run(tmp_path, folder):
 
 
 def test_completion_ends_with_the_end_token_which_is_a_target(tokens):
-    [(prompt, completion)] = train_sft.encode([ROW], tokens, train_sft.Config(), 1024)
+    [(prompt, completion)] = train_sft.encode([ROW], tokens, template.plain(END), train_sft.Config(), 1024)
     assert completion == [*tokens.encode(ROW["completion"]), tokens.end_id]
     batch = collate([(prompt, completion)])
     assert batch.tokens_BT[batch.target_BT].tolist() == completion
 
 
 def test_pretraining_learns_the_prompt_too(tokens):
-    [row] = train_sft.encode([ROW], tokens, train_sft.Config(train_on_prompt=True), 1024)
+    [row] = train_sft.encode([ROW], tokens, template.plain(END), train_sft.Config(train_on_prompt=True), 1024)
     everything = tokens.encode(ROW["prompt"]) + tokens.encode(ROW["completion"]) + [tokens.end_id]
     batch = collate([row])
     assert batch.tokens_BT[batch.target_BT].tolist() == everything[1:]  # nothing precedes the first token
@@ -49,7 +52,7 @@ def test_model_learns_a_row_and_to_stop_after_it(run, tmp_path):
 
 def test_loss_is_the_mean_over_target_tokens(run, tmp_path, model, tokens):
     run("out")
-    logp_BT, _ = token_logprobs(model, collate(train_sft.encode([ROW], tokens, train_sft.Config(), 1024)))
+    logp_BT, _ = token_logprobs(model, collate(train_sft.encode([ROW], tokens, template.plain(END), train_sft.Config(), 1024)))
     first = jsonl(tmp_path / "out/metrics.jsonl")[0]
     assert first["loss"] == pytest.approx(-logp_BT[logp_BT != 0].mean().item(), rel=1e-5)
     assert first["num_tokens"] == (logp_BT != 0).sum() == len(tokens.encode(ROW["completion"])) + 1
@@ -152,3 +155,116 @@ def test_half_precision_trains_single_precision_weights(run, tmp_path, model):
     change = (trained.model.norm.weight - model.model.norm.weight).abs()
     assert 0 < change.max() < 1e-4  # bfloat16 has no such steps at 1
     assert json.loads(Path(tmp_path / "out/config.json").read_text())["torch_dtype"] == "float32"
+
+
+# -- rows of a file: what is learned, how it is batched -------------------------------------------------------------------
+
+
+def learned(row, tokens, **changes):
+    """(the whole text of a row, the texts of it that are learned)"""
+    [made] = train_sft.encode([row], tokens, template.plain(END), train_sft.Config(**changes), 1024)
+    show = lambda ids: tokens.backend.decode(ids, skip_special_tokens=False)
+    batch = collate([made])
+    assert batch.tokens_BT[0].tolist() == sum(map(list, made), [])
+    assert batch.tokens_BT[batch.target_BT].tolist() == sum((list(ids) for ids in made[1::2]), [])[not made[0]:]
+    return show(batch.tokens_BT[0].tolist()), [show(ids) for ids in made[1::2]]
+
+
+USER, BOT = ({"role": role, "content": text} for role, text in (("user", "1+1?"), ("assistant", "2")))
+
+
+@pytest.mark.parametrize("row, whole, parts", [
+    ({"prompt": "a\n", "completion": "b"}, f"a\nb{END}", [f"b{END}"]),
+    ({"text": "a b"}, f"a b{END}", [f"a b{END}"]),
+    ({"messages": [USER, BOT, USER, BOT]}, f"1+1?\n2{END}1+1?\n2{END}", [f"2{END}"] * 2),
+    ({"messages": [USER, BOT, USER]}, f"1+1?\n2{END}1+1?\n", [f"2{END}"]),
+    ({"prompt": [USER, BOT, USER], "completion": [BOT]}, f"1+1?\n2{END}1+1?\n2{END}", [f"2{END}"]),  # the last one alone
+])
+def test_assistants_turns_are_learned_with_their_end(tokens, row, whole, parts):
+    assert learned(row, tokens) == (whole, parts)
+    assert learned(row, tokens, train_on_prompt=True) == (whole, [whole])
+
+
+def test_prompt_of_a_conversation_is_what_rl_samples_from(tokens):
+    form = template.plain(END)
+    [made] = train_sft.encode([{"messages": [USER, BOT]}], tokens, form, train_sft.Config(), 1024)
+    assert made[0] == tokens.encode(form.prompt([USER]))
+
+
+def test_another_template_is_an_argument(tokens):
+    chat = template.Template("chat", "{% for m in messages %}[{{ m.role }}]{{ m.content }}" + END + "\n{% endfor %}"
+                             "{% if add_generation_prompt %}[assistant]{% endif %}", {})
+    [made] = train_sft.encode([{"messages": [USER, BOT]}], tokens, chat, train_sft.Config(), 1024)
+    assert [tokens.backend.decode(ids, skip_special_tokens=False) for ids in made] == [
+        f"[user]1+1?{END}\n[assistant]", f"2{END}", "\n"]
+
+
+def test_conversations_are_learned_from_a_file(run, tmp_path):
+    sample = Path(__file__).parent / "data/sharegpt.jsonl"
+    run("out", data=str(sample), epochs=3)
+    assert [row["num_tokens"] > 0 for row in jsonl(tmp_path / "out/metrics.jsonl")] == [True]
+
+
+def test_order_is_another_one_in_each_epoch_and_the_same_in_each_run(tokens):
+    rows = [([1], [2] * n) for n in range(1, 40)]
+    for pack in (False, True):
+        cfg = train_sft.Config(data="x.jsonl", epochs=3, batch_tokens=40, pack=pack)
+        first, second = ([group for group, _ in train_sft.batches(cfg, tokens, rows, 128)] for _ in range(2))
+        assert first == second
+        flat = [len(row[1]) for group in first for row in group]
+        epochs = [flat[39 * n : 39 * (n + 1)] for n in range(3)]
+        assert all(sorted(epoch) == list(range(1, 40)) for epoch in epochs) and epochs[0] != epochs[1] != epochs[2]
+        assert all(sum(len(p) + len(c) for p, c in group) <= 40 or len(group) == 1 for group in first)
+
+
+def test_packed_rows_do_not_see_each_other(model):
+    rows = [([5, 6], [7, 8, 9]), ([], [11, 12]), ([5, 6, 7], [8], [9, 10], [11]), ([3], [4])]
+    model = copy.deepcopy(model).requires_grad_(True)
+    results = []
+    for batches in ([collate(rows, pack=True)], [collate([row]) for row in rows]):
+        model.zero_grad()
+        found = [token_logprobs(model, batch)[0][batch.target_BT] for batch in batches]
+        torch.cat(found).sum().backward()
+        results.append((torch.cat(found).detach(), [p.grad.clone() for p in model.parameters()]))
+    assert batches and collate(rows, pack=True).documents == (5, 2, 7, 2)
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-5, atol=1e-6)
+    for mine, theirs in zip(results[0][1], results[1][1]):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_packing_trains(run, tmp_path):
+    rows = Path(__file__).parent / "data/sharegpt.jsonl"
+    run("packed", data=str(rows), pack=True, epochs=4)
+    run("padded", data=str(rows), epochs=4)
+    packed, padded = (jsonl(tmp_path / f"{name}/metrics.jsonl")[0] for name in ("packed", "padded"))
+    assert packed["num_tokens"] == padded["num_tokens"] and packed["loss"] == pytest.approx(padded["loss"], rel=1e-5)
+
+
+def test_rows_over_the_context_are_named_or_counted(run, tmp_path, capsys):
+    path = tmp_path / "long.jsonl"
+    rows = (ROW, {"prompt": "a", "completion": "<think>" * 200}, {"prompt": ""}, ROW)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match="long.jsonl:3: no text in column 'prompt', but ''"):
+        run("out", data=str(path))
+    run("out", data=str(path), skip_bad=True)
+    out = capsys.readouterr().out
+    assert f"2 rows; 2 left out by --skip-bad ({path}:3: no text" in out and f"{path}:4: {path}:1 again" in out
+    assert f"{path}: 1 rows; 1 left out by --skip-bad ({path}:2: a row of 202 tokens does not fit the model's" in out
+
+
+def test_rows_that_are_not_taken_are_told(run, tmp_path, capsys):
+    path = tmp_path / "two.jsonl"
+    path.write_text("".join(json.dumps({**ROW, "prompt": text}) + "\n" for text in "ab"))
+    run("out", data=str(path), rows=1)
+    assert "the first 1 of them are taken (--rows)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("changes, names", [
+    ({"data": "cold-start", "skip_bad": True}, "--skip-bad True: would have no effect .--data cold-start is no file"),
+    ({"data": "corpus", "decontaminate": ("x",)}, "--decontaminate .*: would have no effect"),
+    ({"decontaminate": ("absent.jsonl",)}, "--decontaminate absent.jsonl: no such file"),
+    ({"pack": True, "compile": True}, "--pack --compile"),
+])
+def test_data_flags_that_cannot_be_met_are_named(run, changes, names):
+    with pytest.raises(ValueError, match=names):
+        run("out", **changes)

@@ -34,7 +34,7 @@ def test_grpo_is_pure_tensor_functions():
     assert packages(imports(ROOT / "r1mini/grpo.py")) == {"torch"}
 
 
-@pytest.mark.parametrize("module", ["rewards", "score", "filters", "answers", "sandbox", "tasks", "data", "problems", "config"])
+@pytest.mark.parametrize("module", ["rewards", "score", "filters", "answers", "sandbox", "tasks", "data", "problems", "formats", "config"])
 def test_what_makes_and_judges_text_needs_no_torch(module):
     code = f"import sys, r1mini.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

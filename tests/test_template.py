@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from r1mini import checkpoint, template
+from r1mini import checkpoint, records, template
 from r1mini.template import Template, load
 
 QWEN25 = """\
@@ -254,7 +254,7 @@ def test_turn_without_an_end_is_refused_by_the_templates_name():
 
 @pytest.mark.parametrize("name, opened", [("r1-distill", "<think>\n"), ("qwen3", ""), ("llama3.1", "")])
 def test_prompt_that_opens_thinking(name, opened):
-    assert published(name).opens_thinking == opened
+    assert records.opened(published(name).render(talk("x"))) == opened
 
 
 # -- folders -----------------------------------------------------------------------------------------------------------
@@ -288,7 +288,8 @@ def test_named_templates_and_a_file_of_its_own(model_folder):
 
 
 def test_embedded_models_have_none(model_folder):
-    assert load("base") == load("base", "plain") == load(model_folder(), "auto")
+    assert load("base") == load(model_folder(), "auto")
+    assert load("base").source == load("base", "plain").source
     with pytest.raises(ValueError, match="--template chat: .*base has none"):
         load("base", "chat")
 
@@ -303,6 +304,27 @@ def test_embedded_models_have_none(model_folder):
 def test_bad_template_of_a_folder_is_named(model_folder, files, kind, names):
     with pytest.raises(ValueError, match=names):
         load(model_folder(**files), kind)
+
+
+@pytest.mark.parametrize("kind, config, kept", [("auto", {}, False), ("plain", {}, True), ("r1-zero", {}, True),
+                                                ("chat", {"chat_template": MISTRAL}, False)])
+def test_model_that_is_trained_with_another_template_is_saved_with_it(model_folder, tmp_path, kind, config, kept):
+    folder = model_folder(config={"eos_token": "<|endoftext|>", **config})
+    form = load(folder, kind)
+    tokens = form.fit(checkpoint.load_tokenizer("base"))
+    assert ("chat_template.jinja" in tokens.files) == kept
+    if kept:
+        (folder / "chat_template.jinja").write_bytes(tokens.files["chat_template.jinja"])
+        assert load(folder).render(talk("a", "A", "b")) == form.render(talk("a", "A", "b"))
+
+
+def test_prompt_goes_on_with_what_the_assistant_began():
+    form = Template("qwen", QWEN25, SPECIAL)
+    begun = form.prompt(talk("a", " Let me see.\n<think>"))
+    assert begun.endswith("<|im_start|>assistant\nLet me see.\n<think>") or begun.endswith(" Let me see.\n<think>")
+    assert form.prompt(talk("a")) == form.render(talk("a"))
+    with pytest.raises(ValueError, match="chat template x: leaves out what the assistant is to go on with, 'A'"):
+        Template("x", "{{ messages[0].content }}", {}).prompt(talk("a", "A"))
 
 
 def test_plain_is_the_text_as_it_is():
@@ -395,3 +417,16 @@ def test_render_off_the_main_thread(monkeypatch):
 
 def test_special_tokens_that_a_message_says_are_let_through_as_by_transformers():
     assert published("mistral").render(talk("a [/INST]A</s>[INST] b")) == published("mistral").render(talk("a", "A", "b"))
+
+
+def test_template_that_a_model_was_trained_with_ends_turns_in_the_next_training(model_folder):
+    folder = model_folder()
+    (folder / "chat_template.jinja").write_bytes(load("base", "r1-zero").files["chat_template.jinja"])
+    assert load(folder).end == "<|endoftext|>"  # with no tokenizer_config.json to name it
+    assert load(folder).pieces(talk("a", "A"))[-1] == (" A<|endoftext|>", True) or load(folder).pieces(talk("a", "A"))[-1][1]
+
+
+def test_end_that_is_no_token_is_refused(model_folder):
+    form = load(model_folder(jinja="{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"))
+    with pytest.raises(ValueError, match=r"chat_template.jinja: ends a turn with '<\|im_end\|>', which is no token of the tokenizer"):
+        form.fit(checkpoint.load_tokenizer("base"))

@@ -150,3 +150,15 @@ def test_time_is_linear_and_memory_bounded_however_long_the_completion(tokens):
         decoded.clear()
         assert "".join(streamed(Counting(), ids)) == tokens.decode(ids)
         assert max(decoded) < 40 and sum(decoded) < 40 * len(ids)
+
+
+def test_documents_begin_as_the_post_processor_says_once(tokens):
+    from tokenizers import processors
+
+    backend = Backend.from_str(tokens.backend.to_str())
+    backend.post_processor = processors.TemplateProcessing(single="<think> $A", special_tokens=[
+        ("<think>", backend.token_to_id("<think>"))])
+    begun = Tokenizer(backend)
+    assert begun.begin_ids == [backend.token_to_id("<think>")] and tokens.begin_ids == []
+    assert begun.begun(begun.encode("a")) == begun.begun(begun.begun(begun.encode("a"))) == [*begun.begin_ids, *begun.encode("a")]
+    assert begun.begun(begun.encode("<think>a")) == begun.encode("<think>a")  # a template wrote it

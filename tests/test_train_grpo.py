@@ -506,8 +506,8 @@ def test_problems_are_a_function_of_seed_and_step_and_take_the_tasks_in_turn():
 
 
 def test_problems_of_a_file_reach_their_rewards(run, tmp_path):
-    rows = [{"prompt": f"What is {n} and {n}?", "answer": str(2 * n), "level": n} for n in range(4)]
-    rows[3] = {"prompt": "Print 7.", "tests": [{"stdin": "", "stdout": "7"}], "level": 3}
+    rows = [{"prompt": f"What is {n} and {n}?\n", "answer": str(2 * n), "level": n} for n in range(4)]
+    rows[3] = {"prompt": "Print 7.\n", "tests": [{"stdin": "", "stdout": "7"}], "level": 3}
     (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "mine.py").write_text("def level(completions, level, **columns):\n    return level\n")
     run("out", data=str(tmp_path / "sums.jsonl"), tasks=tasks.REASONING, problems=4, steps=2,
@@ -523,9 +523,27 @@ def test_problems_of_a_file_reach_their_rewards(run, tmp_path):
 
 def test_prompt_of_a_file_that_leaves_no_room_is_refused_before_the_run(run, tmp_path):
     (tmp_path / "long.jsonl").write_text(json.dumps({"prompt": "3 " * 5000, "answer": "3"}) + "\n")
-    with pytest.raises(ValueError, match="--data .*long.jsonl: a prompt of .* tokens does not fit the model's context of"):
+    with pytest.raises(ValueError, match="long.jsonl:1: a prompt of .* tokens does not fit the model's context of"):
         run("out", data=str(tmp_path / "long.jsonl"), tasks=tasks.REASONING)
     assert not (tmp_path / "out").exists()
+
+
+def test_data_flags_reach_the_reading_of_the_file(run, tmp_path, capsys):
+    rows = [{"ask": f"What is {n} and {n}?", "gold": 2 * n} for n in range(3)]
+    rows += [{"ask": "", "gold": 1}, {"ask": "3 " * 5000, "gold": 1}]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "eval.jsonl").write_text(json.dumps({"prompt": "What is 2 and 2?"}) + "\n")
+    run("out", data=str(tmp_path / "sums.jsonl"), tasks=tasks.REASONING, prompt_key="ask", answer_key="gold", skip_bad=True,
+        decontaminate=(str(tmp_path / "eval.jsonl"),), steps=1)
+    assert {r["prompt"] for r in jsonl(tmp_path / "out/rollouts.jsonl")} == {"What is 0 and 0?\n", "What is 1 and 1?\n"}
+    out = capsys.readouterr().out
+    assert "columns ask, gold, 2 rows; 1 left out for ten words" in out and "2 left out by --skip-bad" in out
+    assert "sums.jsonl:4: no text in column 'ask', but ''" in out and "sums.jsonl:5: a prompt of " in out
+
+
+def test_data_flags_without_data_are_refused(run):
+    with pytest.raises(ValueError, match="--skip-bad True: would have no effect .there is no --data"):
+        run("out", skip_bad=True)
 
 
 def test_half_precision_samples_and_learns_in_it_over_single_precision_weights(run, tmp_path):

@@ -1,0 +1,71 @@
+"""The finished parts of a long sampling job, on disk: an interrupted job, started again, goes on behind the last of them.
+
+A file of JSON lines beside the job's `--out`: its settings, then each part with its number. The job deletes it when its result
+is written. Only one process at a time has it. Not on Windows.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+class Journal:
+    """`parts`, what is done, of `count` parts; `add(part)`, once another one is. Without a path, nothing is kept.
+
+    ValueError for the journal of a job with other settings, of one that runs, and for a damaged one; a last line that was cut
+    is dropped.
+    """
+
+    def __init__(self, path: Path | None, settings: Mapping[str, Any], count: int):
+        self.path, self.parts, self.file = path, [], None
+        if path is None:
+            return
+        self.file = open(path, "a+b")  # noqa: SIM115 (it stays open until `close`)
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(f"{path}: another process works on it") from None
+        self.file.seek(0)
+        lines = self.file.read().split(b"\n")
+        self.file.truncate(sum(len(line) + 1 for line in lines[:-1]))
+        if lines[:-1]:
+            self.read(lines[:-1], json.loads(json.dumps(settings)), count)
+        else:
+            self.write(settings)
+
+    def read(self, lines: list[bytes], settings: Mapping[str, Any], count: int) -> None:
+        try:
+            before, *numbered = map(json.loads, lines)
+            self.parts = [part for _, part in numbered]
+            whole = isinstance(before, dict) and [n for n, _ in numbered] == list(range(len(numbered))) and len(numbered) <= count
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{self.path}: damaged ({error}); delete it to begin again") from None
+        if not whole:
+            raise ValueError(f"{self.path}: damaged; delete it to begin again")
+        for name in sorted(settings.keys() | before.keys()):
+            if before.get(name) != settings.get(name):
+                raise ValueError(f"{self.path}: left by a job whose {name} was {before.get(name)!r}, now {settings.get(name)!r}; "
+                                 "finish that one, or delete it")
+        if self.parts:
+            print(f"{self.path}: going on behind {len(self.parts)} of {count} parts", flush=True)
+
+    def write(self, value: Any) -> None:
+        self.file.write(json.dumps(value).encode() + b"\n")
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+    def add(self, part: Any) -> None:
+        if self.file:
+            self.write([len(self.parts), part])
+        self.parts.append(part)
+
+    def close(self) -> None:
+        """The job is done."""
+        if self.file:
+            self.path.unlink(missing_ok=True)
+            self.file.close()
