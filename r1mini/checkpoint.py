@@ -90,10 +90,10 @@ def load(folder: str | Path, device: str | torch.device = "cpu",
         raise ValueError(f"{folder}: no such model folder (embedded models: {', '.join(EMBEDDED)})")
     config = read_config(folder / "config.json")
     tokenizer = load_tokenizer(folder)
-    largest = max([*tokenizer.backend.get_vocab().values(), *tokenizer.stop_ids])
-    if largest >= config.vocab_size:
-        raise ValueError(f"{folder / 'tokenizer.json'}: token id {largest}, but the model has embeddings for "
-                         f"{config.vocab_size}")
+    for name, ids in {"tokenizer.json": tokenizer.backend.get_vocab().values(), "config.json": end_ids(folder / "config.json"),
+                      "generation_config.json": end_ids(folder / "generation_config.json")}.items():
+        if (largest := max(ids, default=0)) >= config.vocab_size:
+            raise ValueError(f"{folder / name}: token id {largest}, but the model has embeddings for {config.vocab_size}")
     with torch.device("meta"):  # shapes alone
         model = Transformer(config)
     load_weights(folder, model, device, dtype)

@@ -332,7 +332,7 @@ def truncated(name, share):
     (lambda f: change(f / "config.json", num_hidden_layers=3), "model.safetensors", "model.layers.2.*is missing"),
     (lambda f: change(f / "config.json", vocab_size=399), "tokenizer.json", "token id 399, but .* embeddings for 399"),
     (lambda f: change(f / "generation_config.json", eos_token_id=-1), "generation_config.json", "eos_token_id"),
-    (lambda f: change(f / "generation_config.json", eos_token_id=400), "tokenizer.json", "token id 400"),
+    (lambda f: change(f / "generation_config.json", eos_token_id=400), "generation_config.json", "token id 400"),
     (lambda f: (f / "tokenizer_config.json").write_text('{"eos_token": "<no>"}'), "tokenizer_config.json", "'<no>' is not in"),
     (lambda f: (f / "model.safetensors").write_bytes((2**62).to_bytes(8, "little") + b"{}"), "model.safetensors", "damaged"),
     (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "model.safetensors", "pytorch_model.bin is not read"),
