@@ -47,7 +47,7 @@ class Config:
     answer_key: str = option("", "column of its answers")
     instruction: str = option("", "text that is added to each of its prompts")
     template: str = option("auto", "how messages become the model's text: chat (the template in the model folder), r1-zero, "
-                                   "plain; auto: chat if there is one, else plain")
+                                   "plain; auto: chat if there is one, else plain, and prompts of --data that are text stay as they are")
     skip_bad: bool = option(False, "leave out and count what is wrong in the data, instead of stopping at its line")
     reference: str = option("", "--eval: model to measure the KL from")
     out: str = option("", "file for the figures (--eval, JSON) or the rows (--reject, --prompts; JSONL)")
@@ -165,7 +165,7 @@ def answer_file(cfg: Config, model, tokens, form: template.Template, system: lis
         rows.append((row, asked[-1]["content"]))
     kept = {**asdict(how), "seed": cfg.seed, "model": cfg.model, "weights": fingerprint(cfg.model), "bf16": cfg.bf16,
             "prompts_sha256": hashlib.sha256(json.dumps([rows, prompts]).encode()).hexdigest()}
-    journal = Journal(Path(f"{cfg.out}.partial") if cfg.out else None, kept, len(rows))
+    journal = begin(cfg, kept, len(rows))
     done = len(journal.parts)
 
     def ready(number: int, rollouts: list[Rollout]) -> None:
@@ -240,6 +240,11 @@ def fingerprint(model: str) -> list:
             and file.name != "run.json"]
 
 
+def begin(cfg: Config, kept: Mapping[str, object], count: int) -> Journal:
+    """The journal of a job of `count` parts, beside its --out."""
+    return Journal(Path(f"{cfg.out}.partial") if cfg.out else None, kept, count)
+
+
 def evaluation(cfg: Config, model, tokens: Tokenizer, sets: Mapping[str, Sequence[Problem]], how: Sampling) -> dict:
     started = time.perf_counter()
     reference = None
@@ -250,7 +255,7 @@ def evaluation(cfg: Config, model, tokens: Tokenizer, sets: Mapping[str, Sequenc
     out, kept = Path(cfg.out), settings(cfg, how, sets)
     if cfg.reference:
         kept |= {"reference": cfg.reference, "reference_weights": fingerprint(cfg.reference)}
-    journal = Journal(Path(f"{out}.partial") if cfg.out else None, kept, sum(map(len, sets.values())))
+    journal = begin(cfg, kept, sum(kept["sets"].values()))
     results, rows = evaluate.evaluate(model, tokens, sets, cfg.samples, how, cfg.seed, reference=reference, journal=journal,
                                       max_rows=cfg.sampler_rows, progress=cfg.progress)
     results["settings"] = {**kept, "seconds": round(time.perf_counter() - started, 1)}
@@ -264,8 +269,8 @@ def evaluation(cfg: Config, model, tokens: Tokenizer, sets: Mapping[str, Sequenc
 
 def rejected(cfg: Config, model, tokens: Tokenizer, sets: Mapping[str, Sequence[Problem]], how: Sampling) -> dict:
     out = Path(cfg.out)
-    journal = Journal(Path(f"{out}.partial"), {
-        **settings(cfg, how, sets), "keep": cfg.keep, "max_thinking": cfg.max_thinking}, sum(map(len, sets.values())))
+    kept = {**settings(cfg, how, sets), "keep": cfg.keep, "max_thinking": cfg.max_thinking}
+    journal = begin(cfg, kept, sum(kept["sets"].values()))
     rows, verdicts = rejection.reject(model, tokens, sets, cfg.samples, how, cfg.seed, journal, keep=cfg.keep, name=cfg.model,
                                       max_thinking=cfg.max_thinking, max_rows=cfg.sampler_rows, progress=cfg.progress)
     if not cfg.data:

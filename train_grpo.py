@@ -37,12 +37,12 @@ class Config:
     out: str = option("runs/grpo", "folder for the trained model, metrics and rollouts")
     model: str = option("base", "model folder or embedded model to start from")
     tasks: tuple[str, ...] = option(tasks.REASONING, "tasks, taken in turn; a name given twice is taken twice as often")
-    data: str = option("", "file of problems instead: JSONL, JSON, either with .gz, or Parquet, of a known layout")
+    data: str = option("", "file of problems instead: JSONL, JSON, either with .gz, CSV or Parquet, of a known layout")
     prompt_key: str = option("", "column of the data's prompts, where it is none of a known layout")
     answer_key: str = option("", "column of its answers")
     instruction: str = option("", "text that is added to each of its prompts")
     template: str = option("auto", "how its prompts become the model's text: chat (the template in the model folder), r1-zero, "
-                                   "plain; auto: chat if there is one, else plain")
+                                   "plain; auto: chat if there is one, else plain, and prompts that are text stay as they are")
     skip_bad: bool = option(False, "leave out and count what is wrong in the data, instead of stopping at its line")
     decontaminate: tuple[str, ...] = option((), "evaluation files; data sharing ten words in a row with them is left out")
     # DEVIATES: R1 adds its rewards unweighted; here format counts half, being met most of the time, and language twice.
@@ -387,7 +387,8 @@ def moot(cfg: Config) -> dict[str, str]:
         "soft_up": (cfg.objective == "sapo", f"--objective {cfg.objective} has no gate"),
         "soft_down": (cfg.objective == "sapo", f"--objective {cfg.objective} has no gate"),
         "tasks": (not cfg.data, "the problems are those of --data"),
-        **dict.fromkeys(("prompt_key", "answer_key", "instruction", "template", "skip_bad", "decontaminate"), (cfg.data, "there is no --data")),
+        **dict.fromkeys(("prompt_key", "answer_key", "instruction", "template", "skip_bad", "decontaminate"),
+                        (cfg.data, "there is no --data")),
         "kl": (cfg.beta, "--beta 0 computes no KL"),
         "reference_every": (cfg.beta, "--beta 0 has no reference"),
         "reference_mix": (cfg.beta and 0 < cfg.reference_every < cfg.steps, "the reference is never renewed"),

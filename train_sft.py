@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 
 import torch
@@ -22,7 +22,7 @@ from r1mini import checkpoint, optim, tasks, template, tokenizer
 from r1mini.batch import collate, packed, shuffled, token_logprobs
 from r1mini.config import autocast, option, refuse_moot, require, run
 from r1mini.config import device as pick_device
-from r1mini.data import Bad, corpus_row, evaluation, fingerprint, learnable, sft_rows
+from r1mini.data import Bad, cold_start, corpus_row, evaluation_ngrams, fingerprint, learnable
 from r1mini.formats import Row, conversation
 from r1mini.model import ModelConfig, Transformer
 
@@ -33,11 +33,11 @@ CORPUS_WINDOW = 16_384  # rows of the endless corpus that are made, sorted and b
 class Config:
     out: str = option("runs/sft", "folder for the trained model")
     model: str = option("base", "model folder or embedded model to start from; `new` starts from random weights")
-    data: str = option("cold-start", "file of rows (JSONL, JSON, with .gz, Parquet), or `cold-start`, or `corpus`")
+    data: str = option("cold-start", "file of rows (JSONL, JSON, either with .gz, CSV, Parquet), or `cold-start`, or `corpus`")
     prompt_key: str = option("", "column of the data's prompts, where it is none of a known layout")
     answer_key: str = option("", "column of what is to be learned")
     template: str = option("auto", "how messages become the model's text: chat (the template in the model folder), r1-zero, "
-                                   "plain; auto: chat if there is one, else plain. Rows that are text are taken as they are")
+                                   "plain; auto: chat if there is one, else plain, and rows that are text stay as they are")
     skip_bad: bool = option(False, "leave out and count what is wrong in the data, instead of stopping at its line")
     decontaminate: tuple[str, ...] = option((), "evaluation files; data sharing ten words in a row with them is left out")
     tasks: tuple[str, ...] = option(tasks.REASONING, "embedded tasks that cold-start rows are made of")
@@ -201,7 +201,8 @@ def batches(cfg: Config, tokens: tokenizer.Tokenizer, rows: list | None, context
     for number, (epoch, start) in enumerate(parts):
         if cfg.data == "corpus":
             indices = range(start, min(start + CORPUS_WINDOW, cfg.rows))
-            rows = encode([corpus_row(cfg.seed, index) for index in indices], tokens, template.plain(tokenizer.END), cfg, context)
+            made = [corpus_row(cfg.seed, index) for index in indices]
+            rows = encode(made, tokens, template.plain(tokenizer.END), cfg, context)
         arrange = packed if cfg.pack else shuffled
         order = arrange([sum(map(len, row)) for row in rows], cfg.batch_tokens, f"{cfg.seed} {epoch} {start}")
         for index, group in enumerate(order):
@@ -211,9 +212,9 @@ def batches(cfg: Config, tokens: tokenizer.Tokenizer, rows: list | None, context
 def load(cfg: Config, tokens: tokenizer.Tokenizer, form: template.Template, context: int) -> list[tuple]:
     """The encoded rows of a file, or of the cold start; ValueError for a row over the context, or that is bad otherwise."""
     if cfg.data == "cold-start":
-        return encode(sft_rows(cfg.data, cfg.tasks, cfg.rows, cfg.seed), tokens, form, cfg, context)
+        return encode(cold_start(cfg.tasks, cfg.rows, cfg.seed), tokens, form, cfg, context)
     path, bad = Path(cfg.data), Bad(cfg.skip_bad)
-    rows = learnable(path, cfg.prompt_key, cfg.answer_key, bad, evaluation(cfg.decontaminate))
+    rows = learnable(path, cfg.prompt_key, cfg.answer_key, bad, evaluation_ngrams(cfg.decontaminate))
     if 0 < cfg.rows < len(rows):
         print(f"{path}: the first {cfg.rows} of them are taken (--rows)", flush=True)
         rows = dict(islice(rows.items(), cfg.rows))
@@ -231,25 +232,25 @@ def encode(rows: Sequence[Row], tokens: tokenizer.Tokenizer, form: template.Temp
     """The ids of each row's stretches, given and learned by turns: (prompt, completion with the end token) where a row is text.
     One over the context goes to `bad`."""
     stretches = []
-    for number, row in enumerate(rows):
+    for row, place in zip(rows, places or repeat(f"--data {cfg.data}")):
         try:
-            stretches.append((number, stretch(row, form)))
+            stretches.append((row, place, stretch(row, form)))
         except ValueError as error:  # the template refuses it
-            bad(f"{places[number] if places else f'--data {cfg.data}'}: {error}")
-    ids = iter(tokens.encode_batch([text for _, texts in stretches for text in texts]))
+            bad(f"{place}: {error}")
+    ids = iter(tokens.encode_batch([text for *_, texts in stretches for text in texts]))
     found = []
-    for number, texts in stretches:
-        row, made = rows[number], [next(ids) for _ in texts]
+    for row, place, texts in stretches:
+        made = [next(ids) for _ in texts]
         if "text" in row or isinstance(row.get("prompt"), str) and not form.wraps:
             made[-1] = [*made[-1], tokens.end_id]
-        whole = sum(made, [])
-        if tokens.begun(whole) is not whole:
+        bare = sum(made, [])
+        whole = tokens.begun(bare)
+        if whole is not bare:
             made[0] = [*tokens.begin_ids, *made[0]]
-        if (length := sum(map(len, made))) > context:
-            bad(f"{places[number] if places else f'--data {cfg.data}'}: a row of {length} tokens does not fit the model's "
-                f"context of {context}")
+        if len(whole) > context:
+            bad(f"{place}: a row of {len(whole)} tokens does not fit the model's context of {context}")
         else:
-            found.append(([], sum(made, [])) if cfg.train_on_prompt else tuple(made))
+            found.append(([], whole) if cfg.train_on_prompt else tuple(made))
     return found
 
 

@@ -100,8 +100,6 @@ def fail(name: str, error: Exception) -> int:
     return 2
 
 
-
-
 def device(name: str, threads: int):
     """The torch device of `--device auto|cpu|cuda[:n]`, with the number of CPU threads set."""
     import torch

@@ -26,10 +26,9 @@ from r1mini.tasks.corpus import completion
 from r1mini.tasks.corpus import document as corpus_row
 from r1mini.tasks.trace import Style
 
-__all__ = ["corpus_row", "cold_start_row", "entries", "sft_rows"]
-
 Made = TypeVar("Made")
 BOM = b"\xef\xbb\xbf"
+MALFORMED = (ValueError, LookupError, TypeError, AttributeError)  # a reader's: a column is missing, or of another type
 HEAD = 100  # rows by which the layout of a file is told
 
 # People who wrote the cold start were in a hurry: they stop early, slip, mix languages, forget tags. [R1 §2.3.1]
@@ -74,12 +73,13 @@ def entries(path: Path, bad: Bad = Bad()) -> Iterator[tuple[str, object]]:
     try:
         kinds = [suffix.lower() for suffix in path.suffixes]
         with (gzip.open if kinds[-1:] == [".gz"] else open)(path, "rb") as file:
-            rows = parquet(path) if kinds[-1:] == [".parquet"] else table(path, bad) if kinds[-1:] == [".csv"] else None
+            rows = (enumerate(parquet(path), 1) if kinds[-1:] == [".parquet"] else
+                    table(path, bad) if kinds[-1:] == [".csv"] else None)
             if ".json" in kinds and file.read(1000).removeprefix(BOM).lstrip()[:1] == b"[":
                 file.seek(0)
-                rows = parse(path, 1, file.read().removeprefix(BOM))
+                rows = enumerate(parse(path, 1, file.read().removeprefix(BOM)), 1)
             if rows is not None:
-                yield from ((f"{path}: row {number}", row) for number, row in enumerate(rows, 1))
+                yield from ((f"{path}: row {number}", row) for number, row in rows)
                 return
             file.seek(0)
             for number, line in enumerate(file, 1):
@@ -111,8 +111,8 @@ def parse(path: Path, number: int, text: bytes) -> Any:
         raise ValueError(f"{path}:{number}: not valid JSON ({error})") from None
 
 
-def table(path: Path, bad: Bad) -> Iterator[dict]:
-    """The rows of a CSV file whose first line names the columns. A byte that is not UTF-8 is half a character, which `text`
+def table(path: Path, bad: Bad) -> Iterator[tuple[int, dict]]:
+    """The numbered rows of a CSV file whose first line names the columns. A byte that is not UTF-8 is half a character, which `text`
     finds."""
     csv.field_size_limit(2**31 - 1)
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
@@ -121,7 +121,7 @@ def table(path: Path, bad: Bad) -> Iterator[dict]:
                 if None in row or None in row.values():
                     bad(f"{path}: row {number}: not as many cells as the first line has")
                 else:
-                    yield row
+                    yield number, row
         except csv.Error as error:
             raise ValueError(f"{path}: not CSV ({error})") from None
 
@@ -155,7 +155,7 @@ def read(path: Path, prompt_key: str = "", answer_key: str = "", bad: Bad = Bad(
             raise ValueError(f"{where}: {error}") from None
         try:
             fields = form.read(row)
-        except (ValueError, LookupError, TypeError, AttributeError) as error:  # a column is missing, or of another type
+        except MALFORMED as error:
             bad(f"{where}: {error}" if isinstance(error, ValueError) else f"{where}: not a row of {form.name} ({error!r:.80})")
             continue
         yield where, row, form, fields
@@ -195,7 +195,7 @@ def shares(fields: Row, against: Set[str]) -> bool:
         ngram.count(" ") == 9 for ngram in spoken(fields, "assistant") & against)
 
 
-def evaluation(files: Sequence[str]) -> set[str]:
+def evaluation_ngrams(files: Sequence[str]) -> set[str]:
     """The n-grams of what evaluation files ask. Of rows in no known layout, the question is enough."""
     found: set[str] = set()
     for file in files:
@@ -204,7 +204,7 @@ def evaluation(files: Sequence[str]) -> set[str]:
         for where, row in entries(Path(file)):
             try:
                 fields = detect([row]).read(row)
-            except (ValueError, LookupError, TypeError, AttributeError):
+            except MALFORMED:
                 asked = next((row[name] for name in PROMPTS if isinstance(row.get(name), str)), None) if isinstance(
                     row, dict) else None
                 if asked is None:
@@ -261,9 +261,6 @@ def learnable(path: Path, prompt_key: str = "", answer_key: str = "", bad: Bad =
     return rows
 
 
-def sft_rows(source: str, names: tuple[str, ...], count: int, seed: int) -> list[Row]:
-    """The rows of `cold-start`, or of a file as `learnable` has them."""
-    if source != "cold-start":
-        rows = list(learnable(Path(source)).values())
-        return rows[:count] if count else rows
+def cold_start(names: tuple[str, ...], count: int, seed: int) -> list[Row]:
+    """The rows of `cold-start`, of one task after another."""
     return [cold_start_row(names[index % len(names)], seed, index) for index in range(count)]

@@ -11,7 +11,6 @@ from statistics import stdev
 from typing import Any
 
 from r1mini import rewards
-from r1mini.evaluate import entropy
 from r1mini.records import Group, Problem
 
 # R1's words of reflection (Nature, Supplementary), and what stands for them in Chinese. A bare 错 is a verdict, as "no".
@@ -31,11 +30,18 @@ def reflection(thinking: str, language: str) -> float:
     return hits / len(found) if found else 0.0
 
 
+def entropy(rollouts: Sequence[Rollout]) -> float:
+    """Nats per token of the distribution that the rollouts were drawn from: the mean of -log p over the drawn tokens."""
+    return -sum(sum(r.logprobs) for r in rollouts) / sum(len(r.logprobs) for r in rollouts)
+
+
 def sampling_metrics(groups: Sequence[Group]) -> dict[str, Any]:
     """What the completions of a step say, before anything is learned from them: of every group that was drawn, also of
     those that others have replaced."""
     pairs = [(group, r, s, total) for group in groups for r, s, total in zip(group.rollouts, group.scores, group.rewards)]
     lengths = [len(r.completion_ids) for _, r, _, _ in pairs]
+    texts = [group.problem.split(r)[1] for group, r, _, _ in pairs]
+    answers = [rewards.answer_of(group.problem, text) for (group, *_), text in zip(pairs, texts)]
     row = {
         "reward": mean([total for *_, total in pairs]),
         "reward_std": mean([deviation(group.rewards) for group in groups]),
@@ -45,12 +51,11 @@ def sampling_metrics(groups: Sequence[Group]) -> dict[str, Any]:
         "completions/min_length": min(lengths),
         "completions/max_length": max(lengths),
         "completions/clipped_ratio": mean([not r.finished for _, r, _, _ in pairs]),
-        "completions/unparsed_ratio": mean([r.finished and rewards.answer_of(group.problem, group.problem.split(r)[1]) is None
-                                            for group, r, _, _ in pairs]),
-        "completions/wrong_ratio": mean([rewards.answer_of(group.problem, group.problem.split(r)[1]) is not None and s["accuracy"] == 0
-                                         for group, r, s, _ in pairs]),
-        "completions/reflection": mean([reflection(rewards.thinking(group.problem.split(r)[1]), group.problem.language)
-                                        for group, r, _, _ in pairs]),
+        "completions/unparsed_ratio": mean([r.finished and answer is None for (_, r, _, _), answer in zip(pairs, answers)]),
+        "completions/wrong_ratio": mean([answer is not None and s["accuracy"] == 0
+                                         for (_, _, s, _), answer in zip(pairs, answers)]),
+        "completions/reflection": mean([reflection(rewards.thinking(text), group.problem.language)
+                                        for (group, *_), text in zip(pairs, texts)]),
         "entropy": entropy([r for _, r, _, _ in pairs]),
     }
     for name in groups[0].scores[0]:

@@ -75,11 +75,6 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
     return fmean(values), stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
 
 
-def entropy(rollouts: Sequence[Rollout]) -> float:
-    """Nats per token of the distribution that the rollouts were drawn from: the mean of -log p over the drawn tokens."""
-    return -sum(sum(r.logprobs) for r in rollouts) / sum(len(r.logprobs) for r in rollouts)
-
-
 def reference_logprobs(reference: Transformer, rollouts: Sequence[Rollout], temperature: float) -> list[float]:
     """The log-probability of each completion under another model, in nats."""
     found = [0.0] * len(rollouts)

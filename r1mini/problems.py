@@ -14,7 +14,7 @@ from pathlib import Path
 from random import Random
 
 from r1mini import code_data, rewards, tasks
-from r1mini.data import Bad, entries, evaluation, read, select
+from r1mini.data import Bad, entries, evaluation_ngrams, read, select
 from r1mini.formats import Format, Row, chat, conversation, detect
 from r1mini.records import Problem
 from r1mini.template import Template, plain
@@ -44,7 +44,7 @@ def read_problems(file: str, template: Template = plain(END), check: Callable[[P
     head = next((row for _, row in entries(path, Bad(True)) if isinstance(row, dict)), {})
     if code_data.FORMATS.keys() & head.keys() and not (prompt_key or answer_key):
         rows = code_rows(path, detect([head]), bad)
-    return list(select(path, rows, make, bad, evaluation(decontaminate)).values())
+    return list(select(path, rows, make, bad, evaluation_ngrams(decontaminate)).values())
 
 
 def code_rows(path: Path, form: Format, bad: Bad) -> Iterator[tuple[str, Row, Format, dict]]:

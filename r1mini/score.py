@@ -20,6 +20,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -169,10 +170,11 @@ def culprit(reward: Reward, given: Mapping[str, list]) -> int | None:
     return None
 
 
-def withheld(reward: Reward, given: Mapping[str, list]) -> dict[str, list]:
-    """The columns without those that happen to be called as a setting of the reward is."""
-    settings = {name for name, parameter in inspect.signature(reward).parameters.items() if parameter.kind is parameter.KEYWORD_ONLY}
-    return {name: cells for name, cells in given.items() if name not in settings - COLUMNS}
+@lru_cache(maxsize=None)
+def settings(reward: Reward) -> frozenset[str]:
+    """The names of what can be set of one of the package's rewards: columns that happen to be called so are not for it."""
+    found = inspect.signature(reward).parameters.values()
+    return frozenset(parameter.name for parameter in found if parameter.kind is parameter.KEYWORD_ONLY) - COLUMNS
 
 
 @contextmanager
@@ -190,14 +192,15 @@ def begin(problem: Problem, rollouts: Sequence[Rollout], functions: Mapping[str,
     """Starts the package's rewards in the pool, and returns a function that waits for them, runs the others, and returns
     all rewards of each completion, by name and unweighted. `shared` are further columns, one value for the problem."""
     given, ours = columns(problem, rollouts, shared), list(rewards.REWARDS.values())
-    own = {name: withheld(reward, given) if reward in ours else given for name, reward in functions.items()}
     asked = problem.columns.get("prompt")  # a file's rewards get messages where the row had messages, as in TRL
     theirs = {**given, "prompts": [asked] * len(rollouts)} if isinstance(asked, list) else given
-    started = {name: pool.submit(call, name, reward, own[name]) for name, reward in functions.items()
+    each = {name: {column: cells for column, cells in given.items() if column not in settings(reward)} if reward in ours
+            else theirs for name, reward in functions.items()}
+    started = {name: pool.submit(call, name, reward, each[name]) for name, reward in functions.items()
                if pool is not None and reward in ours}
 
     def finish() -> Scores:
-        found = {name: started[name].result() if name in started else call(name, reward, own[name] if reward in ours else theirs)
+        found = {name: started[name].result() if name in started else call(name, reward, each[name])
                  for name, reward in functions.items()}
         return [dict(zip(found, values)) for values in zip(*found.values())]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from r1mini import rewards, sandbox_child, score
-from r1mini.data import Bad, entries, evaluation, learnable, ngrams
+from r1mini.data import Bad, entries, evaluation_ngrams, learnable, ngrams
 from r1mini.formats import FORMATS, conversation, detect
 from r1mini.problems import read_problems
 from r1mini.records import Rollout
@@ -266,8 +266,8 @@ def test_replies_are_decontaminated_too_but_system_prompts_are_not(tmp_path):
     turns = [{"role": "system", "content": TEN}, {"role": "user", "content": "q"}, {"role": "assistant", "content": f"{TEN}"}]
     path = write(tmp_path, {"messages": turns}, {"messages": [*turns[:2], {"role": "assistant", "content": "r"}]})
     evaluated = write(tmp_path, {"prompt": TEN}, name="eval.jsonl")
-    assert list(learnable(path, against=evaluation([str(evaluated)]))) == [f"{path}:2"]
-    assert not evaluation([str(path)]) & ngrams(TEN)
+    assert list(learnable(path, against=evaluation_ngrams([str(evaluated)]))) == [f"{path}:2"]
+    assert not evaluation_ngrams([str(path)]) & ngrams(TEN)
 
 
 def test_countdown_is_decontaminated_by_its_numbers(tmp_path):
@@ -369,9 +369,10 @@ def test_byte_order_marks_and_white_space_are_no_data(tmp_path, content):
     assert [p.prompt for p in read_problems(str(tmp_path / "x.json"))] == ["1+1?"]
 
 
-def test_bad_csv_rows_can_be_skipped(tmp_path):
+def test_bad_csv_rows_can_be_skipped(tmp_path, capsys):
     (tmp_path / "x.csv").write_bytes(b"question,ground_truth\na,1\nb\n\xff,2\nc,3\n")
     assert len(read_problems(str(tmp_path / "x.csv"), skip_bad=True)) == 2
+    assert f"{tmp_path}/x.csv: row 3: column 'question': half a character" in capsys.readouterr().out
 
 
 def test_proofs_are_learned_but_not_asked(tmp_path):
@@ -400,10 +401,10 @@ def test_solution_is_learned_where_an_answer_is_compared(tmp_path):
 
 def test_short_reply_is_nobodys_question(tmp_path):
     evaluated = write(tmp_path, {"prompt": "Yes"}, {"other": 1, "question": "No layout?"}, name="eval.jsonl")
-    found = learnable(write(tmp_path, {"prompt": "Is it so?", "completion": "Yes"}), against=evaluation([str(evaluated)]))
+    found = learnable(write(tmp_path, {"prompt": "Is it so?", "completion": "Yes"}), against=evaluation_ngrams([str(evaluated)]))
     assert len(found) == 1
     with pytest.raises(ValueError, match="--decontaminate .*:1: no question in columns prompt"):
-        evaluation([str(write(tmp_path, {"q": 1}, name="e.jsonl"))])
+        evaluation_ngrams([str(write(tmp_path, {"q": 1}, name="e.jsonl"))])
 
 
 @with_sandbox

@@ -7,10 +7,12 @@ from random import Random
 
 import pytest
 
-from r1mini import data, score, tasks
+import train_sft
+from r1mini import data, score, tasks, template
 from r1mini.records import Problem, Rollout
 from r1mini.tasks import chemistry, corpus, countdown, elements
 from r1mini.tasks.trace import LANGUAGES, WORDS, Style, Try, write
+from r1mini.tokenizer import END
 
 TASKS = list(tasks.TASKS)
 COUNTDOWN = Problem("countdown", "", "en", "", {"numbers": [2, 3, 4], "target": 14})
@@ -295,12 +297,15 @@ def test_broken_cold_start_rows_lack_one_tag():
 # -- rows from a file --------------------------------------------------------------------------------------------------
 
 
-def test_rows_of_a_file_are_read_up_to_the_count(tmp_path):
+def test_rows_of_a_file_are_read_up_to_the_count(tmp_path, tokens):
     rows = [{"prompt": "p", "completion": f"{n}…"} for n in range(3)]
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n", encoding="utf-8")
-    assert data.sft_rows(str(path), (), 2, 0) == rows[:2]
-    assert data.sft_rows(str(path), (), 0, 0) == rows
+    assert list(data.learnable(path).values()) == rows
+    form, context = template.plain(END), 1024
+    for count, expected in ((2, rows[:2]), (0, rows)):
+        cfg = train_sft.Config(data=str(path), rows=count)
+        assert train_sft.load(cfg, tokens, form, context) == train_sft.encode(expected, tokens, form, cfg, context)
 
 
 @pytest.mark.parametrize("text, complaint", [
@@ -316,12 +321,12 @@ def test_bad_rows_name_file_and_line(tmp_path, text, complaint):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(text)
     with pytest.raises(ValueError, match=re.escape(f"{path}") + ".*" + re.escape(complaint)):
-        data.sft_rows(str(path), (), 0, 0)
+        data.learnable(path)
 
 
 def test_missing_rows_name_the_flag(tmp_path):
     with pytest.raises(ValueError, match="--data .*absent.jsonl: no such file"):
-        data.sft_rows(str(tmp_path / "absent.jsonl"), (), 0, 0)
+        data.learnable(tmp_path / "absent.jsonl")
 
 
 def test_nothing_hides_behind_blanks():
