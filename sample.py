@@ -95,7 +95,7 @@ def main(cfg: Config) -> dict:
 
 
 def check(cfg: Config) -> None:
-    tasks.require(cfg.tasks)
+    tasks.require(cfg.tasks, judged=(cfg.eval or cfg.reject) and not cfg.data)
     if cfg.eval and cfg.reject:
         raise ValueError("--eval and --reject: choose one")
     if cfg.reject and not cfg.out:

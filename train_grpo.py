@@ -21,14 +21,14 @@ from random import Random
 import torch
 from torch import Tensor
 
-from r1mini import checkpoint, diagnose, grpo, optim, rewards, score, tasks, template
-from r1mini.batch import by_length, collate, token_logprobs
+from r1mini import checkpoint, diagnose, distributed, grpo, memory, optim, rewards, score, tasks, template
+from r1mini.batch import by_prompt, collate, token_logprobs, token_logprobs_and_entropy
 from r1mini.config import autocast, option, refuse_moot, require, run
 from r1mini.config import device as pick_device
 from r1mini.data import fingerprint
-from r1mini.model import Transformer
+from r1mini.model import ModelConfig, Transformer
 from r1mini.problems import pick, read_problems
-from r1mini.records import Batch, Group, Problem, Rollout
+from r1mini.records import Group, Problem, Rollout
 from r1mini.rollout import Sampling, encode, sample
 
 
@@ -52,6 +52,8 @@ class Config:
     problems: int = option(32, "problems per sampling step (N); R1: 512, 32 to an update")
     completions: int = option(8, "completions per problem (G); R1: 16")
     minibatches: int = option(8, "optimizer steps per sampling step; R1: 16")
+    minibatch_of: str = option("completions", "what minibatches are drawn from: completions (R1), or problems, whose prompts are "
+                                              "then computed once for all their completions")
     max_new_tokens: int = option(400, "length limit of a completion")
     temperature: float = option(1.0, "of sampling and of learning alike; R1: 1, and 0.7 for all scenarios")
     # The objective: each choice is a keyword of r1mini/grpo.py.
@@ -87,13 +89,14 @@ class Config:
     final_lr: float = option(0.1, "last learning rate as a share of the peak; R1: 1 (constant)")
     weight_decay: float = option(0.0, "decoupled weight decay")
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
-    learner_tokens: int = option(4096, "padded tokens per micro-batch; changes memory, never the gradient")
+    learner_tokens: int = option(4096, "tokens per micro-batch; changes memory, never the gradient")
     sampler_rows: int = option(256, "completions sampled side by side; changes memory, never a completion")
     seed: int = option(0, "seed of problems and sampling")
     device: str = option("auto", "auto, cpu or cuda[:n]")
     threads: int = option(1, "CPU threads (0: torch's choice)")
     progress: bool = option(True, "show progress bars")
     bf16: bool = option(False, "compute in bfloat16 over fp32 weights, sampler and learner alike")
+    gradient_checkpointing: bool = option(False, "compute each layer again in the backward pass: less memory, a third more time")
     compile: bool = option(False, "torch.compile the learner (CPU: needs a C++ compiler)")
     save_every: int = option(20, "steps between saved states; an interrupted run goes on from the last")
     show: int = option(1, "completions printed every 10 steps")
@@ -115,8 +118,7 @@ PRESETS = {
     "dr-grpo": {"loss_per": "constant", "scale": "none", "clip_high": 0.2},
     "gspo": {"loss_per": "sequence", "ratio": "sequence", "clip_low": 3e-4, "clip_high": 4e-4},  # GSPO §5.1
     "cispo": {"loss_per": "token", "objective": "cispo", "clip_high": 4.0},  # ScaleRL: ratios up to 5
-    # A model of 0.5 billion parameters in 24 GB: 8 GB of weights, gradients and Adam; the logits of 1024 tokens over a
-    # vocabulary of 152,000 are 0.6 GB in fp32, and there are four such tensors.
+    # A model of 0.5 billion parameters in 24 GB: 8 GB of weights, gradients and Adam, 4 GB for the passes over 1024 tokens.
     "small-gpu": {"problems": 16, "completions": 8, "minibatches": 2, "max_new_tokens": 1024, "optimizer": "adamw",
                   "learning_rate": 1e-6, "final_lr": 1.0, "bf16": True, "learner_tokens": 1024, "sampler_rows": 128},
 }
@@ -144,29 +146,32 @@ def main(cfg: Config) -> dict:
         weighting["overlong"] = 1.0
         functions["overlong"] = partial(rewards.soft_overlong_punishment, soft_punish_cache=cfg.overlong_cache)
     device = pick_device(cfg.device, cfg.threads)
-    policy, tokens = checkpoint.load(cfg.model, device)
+    policy, tokens = checkpoint.load(cfg.model, device, fits=partial(fits, cfg, device))
     context = policy.config.max_position_embeddings
 
     form = template.load(cfg.model, cfg.template)
     tokens = form.fit(tokens)
-    fits = lambda problem: encode(policy, tokens, [problem.prompt])
-    data = read_problems(cfg.data, form, fits, prompt_key=cfg.prompt_key, answer_key=cfg.answer_key,
+    room = lambda problem: encode(policy, tokens, [problem.prompt])
+    data = read_problems(cfg.data, form, room, prompt_key=cfg.prompt_key, answer_key=cfg.answer_key,
                          instruction=cfg.instruction, skip_bad=cfg.skip_bad, decontaminate=cfg.decontaminate) if cfg.data else []
-    reference = copy.deepcopy(policy).requires_grad_(False) if cfg.beta else None
-    forward = torch.compile(token_logprobs, dynamic=True) if cfg.compile else token_logprobs
+    reference = distributed.shard(copy.deepcopy(policy).requires_grad_(False)) if cfg.beta else None
+    policy.gradient_checkpointing = cfg.gradient_checkpointing
+    if cfg.compile:
+        policy.compile_layers()
+    policy = distributed.shard(policy)
     steppers = optim.optimizers(policy, cfg.optimizer, cfg.learning_rate, cfg.weight_decay, cfg.rest_lr)
+    distributed.agree("what --data holds", settings.get("data_sha256"))
     checkpoint.start_run(out, settings)
     first, seconds = resume(out, policy, reference, steppers)
     started = time.perf_counter() - seconds
     rows = checkpoint.read_lines(out / "metrics.jsonl")
 
-    with open(out / "metrics.jsonl", "a", encoding="utf-8") as metrics_log, \
-         open(out / "rollouts.jsonl", "a", encoding="utf-8") as rollouts_log:
+    with distributed.log(out / "metrics.jsonl") as metrics_log, distributed.log(out / "rollouts.jsonl") as rollouts_log:
         for step in range(first, cfg.steps):
             clock = [time.perf_counter()]
             # 1. Sample a group of completions of each problem from the policy; 2. score them by rules.
             spent = sum(row["groups_drawn"] for row in rows) * cfg.completions
-            groups, drawn = collect(cfg, data, policy, tokens, functions, weighting, step, spent, device)
+            groups, drawn = collect(cfg, data, distributed.whole(policy), tokens, functions, weighting, step, spent, device)
             spent += len(drawn) * cfg.completions
             rewards_NG = torch.tensor([group.rewards for group in groups])
             flat = [r for group in groups for r in group.rollouts]
@@ -178,7 +183,7 @@ def main(cfg: Config) -> dict:
 
             # 3. Advantages: each completion against its group. [R1 Eq. 3]
             adv_NG = grpo.group_advantages(rewards_NG, baseline=cfg.baseline, scale=cfg.scale)
-            old = start(cfg, policy, forward, flat, device)
+            old = start(cfg, policy, flat, device)
 
             # 4. Renew the reference every so many steps (R1: 25, or 400 updates). [R1 §2.2.1]
             if reference is not None and cfg.reference_every and step and step % cfg.reference_every == 0:
@@ -188,11 +193,10 @@ def main(cfg: Config) -> dict:
             # 5. Update the policy, one minibatch of rollouts after another. [R1 Eq. 1]
             progress = max((step + 1) / cfg.steps, min(1.0, spent / cfg.sample_budget) if cfg.sample_budget else 0.0)
             rate = optim.learning_rate_at(progress, cfg.learning_rate, cfg.warmup, cfg.final_lr)
-            order = Random(f"{cfg.seed} {step}").sample(range(len(flat)), len(flat))
+            parts = split(cfg, len(groups), f"{cfg.seed} {step}")
             learned, before = [], diagnose.rounded(policy) if cfg.bf16 else None
-            for k in range(cfg.minibatches):
-                chosen = order[k :: cfg.minibatches]
-                learned.append(update(cfg, policy, reference, forward, steppers, rate, [flat[i] for i in chosen],
+            for chosen in parts:
+                learned.append(update(cfg, policy, reference, steppers, rate, [flat[i] for i in chosen],
                                       [old[i] for i in chosen], adv_NG.flatten()[chosen], device))
             clock.append(time.perf_counter())
 
@@ -214,14 +218,41 @@ def main(cfg: Config) -> dict:
                 break
             if cfg.save_every and (step + 1) % cfg.save_every == 0:
                 checkpoint.save_state(out, {
-                    "step": step + 1, "model": policy.state_dict(), "seconds": time.perf_counter() - started,
-                    "reference": reference.state_dict() if reference is not None else None,
-                    "optimizers": [stepper.state_dict() for stepper in steppers]})
+                    "step": step + 1, "seconds": time.perf_counter() - started,
+                    "model": distributed.whole(policy).state_dict(),
+                    "reference": distributed.whole(reference).state_dict() if reference is not None else None,
+                    "optimizers": [distributed.full(stepper.state_dict()) for stepper in steppers]})
 
-    checkpoint.save(out, policy, tokens)
+    checkpoint.save(out, distributed.whole(policy), tokens)
     summary = {"steps": len(rows), "seconds": round(time.perf_counter() - started, 1)}
     checkpoint.finish_run(out, **summary)
     return summary
+
+
+def fits(cfg: Config, device: torch.device, shape: ModelConfig) -> None:
+    """Refuses a run that would end for want of memory when all completions go to their limit."""
+    ranks = distributed.ranks()
+    longest = min(cfg.max_new_tokens, shape.max_position_embeddings)
+    parts = memory.training(shape, max(cfg.learner_tokens, longest), optimizer=cfg.optimizer, reference=bool(cfg.beta),
+                            gradient_checkpointing=cfg.gradient_checkpointing, ranks=ranks)
+    rows = min(cfg.sampler_rows, -(-cfg.problems // ranks) * cfg.completions)
+    sampler = memory.sampling(shape, rows, longest, 2 if device.type == "cuda" and cfg.bf16 else 4)
+    if sampler > parts["learner"]:  # they take turns
+        del parts["learner"]
+        parts["sampler"] = sampler
+    memory.require(parts, device, cfg)
+
+
+def split(cfg: Config, groups: int, seed: str) -> list[list[int]]:
+    """The numbers of a step's completions, in random minibatches of completions or of whole groups.
+
+    >>> split(Config(completions=2, minibatches=2, minibatch_of="problems"), 3, "seed")
+    [[0, 1, 2, 3], [4, 5]]
+    """
+    size = cfg.completions if cfg.minibatch_of == "problems" else 1
+    units = groups * cfg.completions // size
+    order = Random(seed).sample(range(units), units)
+    return [[unit * size + i for unit in order[k :: cfg.minibatches] for i in range(size)] for k in range(cfg.minibatches)]
 
 
 def collect(cfg: Config, data: Sequence[Problem], policy: Transformer, tokens, functions: Mapping[str, rewards.Reward],
@@ -235,17 +266,18 @@ def collect(cfg: Config, data: Sequence[Problem], policy: Transformer, tokens, f
     slots = list(range(cfg.problems))
     for attempt in range(cfg.resample + 1):
         fresh = problems_of_step(cfg, data, step, attempt)
-        problems = [fresh[n] for n in slots]
+        part = distributed.part(len(slots))
+        problems = [fresh[n] for n in slots[part]]
         scoring = []  # of the problems that are sampled already, beside the sampling of the others
         with score.pool() as pool, autocast(device, cfg.bf16):
             sampled = sample(policy, tokens, [p.prompt for p in problems], cfg.completions, how, seed=cfg.seed,
-                             step=step + attempt * 2**24, max_rows=cfg.sampler_rows,
+                             step=step + attempt * 2**24, first=part.start, max_rows=cfg.sampler_rows,
                              progress=f"step {step} sampling" if cfg.progress else None,
                              ready=lambda i, rollouts: scoring.append(judge(
                                  cfg, problems[i], rollouts, functions, pool, policy.config.max_position_embeddings)))
             scored = [finish() for finish in scoring]
-        for n, problem, rollouts, scores in zip(slots, problems, sampled, scored):
-            group = Group(problem, rollouts, scores, score.totals(problem, scores, weighting))
+        for n, (rollouts, scores) in zip(slots, distributed.gather(list(zip(sampled, scored)))):
+            group = Group(problem := fresh[n], rollouts, scores, score.totals(problem, scores, weighting))
             drawn.append(group)
             if attempt == 0 or not group.flat:
                 groups[n] = group
@@ -264,30 +296,31 @@ def judge(cfg: Config, problem: Problem, rollouts: Sequence[Rollout], functions:
     return score.begin(problem, rollouts, functions, pool, max_completion_len=longest)
 
 
-def start(cfg: Config, policy: Transformer, forward: Callable, rollouts: Sequence[Rollout], device: torch.device
-          ) -> list[tuple[Sequence[float], Sequence[float]]]:
+def start(cfg: Config, policy: Transformer, rollouts: Sequence[Rollout], device: torch.device) -> list[tuple[Sequence[float], Sequence[float]]]:
     """(log-probabilities, entropies) of each rollout's tokens under the policy that the step's updates start from. The
     sampler's own serve, unless its gap to the learner is to be corrected or entropies are asked for."""
     if cfg.correction == "none" and cfg.top_entropy == 1:
         return [(r.logprobs, [0.0] * len(r.logprobs)) for r in rollouts]
-    found: list = [None] * len(rollouts)
-    for part in by_length([len(r.prompt_ids) + len(r.completion_ids) for r in rollouts], cfg.learner_tokens):
-        batch = collate([(rollouts[b].prompt_ids, rollouts[b].completion_ids) for b in part]).to(device)
+    found = {}
+    rows = [(r.prompt_ids, r.completion_ids) for r in rollouts]
+    for part, _ in distributed.share(by_prompt(rows, cfg.learner_tokens)):
+        batch = collate([rows[b] for b in part]).to(device)
         with torch.no_grad(), autocast(device, cfg.bf16):
-            logp_BT, entropy_BT = forward(policy, batch, cfg.temperature)
+            logp_BT, entropy_BT = distributed.through(token_logprobs_and_entropy, policy, batch, cfg.temperature)
         for b, logp_T, entropy_T, target_T in zip(part, logp_BT, entropy_BT, batch.target_BT):
             found[b] = (logp_T[target_T].tolist(), entropy_T[target_T].tolist())
-    return found
+    found = dict(distributed.gather(list(found.items())))
+    return [found[b] for b in range(len(rollouts))]
 
 
-def update(cfg: Config, policy: Transformer, reference: Transformer | None, forward: Callable,
+def update(cfg: Config, policy: Transformer, reference: Transformer | None,
            steppers: Sequence[torch.optim.Optimizer], rate: float, rollouts: Sequence[Rollout],
            old: Sequence[tuple[Sequence[float], Sequence[float]]], adv_B: Tensor, device: torch.device
            ) -> dict[str, float]:
     """One optimizer step on a minibatch, in micro-batches of at most `learner_tokens`. Weights are computed over the
     whole minibatch first, so the cut does not change the gradient. Rows that cannot contribute cost no pass."""
-    whole = collate([(r.prompt_ids, r.completion_ids) for r in rollouts])
-    target_BT, adv_B = whole.target_BT, adv_B.cpu()
+    rows = [(r.prompt_ids, r.completion_ids) for r in rollouts]
+    target_BT, adv_B = collate(rows).target_BT, adv_B.cpu()
     sampler_BT, old_BT, entropy_BT = (on_targets(rows, target_BT) for rows in (
         [r.logprobs for r in rollouts], [logps for logps, _ in old], [entropies for _, entropies in old]))
     kept_B = torch.tensor([r.finished or cfg.overlong == "keep" for r in rollouts])
@@ -298,8 +331,7 @@ def update(cfg: Config, policy: Transformer, reference: Transformer | None, forw
     sums: dict[str, float] = {"loss": 0.0, "gap": 0.0, "tokens": 0}
     if not live:
         return sums
-    length_B = [len(r.prompt_ids) + len(r.completion_ids) for r in rollouts]
-    parts = [[live[i] for i in part] for part in by_length([length_B[b] for b in live], cfg.learner_tokens)]
+    parts = [[live[i] for i in part] for part in by_prompt([rows[b] for b in live], cfg.learner_tokens)]
     part_B = torch.zeros(len(rollouts), dtype=torch.long)
     for number, part in enumerate(parts):
         part_B[part] = number
@@ -311,16 +343,18 @@ def update(cfg: Config, policy: Transformer, reference: Transformer | None, forw
     factor_BT = grpo.top_entropy(entropy_BT, mask_BT, cfg.top_entropy) * grpo.sampler_correction(
         old_BT, sampler_BT, mask_BT, cfg.correction, cap=cfg.correction_cap)
 
-    for part in parts:
-        T = max(length_B[b] for b in part)
-        batch = Batch(whole.tokens_BT[part, :T], target_BT[part, :T]).to(device)
-        cut = lambda x_BT: x_BT[part, :T].to(device)
+    for part, counted in distributed.share(parts):
+        batch = collate([rows[b] for b in part]).to(device)
+        cut = lambda x_BT: x_BT[part, : batch.tokens_BT.shape[1]].to(device)
         with autocast(device, cfg.bf16):
-            logp_BT, entropy_now_BT = forward(policy, batch, cfg.temperature, bool(cfg.entropy_bonus))
+            if cfg.entropy_bonus:
+                logp_BT, entropy_now_BT = distributed.through(token_logprobs_and_entropy, policy, batch, cfg.temperature)
+            else:
+                logp_BT = distributed.through(token_logprobs, policy, batch, cfg.temperature)
             ref_logp_BT = None
             if reference is not None:
                 with torch.no_grad():
-                    ref_logp_BT = token_logprobs(reference, batch, cfg.temperature)[0]
+                    ref_logp_BT = distributed.through(token_logprobs, reference, batch, cfg.temperature)
         on_policy_B1 = grpo.on_policy_rows(logp_BT, cut(sampler_BT), adv_B[part].to(device), cut(mask_BT),
                                            cfg.off_policy_limit or math.inf)
         loss, metrics = grpo.policy_loss(
@@ -328,12 +362,15 @@ def update(cfg: Config, policy: Transformer, reference: Transformer | None, forw
             clip_low=cfg.clip_low, clip_high=cfg.clip_high, delta=cfg.delta or math.inf, soft_up=cfg.soft_up,
             soft_down=cfg.soft_down, factor_BT=cut(factor_BT) * on_policy_B1, ref_logp_BT=ref_logp_BT, beta=cfg.beta,
             kl=cfg.kl)
-        loss = loss - (cut(bonus_BT) * entropy_now_BT).sum()
+        if cfg.entropy_bonus:
+            loss = loss - (cut(bonus_BT) * entropy_now_BT).sum()
+        loss = counted * loss
         loss.backward()
         metrics |= {"loss": loss.detach(), "tokens": batch.target_BT.sum()}
         for name, value in metrics.items():
-            sums[name] = sums.get(name, 0.0) + float(value)
+            sums[name] = sums.get(name, 0.0) + counted * float(value)
         sums["gap"] = max(sums["gap"], float((logp_BT - cut(sampler_BT)).detach().abs().max()))
+    sums = distributed.summed(sums, largest=["gap"])
     for name in metrics.keys() - {"loss", "tokens"}:
         sums[name] /= sums["tokens"]
     return {**sums, "grad_norm": optim.step(steppers, policy.parameters(), rate, cfg.max_grad_norm)}
@@ -353,7 +390,7 @@ def check(cfg: Config) -> None:
         raise ValueError(f"--clip-low {cfg.clip_low}: at most 1, which is no clip at all: a ratio is never below 0")
     require(cfg, steps=cfg.steps >= 1, sample_budget=cfg.sample_budget >= 0, problems=cfg.problems >= 1,
             completions=cfg.completions >= (1 if cfg.baseline == "none" else 2),
-            minibatches=1 <= cfg.minibatches <= cfg.problems * cfg.completions, temperature=cfg.temperature > 0,
+            minibatches=1 <= cfg.minibatches <= cfg.problems * (cfg.completions if cfg.minibatch_of == "completions" else 1), temperature=cfg.temperature > 0,
             clip_low=cfg.clip_low >= 0, clip_high=cfg.clip_high >= 0,
             delta=cfg.delta == 0 or cfg.delta > 1 + cfg.clip_high, soft_up=cfg.soft_up > 0, soft_down=cfg.soft_down > 0,
             beta=cfg.beta >= 0, reference_every=cfg.reference_every >= 0, reference_mix=0 < cfg.reference_mix <= 1,
@@ -365,7 +402,8 @@ def check(cfg: Config) -> None:
             weight_decay=cfg.weight_decay >= 0, max_grad_norm=cfg.max_grad_norm > 0,
             learner_tokens=cfg.learner_tokens >= 1, sampler_rows=cfg.sampler_rows >= 1, save_every=cfg.save_every >= 0)
     for flag, known in (("loss-per", grpo.WEIGHTS), ("objective", grpo.OBJECTIVES), ("ratio", grpo.RATIOS),
-                        ("kl", grpo.ESTIMATES), ("correction", grpo.CORRECTIONS), ("overlong", ("keep", "mask"))):
+                        ("kl", grpo.ESTIMATES), ("correction", grpo.CORRECTIONS), ("overlong", ("keep", "mask")),
+                        ("minibatch-of", ("completions", "problems"))):
         grpo.one_of(flag, getattr(cfg, flag.replace("-", "_")), known)
     grpo.group_advantages(torch.zeros(1, 2), baseline=cfg.baseline, scale=cfg.scale)  # refuses what does not go together
     tasks.require(cfg.tasks)
@@ -400,6 +438,7 @@ def moot(cfg: Config) -> dict[str, str]:
     if cfg.minibatches == 1:
         needs |= dict.fromkeys(("ratio", "delta", "clip_low", "clip_high", "soft_up", "soft_down"),
                                (False, "with --minibatches 1 every ratio is 1"))
+        needs["minibatch_of"] = (False, "--minibatches 1 takes all")
     return {name: why for name, (met, why) in needs.items() if not met}
 
 
@@ -408,12 +447,13 @@ def resume(out: Path, policy, reference, steppers) -> tuple[int, float]:
     state = checkpoint.load_state(out)
     first = state["step"] if state else 0
     if state:
-        policy.load_state_dict(state["model"])
+        distributed.restore(policy, state["model"])
         if reference is not None:
-            reference.load_state_dict(state["reference"])
+            distributed.restore(reference, state["reference"])
         for stepper, saved in zip(steppers, state["optimizers"]):
-            stepper.load_state_dict(saved)
+            distributed.restore(stepper, saved)
         print(f"{out}: going on from step {first}")
+    distributed.agree(f"the state in --out {out}", first)
     for name in ("metrics.jsonl", "rollouts.jsonl"):
         checkpoint.keep_lines(out / name, lambda row: row["step"] < first)
     return first, state["seconds"] if state else 0.0
@@ -445,4 +485,4 @@ def report(cfg: Config, rows: Sequence[Mapping[str, float]], groups: Sequence[Gr
 
 
 if __name__ == "__main__":
-    run(main, Config, PRESETS, __doc__, moot)
+    run(distributed.together(main), Config, PRESETS, __doc__, moot)

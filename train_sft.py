@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from r1mini import checkpoint, optim, tasks, template, tokenizer
+from r1mini import checkpoint, distributed, memory, optim, tasks, template, tokenizer
 from r1mini.batch import collate, packed, shuffled, token_logprobs
 from r1mini.config import autocast, option, refuse_moot, require, run
 from r1mini.config import device as pick_device
@@ -44,7 +44,7 @@ class Config:
     rows: int = option(1500, "rows to make of cold-start or corpus; at most so many of a file (0: all)")
     epochs: int = option(2, "passes over the rows")
     batch_tokens: int = option(1024, "padded tokens per optimizer step")
-    pack: bool = option(False, "fill a batch with rows one after another, none of which sees another, instead of padding")
+    pack: bool = option(False, "rows of any length share a batch, which is filled to the last token, instead of rows of like lengths")
     train_on_prompt: bool = option(False, "learn the prompt's tokens too, as pre-training does")
     optimizer: str = option("muon", "muon (matrices; AdamW for the rest) or adamw")
     learning_rate: float = option(2e-3, "peak learning rate")
@@ -57,6 +57,7 @@ class Config:
     threads: int = option(1, "CPU threads (0: torch's choice)")
     progress: bool = option(True, "show progress bars")
     bf16: bool = option(False, "compute in bfloat16 over fp32 weights")
+    gradient_checkpointing: bool = option(False, "compute each layer again in the backward pass: less memory, a third more time")
     compile: bool = option(False, "torch.compile the model (CPU: needs a C++ compiler)")
     save_every: int = option(500, "steps between saved states; an interrupted run goes on from the last")
     # The shape of a `new` model.
@@ -71,7 +72,7 @@ class Config:
 PRETRAINING = {"model": "new", "data": "corpus", "epochs": 1, "train_on_prompt": True, "warmup": 0.01, "final_lr": 0.02,
                "weight_decay": 0.01, "save_every": 2000}
 PRESETS = {
-    "base": {**PRETRAINING, "out": "runs/base", "rows": 560_000, "batch_tokens": 2048, "learning_rate": 8e-3,
+    "base": {**PRETRAINING, "out": "runs/base", "rows": 700_000, "batch_tokens": 2048, "learning_rate": 8e-3,
              "threads": 2},
     "student-base": {**PRETRAINING, "out": "runs/student-base", "rows": 40_000, "learning_rate": 6e-3,
                      "hidden_size": 64, "layers": 3, "heads": 2, "intermediate_size": 160},
@@ -99,48 +100,55 @@ def main(cfg: Config) -> dict:
         model.to(device)
         form = template.plain(tokenizer.END)
     else:
-        model, tokens = checkpoint.load(cfg.model, device)
+        model, tokens = checkpoint.load(cfg.model, device, fits=lambda shape: memory.require(memory.training(
+            shape, cfg.batch_tokens, optimizer=cfg.optimizer, gradient_checkpointing=cfg.gradient_checkpointing,
+            ranks=distributed.ranks()), device, cfg))
         form = template.load(cfg.model, cfg.template)
         tokens = form.fit(tokens)
-    forward = torch.compile(token_logprobs, dynamic=True) if cfg.compile else token_logprobs
+    model.gradient_checkpointing = cfg.gradient_checkpointing
+    if cfg.compile:
+        model.compile_layers()
+    model = distributed.shard(model)
     steppers = optim.optimizers(model, cfg.optimizer, cfg.learning_rate, cfg.weight_decay)
 
     context = model.config.max_position_embeddings
     rows = None
     if cfg.data != "corpus":
         rows = load(cfg, tokens, form, context)
+    distributed.agree("what --data holds", settings.get("data_sha256"))
     checkpoint.start_run(out, settings)
 
     first, seconds, seen, window, loss = 0, 0.0, 0, [], float("nan")
     if state := checkpoint.load_state(out):
         first, seconds, seen = state["step"], state["seconds"], state["tokens"]
         window, loss = [torch.tensor(x, device=device) for x in state["window"]], state["loss"]
-        model.load_state_dict(state["model"])
+        distributed.restore(model, state["model"])
         for stepper, saved in zip(steppers, state["optimizers"]):
-            stepper.load_state_dict(saved)
+            distributed.restore(stepper, saved)
         print(f"{out}: going on from step {first}")
+    distributed.agree(f"the state in --out {out}", first)
     checkpoint.keep_lines(out / "metrics.jsonl", lambda row: row["step"] < first)
 
     started = time.perf_counter() - seconds
-    with open(out / "metrics.jsonl", "a", encoding="utf-8") as log, tqdm(
+    with distributed.log(out / "metrics.jsonl") as log, tqdm(
         total=cfg.epochs, bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}", leave=False,
         disable=None if cfg.progress else True,
     ) as bar:
         for step, (chosen, progress) in enumerate(batches(cfg, tokens, rows, context)):
             if step < first:
                 continue
-            batch = collate(chosen, cfg.pack)
-            count = int(batch.target_BT.sum())
-            batch = batch.to(device)
+            count = int(collate(chosen).target_BT.sum())
+            rows_here, counted = distributed.rows(chosen)
+            batch = collate(rows_here).to(device)
             with autocast(device, cfg.bf16):
-                logp_BT, _ = forward(model, batch)
-            loss_here = -logp_BT.sum() / count
+                logp_BT = distributed.through(token_logprobs, model, batch)
+            loss_here = -counted * logp_BT.sum() / count
             loss_here.backward()
             rate = optim.learning_rate_at(progress, cfg.learning_rate, cfg.warmup, cfg.final_lr)
             norm = optim.step(steppers, model.parameters(), rate, cfg.max_grad_norm)
             if not math.isfinite(norm):
                 raise ValueError(f"{out}: the gradient of step {step} is not finite: lower --learning-rate; nothing is saved")
-            window.append(loss_here.detach())
+            window.append(distributed.total(loss_here.detach()))
             seen += count
             if step % 20 == 0:
                 loss = float(torch.stack(window).mean())
@@ -153,13 +161,13 @@ def main(cfg: Config) -> dict:
                 bar.update(progress * cfg.epochs - bar.n)
             if cfg.save_every and (step + 1) % cfg.save_every == 0:
                 checkpoint.save_state(out, {
-                    "step": step + 1, "model": model.state_dict(), "tokens": seen,
+                    "step": step + 1, "model": distributed.whole(model).state_dict(), "tokens": seen,
                     "window": [float(x) for x in window], "loss": loss,
-                    "optimizers": [stepper.state_dict() for stepper in steppers],
+                    "optimizers": [distributed.full(stepper.state_dict()) for stepper in steppers],
                     "seconds": time.perf_counter() - started})
     if window:
         loss = float(torch.stack(window).mean())
-    checkpoint.save(out, model, tokens)
+    checkpoint.save(out, distributed.whole(model), tokens)
     summary = {"steps": step + 1, "loss": loss, "tokens": seen, "seconds": round(time.perf_counter() - started, 1)}
     checkpoint.finish_run(out, **summary)
     print(f"{out}: {summary['steps']} steps, {seen} tokens, loss {loss:.4f}, {summary['seconds']:.0f} s")
@@ -173,10 +181,8 @@ def check(cfg: Config) -> None:
             save_every=cfg.save_every >= 0, heads=cfg.heads >= 1, layers=cfg.layers >= 1)
     require(cfg, kv_heads=cfg.kv_heads >= 1 and cfg.heads % cfg.kv_heads == 0,
             hidden_size=cfg.hidden_size >= 1 and cfg.hidden_size % (2 * cfg.heads) == 0)
-    tasks.require(cfg.tasks)
+    tasks.require(cfg.tasks, judged=False)
     refuse_moot(cfg, moot(cfg))
-    if cfg.pack and cfg.compile:
-        raise ValueError("--pack --compile: every step has documents of other lengths, and would be compiled again")
 
 
 def moot(cfg: Config) -> dict[str, str]:
@@ -275,4 +281,4 @@ def stretch(row: Row, form: template.Template) -> list[str]:
 
 
 if __name__ == "__main__":
-    run(main, Config, PRESETS, __doc__, moot)
+    run(distributed.together(main), Config, PRESETS, __doc__, moot)

@@ -2,62 +2,139 @@
 
 The only place that shifts tokens against logits: column t of every `_BT` tensor describes token t, so its
 log-probability comes from the logits at column t-1, and column 0 has none.
+
+No padding reaches the model, a prompt that rows share is computed once for all of them, and the logits of all tokens
+are never there at the same time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from random import Random
 
 import torch
 from torch import Tensor
 
+from r1mini.attention import Packed
 from r1mini.model import Transformer
 from r1mini.records import Batch
 
+LOGITS = 2**25  # at a time: 128 MiB in fp32, a few times over
 
-def collate(rows: Sequence[Sequence[Sequence[int]]], pack: bool = False) -> Batch:
-    """Right-padded rows, or all of them packed into one. A row is stretches of tokens, given and learned by turns, as
-    (prompt, completion); the learned are the targets.
 
-    >>> batch = collate([([5, 6], [7, 8, 9]), ([5], [7])])
+def collate(rows: Sequence[Sequence[Sequence[int]]]) -> Batch:
+    """A row is stretches of tokens, given and learned by turns, as (prompt, completion); the learned are the targets. Of
+    neighbours that begin with the same stretch, it is computed once.
+
+    >>> batch = collate([([5, 6], [7, 8, 9]), ([5, 6], [7])])
     >>> batch.tokens_BT.tolist()
-    [[5, 6, 7, 8, 9], [5, 7, 0, 0, 0]]
+    [[5, 6, 7, 8, 9], [5, 6, 7, 0, 0]]
     >>> batch.target_BT.int().tolist()
-    [[0, 0, 1, 1, 1], [0, 1, 0, 0, 0]]
+    [[0, 0, 1, 1, 1], [0, 0, 1, 0, 0]]
+    >>> batch.lengths, batch.after
+    ((2, 3, 1), (-1, 0, 0))
+    >>> batch.place_BT.tolist()
+    [[0, 1, 2, 3, 4], [0, 1, 5, 0, 0]]
     """
-    lengths = [sum(map(len, row)) for row in rows]
-    shape = (1, sum(lengths)) if pack else (len(rows), max(lengths))
-    tokens_BT, target_BT = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.bool)
-    start = 0  # of the row, in its line
+    length_B = [sum(map(len, row)) for row in rows]
+    T = max(length_B)
+    tokens_BT, place_BT = torch.zeros(len(rows), T, dtype=torch.long), torch.zeros(len(rows), T, dtype=torch.long)
+    target_BT = torch.zeros(len(rows), T, dtype=torch.bool)
+    lengths: list[int] = []
+    after: list[int] = []
+    source: list[Tensor] = []
     for b, row in enumerate(rows):
-        line = 0 if pack else b
-        end = start
+        column = 0
         for number, ids in enumerate(row):
-            tokens_BT[line, end : end + len(ids)] = torch.tensor(ids)
-            target_BT[line, end : end + len(ids)] = number % 2 == 1
-            end += len(ids)
-        target_BT[line, start] = False  # nothing precedes the first token
-        start = end if pack else 0
-    return Batch(tokens_BT, target_BT, tuple(lengths) if pack else ())
+            tokens_BT[b, column : column + len(ids)] = torch.tensor(ids, dtype=torch.long)
+            target_BT[b, column : column + len(ids)] = number % 2 == 1
+            column += len(ids)
+        target_BT[b, 0] = False  # nothing precedes the first token
+        shared = len(row[0])
+        follows = b > 0 and shared and row[0] == rows[b - 1][0]
+        leads = b + 1 < len(rows) and shared and row[0] == rows[b + 1][0]
+        cuts = [0, shared, length_B[b]] if follows or leads else [0, length_B[b]]
+        for begin, end in zip(cuts, cuts[1:]):
+            if follows and begin == 0:
+                place_BT[b, :shared] = place_BT[b - 1, :shared]
+            elif begin < end:
+                start = sum(lengths)
+                if begin == 0:
+                    first = len(lengths)
+                place_BT[b, begin:end] = torch.arange(start, start + end - begin)
+                source.append(torch.arange(b * T + begin, b * T + end))
+                lengths.append(end - begin)
+                after.append(first if begin else -1)
+    return Batch(tokens_BT, target_BT, torch.cat(source), place_BT, tuple(lengths), tuple(after))
 
 
-def token_logprobs(model: Transformer, batch: Batch, temperature: float = 1.0, entropy_gradient: bool = False
-                   ) -> tuple[Tensor, Tensor]:
-    """(logp_BT, entropy_BT) in nats, fp32, of the target tokens; zero elsewhere. The entropy has a gradient on request.
+def token_logprobs(model: Transformer, batch: Batch, temperature: float = 1.0) -> Tensor:
+    """[B, T] in nats, fp32, of the target tokens; zero elsewhere."""
+    logp_Q = ChosenLogprobs.apply(*predictions(model, batch), temperature, False)[0]
+    return torch.zeros(batch.tokens_BT.shape, device=logp_Q.device).masked_scatter(batch.target_BT, logp_Q)
 
-    Only the hidden states that predict a target reach the vocabulary.
+
+def token_logprobs_and_entropy(model: Transformer, batch: Batch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """(logp_BT, entropy_BT): beside the log-probabilities, the entropy of each target token's distribution."""
+    found = ChosenLogprobs.apply(*predictions(model, batch), temperature, True)
+    return tuple(torch.zeros(batch.tokens_BT.shape, device=x_Q.device).masked_scatter(batch.target_BT, x_Q) for x_Q in found)
+
+
+def predictions(model: Transformer, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """The hidden states [Q, D] that predict the targets, the head's weight, and the Q targets. No other reaches the vocabulary."""
+    tokens_M = batch.tokens_BT.flatten()[batch.source_M]
+    hidden_MD = model.hidden(tokens_M, batch.source_M % batch.tokens_BT.shape[1], Packed(batch.lengths, batch.after, device=tokens_M.device))
+    place_Q = batch.place_BT[:, :-1][batch.target_BT[:, 1:]]  # column t-1 predicts token t
+    return hidden_MD.index_select(0, place_Q), model.lm_head.weight, batch.tokens_BT[batch.target_BT]
+
+
+class ChosenLogprobs(torch.autograd.Function):
+    """Log-probability of one token, and on request the entropy of all, from each of Q hidden states: [Q], [Q].
+
+    Logits are made a part at a time, and again for the gradient: [Q, V] at once would be the largest tensor of a training by
+    far [Cut Cross-Entropy].
     """
-    hidden_BTD = model.hidden(batch.tokens_BT, documents=batch.documents)
-    predicts_BT = batch.target_BT[:, 1:]  # column t-1 predicts token t
-    logits_MV = model.lm_head(hidden_BTD[:, :-1][predicts_BT]).float() / temperature
-    logp_MV = logits_MV.log_softmax(-1)
-    chosen_M = logp_MV.gather(-1, batch.tokens_BT[:, 1:][predicts_BT][:, None])[:, 0]
-    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
-        entropy_M = -(logp_MV.exp() * logp_MV).sum(-1)
-    empty_BT = torch.zeros(batch.tokens_BT.shape, device=chosen_M.device)
-    return (empty_BT.masked_scatter(batch.target_BT, chosen_M),
-            empty_BT.masked_scatter(batch.target_BT, entropy_M))
+
+    @staticmethod
+    def forward(ctx, hidden_QD: Tensor, weight_VD: Tensor, chosen_Q: Tensor, temperature: float, with_entropy: bool
+                ) -> tuple[Tensor, Tensor | None]:
+        device = hidden_QD.device.type
+        hidden_QD = hidden_QD / temperature
+        if torch.is_autocast_enabled(device):
+            hidden_QD, weight_VD = (x.to(torch.get_autocast_dtype(device)) for x in (hidden_QD, weight_VD))
+        ctx.save_for_backward(hidden_QD, weight_VD, chosen_Q)
+        ctx.temperature, ctx.with_entropy = temperature, with_entropy
+        logp, entropy = [], []
+        for hidden_qD, chosen_q in parts(len(weight_VD), hidden_QD, chosen_Q):
+            logits_qV = (hidden_qD @ weight_VD.T).float()
+            total_q1 = logits_qV.logsumexp(-1, keepdim=True)
+            logp.append((logits_qV.gather(-1, chosen_q[:, None]) - total_q1)[:, 0])
+            if with_entropy:
+                entropy.append(total_q1[:, 0] - (logits_qV.softmax(-1) * logits_qV).sum(-1))
+        return torch.cat(logp), torch.cat(entropy) if with_entropy else None
+
+    @staticmethod
+    def backward(ctx, grad_logp_Q: Tensor, grad_entropy_Q: Tensor | None) -> tuple[Tensor | None, ...]:
+        hidden_QD, weight_VD, chosen_Q = ctx.saved_tensors
+        grad_hidden, grad_weight_VD = [], torch.zeros(weight_VD.shape, device=weight_VD.device)
+        for hidden_qD, chosen_q, grad_q, grad_entropy_q in parts(
+                len(weight_VD), hidden_QD, chosen_Q, grad_logp_Q, grad_entropy_Q if ctx.with_entropy else grad_logp_Q):
+            logits_qV = (hidden_qD @ weight_VD.T).float()
+            p_qV = logits_qV.softmax(-1)
+            if ctx.with_entropy:  # d entropy / d logits = -p (log p + entropy), and log p + entropy = logits - their mean
+                inner_qV = logits_qV - (p_qV * logits_qV).sum(-1, keepdim=True)
+                grad_qV = p_qV * inner_qV.mul_(grad_entropy_q[:, None]).add_(grad_q[:, None]).neg_()
+            else:
+                grad_qV = p_qV.mul_(-grad_q[:, None])  # d logp / d logits = onehot - p
+            grad_qV = grad_qV.scatter_add_(-1, chosen_q[:, None], grad_q[:, None]).to(hidden_qD.dtype)
+            grad_hidden.append(grad_qV @ weight_VD)
+            grad_weight_VD += grad_qV.T @ hidden_qD
+        return torch.cat(grad_hidden) / ctx.temperature, grad_weight_VD, None, None, None
+
+
+def parts(vocabulary: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The tensors, cut alike so that the logits of a part stay within LOGITS."""
+    return zip(*(x.split(max(1, LOGITS // vocabulary)) for x in tensors))
 
 
 def by_length(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
@@ -70,6 +147,30 @@ def by_length(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
     for index in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
         if not groups or (len(groups[-1]) + 1) * lengths[index] > token_budget:
             groups.append([])
+        groups[-1].append(index)
+    return groups
+
+
+def by_prompt(rows: Sequence[Sequence[Sequence[int]]], token_budget: int) -> list[list[int]]:
+    """Indices cut into micro-batches of at most `token_budget` tokens each (or one row), rows of one prompt side by side, a
+    prompt counted once.
+
+    >>> by_prompt([([1, 2], [3]), ([4], [5]), ([1, 2], [6]), ([1, 2], [7])], token_budget=4)
+    [[0, 2], [3], [1]]
+    """
+    order = {}
+    for prompt, *_ in rows:
+        order.setdefault(tuple(prompt), len(order))
+    groups: list[list[int]] = []
+    room, last = 0, None
+    for index in sorted(range(len(rows)), key=lambda i: order[tuple(rows[i][0])]):
+        prompt, *rest = rows[index]
+        own = sum(map(len, rest))
+        if not groups or own + (prompt != last) * len(prompt) > room:
+            groups.append([])
+            room, last = token_budget, None
+        room -= own + (prompt != last) * len(prompt)
+        last = prompt
         groups[-1].append(index)
     return groups
 

@@ -18,7 +18,8 @@ import torch
 from safetensors import SafetensorError
 from tokenizers import Tokenizer as Backend
 
-from r1mini.model import Transformer
+from r1mini.distributed import alike, on_first
+from r1mini.model import ModelConfig, Transformer
 from r1mini.tokenizer import Tokenizer
 from r1mini.weights import config_json, json_text, load_weights, read_config, read_file, read_json, shards
 
@@ -79,9 +80,10 @@ def write_json(path: Path, value: Any) -> None:
     replace_text(path, json_text(value))
 
 
-def load(folder: str | Path, device: str | torch.device = "cpu",
-         dtype: torch.dtype = torch.float32) -> tuple[Transformer, Tokenizer]:
-    """(model, tokenizer) of a Hugging Face folder, an embedded model ("base", "student-base") or a hub id.
+def load(folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32,
+         fits: Callable[[ModelConfig], None] = lambda config: None) -> tuple[Transformer, Tokenizer]:
+    """(model, tokenizer) of a Hugging Face folder, an embedded model ("base", "student-base") or a hub id. `fits` may refuse
+    the model by its shape, before a weight is read.
 
     Raises ValueError naming the file, and what is missing, extra or misshaped.
     """
@@ -89,6 +91,7 @@ def load(folder: str | Path, device: str | torch.device = "cpu",
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such model folder (embedded models: {', '.join(EMBEDDED)})")
     config = read_config(folder / "config.json")
+    fits(config)
     tokenizer = load_tokenizer(folder)
     for name, ids in {"tokenizer.json": tokenizer.backend.get_vocab().values(), "config.json": end_ids(folder / "config.json"),
                       "generation_config.json": end_ids(folder / "generation_config.json")}.items():
@@ -140,6 +143,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         raise ValueError(f"{folder}: {error}") from None
 
 
+@on_first
 def save(folder: str | Path, model: Transformer, tokenizer: Tokenizer, dtype: torch.dtype | None = None,
          shard_bytes: int = 5_000_000_000) -> None:
     """Write a model folder, with what the tokenizer and config.json came with; config.json comes last."""
@@ -157,6 +161,7 @@ def save(folder: str | Path, model: Transformer, tokenizer: Tokenizer, dtype: to
                             re.fullmatch(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?", path.name)])
 
 
+@on_first
 def save_state(folder: Path, state: Mapping[str, Any]) -> None:
     """Write the state of an unfinished run (nested dicts of tensors, numbers and strings) as one file, atomically."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -185,6 +190,7 @@ def prepare_folder(out: Path) -> None:
         raise ValueError(f"--out {out}: cannot be written ({error.strerror})") from None
 
 
+@alike
 def has_finished(out: Path, config: Mapping[str, Any]) -> bool:
     """Whether a run with this configuration has finished in `out`. Another configuration's run is refused; what only
     concerns the display may differ."""
@@ -201,12 +207,14 @@ def has_finished(out: Path, config: Mapping[str, Any]) -> bool:
     return bool(record.get("finished"))
 
 
+@on_first
 def start_run(out: Path, config: Mapping[str, Any]) -> None:
     """Make the run's folder and record its configuration. Called after everything that a wrong flag could stop."""
     prepare_folder(out)
     write_json(out / "run.json", {"config": config, "finished": False})
 
 
+@on_first
 def finish_run(out: Path, **summary: Any) -> None:
     record = read_json(out / "run.json")
     write_json(out / "run.json", {**record, "finished": True, **summary})
@@ -218,6 +226,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line] if path.is_file() else []
 
 
+@on_first
 def keep_lines(path: Path, wanted) -> None:
     """Drop the lines of a JSONL log that the resumed run will write again."""
     if not path.is_file():

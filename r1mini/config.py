@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import re
 import sys
 import typing
@@ -23,7 +24,8 @@ def option(default: Any, text: str) -> Any:
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> typing.NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
+        once = os.environ.get("LOCAL_RANK", "0") == "0"  # of a machine's ranks, which all have this command line
+        self.exit(2, f"{self.prog}: {message}\n" if once else None)
 
 
 def parse(cls: type[Config], argv: Sequence[str] | None = None, presets: Mapping[str, Mapping[str, Any]] | None = None,
@@ -39,7 +41,7 @@ def parse(cls: type[Config], argv: Sequence[str] | None = None, presets: Mapping
     types = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         flag, kind = "--" + field.name.replace("_", "-"), types[field.name]
-        shown = " ".join(field.default) if isinstance(field.default, tuple) else field.default
+        shown = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
         text = f"{field.metadata['help']} (default: {shown if shown != '' else 'none'})".replace("%", "%%")
         common = {"dest": field.name, "default": argparse.SUPPRESS, "help": text}
         if kind is bool:
@@ -78,7 +80,9 @@ def run(main: Callable[[Config], Any], cls: type[Config], presets: Mapping[str, 
 def memory_flags(config: Any) -> str:
     """The flags of a script that decide how much memory it takes."""
     known = ("sampler_rows", "learner_tokens", "batch_tokens", "max_new_tokens")
-    return ", ".join(f"--{name.replace('_', '-')}" for name in known if hasattr(config, name)) or "the model's size"
+    names = [f"--{name.replace('_', '-')}" for name in known if hasattr(config, name)]
+    again = " (or give --gradient-checkpointing)" if not getattr(config, "gradient_checkpointing", True) else ""
+    return (", ".join(names) or "the model's size") + again
 
 
 def refuse_moot(config: Any, moot: Mapping[str, str]) -> None:
@@ -104,12 +108,17 @@ def device(name: str, threads: int):
     """The torch device of `--device auto|cpu|cuda[:n]`, with the number of CPU threads set."""
     import torch
 
+    from r1mini import distributed
+
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", name):
         raise ValueError(f"--device {name}: not auto, cpu or cuda[:n]")
+    name = distributed.device(name)
     if name != "cpu" and int(name[5:] or 0) >= torch.cuda.device_count():
         raise ValueError(f"--device {name}: torch finds {torch.cuda.device_count()} CUDA devices")
+    if distributed.ranks() > 1 and name != "cpu":
+        torch.cuda.set_device(name)  # NCCL's, too
     if threads < 0:
         raise ValueError(f"--threads: {threads} is out of range")
     if threads:

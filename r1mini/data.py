@@ -38,7 +38,7 @@ COLD_START = Style(give_up=1.0, slip=0.005, mix=0.33, broken=0.1)
 def cold_start_row(task: str, seed: int | str, index: int, style: Style = COLD_START) -> dict[str, str]:
     problem = tasks.problem(task, f"cold start {seed}", index, "train")
     rng = Random(f"cold start {task} {seed} {index}")
-    thinking, answer = tasks.demonstrate(problem, style, rng)
+    thinking, answer, _ = tasks.demonstrate(problem, style, rng)
     text = completion(thinking, answer, problem.language, True, True)
     if rng.random() < style.broken:
         text = text.replace(rng.choice([tag for tag in ("<think>", "</think>", "</answer>") if tag in text]), "", 1)

@@ -11,6 +11,7 @@ from statistics import stdev
 from typing import Any
 
 from r1mini import rewards
+from r1mini.distributed import replicated
 from r1mini.records import Group, Problem
 
 # R1's words of reflection (Nature, Supplementary), and what stands for them in Chinese. A bare 错 is a verdict, as "no".
@@ -85,7 +86,7 @@ def rounded(policy: Any) -> list[Any]:
 
 def moved(before: Sequence[Any], after: Sequence[Any]) -> float:
     """Share of the numbers that differ."""
-    return sum(int((b != a).sum()) for b, a in zip(before, after)) / sum(b.numel() for b in before)
+    return sum(int(replicated((b != a).sum())) for b, a in zip(before, after)) / sum(b.numel() for b in before)
 
 
 def deviation(values: Sequence[float]) -> float:

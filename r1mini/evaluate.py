@@ -14,14 +14,14 @@ from typing import Any
 import torch
 
 from r1mini import answers, rewards, score, tasks
-from r1mini.batch import by_length, collate, token_logprobs
+from r1mini.batch import by_prompt, collate, token_logprobs
 from r1mini.journal import Journal
 from r1mini.model import Transformer
 from r1mini.records import Problem, Rollout
 from r1mini.rollout import Sampling, sample
 from r1mini.tokenizer import Tokenizer
 
-MICRO_BATCH = 4096  # padded tokens of a pass through the reference
+MICRO_BATCH = 4096  # tokens of a pass through the reference
 Row = Mapping[str, Any]
 
 # R1's benchmarks: name -> (samples a problem, file, where it comes from). [R1 §3]
@@ -79,9 +79,10 @@ def reference_logprobs(reference: Transformer, rollouts: Sequence[Rollout], temp
     """The log-probability of each completion under another model, in nats."""
     found = [0.0] * len(rollouts)
     with torch.inference_mode():
-        for part in by_length([len(r.prompt_ids) + len(r.completion_ids) for r in rollouts], MICRO_BATCH):
-            batch = collate([(rollouts[b].prompt_ids, rollouts[b].completion_ids) for b in part])
-            logp_BT, _ = token_logprobs(reference, batch.to(reference.lm_head.weight.device), temperature)
+        rows = [(r.prompt_ids, r.completion_ids) for r in rollouts]
+        for part in by_prompt(rows, MICRO_BATCH):
+            batch = collate([rows[b] for b in part])
+            logp_BT = token_logprobs(reference, batch.to(reference.lm_head.weight.device), temperature)
             for b, total in zip(part, logp_BT.sum(-1).tolist()):
                 found[b] = total
     return found

@@ -1,24 +1,28 @@
-"""Decoder-only transformer and its KV cache: Llama, Qwen2 and Qwen3, told apart by their config alone.
+"""Decoder-only transformer: Llama, Qwen2 and Qwen3, told apart by their config alone.
 
 RMSNorm, rotary positions, grouped-query attention, SwiGLU. Parameters carry Hugging Face's names, so a checkpoint is
 loaded by name and saved as it stands. Left out: mixture of experts, sliding windows, rotary scaling that depends on
 the length of the text.
 
-Letters: B rows, T tokens, S cache slots, V vocabulary, D hidden size, L layers, H query heads, K key/value heads,
-C head size.
+The layers know nothing of rows: they see M tokens, of all rows one after another and without padding. Which tokens see
+which is for `attend` alone (attention.py): its kinds are packed rows, for the learner, and a cache, for the sampler.
+
+Letters: B rows, T tokens of a row, M tokens of all rows, V vocabulary, D hidden size, L layers, H query heads, K key/value
+heads, C head size.
 """
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from r1mini.attention import Attend, Packed
 
 
 @dataclass(frozen=True)
@@ -40,38 +44,6 @@ class ModelConfig:
     attention_bias: bool = False  # Qwen2: biases on q, k, v
     qk_norm: bool = False  # Qwen3: RMSNorm on each query and key head
     initializer_range: float = 0.02
-
-
-class KVCache:
-    """Keys and values of the tokens seen so far, preallocated and written in place.
-
-    `key_LBKSC` and `value_LBKSC` have S slots a row; `length_B` counts the slots of each row that hold a token. Rows
-    have lengths of their own: slot s of row b is visible to a token at position p if and only if s <= p.
-    """
-
-    def __init__(self, config: ModelConfig, rows: int, slots: int, device=None, dtype=None):
-        shape = (config.num_hidden_layers, rows, config.num_key_value_heads, slots, config.head_dim)
-        self.key_LBKSC = torch.zeros(shape, device=device, dtype=dtype)
-        self.value_LBKSC = torch.zeros(shape, device=device, dtype=dtype)
-        self.length_B = torch.zeros(rows, dtype=torch.long, device=device)
-
-    def write(self, layer: int, position_BT: Tensor, key_BKTC: Tensor, value_BKTC: Tensor) -> None:
-        row_B1 = torch.arange(position_BT.shape[0], device=position_BT.device)[:, None]
-        # Advanced indices around a slice put [B, T] first: the assigned values are [B, T, K, C].
-        self.key_LBKSC[layer][row_B1, :, position_BT] = key_BKTC.transpose(1, 2).to(self.key_LBKSC.dtype)
-        self.value_LBKSC[layer][row_B1, :, position_BT] = value_BKTC.transpose(1, 2).to(self.value_LBKSC.dtype)
-
-    def select(self, rows: Tensor, slots: int | None = None) -> KVCache:
-        """A cache of the given rows, widened to `slots` slots. Rows may repeat: a prompt's cache is shared out to its
-        group so."""
-        chosen = copy.copy(self)
-        chosen.length_B = self.length_B[rows]
-        more = (slots or self.key_LBKSC.shape[3]) - self.key_LBKSC.shape[3]
-        chosen.key_LBKSC, chosen.value_LBKSC = self.key_LBKSC[:, rows], self.value_LBKSC[:, rows]
-        if more > 0:  # padding by nothing would copy once more
-            chosen.key_LBKSC = F.pad(chosen.key_LBKSC, (0, 0, 0, more))
-            chosen.value_LBKSC = F.pad(chosen.value_LBKSC, (0, 0, 0, more))
-        return chosen
 
 
 def rope_frequency(config: ModelConfig) -> tuple[Tensor, float]:
@@ -113,10 +85,10 @@ def rope_tables(position: Tensor, frequency: Tensor, factor: float) -> tuple[Ten
     return torch.cat([angle.cos()] * 2, -1) * factor, torch.cat([angle.sin()] * 2, -1) * factor
 
 
-def rotate(x_BHTC: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    half = x_BHTC.shape[-1] // 2
-    turned = torch.cat((-x_BHTC[..., half:], x_BHTC[..., :half]), -1)
-    return x_BHTC * cos + turned * sin
+def rotate(x_MHC: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    half = x_MHC.shape[-1] // 2
+    turned = torch.cat((-x_MHC[..., half:], x_MHC[..., :half]), -1)
+    return x_MHC * cos + turned * sin
 
 
 class RMSNorm(nn.Module):
@@ -132,7 +104,7 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         D, H, K, C = config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim
-        self.heads, self.kv_heads, self.head_dim = H, K, C
+        self.head_dim = C
         self.q_proj = nn.Linear(D, H * C, bias=config.attention_bias)
         self.k_proj = nn.Linear(D, K * C, bias=config.attention_bias)
         self.v_proj = nn.Linear(D, K * C, bias=config.attention_bias)
@@ -140,30 +112,11 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(C, config.rms_norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(C, config.rms_norm_eps) if config.qk_norm else nn.Identity()
 
-    def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor, layer: int, cache: KVCache | None,
-                position_BT: Tensor | None, visible_BTS: Tensor | None, documents: Sequence[int] = ()) -> Tensor:
-        B, T, _ = x_BTD.shape
-        q_BHTC = self.q_norm(self.q_proj(x_BTD).view(B, T, self.heads, self.head_dim)).transpose(1, 2)
-        k_BKTC = self.k_norm(self.k_proj(x_BTD).view(B, T, self.kv_heads, self.head_dim)).transpose(1, 2)
-        v_BKTC = self.v_proj(x_BTD).view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)
-        q_BHTC, k_BKTC = rotate(q_BHTC, cos, sin), rotate(k_BKTC, cos, sin)
-        if documents:  # each sees itself alone
-            parts = zip(*(x.split(list(documents), dim=2) for x in (q_BHTC, k_BKTC, v_BKTC)))
-            y_BHTC = torch.cat([F.scaled_dot_product_attention(
-                q, k, v, is_causal=True, enable_gqa=self.heads != self.kv_heads) for q, k, v in parts], dim=2)
-        elif cache is None:
-            y_BHTC = F.scaled_dot_product_attention(q_BHTC, k_BKTC, v_BKTC, is_causal=True,
-                                                    enable_gqa=self.heads != self.kv_heads)
-        else:
-            cache.write(layer, position_BT, k_BKTC, v_BKTC)
-            S = visible_BTS.shape[-1]
-            key, value = cache.key_LBKSC[layer, :, :, :S], cache.value_LBKSC[layer, :, :, :S]
-            # The H/K query heads of one key head stand side by side as queries of it: no key is ever repeated.
-            group = self.heads // self.kv_heads
-            q = q_BHTC.reshape(B, self.kv_heads, group * T, self.head_dim)
-            visible = visible_BTS[:, None] if T == 1 else visible_BTS[:, None].repeat(1, 1, group, 1)
-            y_BHTC = F.scaled_dot_product_attention(q, key, value, attn_mask=visible).reshape(q_BHTC.shape)
-        return self.o_proj(y_BHTC.transpose(1, 2).reshape(B, T, -1))
+    def heads(self, x_MD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [M, H, C], keys and values [M, K, C]."""
+        q_MHC, k_MKC, v_MKC = (project(x_MD).unflatten(-1, (-1, self.head_dim))
+                               for project in (self.q_proj, self.k_proj, self.v_proj))
+        return rotate(self.q_norm(q_MHC), cos, sin), rotate(self.k_norm(k_MKC), cos, sin), v_MKC
 
 
 class MLP(nn.Module):
@@ -173,8 +126,8 @@ class MLP(nn.Module):
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
+    def forward(self, x_MD: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x_MD)) * self.up_proj(x_MD))
 
 
 class Layer(nn.Module):
@@ -185,9 +138,15 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x_BTD: Tensor, *attention_args) -> Tensor:
-        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), *attention_args)
-        return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
+    def forward(self, x_MD: Tensor, cos: Tensor, sin: Tensor, index: int, attend: Attend) -> Tensor:
+        return self.after(x_MD, attend(index, *self.before(x_MD, cos, sin)))
+
+    def before(self, x_MD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.self_attn.heads(self.input_layernorm(x_MD), cos, sin)
+
+    def after(self, x_MD: Tensor, y_MHC: Tensor) -> Tensor:
+        x_MD = x_MD + self.self_attn.o_proj(y_MHC.flatten(-2))
+        return x_MD + self.mlp(self.post_attention_layernorm(x_MD))
 
 
 class Decoder(nn.Module):
@@ -199,10 +158,8 @@ class Decoder(nn.Module):
 
 
 class Transformer(nn.Module):
-    """`model(tokens_BT) -> logits_BTV`; with a cache, the tokens continue each row of it.
-
-    `hidden` stops before the vocabulary: the learner and the sampler project only the positions they need.
-    """
+    """`model(tokens_BT) -> logits_BTV`. `hidden` stops before the vocabulary: the learner and the sampler project only the
+    positions they need."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -214,6 +171,7 @@ class Transformer(nn.Module):
         frequency, self.rope_factor = rope_frequency(config)
         # Its bits, as integers: `model.to(bfloat16)` would round floats, and far positions would turn wrongly.
         self.register_buffer("rope_bits", frequency.view(torch.int32), persistent=False)
+        self.gradient_checkpointing = False  # only what enters a layer is kept for the backward pass (Chen et al. 2016)
         self.source: dict[str, Any] = {}  # the config.json it was loaded from, with what only others read
 
     @torch.no_grad()
@@ -228,26 +186,25 @@ class Transformer(nn.Module):
                     std /= (2 * self.config.num_hidden_layers) ** 0.5
                 parameter.copy_(torch.empty(parameter.shape).normal_(0, std, generator=generator))
 
-    def hidden(self, tokens_BT: Tensor, cache: KVCache | None = None, reach: int | None = None,
-               documents: Sequence[int] = ()) -> Tensor:
-        """Last hidden states [B, T, D]. `reach` bounds the cache slots that are read (no row may be longer). `documents` are
-        the lengths of what is packed into each row, without a cache: positions restart, and nothing sees another's tokens."""
-        B, T = tokens_BT.shape
-        if cache is None:
-            position_BT = visible_BTS = None
-            positions = [torch.arange(n, device=tokens_BT.device) for n in documents or [T]]
-            position = torch.cat(positions)
-        else:
-            position_BT = cache.length_B[:, None] + torch.arange(T, device=tokens_BT.device)
-            slots = torch.arange(reach or cache.key_LBKSC.shape[3], device=tokens_BT.device)
-            visible_BTS = slots <= position_BT[..., None]
-            position = position_BT[:, None]  # [B, 1, T]: alike for all heads
-        cos, sin = rope_tables(position, self.rope_bits.view(torch.float32), self.rope_factor)
-        x_BTD = self.model.embed_tokens(tokens_BT)
-        cos, sin = cos.to(x_BTD.dtype), sin.to(x_BTD.dtype)
+    def hidden(self, tokens_M: Tensor, position_M: Tensor, attend: Attend) -> Tensor:
+        """Last hidden states [M, D] of tokens at the given positions of their rows."""
+        cos_MC, sin_MC = rope_tables(position_M, self.rope_bits.view(torch.float32), self.rope_factor)
+        x_MD = self.model.embed_tokens(tokens_M)
+        cos, sin = cos_MC[:, None].to(x_MD.dtype), sin_MC[:, None].to(x_MD.dtype)  # alike for all heads
         for index, layer in enumerate(self.model.layers):
-            x_BTD = layer(x_BTD, cos, sin, index, cache, position_BT, visible_BTS, documents)
-        return self.model.norm(x_BTD)
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x_MD = checkpoint(layer, x_MD, cos, sin, index, attend, use_reentrant=False)
+            else:
+                x_MD = layer(x_MD, cos, sin, index, attend)
+        return self.model.norm(x_MD)
 
-    def forward(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
-        return self.lm_head(self.hidden(tokens_BT, cache))
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        B, T = tokens_BT.shape
+        position_M = torch.arange(T, device=tokens_BT.device).repeat(B)
+        return self.lm_head(self.hidden(tokens_BT.flatten(), position_M, Packed([T] * B, device=tokens_BT.device))).view(B, T, -1)
+
+    def compile_layers(self) -> None:
+        """torch.compile for what lies between attention and attention. It knows only the number of tokens, so neither rows nor
+        their lengths compile it anew, and all layers are one program."""
+        for layer in self.model.layers:
+            layer.before, layer.after = (torch.compile(part, dynamic=True) for part in (layer.before, layer.after))

@@ -12,6 +12,22 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from r1mini.distributed import replicated
+
+
+class Muon(torch.optim.Muon):
+    """torch's, also of sharded matrices. Newton-Schulz takes whole ones, and in bfloat16 the order of its sums would show:
+    so every rank has the gradients and the momentum whole, and steps its own shard."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad = replicated(parameter.grad)
+                for name, value in self.state.get(parameter, {}).items():
+                    self.state[parameter][name] = replicated(value)
+        return super().step(closure)
+
 
 def optimizers(model: nn.Module, kind: str, learning_rate: float, weight_decay: float,
                rest: float = 1.0) -> list[torch.optim.Optimizer]:
@@ -33,8 +49,7 @@ def optimizers(model: nn.Module, kind: str, learning_rate: float, weight_decay: 
               {"params": vectors, "weight_decay": 0.0, "share": share}]
     made: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95))]
     if kind == "muon":
-        made.append(torch.optim.Muon(matrices, lr=learning_rate, weight_decay=weight_decay,
-                                     adjust_lr_fn="match_rms_adamw"))
+        made.append(Muon(matrices, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
     return made
 
 
@@ -53,7 +68,7 @@ def learning_rate_at(progress: float, peak: float, warmup: float, final: float) 
 def step(made: Iterable[torch.optim.Optimizer], parameters: Iterable[Tensor], learning_rate: float,
          max_grad_norm: float) -> float:
     """One update with clipped gradients; the gradients are cleared. Returns their norm before clipping."""
-    norm = float(nn.utils.clip_grad_norm_(list(parameters), max_grad_norm))
+    norm = float(replicated(nn.utils.clip_grad_norm_(list(parameters), max_grad_norm)))
     for optimizer in made:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * group.get("share", 1.0)

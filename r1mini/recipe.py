@@ -51,7 +51,7 @@ PRESETS = {"quick": {"out": "runs/quick", "scale": 0.04}}
 
 
 # What only changes memory and speed: small pieces stay in a core's cache, large ones fill a GPU.
-ON_CPU = {"train_grpo": {"learner_tokens": 1024}, "sample": {"sampler_rows": 512}}
+ON_CPU = {"train_grpo": {"learner_tokens": 2048}, "sample": {"sampler_rows": 512}}
 ON_GPU = {"train_grpo": {"sampler_rows": 4096, "learner_tokens": 65_536}, "sample": {"sampler_rows": 4096}}
 
 
@@ -83,6 +83,7 @@ def recipe(cfg: Config, seed: int, out: Path) -> list[Stage]:
     plain = tuple(t for t in cfg.tasks if not tasks.TASKS[t].reasoning)
     if not reasoning:
         raise ValueError(f"--tasks {' '.join(cfg.tasks)}: the recipe needs a task with reasoning")
+    hardest = ("repair",) * ("repair" in reasoning)  # once more in each step of RL
     count = lambda n: max(2, round(n * cfg.scale))
     stages: list[Stage] = []
 
@@ -106,7 +107,8 @@ def recipe(cfg: Config, seed: int, out: Path) -> list[Stage]:
             **({"tasks": reasoning} if data == "cold-start" else {}), **settings)
 
     def grpo(name: str, model: str, steps: int, on: tuple[str, ...], **settings) -> None:
-        add(name, "train_grpo", model, out / name, out / name / "run.json", steps=count(steps), tasks=on, **settings)
+        add(name, "train_grpo", model, out / name, out / name / "run.json", steps=count(steps), tasks=on,
+            minibatch_of="problems", **settings)
 
     def reject(name: str, model: str, problems: int) -> str:
         file = out / f"{name}.jsonl"
@@ -121,19 +123,19 @@ def recipe(cfg: Config, seed: int, out: Path) -> list[Stage]:
 
     # R1 [R1 §2.3]
     sft("dev1", "base", "cold-start", rows=count(1500), epochs=2)
-    grpo("dev2", "dev1", 32, reasoning)
+    grpo("dev2", "dev1", 40, hardest + reasoning)
     improved = "dev2"
     for number in range(1, cfg.rounds + 1):
         suffix = f"-{number}" if number > 1 else ""
         rows = reject(f"rows{suffix}", improved, 600)
         sft(f"dev3{suffix}", "base", rows, rows=0, epochs=3)
         improved = f"r1{suffix}"
-        grpo(improved, f"dev3{suffix}", 28, reasoning + plain, learning_rate=2e-4)
+        grpo(improved, f"dev3{suffix}", 24, hardest + reasoning + plain, learning_rate=2e-4)
     # Distillation [R1 §2.4]: R1's samples into the student; beside it the student with RL of its own.
     rows = reject(f"distill-rows{suffix}", improved, 300)
     sft(f"distilled{suffix}", "student-base", rows, rows=0, epochs=5)
     # R1-Zero: accuracy and format alone, the language reward came with R1 [R1 §2.2.2]
-    grpo("r1-zero", "base", 72, reasoning + plain, reward="accuracy,format:0.5")
+    grpo("r1-zero", "base", 80, hardest + reasoning + plain, reward="accuracy,format:0.5")
     grpo("student-rl", "student-base", 30, reasoning + plain)
     for name in model_titles(cfg.rounds):
         evaluate(name)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # problems and rewards need no torch
@@ -55,14 +55,18 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of tokens, right-padded. `target_BT` marks the tokens whose log-probabilities are trained on."""
+    """Rows of tokens. What is said of tokens is right-padded, [B, T]; what the model computes is M tokens in a line, without
+    padding, and with what rows have in common only once."""
 
     tokens_BT: Tensor
-    target_BT: Tensor  # bool; from lengths, never from token identity
-    documents: tuple[int, ...] = ()  # lengths of what is packed into one row; nothing of one sees another
+    target_BT: Tensor  # bool: whose log-probabilities are trained on; from lengths, never from token identity
+    source_M: Tensor  # of each token in the line, its number in tokens_BT.flatten()
+    place_BT: Tensor  # of each token, where in the line it is computed
+    lengths: tuple[int, ...]  # of the stretches of the line
+    after: tuple[int, ...]  # the stretch that each goes on from, or -1
 
     def to(self, device) -> Batch:
-        return Batch(self.tokens_BT.to(device), self.target_BT.to(device), self.documents)
+        return replace(self, **{name: getattr(self, name).to(device) for name in ("tokens_BT", "target_BT", "source_M", "place_BT")})
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ Columns = Mapping[str, Sequence[Any]]
 
 TAG = re.compile(r"</?(?:think|answer)>")
 ORDER = ["<think>", "</think>", "<answer>", "</answer>"]
-NOTATION = ("return", "ln")  # what traces write in either language
+NOTATION = ("return", "for", "in", "if", "range", "max", "min", "sum", "ln")  # what traces write in either language
 
 
 @dataclass(frozen=True)

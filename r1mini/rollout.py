@@ -1,32 +1,40 @@
 """The sampler: prompts in, rollouts out.
 
-Each prompt is prefilled once and its cache shared out to its G completions [R1 §2.2.1].
-Rows have lengths of their own, and leave the batch when they are finished. A token is drawn by inverse CDF from one
-uniform number that belongs to (seed, step, row, token), so a rollout does not depend on the rows beside it.
+Rows have lengths of their own; when one is finished, the next takes its place (continuous batching: Orca, Yu et al. 2022).
+Each prompt is prefilled once, and its keys and values given to all of its G completions [R1 §2.2.1]. A token is drawn by
+inverse CDF from one uniform number that belongs to (seed, step, row, token), so a rollout does not depend on the rows
+beside it.
 
 `stream` gives one completion token by token.
 
-Left out: refilling the places of finished rows; a cache kept from one turn of a conversation to the next.
+Left out: a cache kept from one turn of a conversation to the next.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from r1mini.model import KVCache, Transformer
+from r1mini.attention import KVCache, Packed
+from r1mini.batch import by_prompt
+from r1mini.decode import NextToken
+from r1mini.model import Transformer
 from r1mini.records import Rollout
 from r1mini.tokenizer import Tokenizer
 
-CROWDED = 0.8  # rows are gathered anew when fewer than this share of the batch is still alive
-GROWTH = 512  # cache slots for new tokens to begin with
-BLOCK = 16  # cache slots are read in whole blocks up to the longest live row
+CROWDED = 0.8  # with nobody waiting, places are given up when fewer than this share of them is in use
+GROWTH = 128  # cache slots for new tokens to begin with
+REACH = 16  # cache slots are read in whole blocks up to the longest live row
+PREFILL = 8192  # prompt tokens at a time
 
 
 @dataclass(frozen=True)
@@ -47,15 +55,14 @@ class Sampling:
                 raise ValueError(f"--{name.replace('_', '-')}: {getattr(self, name)} is out of range")
 
 
-def log_distribution(logits_BV: Tensor, how: Sampling) -> Tensor:
-    """Log-probabilities [B, V], fp32, of the distribution that is sampled from.
+def distribution(logits_BV: Tensor, how: Sampling) -> Tensor:
+    """Probabilities [B, V], fp32, of the distribution that is sampled from.
 
     Order as in Hugging Face: temperature, top-k, top-p (nucleus, Holtzman et al. 2020 §3), min-p (Nguyen et al. 2024).
     """
     logits_BV = logits_BV.float()
     if how.temperature == 0:
-        best_B1 = logits_BV.argmax(-1, keepdim=True)
-        return torch.full_like(logits_BV, -torch.inf).scatter(-1, best_B1, 0.0)
+        return torch.zeros_like(logits_BV).scatter(-1, logits_BV.argmax(-1, keepdim=True), 1.0)
     logits_BV = logits_BV / how.temperature
     if how.top_k and how.top_k < logits_BV.shape[-1]:
         kth_B1 = logits_BV.topk(how.top_k).values[:, -1:]
@@ -68,19 +75,37 @@ def log_distribution(logits_BV: Tensor, how: Sampling) -> Tensor:
     if how.min_p > 0:
         p_BV = logits_BV.softmax(-1)
         logits_BV = logits_BV.masked_fill(p_BV < how.min_p * p_BV.amax(-1, keepdim=True), -torch.inf)
-    return logits_BV.log_softmax(-1)
+    return logits_BV.softmax(-1)
 
 
-def draw(logp_BV: Tensor, uniform_B: Tensor) -> Tensor:
+def draw(p_BV: Tensor, uniform_B: Tensor) -> Tensor:
     """Inverse CDF: the first token at which the cumulative probability exceeds the uniform number.
 
+    In two steps, the part of the vocabulary and the token in it: a running sum over all of it would cost more than the model's
+    last layer.
+
     >>> p = torch.tensor([[0.25, 0.0, 0.5, 0.25]]).expand(3, 4)
-    >>> draw(p.log(), torch.tensor([0.1, 0.25, 0.8])).tolist()
+    >>> draw(p, torch.tensor([0.1, 0.25, 0.8])).tolist()
     [0, 2, 3]
     """
-    cdf_BV = logp_BV.exp().cumsum(-1)
-    reached_BV = cdf_BV <= (uniform_B[:, None] * cdf_BV[:, -1:])
-    return reached_BV.sum(-1).clamp(max=logp_BV.shape[-1] - 1)
+    B, V = p_BV.shape
+    width = math.isqrt(V - 1) + 1
+    p_BPW = F.pad(p_BV, (0, -V % width)).view(B, -1, width)
+    whole_BP = p_BPW.sum(-1)
+    part_B, left_B = first_over(whole_BP, uniform_B * whole_BP.sum(-1))
+    inside_BW = p_BPW[torch.arange(B, device=p_BV.device), part_B]
+    token_B, _ = first_over(inside_BW, left_B)
+    return part_B * width + token_B
+
+
+def first_over(weight_BW: Tensor, target_B: Tensor) -> tuple[Tensor, Tensor]:
+    """The first entry at which the running sum of the weights exceeds the target (the last that weighs anything, if rounding
+    keeps all below), and what of the target is left for it."""
+    sum_BW = weight_BW.cumsum(-1)
+    target_B = torch.minimum(target_B, sum_BW[:, -1].nextafter(torch.zeros((), device=sum_BW.device)))
+    index_B = (sum_BW <= target_B[:, None]).sum(-1)
+    before_B = (sum_BW - weight_BW).gather(-1, index_B[:, None])[:, 0]
+    return index_B, target_B - before_B
 
 
 def uniforms(seed: int, step: int, rows: Sequence[int], count: int) -> Tensor:
@@ -101,29 +126,28 @@ def sample(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[str], gro
     Raises ValueError for a prompt that leaves no room in the context.
     """
     prompt_ids = encode(model, tokenizer, prompts)
-    rows = [(n, g) for n in range(len(prompts)) for g in range(group)]
-    found: list[list[Rollout]] = [[] for _ in prompts]
-    with tqdm(total=len(rows), desc=progress, leave=False, disable=None if progress else True) as bar:
-        for start in range(0, len(rows), max_rows):
-            part = rows[start : start + max_rows]
-            # Every item but the last, the rollouts, is dropped.
-            numbers = [(first + n) * group + g for n, g in part]
-            [rollouts] = deque(_sample_rows(model, tokenizer, prompt_ids, part, numbers, how, seed, step, bar), maxlen=1)
-            for (n, _), rollout in zip(part, rollouts):
-                found[n].append(rollout)
-                if len(found[n]) == group:
-                    ready(n, found[n])
-    return found
+    found: list[dict[int, Rollout]] = [{} for _ in prompts]
+    told = 0
+    sampler = Sampler(model, tokenizer, prompt_ids, group, how, seed, step, first, max_rows)
+    with tqdm(total=len(prompts) * group, desc=progress, leave=False, disable=None if progress else True) as bar:
+        while sampler.busy:
+            for n, g, rollout in sampler.advance()[1]:
+                found[n][g] = rollout
+                bar.update()
+            while told < len(prompts) and len(found[told]) == group:
+                ready(told, [found[told][g] for g in range(group)])
+                told += 1
+    return [[rollouts[g] for g in range(group)] for rollouts in found]
 
 
 @torch.inference_mode()
 def stream(model: Transformer, tokenizer: Tokenizer, prompt: str, how: Sampling, *, seed: int, step: int = 0) -> Iterator[int]:
     """The tokens of the completion that `sample` gives for this one prompt, each as soon as it is drawn, the end token
     with them. Raises ValueError, at the first token, for a prompt that leaves no room in the context."""
-    prompt_ids = encode(model, tokenizer, [prompt])
-    for drawn in _sample_rows(model, tokenizer, prompt_ids, [(0, 0)], [0], how, seed, step, tqdm(disable=True)):
-        if isinstance(drawn, Tensor):
-            yield int(drawn)
+    sampler = Sampler(model, tokenizer, encode(model, tokenizer, [prompt]), 1, how, seed, step, block=1)
+    while sampler.busy:
+        [[token]], _ = sampler.advance()
+        yield token
 
 
 def encode(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[str]) -> list[list[int]]:
@@ -136,69 +160,128 @@ def encode(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[str]) -> 
     return prompt_ids
 
 
-def _sample_rows(model: Transformer, tokenizer: Tokenizer, prompt_ids: Sequence[Sequence[int]],
-                 rows: Sequence[tuple[int, int]], numbers: Sequence[int], how: Sampling, seed: int, step: int, bar: tqdm
-                 ) -> Iterator[Tensor | list[Rollout]]:
-    """Samples `rows`, pairs of (prompt, completion) numbers, each with its own number among all: at each step the tokens of
-    the rows that are alive, at the end the rollouts of all."""
-    device = model.lm_head.weight.device
-    distinct = sorted({n for n, _ in rows})
-    longest = max(len(prompt_ids[n]) for n in distinct)
-    tokens_NT = torch.zeros(len(distinct), longest, dtype=torch.long)
-    for i, n in enumerate(distinct):
-        tokens_NT[i, : len(prompt_ids[n])] = torch.tensor(prompt_ids[n])
-    length_N = torch.tensor([len(prompt_ids[n]) for n in distinct], device=device)
-    dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else model.lm_head.weight.dtype
+def whole(slots: int) -> int:
+    return -(-slots // REACH) * REACH
 
-    cache = KVCache(model.config, len(distinct), longest, device, dtype)
-    hidden_NTD = model.hidden(tokens_NT.to(device), cache)
-    cache.length_B = length_N  # what a shorter prompt wrote past its end is overwritten before it is ever visible
-    limit_N = (model.config.max_position_embeddings - length_N).clamp(max=how.max_new_tokens)
-    limit = int(limit_N.max())
-    last_ND = hidden_NTD[torch.arange(len(distinct), device=device), length_N - 1]
-    share_B = torch.tensor([distinct.index(n) for n, _ in rows], device=device)
-    slots = longest + min(limit, GROWTH)  # and more as they are needed: a limit of 32,768 tokens is seldom reached
-    cache = cache.select(share_B, slots=slots)
-    last_BD = last_ND[share_B]
 
-    uniform_BT = uniforms(seed, step, numbers, limit).to(device)
-    stop = torch.tensor(sorted(tokenizer.stop_ids), device=device)
-    drawn_BT = torch.zeros(len(rows), limit, dtype=torch.long, device=device)
-    logp_BT = torch.zeros(len(rows), limit, device=device)
-    count_B = limit_N[share_B]
-    finished_B = torch.zeros(len(rows), dtype=torch.bool, device=device)
-    alive = torch.arange(len(rows), device=device)  # row numbers of the rows still in the cache
-    gone = 0
-    for t in range(limit):
-        logp_BV = log_distribution(model.lm_head(last_BD), how)
-        token_B = draw(logp_BV, uniform_BT[alive, t])
-        drawn_BT[alive, t] = token_B
-        logp_BT[alive, t] = logp_BV.gather(-1, token_B[:, None])[:, 0]
-        yield token_B
-        count = count_B[alive]
-        ends_B = torch.isin(token_B, stop) & (t < count)
-        finished_B[alive] |= ends_B
-        count_B[alive] = count = torch.where(ends_B, t + 1, count)
-        live_B = t + 1 < count  # neither ended nor at its limit
-        left = int(live_B.sum())
-        bar.update(len(rows) - left - gone)
-        gone = len(rows) - left
-        if not left:
-            break
-        if left < CROWDED * len(alive):
-            live = live_B.nonzero()[:, 0]
-            cache, alive, token_B, live_B = cache.select(live), alive[live], token_B[live], live_B[live]
-        reach = min(-(-(longest + t + 1) // BLOCK) * BLOCK, longest + limit)
-        if reach > slots:
-            slots = min(2 * slots, longest + limit)
-            cache = cache.select(torch.arange(len(alive), device=device), slots=slots)
-        last_BD = model.hidden(token_B[:, None], cache, reach)[:, 0]
-        cache.length_B = cache.length_B + live_B  # a row that is done stays where it is until the rows are gathered
+@dataclass
+class Row:
+    """A completion in the making."""
 
-    result = []
-    for (n, _), drawn, logps, count, finished in zip(rows, drawn_BT.tolist(), logp_BT.tolist(), count_B.tolist(),
-                                                     finished_B.tolist()):
-        ids = drawn[:count]
-        text = tokenizer.decode(ids[:-1] if finished else ids)
-        result.append(Rollout(tuple(prompt_ids[n]), tuple(ids), tuple(logps[:count]), text, finished))
-    yield result
+    n: int  # of its prompt
+    g: int  # in its group
+    limit: int  # tokens it may have
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+
+
+class Sampler:
+    """Places side by side in a cache, through which the completions of all prompts pass.
+
+    A place holds a row, its last token, that token's position, and how many tokens were drawn. A step takes every place from
+    its token to the next one, without a word to the host: on CUDA the host looks at what came out only every `block` steps.
+    """
+
+    def __init__(self, model: Transformer, tokenizer: Tokenizer, prompt_ids: Sequence[Sequence[int]], group: int,
+                 how: Sampling, seed: int, step: int = 0, first: int = 0, places: int = 256, block: int | None = None):
+        self.device = model.lm_head.weight.device
+        self.model, self.tokenizer, self.prompt_ids, self.group, self.how = model, tokenizer, prompt_ids, group, how
+        self.next = NextToken(model)
+        self.key = seed, step, first
+        self.block = block or (16 if self.device.type == "cuda" else 1)
+        self.queue = deque((n, g) for n in range(len(prompt_ids)) for g in range(group))
+        self.rows: list[Row | None] = [None] * min(places, len(self.queue))
+        self.prompts: list[int] = []  # that are in the cache
+        config, B = model.config, len(self.rows)
+        limit = min(how.max_new_tokens, config.max_position_embeddings)
+        self.cache = KVCache(config.num_hidden_layers, config.num_key_value_heads, config.head_dim, B,
+                             whole(min(limit, GROWTH) + self.block), self.device,
+                             self.next.head.dtype if self.device.type == "cuda" else torch.float32)
+        self.token_B = torch.zeros(B, dtype=torch.long, device=self.device)
+        self.position_B, self.count_B = self.token_B.clone(), self.token_B.clone()
+        self.uniform_BT = torch.zeros(B, limit + self.block, device=self.device)
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.queue) or any(self.rows)
+
+    def advance(self) -> tuple[list[list[int]], list[tuple[int, int, Rollout]]]:
+        """Fills free places and takes `block` steps: the tokens drawn, of every place in each step, and what is finished, as
+        (prompt, completion in its group, rollout)."""
+        self.admit()
+        end = max(len(row.ids) for row in self.rows if row) + self.block
+        if end > self.cache.slots:
+            self.cache.grow(min(2 * self.cache.slots, whole(self.uniform_BT.shape[1])))
+        drawn = [self.step(whole(end)) for _ in range(self.block)]
+        tokens, logps = (torch.stack(x).tolist() for x in zip(*drawn))
+        return tokens, self.harvest(tokens, logps)
+
+    def step(self, reach: int) -> tuple[Tensor, Tensor]:
+        # A place without a row goes on too, wherever it is.
+        count_B = self.count_B.clamp(max=min(self.cache.slots, self.uniform_BT.shape[1]) - 1)
+        with torch.autocast(self.device.type, enabled=False):
+            logits_BV = self.next.logits(self.token_B, self.position_B, self.cache.step(count_B, reach))
+        p_BV = distribution(logits_BV, self.how)
+        self.token_B = draw(p_BV, self.uniform_BT.gather(1, count_B[:, None])[:, 0])
+        self.position_B, self.count_B = self.position_B + 1, self.count_B + 1
+        return self.token_B, p_BV.gather(-1, self.token_B[:, None])[:, 0].log()
+
+    def harvest(self, tokens: Sequence[Sequence[int]], logps: Sequence[Sequence[float]]) -> list[tuple[int, int, Rollout]]:
+        ended = []
+        for place, row in enumerate(self.rows):
+            for t in range(len(tokens)) if row else ():
+                row.ids.append(tokens[t][place])
+                row.logprobs.append(logps[t][place])
+                finished = row.ids[-1] in self.tokenizer.stop_ids
+                if finished or len(row.ids) == row.limit:
+                    text = self.tokenizer.decode(row.ids[:-1] if finished else row.ids)
+                    ended.append((row.n, row.g, Rollout(tuple(self.prompt_ids[row.n]), tuple(row.ids), tuple(row.logprobs),
+                                                        text, finished)))
+                    self.rows[place] = None
+                    break
+        return ended
+
+    def admit(self) -> None:
+        """The next rows take the free places; with nobody waiting, places are given up."""
+        new: dict[int, list[int]] = {}  # places by prompt
+        for place, row in enumerate(self.rows):
+            if row is None and self.queue:
+                n, g = self.queue.popleft()
+                limit = min(self.how.max_new_tokens, self.model.config.max_position_embeddings - len(self.prompt_ids[n]))
+                self.rows[place] = Row(n, g, limit)
+                new.setdefault(n, []).append(place)
+        seed, step, first = self.key
+        for n, places in new.items():
+            *past, last = self.prompt_ids[n]
+            self.token_B[places], self.position_B[places], self.count_B[places] = last, len(past), 0
+            limit = self.rows[places[0]].limit
+            numbers = [(first + n) * self.group + self.rows[place].g for place in places]
+            self.uniform_BT[places, :limit] = uniforms(seed, step, numbers, limit).to(self.device)
+        used = [place for place, row in enumerate(self.rows) if row]
+        if fewer := len(used) < CROWDED * len(self.rows):
+            self.rows = [self.rows[place] for place in used]
+            self.cache.keep(used)
+            self.token_B, self.position_B, self.count_B, self.uniform_BT = (
+                x[used] for x in (self.token_B, self.position_B, self.count_B, self.uniform_BT))
+        unseen = [n for n in new if n not in self.prompts]
+        if unseen or fewer:
+            self.prefill(unseen)
+        if new or fewer:
+            number = {n: i for i, n in enumerate(self.prompts)}
+            self.cache.seat([number[row.n] if row else 0 for row in self.rows])
+
+    def prefill(self, new: Sequence[int]) -> None:
+        """All tokens of these prompts but the last, which the row's first step is for. Prompts that nobody needs any more go."""
+        waiting = {self.queue[0][0]} if self.queue else set()
+        needed = {row.n for row in self.rows if row} | waiting
+        stay = [i for i, n in enumerate(self.prompts) if n in needed]
+        for part in by_prompt([((), self.prompt_ids[n]) for n in new], PREFILL) or [[]]:
+            chosen = [new[i] for i in part]
+            pasts = [self.prompt_ids[n][:-1] for n in chosen]
+            attend = Packed([len(past) for past in pasts], keep=True, device=self.device)
+            if any(pasts):
+                position_M = torch.cat([torch.arange(len(past)) for past in pasts]).to(self.device)
+                self.model.hidden(torch.tensor(sum(pasts, [])).to(self.device), position_M, attend)
+            self.cache.share(stay, attend.kept, attend.lengths)
+            self.prompts = [self.prompts[i] for i in stay] + chosen
+            stay = range(len(self.prompts))

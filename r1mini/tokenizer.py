@@ -21,9 +21,9 @@ TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 BROKEN = "\ufffd"  # what a decoder writes for bytes that are no character, or not yet one
 PATIENCE = 32  # tokens that may pass without a whole character at their end; bytes this long are no text
 SPLIT = (
-    r" ?[-+*/=(?]?[0-9](?![0-9])"  # a digit with its sign
+    r" ?[-+*/=(\[,?]?[0-9](?![0-9])"  # a digit with its sign
     r"| ?[0-9]{1,2}"  # a number of two digits: as one token after any sign, else rare pairs are hardly ever seen
-    r"| ?[-+*/=(]?[a-z](?![a-z])"  # a variable
+    r"| ?[-+*/=(,]?[a-z](?![a-z])"  # a variable
     r"| ?[A-Z][a-z]?(?![a-z])"  # a chemical symbol
     r"| ?[A-Za-z]+\n?| ?\p{Han}+\n?"  # a word
     r"| ?[^\s\p{L}0-9]\n?|\s"

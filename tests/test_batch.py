@@ -1,18 +1,20 @@
 import copy
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r1mini.batch import by_length, collate, shuffled, token_logprobs
+from r1mini import batch
+from r1mini.batch import by_length, by_prompt, collate, shuffled, token_logprobs, token_logprobs_and_entropy
 
 LENGTHS = st.lists(st.integers(1, 60), max_size=40)
 
 
 def test_mask_comes_from_lengths_so_the_padding_token_may_be_a_target():
-    batch = collate([([4], [0, 7, 0]), ([0, 0], [0])])
-    assert batch.tokens_BT.tolist() == [[4, 0, 7, 0], [0, 0, 0, 0]]
-    assert batch.target_BT.int().tolist() == [[0, 1, 1, 1], [0, 0, 1, 0]]
+    made = collate([([4], [0, 7, 0]), ([0, 0], [0])])
+    assert made.tokens_BT.tolist() == [[4, 0, 7, 0], [0, 0, 0, 0]]
+    assert made.target_BT.int().tolist() == [[0, 1, 1, 1], [0, 0, 1, 0]]
 
 
 def test_first_token_of_a_row_without_prompt_is_no_target():
@@ -21,7 +23,7 @@ def test_first_token_of_a_row_without_prompt_is_no_target():
 
 def test_column_t_holds_the_log_probability_of_token_t(model):
     rows = [([3, 4], [5, 6, 7]), ([8], [9])]
-    logp_BT, _ = token_logprobs(model, collate(rows), temperature=0.7)
+    logp_BT = token_logprobs(model, collate(rows), temperature=0.7)
     for b, (prompt, completion) in enumerate(rows):
         for t in range(len(prompt), len(prompt) + len(completion)):
             # From scratch: the tokens before t alone, in a row of their own.
@@ -32,14 +34,14 @@ def test_column_t_holds_the_log_probability_of_token_t(model):
 
 def test_log_probabilities_are_zero_off_the_targets(model):
     batch = collate([([3, 4], [5, 6, 7]), ([8], [9])])
-    logp_BT, entropy_BT = token_logprobs(model, batch)
+    logp_BT, entropy_BT = token_logprobs_and_entropy(model, batch)
     assert (logp_BT != 0).equal(batch.target_BT) and (entropy_BT != 0).equal(batch.target_BT)
 
 
 def test_entropy_of_a_uniform_model_is_the_log_of_its_vocabulary(model):
     uniform = copy.deepcopy(model)
     uniform.lm_head.weight.zero_()
-    _, entropy_BT = token_logprobs(uniform, collate([([3], [5])]))
+    _, entropy_BT = token_logprobs_and_entropy(uniform, collate([([3], [5])]))
     torch.testing.assert_close(entropy_BT[0, 1], torch.tensor(float(model.config.vocab_size)).log())
 
 
@@ -59,3 +61,81 @@ def test_shuffling_keeps_every_row_and_depends_on_the_seed_alone(lengths, window
 
 def test_another_seed_gives_another_order():
     assert shuffled([5] * 50, 10, "1") != shuffled([5] * 50, 10, "2")
+
+
+def written_out(model, rows, temperature):
+    """Each row alone and padded by nothing, every logit at once."""
+    found = []
+    for prompt, completion in rows:
+        ids = torch.tensor([*prompt, *completion])
+        logp_TV = (model(ids[None])[0] / temperature).log_softmax(-1)
+        places = range(max(len(prompt), 1), len(ids))
+        found += [(logp_TV[t - 1, ids[t]], -(logp_TV[t - 1].exp() * logp_TV[t - 1]).sum()) for t in places]
+    return (torch.stack(x) for x in zip(*found))
+
+
+@pytest.mark.parametrize("logits", [2**25, 2000, 1])  # all at once, a few rows at a time, one
+def test_values_and_gradients_are_those_of_all_logits_at_once(model, monkeypatch, logits):
+    monkeypatch.setattr(batch, "LOGITS", logits)
+    rows = [([3, 4], [5, 6, 7]), ([3, 4], [9]), ([8], [9, 2]), ([], [4, 4, 1]), ([8], [3])]
+    model = copy.deepcopy(model).requires_grad_(True)
+    results = []
+    for both in (token_logprobs_and_entropy(model, collate(rows), 0.7), written_out(model, rows, 0.7)):
+        logp, entropy = (x[collate(rows).target_BT] if x.ndim == 2 else x for x in both)
+        weight = torch.arange(1.0, len(logp) + 1)
+        model.zero_grad()
+        ((weight * logp).sum() + (weight.flip(0) * entropy).sum()).backward()
+        results.append((logp.detach(), entropy.detach(), *(p.grad.clone() for p in model.parameters())))
+    for got, wanted in zip(*results):
+        torch.testing.assert_close(got, wanted, atol=2e-5, rtol=2e-5)
+    alone = token_logprobs(model, collate(rows), 0.7)[collate(rows).target_BT]
+    torch.testing.assert_close(alone, results[1][0], atol=1e-5, rtol=1e-5)
+
+
+def test_neighbours_of_one_prompt_compute_it_once_and_others_do_not(model):
+    made = collate([([1, 2], [3, 4]), ([1, 2], [5]), ([6], [7]), ([1, 2], [8])])
+    assert (made.lengths, made.after) == ((2, 2, 1, 2, 3), (-1, 0, 0, -1, -1))
+    assert made.tokens_BT.flatten()[made.source_M].tolist() == [1, 2, 3, 4, 5, 6, 7, 1, 2, 8]
+    # Every token is computed somewhere, at its own place in its row.
+    for b, length in enumerate((4, 3, 2, 3)):
+        for t in range(length):
+            source = int(made.source_M[made.place_BT[b, t]])
+            assert source % 4 == t and made.tokens_BT.flatten()[source] == made.tokens_BT[b, t]
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 9)), min_size=1, max_size=20), st.integers(1, 40))
+def test_micro_batches_count_a_prompt_once(kinds, budget):
+    rows = [([kind] * (kind + 1), [0] * length) for kind, length in kinds]
+    groups = by_prompt(rows, budget)
+    assert sorted(index for group in groups for index in group) == list(range(len(rows)))
+    for group in groups:
+        assert len(collate([rows[i] for i in group]).source_M) <= budget or len(group) == 1
+
+
+def test_layers_computed_again_give_the_same_gradients(model):
+    rows = [([3, 4], [5, 6, 7]), ([3, 4], [9]), ([8], [9, 2])]
+    results, passes = [], []
+    for again in (False, True):
+        copied = copy.deepcopy(model).requires_grad_(True)
+        copied.gradient_checkpointing = again
+        copied.model.layers[0].register_forward_pre_hook(lambda *_: passes.append(again))
+        token_logprobs(copied, collate(rows)).sum().backward()
+        results.append([p.grad for p in copied.parameters()])
+    assert passes == [False, True, True]
+    assert all(one.equal(other) for one, other in zip(*results))
+
+
+def test_gradients_are_the_same_bits_whatever_the_threads_do(model):
+    """A prompt's last token is the past of every completion: what they add to its gradient must come in one order."""
+    rows = [([1, 2, 3 + n], [4, 5 + i]) for n in range(3) for i in range(16)]
+    copied, found = copy.deepcopy(model).requires_grad_(True), []
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        for _ in range(8):
+            copied.zero_grad()
+            token_logprobs(copied, collate(rows)).sum().backward()
+            found.append([p.grad.clone() for p in copied.parameters()])
+    finally:
+        torch.set_num_threads(before)
+    assert all(one.equal(other) for again in found[1:] for one, other in zip(found[0], again))

@@ -4,7 +4,8 @@ import pytest
 import torch
 from conftest import random_model, shape
 
-from r1mini.model import KVCache, RMSNorm, Transformer, rope_frequency, rope_tables, rotate
+from r1mini.attention import Packed
+from r1mini.model import RMSNorm, Transformer, rope_frequency, rope_tables, rotate
 
 CONFIGS = {
     "llama": {},
@@ -22,42 +23,6 @@ def kind(request):
 
 def some_tokens(rows, length, vocab=320):
     return torch.randint(vocab, (rows, length), generator=torch.Generator().manual_seed(0))
-
-
-def test_cached_logits_are_the_uncached_ones(kind):
-    tokens_BT = some_tokens(2, 12)
-    cache = KVCache(kind.config, rows=2, slots=12)
-    pieces = []
-    for start, end in ((0, 5), (5, 6), (6, 7), (7, 12)):  # prefill, decode twice, and several at once
-        pieces.append(kind(tokens_BT[:, start:end], cache))
-        cache.length_B += end - start
-    torch.testing.assert_close(torch.cat(pieces, 1), kind(tokens_BT), atol=1e-4, rtol=1e-4)
-
-
-def test_cached_rows_have_lengths_of_their_own(kind):
-    rows = some_tokens(2, 10)
-    cache = KVCache(kind.config, rows=2, slots=10)
-    prompt = rows[:, :6].clone()
-    prompt[1, 3:] = 0  # row 1 has only three tokens; padding is written and overwritten
-    kind(prompt, cache)
-    cache.length_B = torch.tensor([6, 3])
-    for t in range(4):
-        logits = kind(torch.stack([rows[0, 6 + t], rows[1, 3 + t]])[:, None], cache)[:, 0]
-        cache.length_B += 1
-    torch.testing.assert_close(logits[0], kind(rows[:1])[0, 9], atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(logits[1], kind(rows[1:, :7])[0, 6], atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("slots", [7, 20])
-def test_selected_cache_rows_go_on_where_they_were(slots):
-    model = random_model().requires_grad_(False)
-    tokens_BT = some_tokens(3, 4)
-    cache = KVCache(model.config, rows=3, slots=7)
-    model(tokens_BT[:, :3], cache)
-    cache.length_B += 3
-    shared = cache.select(torch.tensor([2, 0, 2]), slots)
-    got = model(tokens_BT[[2, 0, 2], 3:], shared)[:, 0]
-    torch.testing.assert_close(got, model(tokens_BT)[[2, 0, 2], 3], atol=1e-4, rtol=1e-4)
 
 
 def test_no_token_sees_a_later_one(kind):
@@ -83,7 +48,8 @@ def test_grouped_heads_are_heads_that_share_keys_and_values():
 
 def attention_by_loops(attention, x_TD, theta):
     """One row of one attention layer, written out: softmax over the past, one head and one query at a time."""
-    T, H, K, C = len(x_TD), attention.heads, attention.kv_heads, attention.head_dim
+    T, C = len(x_TD), attention.head_dim
+    H, K = attention.q_proj.out_features // C, attention.k_proj.out_features // C
 
     def turned(vector, position):  # channels i and i + C/2 are a plane that turns by position / theta^(2i/C)
         out = vector.clone()
@@ -112,7 +78,7 @@ def test_attention_is_the_textbooks(kind):
     attention = kind.model.layers[0].self_attn
     x_TD = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
     cos, sin = rope_tables(torch.arange(5), *rope_frequency(kind.config))
-    got = attention(x_TD[None], cos, sin, 0, None, None, None)[0]
+    got = attention.o_proj(Packed([5])(0, *attention.heads(x_TD, cos[:, None], sin[:, None])).flatten(1))
     torch.testing.assert_close(got, attention_by_loops(attention, x_TD, 10_000.0), atol=1e-4, rtol=1e-4)
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from r1mini import rollout
 from r1mini.batch import collate, token_logprobs
-from r1mini.rollout import Sampling, draw, log_distribution, sample, stream, uniforms
+from r1mini.rollout import Sampling, distribution, draw, sample, stream, uniforms
 from r1mini.tokenizer import Tokenizer
 
 PROMPTS = ["Make 24 from 3, 5, 9.\n", "x\n", "Balance H2 + O2 -> H2O\n"]
@@ -20,7 +20,7 @@ def stopping(tokens):
 
 
 def probabilities(p, **how):
-    return log_distribution(torch.tensor([p]).log(), Sampling(**how)).exp()[0].tolist()
+    return distribution(torch.tensor([p]).log(), Sampling(**how))[0].tolist()
 
 
 def tokens_of(groups):
@@ -61,14 +61,14 @@ def test_bad_sampling_settings_name_their_flag(name, value):
 @given(st.lists(st.sampled_from([0.0, 1e-6, 0.1, 1.0]), min_size=1, max_size=30).filter(any), st.floats(0, 0.999999))
 def test_no_impossible_token_is_drawn(weights, uniform):
     p = torch.tensor([weights]) / sum(weights)
-    token = draw(p.log(), torch.tensor([min(uniform, 1 - 2**-24)])).item()
+    token = draw(p, torch.tensor([min(uniform, 1 - 2**-24)])).item()
     assert weights[token] > 0
 
 
 def test_drawn_frequencies_are_the_probabilities():
     # Evenly spaced uniform numbers hit each token as often as its probability says, to one in 1000.
     p = torch.tensor([0.1, 0.0, 0.6, 0.3])
-    drawn = draw(p.log().expand(1000, 4), torch.arange(1000) / 1000)
+    drawn = draw(p.expand(1000, 4), torch.arange(1000) / 1000)
     assert (torch.bincount(drawn, minlength=4) - 1000 * p).abs().max() <= 1
 
 
@@ -90,7 +90,7 @@ def test_sampler_and_learner_agree_on_every_log_probability(model, stopping, tem
     rows = [r for group in sample(model, stopping, PROMPTS, 8, how, seed=0) for r in group]
     assert len({len(r.completion_ids) for r in rows}) > 5
     batch = collate([(r.prompt_ids, r.completion_ids) for r in rows])
-    logp_BT, _ = token_logprobs(model, batch, temperature)
+    logp_BT = token_logprobs(model, batch, temperature)
     sampled = torch.tensor([value for r in rows for value in r.logprobs])
     torch.testing.assert_close(sampled, logp_BT[batch.target_BT], atol=1e-5, rtol=0)
 
@@ -162,12 +162,50 @@ def test_empty_prompt_is_refused(model, tokens):
         sample(model, tokens, [""], 1, Sampling(), seed=0)
 
 
-def test_each_prompt_is_prefilled_once(model, tokens, monkeypatch):
-    shapes = []
+def test_each_prompt_is_prefilled_once_whatever_fits_side_by_side(model, tokens, monkeypatch):
+    prefilled = []
     real = type(model).hidden
-    monkeypatch.setattr(type(model), "hidden", lambda self, t, *rest: shapes.append(tuple(t.shape)) or real(self, t, *rest))
-    sample(model, tokens, ["x\n", "y\n"], 8, Sampling(max_new_tokens=3), seed=0)
-    assert shapes[0][0] == 2 and all(shape == (16, 1) for shape in shapes[1:])
+    monkeypatch.setattr(type(model), "hidden", lambda self, ids, *rest: prefilled.append(len(ids)) or real(self, ids, *rest))
+    prompts = ["Make 24 from 3, 5, 9.\n", "x\n", "Balance H2 + O2 -> H2O\n"]
+    for max_rows in (1, 3, 5, 24):
+        prefilled.clear()
+        found = sample(model, tokens, prompts, 8, Sampling(max_new_tokens=3), seed=0, max_rows=max_rows)
+        assert sum(prefilled) == sum(len(group[0].prompt_ids) - 1 for group in found)
+
+
+def test_places_are_taken_by_the_next_as_soon_as_they_are_free(model, stopping, monkeypatch):
+    used, real = [], rollout.Sampler.step
+
+    def step(sampler, reach):
+        used.append((len(sampler.rows), sum(map(bool, sampler.rows)), len(sampler.queue)))
+        return real(sampler, reach)
+
+    monkeypatch.setattr(rollout.Sampler, "step", step)
+    found = sample(model, stopping, PROMPTS, 20, Sampling(max_new_tokens=40), seed=0, max_rows=8)
+    assert all(places == busy == 8 for places, busy, waiting in used if waiting)
+    assert all(busy >= rollout.CROWDED * places for places, busy, _ in used)
+    assert sum(busy for _, busy, _ in used) == sum(len(r.completion_ids) for group in found for r in group)  # no step is wasted
+
+
+def test_prompts_are_told_in_order_each_as_soon_as_it_is_done(model, stopping):
+    told = []
+    found = sample(model, stopping, PROMPTS * 3, 4, Sampling(max_new_tokens=30), seed=0, max_rows=5,
+                   ready=lambda n, rollouts: told.append((n, rollouts)))
+    assert told == list(enumerate(found))
+
+
+@pytest.mark.parametrize("block", [2, 7, 64])
+def test_looking_at_the_tokens_seldom_changes_no_completion(model, stopping, block):
+    def drawn(block):
+        sampler = rollout.Sampler(model, stopping, rollout.encode(model, stopping, PROMPTS), 6, Sampling(20), 0, places=5,
+                                  block=block)
+        found = {}
+        with torch.inference_mode():
+            while sampler.busy:
+                found |= {(n, g): r.completion_ids for n, g, r in sampler.advance()[1]}
+        return found
+
+    assert drawn(block) == drawn(1)
 
 
 @pytest.mark.parametrize("how", [Sampling(24), Sampling(24, temperature=0), Sampling(24, temperature=0.7, top_p=0.9)])
@@ -179,8 +217,8 @@ def test_stream_gives_the_tokens_that_sample_gives(model, stopping, how):
 
 def test_stream_gives_a_token_as_soon_as_it_is_drawn(model, tokens, monkeypatch):
     steps = []
-    real = type(model).hidden
-    monkeypatch.setattr(type(model), "hidden", lambda *args: steps.append(1) or real(*args))
+    real = rollout.NextToken.logits
+    monkeypatch.setattr(rollout.NextToken, "logits", lambda *args: steps.append(1) or real(*args))
     given_out = stream(model, tokens, "x\n", Sampling(max_new_tokens=9), seed=0)
     assert not steps
     for number in range(1, 4):
@@ -188,6 +226,13 @@ def test_stream_gives_a_token_as_soon_as_it_is_drawn(model, tokens, monkeypatch)
         assert len(steps) == number
     given_out.close()  # as Ctrl-C does
     assert not torch.is_inference_mode_enabled()
+
+
+@pytest.mark.parametrize("texts", [["a"], ["a", "b"], ["a", "Make 24\n", "b"]])
+def test_prompts_of_one_token_need_no_prefill(model, tokens, texts):
+    alone = [sample(model, tokens, [text], 2, Sampling(12), seed=0, first=n)[0] for n, text in enumerate(texts)]
+    assert len(alone[0][0].prompt_ids) == 1
+    assert tokens_of(sample(model, tokens, texts, 2, Sampling(12), seed=0)) == tokens_of(alone)
 
 
 def test_stream_of_a_prompt_that_leaves_no_room_is_refused(model, tokens):
@@ -198,12 +243,11 @@ def test_stream_of_a_prompt_that_leaves_no_room_is_refused(model, tokens):
 def test_cache_grows_with_what_is_written_and_changes_nothing(model, tokens, monkeypatch):
     prompts = ["a\n", "Make 24\n"]
     whole = sample(model, tokens, prompts, 3, Sampling(40), seed=0)
-    sizes, real = [], rollout.KVCache.select
+    grown, real = [], rollout.KVCache.grow
     monkeypatch.setattr(rollout, "GROWTH", 4)
-    monkeypatch.setattr(rollout.KVCache, "select", lambda cache, rows, slots=None: sizes.append(slots) or real(cache, rows, slots))
+    monkeypatch.setattr(rollout.KVCache, "grow", lambda cache, slots: grown.append(slots) or real(cache, slots))
     assert sample(model, tokens, prompts, 3, Sampling(40), seed=0) == whole
-    grown = [size for size in sizes if size]
-    assert len(grown) > 2 and grown == sorted(grown) and grown[0] < 20
+    assert grown == [32, 48]
 
 
 def test_later_part_of_a_list_is_sampled_as_in_the_whole(model, tokens):

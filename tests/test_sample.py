@@ -465,7 +465,7 @@ def rejected(run, tmp_path, monkeypatch):
         assert group == 6
         groups = []
         for prompt in prompts:
-            texts = [completion(*tasks.demonstrate(drawn[prompt], Style(), Random(i)), drawn[prompt].language, True, True)
+            texts = [completion(*tasks.demonstrate(drawn[prompt], Style(), Random(i))[:2], drawn[prompt].language, True, True)
                      for i in range(4)]
             texts += [texts[0], re.sub("<answer>.*</answer>", "<answer>1</answer>", texts[0])]
             groups.append([Rollout((1,), (2,), (0.0,), text, True) for text in texts])

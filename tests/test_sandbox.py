@@ -17,7 +17,7 @@ import time
 import pytest
 from conftest import ROOT
 
-from r1mini import sandbox, sandbox_child
+from r1mini import sandbox, sandbox_child, tasks
 from r1mini.sandbox import SandboxError, judge
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux" or platform.machine() not in sandbox_child.SYSCALLS,
@@ -620,6 +620,15 @@ def test_other_machines_are_refused(monkeypatch):
     with pytest.raises(SandboxError, match="no sandbox on Linux riscv64: programs are run only on") as caught:
         judge(RIGHT, SQUARE, 1)
     assert "\n" not in str(caught.value)
+
+
+def test_tasks_that_run_code_are_refused_where_there_is_no_sandbox(monkeypatch):
+    sandbox.close()
+    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
+    with pytest.raises(ValueError, match="--tasks: 'repair' runs its answers, and no sandbox on Linux riscv64"):
+        tasks.require(tasks.DEFAULT)
+    tasks.require(tasks.DEFAULT, judged=False)
+    tasks.require(name for name in tasks.DEFAULT if not tasks.TASKS[name].runs_code)
 
 
 @pytest.mark.parametrize("old, new, message", [

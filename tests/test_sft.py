@@ -52,7 +52,7 @@ def test_model_learns_a_row_and_to_stop_after_it(run, tmp_path):
 
 def test_loss_is_the_mean_over_target_tokens(run, tmp_path, model, tokens):
     run("out")
-    logp_BT, _ = token_logprobs(model, collate(train_sft.encode([ROW], tokens, template.plain(END), train_sft.Config(), 1024)))
+    logp_BT = token_logprobs(model, collate(train_sft.encode([ROW], tokens, template.plain(END), train_sft.Config(), 1024)))
     first = jsonl(tmp_path / "out/metrics.jsonl")[0]
     assert first["loss"] == pytest.approx(-logp_BT[logp_BT != 0].mean().item(), rel=1e-5)
     assert first["num_tokens"] == (logp_BT != 0).sum() == len(tokens.encode(ROW["completion"])) + 1
@@ -221,12 +221,12 @@ def test_packed_rows_do_not_see_each_other(model):
     rows = [([5, 6], [7, 8, 9]), ([], [11, 12]), ([5, 6, 7], [8], [9, 10], [11]), ([3], [4])]
     model = copy.deepcopy(model).requires_grad_(True)
     results = []
-    for batches in ([collate(rows, pack=True)], [collate([row]) for row in rows]):
+    for batches in ([collate(rows)], [collate([row]) for row in rows]):
         model.zero_grad()
-        found = [token_logprobs(model, batch)[0][batch.target_BT] for batch in batches]
+        found = [token_logprobs(model, batch)[batch.target_BT] for batch in batches]
         torch.cat(found).sum().backward()
         results.append((torch.cat(found).detach(), [p.grad.clone() for p in model.parameters()]))
-    assert batches and collate(rows, pack=True).documents == (5, 2, 7, 2)
+    assert collate(rows).lengths == (5, 2, 7, 2)
     torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-5, atol=1e-6)
     for mine, theirs in zip(results[0][1], results[1][1]):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
@@ -263,7 +263,6 @@ def test_rows_that_are_not_taken_are_told(run, tmp_path, capsys):
     ({"data": "cold-start", "skip_bad": True}, "--skip-bad True: would have no effect .--data cold-start is no file"),
     ({"data": "corpus", "decontaminate": ("x",)}, "--decontaminate .*: would have no effect"),
     ({"decontaminate": ("absent.jsonl",)}, "--decontaminate absent.jsonl: no such file"),
-    ({"pack": True, "compile": True}, "--pack --compile"),
 ])
 def test_data_flags_that_cannot_be_met_are_named(run, changes, names):
     with pytest.raises(ValueError, match=names):

@@ -40,9 +40,9 @@ def test_what_makes_and_judges_text_needs_no_torch(module):
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
-def test_nothing_but_the_recipe_and_the_comparison_imports_a_script():
+def test_nothing_but_the_recipe_the_comparison_and_the_benchmark_imports_a_script():
     for path in PACKAGE:
-        if path.name not in ("__main__.py", "recipe.py", "compare.py"):
+        if path.name not in ("__main__.py", "recipe.py", "compare.py", "bench.py"):
             assert not SCRIPTS & packages(imports(path)), path
 
 

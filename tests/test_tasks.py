@@ -1,3 +1,4 @@
+import ast
 import json
 import re
 import time
@@ -10,16 +11,17 @@ import pytest
 import train_sft
 from r1mini import data, score, tasks, template
 from r1mini.records import Problem, Rollout
-from r1mini.tasks import chemistry, corpus, countdown, elements
+from r1mini.tasks import chemistry, corpus, countdown, elements, repair
 from r1mini.tasks.trace import LANGUAGES, WORDS, Style, Try, write
 from r1mini.tokenizer import END
 
 TASKS = list(tasks.TASKS)
 COUNTDOWN = Problem("countdown", "", "en", "", {"numbers": [2, 3, 4], "target": 14})
 BALANCE = Problem("balance", "", "en", "", {"left": ("H2", "O2"), "right": ("H2O",)})
-# c=a-b should be c=a+b; then c*2. f(3,1) = 8, f(2,5) = 14.
-REPAIR = Problem("repair", "", "en", "", {"program": (("a", "-", "b"), ("c", "*", "2")),
-                                          "shown": [(3, 1, 8), (2, 5, 14)], "hidden": [(4, 4, 16), (9, 1, 20)]})
+# s+=x*2 should be s+=x*3.
+REPAIR = Problem("repair", "", "en", "", {"program": ("def f(v):", " s=0", " for x in v:", "  s+=x*2", " return s"),
+                                          "shown": [(((3, 1),), 12), (((2, 5),), 21)],
+                                          "hidden": [(((4,),), 12), (((9, 1, 1),), 33)]})
 FACT = Problem("elements", "", "en", "", {"answer": "Fe", "terms": []})
 
 
@@ -84,12 +86,14 @@ def test_keys_are_shared_by_languages(task):
 
 def test_function_and_its_mirror_image_share_a_key():
     # Swapping a and b everywhere, or the operands of + and *, gives the same bug: one key for prompts of either form.
-    found = problems("repair", 400)
-    forms = {}
-    for p in found:
-        forms.setdefault(p.key, set()).add(p.prompt.split("\n c=")[1].split("\n")[0])
-    assert {"a+b", "b+a"} <= set().union(*(f for f in forms.values() if f & {"a+b"} and f & {"b+a"}))
-    assert not any("b+a" in str(key) or "('b', '+', 'a')" in key for key in forms)
+    one, other = ("def f(a,b):", " c=a-b", " return c+a"), ("def f(a,b):", " c=b-a", " return c+b")
+    assert repair.mirrored(one) == other and repair.mirrored(other) == one
+    listed = ("def f(v,b):", " c=b", " return c")
+    assert repair.mirrored(listed) == listed  # a list is no number
+    same = [("def f(v,b):", f" c={c}", f" return {r}") for c in ("b+2", "2+b") for r in ("c*2", "2*c")]
+    assert len(set(map(repair.canonical, same))) == 1
+    for text in ("def f(s,t):", " c=t+s", " return c+s"), ("def f(a,b):", " c=b-a", " return c+c"):  # no order to lose
+        assert repair.canonical(text) == text
 
 
 def test_a_reaction_and_its_reverse_share_a_key():
@@ -134,7 +138,7 @@ def test_training_sets_are_drawn_apart():
 @pytest.mark.parametrize("task", TASKS)
 def test_perfect_demonstrations_earn_every_reward(task):
     for index, problem in enumerate(problems(task)):
-        thinking, answer = tasks.demonstrate(problem, Style(), Random(index))
+        thinking, answer, _ = tasks.demonstrate(problem, Style(), Random(index))
         if task == "countdown4" and thinking.endswith(WORDS[problem.language]["stop"] + "\n"):
             continue  # a search of four numbers may be longer than a trace
         text = corpus.completion(thinking, answer, problem.language, True, True)
@@ -162,10 +166,12 @@ def test_checker_rejects_what_a_search_rejects(task):
       "2+3*4\n2+3*4", "02+3*4", "2+3**4", "+2+3*4", "2.0+3*4", "２+3*4"]),
     (BALANCE, ["2 1 2", " 2  1 2\n"],
      ["1 1 1", "4 2 4", "2 1", "2 1 2 0", "2,1,2", "2 1 2 2", "0 0 0", "-2 -1 -2", "2 1 2.0", "２ 1 2", "2\n1 2"]),
-    (REPAIR, ["c=a+b", "c=b+a", " c=a+b\n", "return 2*(a+b)", "return (a+b)*2", "c= a + b"],
-     ["a+b", "c=a-b", "c=a*b", "c=8", "return 8", "return c*2", "return f(a,b)", "c=c", "c=c+2*b", "c==a+b", "d=a+b",
-      "return a+b", "c=a+b;c=a+b", "c=a+b if a else b", "c=(a,b)", "c=a--b", "c=[a+b][0]", "c=a+b+True*0",
-      "c=a+b+0.0", "return", "c=", "returna+b", "c=ａ+b"]),
+    (REPAIR, ["4 s+=x*3", " 4   s+=x*3\n", "4 s=s+3*x", "4 s+=x+x+x", "5 return s//2*3", "5 return sum(v)*3"],
+     ["s+=x*3", "4", "4 ", "4: s+=x*3", "4s+=x*3", "3 s+=x*3", "4 s+=x*2", "4 s+=x*4", "5 return s*3", "5 return 12", "5 s",
+      "5 return 12 if v[0]==3 else 21", "5 return s*1.5", "5 return str(s)", "1 def f(v): return sum(v)*3", "6 return 3",
+      "4 s+=x*3\n5 return s", "4 s+=x*3 yes", "4 s+=x*３", "٤ s+=x*3", "4 s+=x*3;" + " " * 60 + "s", "5 return f(v)",
+      "5 exit(0)", "5 while 1: pass", "5 return every(v)", "5 def every(calls): return [12,21,12,33]", "5 return '''",
+      "5 import os; os._exit(0)", "5 print(12)"]),
     (FACT, ["Fe", " Fe\n"], ["fe", "FE", "F e", "Fe Fe", "iron", "Fe."]),
     # Order 0: A falls by 10 in 5, k = 2. Within 2 %: 1.96 to 2.04.
     (kinetics([50, 40, 30], 5), ["0 2", "0 10/5", "0 2.03", "0 1.97", " 0 2\n"],
@@ -194,6 +200,7 @@ HOSTILE = [
     "c=a" + "*a" * 25, "return " + "(" * 25 + "a" + ")" * 25, "c=" + "-" * 50 + "a", "return lambda:0", "c=a\x00", "\x00",
     "c=99**99**99", "return c<<99", "c=a if b else", "c=0x", "c=1if a else 2", "return a:=b", "c=(yield)", "c=a\\",
     "٣+٤", "２+３*４", "²", "\ud800", "2\u200b1 2", "1 " * 5000, " " * 100_000, "1" + " " * 100_000 + "x", "0" * 99,
+    "2 __import__('os')", "2 c=99**99**99", "4 s+=9**9**9", "4 \x00", "4 s+=\ud800", "2 s='", "3 for x in iter(int,1):",
     "Fe\x00", "<answer>", "{}", "[]", "None", "True", "a" * 1_000_000, "2+3*4#" + "x" * 20, "2+3*4\\\n", "2,3", "c=f'{a}'",
 ]
 
@@ -211,7 +218,7 @@ def test_model_text_raises_no_warning():
     # Python warns of `1if`: a line on the terminal for each such completion.
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert not tasks.check(REPAIR, "c=1if a else 2") and not tasks.check(COUNTDOWN, "2(3)")
+        assert not tasks.check(REPAIR, "4 s=1if x else 2") and not tasks.check(COUNTDOWN, "2(3)")
 
 
 # -- single facts ------------------------------------------------------------------------------------------------------
@@ -234,7 +241,7 @@ def test_facts_of_the_periodic_table(symbol, number, period, group, state):
 def test_balanced_reactions_keep_every_atom():
     for problem in problems("balance"):
         left, right = problem.columns["left"], problem.columns["right"]
-        _, answer = tasks.demonstrate(problem, Style(), Random(0))
+        _, answer, _ = tasks.demonstrate(problem, Style(), Random(0))
         surplus = Counter()
         for species, coefficient, sign in zip(left + right, map(int, answer.split()), [1] * len(left) + [-1] * len(right)):
             for symbol, count in re.findall(r"([A-Z][a-z]?)(\d*)", species):
@@ -242,25 +249,57 @@ def test_balanced_reactions_keep_every_atom():
         assert not any(surplus.values()), (problem.prompt, answer)
 
 
-def python_of(prompt, mend=None):
-    """The function of a repair prompt, run by Python itself."""
-    lines = prompt.split("\n")[:3]
-    if mend:
-        lines[1 if mend.startswith("c=") else 2] = " " + mend
+def python_of(program):
+    """A function of our own generator, run by Python itself."""
     namespace = {}
-    exec("\n".join(lines), namespace)  # text of our own generator
+    exec("\n".join(program), namespace)
     return namespace["f"]
 
 
+def test_searches_of_repairs_compute_what_python_computes():
+    seen = set()
+    for problem in problems("repair", 300):
+        for program in (problem.columns["program"], *repair.mends(problem.columns["program"])):
+            function = python_of(program)
+            for call in repair.calls(program[0][6:-2]):
+                result = repair.Run(program, call).result
+                assert result is None or repr(result) == repr(function(*call)), (program, call)
+            seen.add(re.sub(r"\d", "#", "/".join(program)))
+    assert len(seen) > 100
+
+
 def test_repair_prompts_are_true_of_the_python_they_show():
-    for problem in problems("repair", 100):
-        _, answer = tasks.demonstrate(problem, Style(), Random(0))
-        broken, mended = python_of(problem.prompt), python_of(problem.prompt, answer)
-        shown = [tuple(map(int, re.findall(r"\d+", line))) for line in problem.prompt.split("\n")[3:5]]
-        assert len(shown) == 2
-        for a, b, got, want in shown:
-            assert broken(a, b) == got != want == mended(a, b)
-        assert all(mended(a, b) == want for a, b, want in problem.columns["hidden"])
+    for problem in problems("repair", 200):
+        _, answer, right = tasks.demonstrate(problem, Style(), Random(0))
+        assert right
+        listing = re.findall(r"^\d (.*)$", problem.prompt, re.M)
+        number, line = answer.split(" ", 1)
+        old = listing[int(number) - 1]
+        mended = [*listing]
+        mended[int(number) - 1] = old[: -len(old.lstrip())] + line
+        shown = problem.columns["shown"]
+        assert problem.prompt.endswith(": " + " & ".join(
+            " ".join(re.sub(r"[()' ]", "", repr(argument)).strip(",") for argument in (*call, f"?{want}"))
+            for call, want in shown) + "\n")
+        for call, want in shown:
+            assert python_of(listing)(*call) != want == python_of(mended)(*call)
+        for call, want in problem.columns["hidden"]:
+            assert python_of(mended)(*call) == want
+
+
+def test_repairs_have_bugs_of_every_kind():
+    kinds = Counter()
+    for problem in problems("repair", 600):
+        wrong, right = (half.split("/") for half in re.split(r" (?=def )", problem.key))
+        [(old, new)] = [pair for pair in zip(wrong, right) if pair[0] != pair[1]]
+        changed = Counter(re.findall(r"\w+|\W", new)) - Counter(re.findall(r"\w+|\W", old))
+        kinds["".join(changed) or "order"] += 1
+        kinds["loop"] += "for" in problem.prompt
+        kinds["text"] += "f(s,t)" in problem.prompt
+        kinds["list"] += "," in problem.prompt
+        kinds["condition"] += "if" in problem.prompt
+    assert min(kinds[kind] for kind in ("+", "-", "*", "<", ">", "0", "1", "max", "min", "sum", "s", "t", "x", "b", "order",
+                                        "loop", "text", "list", "condition")) > 9, kinds
 
 
 def test_search_of_three_numbers_is_never_cut():
@@ -274,15 +313,15 @@ TRIES = [Try("1+1=2 ?3", False, "1+1"), Try("1+2=3 ?3", True, "1+2"), Try("2+2=4
 
 
 def test_trace_ends_at_the_first_success():
-    assert write(TRIES, "en", Style(), Random(0), 0.0) == ("1+1=2 ?3 no\n1+2=3 ?3 yes\n", "1+2")
+    assert write(TRIES, "en", Style(), Random(0), 0.0) == ("1+1=2 ?3 no\n1+2=3 ?3 yes\n", "1+2", True)
 
 
 def test_giving_up_is_said_and_answers_with_the_last_try():
-    assert write(TRIES, "zh", Style(), Random(0), 1.0) == ("1+1=2 ?3 错\n算了\n", "1+1")
+    assert write(TRIES, "zh", Style(), Random(0), 1.0) == ("1+1=2 ?3 错\n算了\n", "1+1", False)
 
 
 def test_slip_is_a_false_verdict():
-    assert write(TRIES, "en", Style(slip=1.0), Random(0), 0.0) == ("1+1=2 ?3 yes\n", "1+1")
+    assert write(TRIES, "en", Style(slip=1.0), Random(0), 0.0) == ("1+1=2 ?3 yes\n", "1+1", False)
 
 
 def test_mixing_takes_words_of_the_other_language():

@@ -7,10 +7,12 @@ from functools import partial
 import pytest
 import torch
 from conftest import interrupt_at_call, jsonl
+from hypothesis import given
+from hypothesis import strategies as st
 
 import train_grpo
 from r1mini import checkpoint, config, grpo, rewards, score, tasks
-from r1mini.batch import token_logprobs
+from r1mini.batch import token_logprobs, token_logprobs_and_entropy
 from r1mini.records import Rollout
 from r1mini.rollout import Sampling, sample
 
@@ -71,8 +73,8 @@ def gradient(model, rollouts, advantages=ADVANTAGES, **changes):
     reference = copy.deepcopy(model) if cfg.beta else None
     if reference is not None:
         reference.model.norm.weight.mul_(1.5)
-    old = train_grpo.start(cfg, policy, token_logprobs, rollouts, torch.device("cpu"))
-    figures = train_grpo.update(cfg, policy, reference, token_logprobs, [torch.optim.SGD(policy.parameters(), lr=1.0)],
+    old = train_grpo.start(cfg, policy, rollouts, torch.device("cpu"))
+    figures = train_grpo.update(cfg, policy, reference, [torch.optim.SGD(policy.parameters(), lr=1.0)],
                                 1.0, rollouts, old, advantages, torch.device("cpu"))
     moved = torch.cat([(q - p).flatten() for p, q in zip(model.parameters(), policy.parameters())]).detach()
     return moved, figures
@@ -145,7 +147,7 @@ def test_entropy_bonus_raises_entropy_without_advantages(model, rollouts):
     torch.nn.utils.vector_to_parameters(torch.nn.utils.parameters_to_vector(policy.parameters()) + 0.5 * moved,
                                         policy.parameters())
     batch = train_grpo.collate([(r.prompt_ids, r.completion_ids) for r in rollouts])
-    assert token_logprobs(policy, batch)[1].sum() > token_logprobs(model, batch)[1].sum()
+    assert token_logprobs_and_entropy(policy, batch)[1].sum() > token_logprobs_and_entropy(model, batch)[1].sum()
 
 
 @pytest.mark.parametrize("changes", [{"top_entropy": 0.35}, {"off_policy_limit": 0.001}, {"objective": "cispo"}, {"delta": 1.3},
@@ -174,9 +176,9 @@ def test_every_flag_of_the_loss_reaches_it(model, rollouts, changes):
     reference.model.norm.weight.data.mul_(1.5)
     options = {name: changes[name] for name in changes if name != "beta"}
     expected, _ = grpo.policy_loss(
-        token_logprobs(model, batch)[0], old_BT, ADVANTAGES, grpo.token_weights(batch.target_BT, "token"),
+        token_logprobs(model, batch), old_BT, ADVANTAGES, grpo.token_weights(batch.target_BT, "token"),
         **{"clip_low": cfg.clip_low, "clip_high": cfg.clip_high, **options}, beta=cfg.beta,
-        ref_logp_BT=token_logprobs(reference, batch)[0] if cfg.beta else None)
+        ref_logp_BT=token_logprobs(reference, batch) if cfg.beta else None)
     _, figures = gradient(model, drifted, **changes)
     assert figures["loss"] == pytest.approx(float(expected), rel=1e-4, abs=1e-6)
     less = {name: value for name, value in changes.items() if name != list(changes)[-1]}
@@ -260,7 +262,7 @@ def test_every_completion_is_learned_once_with_its_own_advantage(run, tmp_path, 
     learned, real = [], train_grpo.update
 
     def recording(*args):
-        learned.append([(r.text, round(float(a), 6)) for r, a in zip(args[6], args[8])])
+        learned.append([(r.text, round(float(a), 6)) for r, a in zip(args[5], args[7])])
         return real(*args)
 
     monkeypatch.setattr(train_grpo, "update", recording)
@@ -552,3 +554,22 @@ def test_half_precision_samples_and_learns_in_it_over_single_precision_weights(r
     for row in jsonl(tmp_path / "out/metrics.jsonl"):
         assert row["grad_norm"] > 0 and row["sampling/sampling_logp_difference/max"] < 0.2
         assert 0 < row["weights/moved_in_bf16"] <= 1
+
+
+@given(st.integers(1, 6), st.integers(1, 5), st.integers(1, 9), st.sampled_from(["completions", "problems"]))
+def test_minibatches_hold_every_completion_once_and_groups_stay_whole_if_asked(problems, completions, minibatches, of):
+    cfg = train_grpo.Config(problems=problems, completions=completions, minibatches=minibatches, minibatch_of=of)
+    parts = train_grpo.split(cfg, problems, "seed")
+    assert len(parts) == minibatches and sorted(i for part in parts for i in part) == list(range(problems * completions))
+    assert parts == train_grpo.split(cfg, problems, "seed")
+    if of == "problems":
+        assert all(len({i // completions for i in part}) * completions == len(part) for part in parts)
+
+
+def test_minibatches_of_problems_compute_a_prompt_once(run, monkeypatch):
+    computed = []
+    real = train_grpo.collate
+    monkeypatch.setattr(train_grpo, "collate", lambda rows: computed.append((batch := real(rows)).after) or batch)
+    run("out", steps=1, minibatches=2, minibatch_of="problems")
+    shared = sum(after >= 0 for part in computed[1:] for after in part)
+    assert shared > 0

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from random import Random
 
+from r1mini import sandbox
 from r1mini.records import Problem
 from r1mini.tasks import chemistry, countdown, elements, repair
 from r1mini.tasks.trace import LANGUAGES, Style, Try, write
@@ -23,11 +24,12 @@ class Task:
     mistake: Callable[[Problem, str], str | None]  # what is wrong with an answer; None: it is right
     give_up: float  # of an imperfect trace, after each failed try: searches differ in length
     reasoning: bool = True  # False: an answer without thinking is well-formed
+    runs_code: bool = False  # answers are judged in the sandbox
 
 
 TASKS = {
     "countdown": Task(countdown.make(3), countdown.tries, countdown.mistake, give_up=0.16),
-    "repair": Task(repair.generate, repair.tries, repair.mistake, give_up=0.5),
+    "repair": Task(repair.generate, repair.tries, repair.mistake, give_up=0.5, runs_code=True),
     "balance": Task(chemistry.generate_balance, chemistry.tries_balance, chemistry.mistake_balance, give_up=0.6),
     "kinetics": Task(chemistry.generate_kinetics, chemistry.tries_kinetics, chemistry.mistake_kinetics, give_up=0.7),
     "elements": Task(elements.generate, elements.tries, elements.mistake, give_up=0.0, reasoning=False),
@@ -37,11 +39,16 @@ REASONING = ("countdown", "repair", "balance", "kinetics")
 DEFAULT = (*REASONING, "elements")
 
 
-def require(names: Iterable[str]) -> None:
-    """Refuse a `--tasks` that names a task that is not there."""
+def require(names: Iterable[str], judged: bool = True) -> None:
+    """Refuse a `--tasks` that names a task that is not there, or whose answers cannot be judged on this machine."""
     for name in names:
         if name not in TASKS:
             raise ValueError(f"--tasks: {name!r} is not one of {', '.join(TASKS)}")
+        if judged and TASKS[name].runs_code:
+            try:
+                sandbox.require()
+            except sandbox.SandboxError as error:
+                raise ValueError(f"--tasks: {name!r} runs its answers, and {error}") from error
 
 
 def held_out(problem: Problem) -> bool:
@@ -67,8 +74,8 @@ def check(problem: Problem, answer: str) -> bool:
     return mistake(problem, answer) is None
 
 
-def demonstrate(problem: Problem, style: Style, rng: Random) -> tuple[str, str]:
-    """(thinking, answer) of somebody who works in this style."""
+def demonstrate(problem: Problem, style: Style, rng: Random) -> tuple[str, str, bool]:
+    """(thinking, answer, whether it is right) of somebody who works in this style."""
     task = TASKS[problem.task]
-    thinking, answer = write(task.tries(problem, rng), problem.language, style, rng, style.give_up * task.give_up)
-    return thinking, answer or problem.columns["answer"]
+    thinking, answer, right = write(task.tries(problem, rng), problem.language, style, rng, style.give_up * task.give_up)
+    return (thinking, answer, right) if answer else ("", problem.columns["answer"], True)

@@ -14,7 +14,7 @@ from r1mini import tasks
 from r1mini.tasks import chemistry, elements
 from r1mini.tasks.trace import LANGUAGES, WORDS, Style
 
-SHARES = {"countdown": 34, "countdown4": 0.5, "repair": 30, "balance": 34, "kinetics": 26, "elements": 38,
+SHARES = {"countdown": 34, "countdown4": 0.5, "repair": 46, "balance": 34, "kinetics": 26, "elements": 38,
           "statement": 26, "drill": 30}  # of documents; the searches are the long ones
 # Shares of the documents whose thinking is in tags, and among them those whose answer is.
 TAGGED_THINKING = 0.24
@@ -56,11 +56,11 @@ def document(seed: int | str, index: int) -> dict[str, str]:
     problem = tasks.problem(kind, f"corpus {seed}", index, "train")
     # Half of the writers finish their searches, half stop early; some mix their languages.
     style = Style(give_up=rng.choice((0.0, 0.5)), mix=rng.choice((0.0, 0.0, 0.5)))
-    thinking, answer = tasks.demonstrate(problem, style, rng)
+    thinking, answer, right = tasks.demonstrate(problem, style, rng)
     if not tasks.TASKS[kind].reasoning:
         tagged = TAGGED_FACT
     else:
-        tagged = TAGGED_RIGHT if tasks.check(problem, answer) else TAGGED_WRONG
+        tagged = TAGGED_RIGHT if right else TAGGED_WRONG
     rank = rng.random()
     return {"prompt": problem.prompt,
             "completion": completion(thinking, answer, problem.language, rank < TAGGED_THINKING, rank < tagged)}

@@ -41,20 +41,21 @@ class Style:
     broken: float = 0.0  # of a damaged format, per completion
 
 
-def write(tries: Iterable[Try], language: str, style: Style, rng: Random, give_up: float) -> tuple[str, str]:
-    """The thinking and the answer it arrives at. `give_up` is the task's own probability to stop after a failed try."""
+def write(tries: Iterable[Try], language: str, style: Style, rng: Random, give_up: float) -> tuple[str, str, bool]:
+    """The thinking, the answer it arrives at, and whether that is right. `give_up` is the task's own probability to stop
+    after a failed try."""
 
     def word(kind) -> str:
         return WORDS[OTHER[language] if rng.random() < style.mix else language][kind]
 
-    lines, answer = [], ""
+    lines, answer, right = [], "", False
     for count, attempt in enumerate(tries, 1):
         verdict = attempt.success != (rng.random() < style.slip)
         lines.append(f"{attempt.text} {word(verdict)}\n")
-        answer = attempt.answer
+        answer, right = attempt.answer, attempt.success
         if verdict:
             break
         if count == LONGEST or rng.random() < give_up:
             lines.append(f"{word('stop')}\n")
             break
-    return "".join(lines), answer
+    return "".join(lines), answer, right

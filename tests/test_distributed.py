@@ -1,0 +1,221 @@
+"""Two ranks are one: two processes by gloo against this one. Run by torchrun, this file is what the two of them do."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
+
+import pytest
+import torch
+import torch.distributed as dist
+from conftest import ROOT, interrupt_at_call, jsonl, random_model
+from safetensors.torch import load_file
+
+import train_grpo
+import train_sft
+from r1mini import checkpoint, diagnose, distributed
+from r1mini.records import Rollout
+
+LETTERS = """import os
+def letters(completions, **columns):
+    if os.environ.get("RANK") == os.environ.get("FAULTY", "none"):
+        raise ValueError("no letters here")
+    return [text.count("a") + 0.1 * text.count("e") for text in completions]
+"""
+
+
+def sft(folder, out, **changes):
+    return train_sft.Config(**{
+        "model": folder, "out": str(out), "rows": 40, "epochs": 1, "tasks": ("elements",), "batch_tokens": 384,
+        "optimizer": "adamw", "learning_rate": 1e-4, "device": "cpu", "progress": False, **changes})
+
+
+def grpo(folder, out, **changes):
+    """Five problems, and micro-batches that two ranks cannot share out evenly."""
+    return train_grpo.Config(**{
+        "model": folder, "out": str(out), "steps": 3, "problems": 5, "completions": 4, "minibatches": 2,
+        "max_new_tokens": 12, "tasks": ("elements",), "reward": f"{Path(out).parent / 'letters.py'}:letters", "beta": 0.1,
+        "reference_every": 1, "learner_tokens": 256, "learning_rate": 2e-5, "device": "cpu", "progress": False, "show": 0,
+        "save_every": 2, **changes})
+
+
+class Kept:
+    """An optimizer that keeps the gradients."""
+
+    param_groups = ()
+
+    def __init__(self, model):
+        self.model = model
+
+    def step(self):
+        self.gradients = {name: p.grad.detach().clone() for name, p in self.model.named_parameters()}
+
+    def zero_grad(self, set_to_none):
+        self.model.zero_grad()
+
+
+def gradients(beta):
+    """(gradients, metrics) of one update of a random model."""
+    generator = torch.Generator().manual_seed(0)
+    rollouts = []
+    for count in (3, 9, 4, 7, 5, 8, 2):
+        ids = torch.randint(3, 300, (count + 2,), generator=generator).tolist()
+        rollouts.append(Rollout(tuple(ids[:2]), tuple(ids[2:]), (-5.0,) * count, "", True))
+    cfg = train_grpo.Config(beta=beta, entropy_bonus=0.01, learner_tokens=20, max_grad_norm=1e9, clip_high=1e9, clip_low=1.0)
+    policy, reference = random_model(), random_model(initializer_range=0.1).requires_grad_(False)
+    policy, reference = distributed.shard(policy), distributed.shard(reference)
+    stepper = Kept(policy)
+    old = [(r.logprobs, [0.0] * len(r.logprobs)) for r in rollouts]
+    adv_B = torch.tensor([1.0, -1.0, 0.5, 0.3, -0.7, 0.2, -0.4])
+    metrics = train_grpo.update(cfg, policy, reference if beta else None, [stepper], 0.0,
+                                rollouts, old, adv_B, torch.device("cpu"))
+    return {name: distributed.full(g) for name, g in stepper.gradients.items()}, metrics
+
+
+def moved():
+    """Share of a model's weights that a change of a thousandth moves in bf16."""
+    policy = distributed.shard(random_model())
+    before = diagnose.rounded(policy)
+    with torch.no_grad():
+        for p in policy.parameters():
+            p.mul_(1.001)
+    return diagnose.moved(before, diagnose.rounded(policy))
+
+
+def on_two(cfg):
+    """What each of two ranks does: all that is compared, in one start of the processes."""
+    folder, out = cfg.model, Path(cfg.out).parent
+    for beta in (0.0, 0.1):
+        found, metrics = gradients(beta)
+        if distributed.first():
+            torch.save({"gradients": found, "metrics": metrics}, out / f"gradients-{beta}.pt")
+    assert moved() == float(os.environ["MOVED"])
+    train_sft.main(sft(folder, out / "sft-2"))
+    train_grpo.main(grpo(folder, out / "grpo-2"))
+    train_grpo.main(grpo(folder, out / "from-1"))
+    interrupted(out / "from-2", folder)
+
+
+def interrupted(out, folder):
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_at_call(patch, train_grpo, "report", 3)
+        with pytest.raises(KeyboardInterrupt):
+            train_grpo.main(grpo(folder, out))
+
+
+@pytest.fixture(scope="module")
+def runs(folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("ranks")
+    (out / "letters.py").write_text(LETTERS)
+    interrupted(out / "from-1", folder)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*torchrun, __file__, folder, out], capture_output=True, text=True, timeout=120,
+                          env=os.environ | {"OMP_NUM_THREADS": "1", "MOVED": str(moved())})
+    assert done.returncode == 0, done.stderr[-3000:]
+    train_sft.main(sft(folder, out / "sft-1"))
+    train_grpo.main(grpo(folder, out / "grpo-1"))
+    return out
+
+
+def difference(one, other):
+    one, other = (load_file(run / "model.safetensors") for run in (one, other))
+    assert list(one) == list(other)
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+def test_gradients_and_metrics_of_two_ranks_are_those_of_one(runs, beta):
+    saved = torch.load(runs / f"gradients-{beta}.pt")
+    found, metrics = gradients(beta)
+    assert saved["gradients"].keys() == found.keys()
+    for name, gradient in found.items():
+        assert torch.allclose(saved["gradients"][name], gradient, rtol=1e-5, atol=1e-6), name
+    assert saved["metrics"] == pytest.approx(metrics, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["sft", "grpo"])
+def test_a_run_on_two_ranks_is_that_of_one(runs, kind):
+    one, two = runs / f"{kind}-1", runs / f"{kind}-2"
+    assert sorted(path.name for path in one.iterdir()) == sorted(path.name for path in two.iterdir())
+    assert 0 < difference(one, two) < 1e-5 < difference(one, Path(checkpoint.read_json(one / "run.json")["config"]["model"]))
+    for mine, theirs in zip(jsonl(one / "metrics.jsonl"), jsonl(two / "metrics.jsonl"), strict=True):
+        assert mine.keys() == theirs.keys()
+        for name in mine.keys() - {"seconds", "step_time", "time/sample", "time/update"}:
+            assert theirs[name] == pytest.approx(mine[name], rel=1e-3, abs=1e-5), name
+    if kind == "grpo":
+        assert (one / "rollouts.jsonl").read_bytes() == (two / "rollouts.jsonl").read_bytes()
+
+
+def test_a_saved_state_is_the_same_file_and_resumes_on_any_number_of_ranks(runs, folder, tmp_path):
+    (tmp_path / "letters.py").write_text(LETTERS)
+    interrupted(tmp_path / "one", folder)
+    mine, theirs = (torch.load(run / "resume.pt") for run in (tmp_path / "one", runs / "from-2"))
+    mine, theirs = (torch.utils._pytree.tree_flatten_with_path(state)[0] for state in (mine, theirs))
+    assert [path for path, _ in mine] == [path for path, _ in theirs]
+    for (path, one), (_, two) in zip(mine, theirs):
+        assert type(one) is type(two)
+        if isinstance(one, torch.Tensor):
+            assert torch.allclose(one, two, atol=1e-5), path
+    train_grpo.main(grpo(folder, runs / "from-2"))
+    assert difference(runs / "from-2", runs / "grpo-1") < 1e-5
+    assert difference(runs / "from-1", runs / "grpo-1") < 1e-5
+
+
+def on_ranks(cwd, *argv, faulty=""):
+    """(exit codes, all of stderr) of two ranks, as torchrun would start them."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    env = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": str(ROOT),
+                        "OMP_NUM_THREADS": "1", "FAULTY": faulty}
+    started = [subprocess.Popen([sys.executable, *map(str, argv)], cwd=cwd, text=True, stdout=subprocess.DEVNULL,
+                                stderr=subprocess.PIPE, env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+               for rank in range(2)]
+    try:
+        told = [process.communicate(timeout=60)[1] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    return [process.returncode for process in started], "".join(told)
+
+
+def test_an_error_of_one_rank_is_one_line_and_stops_all(folder, tmp_path):
+    (tmp_path / "letters.py").write_text(LETTERS)
+    codes, told = on_ranks(tmp_path, ROOT / "train_grpo.py", "--model", folder, "--reward", "letters.py:letters",
+                           "--problems", 2, "--max-new-tokens", 4, "--tasks", "elements", "--no-progress", "--device", "cpu",
+                           faulty="1")
+    assert codes == [2, 2]
+    assert len(told.splitlines()) == 1 and "no letters here" in told
+
+
+def test_of_ranks_that_fail_alike_the_first_speaks():
+    store = dist.HashStore()
+    assert [distributed.speaks(store) for _ in range(3)] == [True, False, False]
+
+
+def test_each_rank_has_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setattr(distributed, "ranks", lambda: 2)
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert [distributed.device(name) for name in ("cpu", "cuda")] == ["cpu", "cuda:1"]
+    with pytest.raises(ValueError, match="--device cuda:0: each of the 2 ranks has its own"):
+        distributed.device("cuda:0")
+
+
+@pytest.mark.parametrize(("parts", "ranks"), [(5, 2), (1, 3), (6, 3), (7, 4)])
+def test_every_rank_makes_as_many_passes_and_each_part_counts_once(monkeypatch, parts, ranks):
+    monkeypatch.setattr(distributed, "ranks", lambda: ranks)
+    shares, slices = [], []
+    for rank in range(ranks):
+        monkeypatch.setattr(distributed, "rank", lambda: rank)
+        shares.append(distributed.share(list(range(parts))))
+        slices += range(parts)[distributed.part(parts)]
+    assert len({len(share) for share in shares}) == 1
+    assert sorted(part for share in shares for part, counted in share if counted) == slices == list(range(parts))
+
+
+if __name__ == "__main__":
+    distributed.together(on_two)(grpo(sys.argv[1], Path(sys.argv[2]) / "none"))

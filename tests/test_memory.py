@@ -1,0 +1,85 @@
+import dataclasses
+
+import pytest
+import torch
+from conftest import random_model, shape
+
+import train_grpo
+from r1mini import memory
+from r1mini.batch import collate, token_logprobs
+
+CPU = torch.device("cpu")
+
+
+def kept(model, tokens):
+    """What a real pass keeps, weights aside."""
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    found = {}
+
+    def keep(x):
+        if (at := x.untyped_storage().data_ptr()) not in parameters:
+            found[at] = x.untyped_storage()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        token_logprobs(model, collate([([1], [2] * (tokens - 1))]))
+    return sum(storage.nbytes() for storage in found.values())
+
+
+@pytest.mark.parametrize("how", [{}, {"qk_norm": True, "head_dim": 16}, {"attention_bias": True, "num_key_value_heads": 1}])
+def test_the_count_is_what_a_pass_keeps(how):
+    model, tokens = random_model(**how), 100
+    counted = memory.kept_bytes(model.config, tokens)
+    assert kept(model, tokens) == pytest.approx(counted, rel=0.15)
+
+
+def test_the_count_grows_with_tokens_and_layers_and_falls_with_checkpointing():
+    one = shape()
+    count = memory.kept_bytes
+    assert count(one, 200) == pytest.approx(2 * count(one, 100), rel=0.01)
+    deep = dataclasses.replace(one, num_hidden_layers=20)
+    assert count(deep, 100) == pytest.approx(10 * count(one, 100), rel=0.1)
+    assert count(deep, 100, gradient_checkpointing=True) < count(deep, 100) / 5
+
+
+def test_weights_and_moments_by_hand():
+    config = shape()
+    model = random_model()
+    weights = sum(p.numel() for p in model.parameters())
+    adamw, muon = (memory.training(config, 10, optimizer=kind) for kind in ("adamw", "muon"))
+    assert adamw["weights"] == adamw["gradients"] == 4 * weights and adamw["optimizer"] == 8 * weights
+    assert muon["optimizer"] == 8 * weights - 4 * sum(p.numel() for p in model.model.layers.parameters() if p.ndim == 2)
+    assert memory.training(config, 10, optimizer="adamw", reference=True)["weights"] == 8 * weights
+    two = memory.training(config, 10, optimizer="adamw", ranks=2)
+    assert two["optimizer"] == 4 * weights and two["whole weights"] == 4 * weights and two["learner"] == adamw["learner"]
+    # 3 rows of 5 tokens, a key and a value in each of 2 layers, 2 heads of 8 numbers, 2 bytes each
+    assert memory.sampling(dataclasses.replace(config, num_key_value_heads=2), 3, 5, 2) == 3 * 5 * 2 * 2 * 2 * 8 * 2
+
+
+def test_a_run_that_cannot_fit_stops_with_what_it_takes_and_the_flags(monkeypatch):
+    monkeypatch.setattr(memory, "available", lambda device: 2**30)
+    cfg, large = train_grpo.Config(), dataclasses.replace(shape(), num_hidden_layers=200)
+    train_grpo.fits(cfg, CPU, shape())
+    with pytest.raises(ValueError, match=r"takes about .* GiB \(.*sampler .*\) .* 1.0 are free: lower --sampler-rows.*checkpoint"):
+        train_grpo.fits(dataclasses.replace(cfg, problems=512, sampler_rows=4096, max_new_tokens=10_000), CPU,
+                        dataclasses.replace(large, max_position_embeddings=20_000))
+    with pytest.raises(ValueError, match="learner "):
+        train_grpo.fits(dataclasses.replace(cfg, learner_tokens=100_000), CPU, large)
+
+
+def test_memory_of_this_machine_is_known_or_unasked():
+    free = memory.available(CPU)
+    assert free is None or 0 < free < 2**50
+
+
+def test_what_the_group_holds_as_cache_is_free(monkeypatch):
+    files = {"/proc/meminfo": "MemFree: 1 kB\nMemAvailable:   2000 kB\n", "/sys/fs/cgroup/memory.max": "1000000\n",
+             "/sys/fs/cgroup/memory.current": "900000\n",
+             "/sys/fs/cgroup/memory.stat": "anon 100\nfile 700000\nactive_file 200000\ninactive_file 300000\nslab_reclaimable 5\n"}
+    monkeypatch.setattr(memory.Path, "is_file", lambda path: str(path) in files)
+    monkeypatch.setattr(memory.Path, "read_text", lambda path: files[str(path)])
+    assert memory.available(CPU) == 100_000 + 500_005
+    files["/sys/fs/cgroup/memory.max"] = "max\n"
+    assert memory.available(CPU) == 2_048_000
+    files.clear()
+    assert memory.available(CPU) is None
