@@ -14,6 +14,7 @@ heads, C head size.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -203,8 +204,8 @@ class Transformer(nn.Module):
         position_M = torch.arange(T, device=tokens_BT.device).repeat(B)
         return self.lm_head(self.hidden(tokens_BT.flatten(), position_M, Packed([T] * B, device=tokens_BT.device))).view(B, T, -1)
 
-    def compile_layers(self) -> None:
+    def compile_layers(self, backend: str | Callable = "inductor") -> None:
         """torch.compile for what lies between attention and attention. It knows only the number of tokens, so neither rows nor
         their lengths compile it anew, and all layers are one program."""
         for layer in self.model.layers:
-            layer.before, layer.after = (torch.compile(part, dynamic=True) for part in (layer.before, layer.after))
+            layer.before, layer.after = (torch.compile(part, dynamic=True, backend=backend) for part in (layer.before, layer.after))

@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from conftest import random_model
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -139,3 +140,26 @@ def test_gradients_are_the_same_bits_whatever_the_threads_do(model):
     finally:
         torch.set_num_threads(before)
     assert all(one.equal(other) for again in found[1:] for one, other in zip(found[0], again))
+
+
+@pytest.mark.parametrize("how", [{}, {"qk_norm": True, "attention_bias": True}])
+def test_layers_are_one_program_for_all_shapes_of_batches(how):
+    plain = random_model(**how).requires_grad_(True)
+    compiled, programs = copy.deepcopy(plain), []
+
+    def count(graph, inputs):
+        assert not any("scaled_dot_product" in str(node.target) for node in graph.graph.nodes)  # attention stays outside
+        programs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiled.compile_layers(count)
+    for rows in ([([3, 4], [5, 6, 7])], [([3, 4], [5, 6]), ([3, 4], [9])], [([1], [2] * 30), ([], [4, 4, 1]), ([8], [9, 2])]):
+        results = []
+        for model in (plain, compiled):
+            model.zero_grad()
+            token_logprobs(model, collate(rows)).sum().backward()
+            results.append([p.grad for p in model.parameters()])
+        for one, other in zip(*results):
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+    assert len(programs) == 2  # before attention and after it, of all layers alike
