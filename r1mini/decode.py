@@ -1,8 +1,8 @@
 """The model again, for one new token of every row: the sampler's inner loop.
 
 Same parameters, same result as model.py (tests/test_attention.py), but on plain tensors: projections of one input are one product,
-a residual is added within the product that makes it. At 64 rows of a small model half of model.py's time would go into the
-modules' and operators' own costs.
+a residual is added within the product that makes it. With few rows of a small model, what modules and operators cost by
+themselves is most of a step.
 """
 
 from __future__ import annotations
@@ -25,25 +25,22 @@ def joined(parts: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:
     """Weight and bias of all parts, one below another. The parts' own parameters become views of them, so that nothing is
     kept twice, and what an optimizer does to the parts is done to the whole. A state dict is as before; who saves one of the
     parts with torch.save saves all."""
-    found = []
-    for name in ("weight", "bias"):
-        tensors = [getattr(part, name) for part in parts]
-        if tensors[0] is None:
-            found.append(None)
-            continue
-        sizes = [len(tensor) for tensor in tensors]
-        first, adjacent = tensors[0].data, tensors[0].data_ptr()
-        for tensor in tensors:
-            adjacent = adjacent and tensor.data_ptr() == adjacent and adjacent + tensor.nbytes
-        shape = (sum(sizes), *first.shape[1:])
-        if adjacent and first.untyped_storage().data_ptr() == tensors[-1].untyped_storage().data_ptr():
-            found.append(first.as_strided(shape, first.stride()))
-            continue
-        whole = torch.cat([tensor.data for tensor in tensors])
-        for tensor, view in zip(tensors, whole.split(sizes)):
-            tensor.data = view
-        found.append(whole)
-    return tuple(found)
+    weight, bias = ([getattr(part, name) for part in parts] for name in ("weight", "bias"))
+    return stacked(weight), None if bias[0] is None else stacked(bias)
+
+
+def stacked(parameters: Sequence[nn.Parameter]) -> Tensor:
+    first, offset = parameters[0].data, parameters[0].storage_offset()
+    for parameter in parameters:
+        if parameter.untyped_storage().data_ptr() != first.untyped_storage().data_ptr() or parameter.storage_offset() != offset:
+            break
+        offset += parameter.numel()
+    else:  # they stand so in memory already
+        return first.as_strided((sum(map(len, parameters)), *first.shape[1:]), first.stride())
+    whole = torch.cat([parameter.data for parameter in parameters])
+    for parameter, view in zip(parameters, whole.split([len(parameter) for parameter in parameters])):
+        parameter.data = view
+    return whole
 
 
 @dataclass(frozen=True)
@@ -60,12 +57,14 @@ class Block:
 
 
 class NextToken:
+    """A model as it is when this is made. Under autocast its matrices are rounded once, not again for every token."""
+
     def __init__(self, model: Transformer):
         self.model, self.config = model, model.config
         device = model.lm_head.weight.device.type
-        half = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.lm_head.weight.dtype
-        made = lambda *parts: tuple(x if x is None else x.to(half) for x in joined(parts))
-        self.head = model.lm_head.weight.to(half)
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.lm_head.weight.dtype
+        made = lambda *parts: tuple(x if x is None else x.to(dtype) for x in joined(parts))
+        self.head = model.lm_head.weight.to(dtype)
         self.least = torch.tensor(math.sqrt(self.config.hidden_size * self.config.rms_norm_eps), device=device)
         self.blocks = []
         for layer in model.model.layers:
@@ -78,7 +77,7 @@ class NextToken:
 
     def logits(self, token_B: Tensor, position_B: Tensor, attend: Attend) -> Tensor:
         """[B, V] of the tokens that follow."""
-        config, half = self.config, self.head.dtype
+        config, dtype = self.config, self.head.dtype
         H, K, C = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         x_BD = F.embedding(token_B, self.model.model.embed_tokens.weight)
         cos, sin = (table_BC[:, None].to(x_BD.dtype).expand(-1, H + 2 * K, -1).clone() for table_BC in rope_tables(
@@ -86,20 +85,20 @@ class NextToken:
         sin[..., : C // 2].neg_()
         cos[:, H + K :], sin[:, H + K :] = 1, 0  # values are not turned
         for index, block in enumerate(self.blocks):
-            qkv = F.linear(self.norm(x_BD, block.norms[0]).to(half), block.qkv, block.qkv_bias).view(len(x_BD), -1, C)
+            qkv = F.linear(self.norm(x_BD, block.norms[0]).to(dtype), block.qkv, block.qkv_bias).view(len(x_BD), -1, C)
             if block.head_norms:
                 q, k, v = qkv.split((H, K, K), 1)
                 qkv = torch.cat((block.head_norms[0](q), block.head_norms[1](k), v), 1)
             qkv = torch.addcmul(qkv * cos, qkv.roll(C // 2, -1), sin)
             y_BHC = attend(index, *qkv.split((H, K, K), 1))
             x_BD = plus(x_BD, y_BHC.flatten(1), block.o)
-            gate, up = F.linear(self.norm(x_BD, block.norms[1]).to(half), block.gate_up).chunk(2, -1)
+            gate, up = F.linear(self.norm(x_BD, block.norms[1]).to(dtype), block.gate_up).chunk(2, -1)
             x_BD = plus(x_BD, F.silu(gate) * up, block.down)
-        return F.linear(self.norm(x_BD, self.model.model.norm.weight).to(half), self.head)
+        return F.linear(self.norm(x_BD, self.model.model.norm.weight).to(dtype), self.head)
 
     def norm(self, x_BD: Tensor, weight_D: Tensor) -> Tensor:
         size = math.sqrt(x_BD.shape[-1])
-        # sqrt(mean of squares + eps) is hypot(length, sqrt(D eps)) / sqrt(D): half as many operators
+        # sqrt(mean of squares + eps) is hypot(length, sqrt(D eps)) / sqrt(D): dtype as many operators
         length_B1 = torch.linalg.vector_norm(x_BD, dim=-1, keepdim=True, dtype=torch.float32)
         return ((x_BD / torch.hypot(length_B1, self.least)) * size).to(x_BD.dtype) * weight_D
 

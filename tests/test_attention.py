@@ -1,4 +1,7 @@
+import copy
+
 import pytest
+import safetensors.torch
 import torch
 from conftest import random_model
 from test_model import CONFIGS, some_tokens
@@ -86,3 +89,20 @@ def test_joined_projections_are_the_parts_and_stay_so():
         parts[1].weight.add_(1)
     assert weight[len(before[0]) :][: len(before[1])].equal(before[1] + 1)
     assert joined(parts)[0].data_ptr() == weight.data_ptr()  # nothing is copied again
+
+
+def test_joined_projections_survive_training_and_saving(tmp_path):
+    model = random_model()
+    tokens_BT = some_tokens(1, 6)
+    NextToken(model)
+    copied = copy.deepcopy(model)
+    safetensors.torch.save_file(model.state_dict() | {"lm_head.weight": model.lm_head.weight.detach().clone()}, tmp_path / "x")
+    stepper = torch.optim.AdamW(model.parameters(), lr=0.1)
+    model(tokens_BT).sum().backward()
+    stepper.step()
+    weight, _ = joined((model.model.layers[0].mlp.gate_proj, model.model.layers[0].mlp.up_proj))
+    assert weight.equal(torch.cat([model.model.layers[0].mlp.gate_proj.weight, model.model.layers[0].mlp.up_proj.weight]))
+    assert not weight.equal(torch.cat([copied.model.layers[0].mlp.gate_proj.weight, copied.model.layers[0].mlp.up_proj.weight]))
+    model.load_state_dict(copied.state_dict())
+    torch.testing.assert_close(model(tokens_BT), copied(tokens_BT))
+    assert weight.equal(joined((copied.model.layers[0].mlp.gate_proj, copied.model.layers[0].mlp.up_proj))[0])
