@@ -254,7 +254,8 @@ def grpo_steps(s: Subject) -> Iterator[dict[str, Any]]:
             sides = in_turns(mine, None, s.cfg.repeats, s.device)
         mean = median(sides[0].amounts) / B
         sampled = s.least([(given, 0)] * PROBLEMS) + s.least([(given, mean)] * B, batch=B) - s.least([(given, 0)] * B)
-        learned = s.least([(given, mean)] * B, passes=3)
+        learned = sum(sign * s.least(rows, passes=3) for sign, rows in (  # a prompt once for all its completions
+            (1, [(given, 0)] * PROBLEMS), (1, [(given, mean)] * B), (-1, [(given, 0)] * B)))
         yield row(s.name, f"GRPO step, {PROBLEMS} × {COMPLETIONS} × ({given} + {new}), {case}", sides, sampled + learned)
         yield row(s.name, f"GRPO sampling, {case}", sides, sampled, "sampling")
         yield row(s.name, f"GRPO learner, {case}", sides, learned, "learner")
