@@ -2,7 +2,7 @@
 
 Cross-entropy of the completion, its end token included [R1 §2.3.1] [R1 §2.3.3] [R1 §2.4]; of a conversation, every turn of
 the assistant's. Rows come from a file of any layout of formats.py, or are made by the embedded tasks (`--data corpus`, `--data
-cold-start`). Rows of like lengths share a batch; `--pack` puts rows of any length one after another instead.
+cold-start`). Rows of like lengths share a batch; `--pack` takes rows of any length until it is full.
 """
 
 from __future__ import annotations
@@ -137,9 +137,10 @@ def main(cfg: Config) -> dict:
         for step, (chosen, progress) in enumerate(batches(cfg, tokens, rows, context)):
             if step < first:
                 continue
-            count = int(collate(chosen).target_BT.sum())
             rows_here, counted = distributed.rows(chosen)
-            batch = collate(rows_here).to(device)
+            batch = collate(rows_here)
+            count = int(distributed.total(batch.target_BT.sum() * int(counted)))
+            batch = batch.to(device)
             with autocast(device, cfg.bf16):
                 logp_BT = distributed.through(token_logprobs, model, batch)
             loss_here = -counted * logp_BT.sum() / count

@@ -9,7 +9,7 @@ are never there at the same time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from random import Random
 
 import torch
@@ -190,9 +190,18 @@ def shuffled(lengths: Sequence[int], token_budget: int, seed: str, window: int =
 
 def packed(lengths: Sequence[int], token_budget: int, seed: str) -> list[list[int]]:
     """Rows in random order, as many at a time as fit the budget (or one)."""
+    return filled(lengths, Random(seed).sample(range(len(lengths)), len(lengths)), token_budget)
+
+
+def filled(lengths: Sequence[int], order: Iterable[int], token_budget: int) -> list[list[int]]:
+    """Indices in this order, as many at a time as fit the budget (or one).
+
+    >>> filled([3, 9, 4, 8], range(4), token_budget=12)
+    [[0, 1], [2, 3]]
+    """
     groups: list[list[int]] = []
     room = 0
-    for index in Random(seed).sample(range(len(lengths)), len(lengths)):
+    for index in order:
         if lengths[index] > room or not groups:
             groups.append([])
             room = token_budget

@@ -12,7 +12,7 @@ from typing import Any
 
 from r1mini import rewards
 from r1mini.distributed import replicated
-from r1mini.records import Group, Problem
+from r1mini.records import Group, Problem, Rollout
 
 # R1's words of reflection (Nature, Supplementary), and what stands for them in Chinese. A bare 错 is a verdict, as "no".
 REFLECTION = {

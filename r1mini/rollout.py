@@ -16,7 +16,6 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from r1mini.attention import KVCache, Packed
-from r1mini.batch import by_prompt
+from r1mini.batch import filled
 from r1mini.decode import NextToken
 from r1mini.model import Transformer
 from r1mini.records import Rollout
@@ -275,7 +274,7 @@ class Sampler:
         waiting = {self.queue[0][0]} if self.queue else set()
         needed = {row.n for row in self.rows if row} | waiting
         stay = [i for i, n in enumerate(self.prompts) if n in needed]
-        for part in by_prompt([((), self.prompt_ids[n]) for n in new], PREFILL) or [[]]:
+        for part in filled([len(self.prompt_ids[n]) for n in new], range(len(new)), PREFILL) or [[]]:
             chosen = [new[i] for i in part]
             pasts = [self.prompt_ids[n][:-1] for n in chosen]
             attend = Packed([len(past) for past in pasts], keep=True, device=self.device)
