@@ -207,11 +207,11 @@ HOSTILE = [
 
 @pytest.mark.parametrize("problem", [COUNTDOWN, BALANCE, REPAIR, FACT, kinetics([50, 40, 30], 5)], ids=lambda p: p.task)
 def test_hostile_answers_are_wrong_at_once(problem):
-    started = time.perf_counter()
+    started = time.process_time()  # a busy machine is no fault
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert [answer for answer in HOSTILE if tasks.check(problem, answer)] == []
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
 
 
 def test_model_text_raises_no_warning():
