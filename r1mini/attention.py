@@ -47,6 +47,9 @@ class Packed:
                 # Not by indexing: where tokens repeat, its backward pass adds in any order.
                 q, k, v = (x.index_select(0, row_NT.flatten()).view(*row_NT.shape, *x.shape[1:]).transpose(1, 2)
                            for x in (q_MHC, k_MKC, v_MKC))
+                if q.is_cuda and q.dtype == torch.float32 and not torch.is_autocast_enabled(device):
+                    # No kernel for fp32 knows groups of heads, and what does it without one keeps [N, H, T, T].
+                    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
                 y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
                 found.append(y.transpose(1, 2).flatten(0, 1))
             return torch.cat(found).index_select(0, self.place_M).to(dtype)
@@ -73,8 +76,8 @@ def whole_rows(lengths: Sequence[int], after: Sequence[int], device=None) -> tup
         for row in batch:
             place[row] = torch.arange(offset, offset + len(row))
             offset += len(batch[0])
-    padded = [torch.tensor([row + row[-1:] * (len(batch[0]) - len(row)) for row in batch], device=device) for batch in batches]
-    return padded, place.to(device)
+    padded = [torch.tensor([row + row[-1:] * (len(batch[0]) - len(row)) for row in batch]) for batch in batches]
+    return [row_NT.to(device, non_blocking=True) for row_NT in padded], place.to(device, non_blocking=True)
 
 
 class KVCache:

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from r1mini import rollout
+from r1mini.batch import collate, token_logprobs, token_logprobs_and_entropy
 from r1mini.graphs import Graphs
 from r1mini.rollout import Sampler, Sampling, encode
 from r1mini.tokenizer import Tokenizer
@@ -29,22 +30,24 @@ def tensors(tree):
     return [x for x in tree_leaves(tree) if isinstance(x, torch.Tensor)]
 
 
-def waits(func, args, kwargs):
-    """Would this operator make a GPU and its host wait for each other, or can no graph hold it?"""
-    if func is torch.ops.aten.index.Tensor:
-        return any(x.dtype in (torch.bool, torch.uint8) for x in tensors(args[1]))
-    return bool(TO_HOST & set(func.tags)) or "device" in kwargs and "_to_copy" in str(func) or "lift_fresh" in str(func)
+class NoWait(TorchDispatchMode):
+    """Refuses what depends on numbers that a GPU has and its host has not."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        masks = func is torch.ops.aten.index.Tensor and any(x.dtype in (torch.bool, torch.uint8) for x in tensors(args[1]))
+        assert not masks and (func is torch.ops.aten.index.Tensor or not TO_HOST & set(func.tags)), func
+        return func(*args, **(kwargs or {}))
 
 
-class Tape(TorchDispatchMode):
+class Tape(NoWait):
     def __init__(self):
         super().__init__()
         self.done = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        assert not waits(func, args, kwargs), func
-        self.done.append((func, args, kwargs, made := func(*args, **kwargs)))
+        assert "lift_fresh" not in str(func) and not ("_to_copy" in str(func) and "device" in kwargs), func  # from the host
+        self.done.append((func, args, kwargs, made := super().__torch_dispatch__(func, types, args, kwargs)))
         return made
 
     @torch.autocast("cpu", enabled=False)  # has had its say
@@ -181,6 +184,15 @@ def test_a_step_looks_at_no_number(model, tokens, monkeypatch):
     assert drawn.shape == logp.shape == (12,) and drawn.is_meta and logp.is_meta
 
 
+@pytest.mark.parametrize("logprobs", [token_logprobs, token_logprobs_and_entropy])
+def test_a_micro_batch_of_the_learner_waits_for_nothing(logprobs):
+    model = random_model()
+    batch = collate([([3, 4], [5, 6, 7]), ([3, 4], [5]), ([1], [2] * 30), ([], [4, 4, 1])])
+    with NoWait():
+        found = logprobs(model, batch)
+        (found if logprobs is token_logprobs else found[0] + found[1]).sum().backward()
+
+
 class Eager(Graphs):
     """The same shapes, every step launched kernel by kernel, none of which may wait for the host."""
 
@@ -215,3 +227,20 @@ def test_a_gpu_samples_what_a_cpu_samples(tokens):
     alike = [key for key, r in found.items() if r.completion_ids == expected[key].completion_ids]
     assert len(alike) >= 0.95 * len(expected)  # rounding may tip a draw
     same(*({key: rollouts[key] for key in alike} for rollouts in (found, expected)), 1e-3)
+
+
+@needs_gpu
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_micro_batch_on_a_gpu_waits_for_nothing_and_takes_no_quadratic_memory(bf16):
+    model = random_model(max_position_embeddings=4096).to("cuda")
+    rows = [([3, 4], [5, 6, 7]), ([1], [2] * 4000)]
+    with torch.autocast("cuda", torch.bfloat16, enabled=bf16):
+        token_logprobs(model, collate(rows).to("cuda")).sum().backward()  # makes ready what is made once
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            token_logprobs(model, collate(rows).to("cuda")).sum().backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert torch.cuda.max_memory_allocated() - before < 4000**2 * 4  # of one head's scores alone
