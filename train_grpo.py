@@ -356,10 +356,10 @@ def update(cfg: Config, policy: Transformer, reference: Transformer | None,
             if reference is not None:
                 with torch.no_grad():
                     ref_logp_BT = distributed.through(token_logprobs, reference, batch, cfg.temperature)
-        on_policy_B1 = grpo.on_policy_rows(logp_BT, cut(sampler_BT), adv_B[part].to(device), cut(mask_BT),
-                                           cfg.off_policy_limit or math.inf)
+        adv_b = adv_B[part].to(device, non_blocking=True)
+        on_policy_B1 = grpo.on_policy_rows(logp_BT, cut(sampler_BT), adv_b, cut(mask_BT), cfg.off_policy_limit or math.inf)
         loss, metrics = grpo.policy_loss(
-            logp_BT, cut(old_BT), adv_B[part].to(device), cut(weight_BT), objective=cfg.objective, ratio=cfg.ratio,
+            logp_BT, cut(old_BT), adv_b, cut(weight_BT), objective=cfg.objective, ratio=cfg.ratio,
             clip_low=cfg.clip_low, clip_high=cfg.clip_high, delta=cfg.delta or math.inf, soft_up=cfg.soft_up,
             soft_down=cfg.soft_down, factor_BT=cut(factor_BT) * on_policy_B1, ref_logp_BT=ref_logp_BT, beta=cfg.beta,
             kl=cfg.kl)
