@@ -343,9 +343,10 @@ def update(cfg: Config, policy: Transformer, reference: Transformer | None,
     factor_BT = grpo.top_entropy(entropy_BT, mask_BT, cfg.top_entropy) * grpo.sampler_correction(
         old_BT, sampler_BT, mask_BT, cfg.correction, cap=cfg.correction_cap)
 
+    told = []
     for part, counted in distributed.share(parts):
         batch = collate([rows[b] for b in part]).to(device)
-        cut = lambda x_BT: x_BT[part, : batch.tokens_BT.shape[1]].to(device)
+        cut = lambda x_BT: x_BT[part, : batch.tokens_BT.shape[1]].to(device, non_blocking=True)
         with autocast(device, cfg.bf16):
             if cfg.entropy_bonus:
                 logp_BT, entropy_now_BT = distributed.through(token_logprobs_and_entropy, policy, batch, cfg.temperature)
@@ -355,10 +356,10 @@ def update(cfg: Config, policy: Transformer, reference: Transformer | None,
             if reference is not None:
                 with torch.no_grad():
                     ref_logp_BT = distributed.through(token_logprobs, reference, batch, cfg.temperature)
-        on_policy_B1 = grpo.on_policy_rows(logp_BT, cut(sampler_BT), adv_B[part].to(device), cut(mask_BT),
-                                           cfg.off_policy_limit or math.inf)
+        adv_b = adv_B[part].to(device, non_blocking=True)
+        on_policy_B1 = grpo.on_policy_rows(logp_BT, cut(sampler_BT), adv_b, cut(mask_BT), cfg.off_policy_limit or math.inf)
         loss, metrics = grpo.policy_loss(
-            logp_BT, cut(old_BT), adv_B[part].to(device), cut(weight_BT), objective=cfg.objective, ratio=cfg.ratio,
+            logp_BT, cut(old_BT), adv_b, cut(weight_BT), objective=cfg.objective, ratio=cfg.ratio,
             clip_low=cfg.clip_low, clip_high=cfg.clip_high, delta=cfg.delta or math.inf, soft_up=cfg.soft_up,
             soft_down=cfg.soft_down, factor_BT=cut(factor_BT) * on_policy_B1, ref_logp_BT=ref_logp_BT, beta=cfg.beta,
             kl=cfg.kl)
@@ -367,9 +368,11 @@ def update(cfg: Config, policy: Transformer, reference: Transformer | None,
         loss = counted * loss
         loss.backward()
         metrics |= {"loss": loss.detach(), "tokens": batch.target_BT.sum()}
+        told.append((counted, metrics, (logp_BT - cut(sampler_BT)).detach().abs().max()))
+    for counted, metrics, gap in told:  # not sooner: a GPU would have nothing to do until the next micro-batch is there
         for name, value in metrics.items():
             sums[name] = sums.get(name, 0.0) + counted * float(value)
-        sums["gap"] = max(sums["gap"], float((logp_BT - cut(sampler_BT)).detach().abs().max()))
+        sums["gap"] = max(sums["gap"], float(gap))
     sums = distributed.summed(sums, largest=["gap"])
     for name in metrics.keys() - {"loss", "tokens"}:
         sums[name] /= sums["tokens"]

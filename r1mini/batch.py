@@ -65,27 +65,33 @@ def collate(rows: Sequence[Sequence[Sequence[int]]]) -> Batch:
                 source.append(torch.arange(b * T + begin, b * T + end))
                 lengths.append(end - begin)
                 after.append(first if begin else -1)
-    return Batch(tokens_BT, target_BT, torch.cat(source), place_BT, tuple(lengths), tuple(after))
+    target_Q = target_BT.flatten().nonzero()[:, 0]
+    return Batch(tokens_BT, target_BT, torch.cat(source), place_BT, target_Q, tuple(lengths), tuple(after))
 
 
 def token_logprobs(model: Transformer, batch: Batch, temperature: float = 1.0) -> Tensor:
     """[B, T] in nats, fp32, of the target tokens; zero elsewhere."""
-    logp_Q = ChosenLogprobs.apply(*predictions(model, batch), temperature, False)[0]
-    return torch.zeros(batch.tokens_BT.shape, device=logp_Q.device).masked_scatter(batch.target_BT, logp_Q)
+    return on_targets(ChosenLogprobs.apply(*predictions(model, batch), temperature, False)[0], batch)
 
 
 def token_logprobs_and_entropy(model: Transformer, batch: Batch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
     """(logp_BT, entropy_BT): beside the log-probabilities, the entropy of each target token's distribution."""
     found = ChosenLogprobs.apply(*predictions(model, batch), temperature, True)
-    return tuple(torch.zeros(batch.tokens_BT.shape, device=x_Q.device).masked_scatter(batch.target_BT, x_Q) for x_Q in found)
+    return tuple(on_targets(x_Q, batch) for x_Q in found)
+
+
+def on_targets(x_Q: Tensor, batch: Batch) -> Tensor:
+    """[B, T], zero elsewhere."""
+    return torch.zeros(batch.tokens_BT.numel(), device=x_Q.device).index_copy(0, batch.target_Q, x_Q).view(batch.tokens_BT.shape)
 
 
 def predictions(model: Transformer, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """The hidden states [Q, D] that predict the targets, the head's weight, and the Q targets. No other reaches the vocabulary."""
-    tokens_M = batch.tokens_BT.flatten()[batch.source_M]
-    hidden_MD = model.hidden(tokens_M, batch.source_M % batch.tokens_BT.shape[1], Packed(batch.lengths, batch.after, device=tokens_M.device))
-    place_Q = batch.place_BT[:, :-1][batch.target_BT[:, 1:]]  # column t-1 predicts token t
-    return hidden_MD.index_select(0, place_Q), model.lm_head.weight, batch.tokens_BT[batch.target_BT]
+    tokens = batch.tokens_BT.flatten()
+    attend = Packed(batch.lengths, batch.after, device=tokens.device)
+    hidden_MD = model.hidden(tokens[batch.source_M], batch.source_M % batch.tokens_BT.shape[1], attend)
+    place_Q = batch.place_BT.flatten()[batch.target_Q - 1]  # column t-1 predicts token t
+    return hidden_MD.index_select(0, place_Q), model.lm_head.weight, tokens[batch.target_Q]
 
 
 class ChosenLogprobs(torch.autograd.Function):
