@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from r1mini import checkpoint, diagnose, distributed, grpo, memory, optim, rewards, score, tasks, template
-from r1mini.batch import by_prompt, collate, token_logprobs, token_logprobs_and_entropy
+from r1mini.batch import by_prompt, collate, targets, token_logprobs, token_logprobs_and_entropy
 from r1mini.config import autocast, option, refuse_moot, require, run
 from r1mini.config import device as pick_device
 from r1mini.data import fingerprint
@@ -320,7 +320,7 @@ def update(cfg: Config, policy: Transformer, reference: Transformer | None,
     """One optimizer step on a minibatch, in micro-batches of at most `learner_tokens`. Weights are computed over the
     whole minibatch first, so the cut does not change the gradient. Rows that cannot contribute cost no pass."""
     rows = [(r.prompt_ids, r.completion_ids) for r in rollouts]
-    target_BT, adv_B = collate(rows).target_BT, adv_B.cpu()
+    target_BT, adv_B = targets(rows), adv_B.cpu()
     sampler_BT, old_BT, entropy_BT = (on_targets(rows, target_BT) for rows in (
         [r.logprobs for r in rollouts], [logps for logps, _ in old], [entropies for _, entropies in old]))
     kept_B = torch.tensor([r.finished or cfg.overlong == "keep" for r in rollouts])
