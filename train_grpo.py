@@ -13,7 +13,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -22,14 +22,14 @@ import torch
 from torch import Tensor
 
 from r1mini import checkpoint, diagnose, distributed, grpo, memory, optim, rewards, score, tasks, template
-from r1mini.batch import by_prompt, collate, token_logprobs, token_logprobs_and_entropy
+from r1mini.batch import by_prompt, collate, targets, token_logprobs, token_logprobs_and_entropy
 from r1mini.config import autocast, option, refuse_moot, require, run
 from r1mini.config import device as pick_device
 from r1mini.data import fingerprint
 from r1mini.model import ModelConfig, Transformer
 from r1mini.problems import pick, read_problems
 from r1mini.records import Group, Problem, Rollout
-from r1mini.rollout import Sampling, encode, sample
+from r1mini.rollout import Sampling, encode, rehearse, sample
 
 
 @dataclass(frozen=True)
@@ -83,13 +83,15 @@ class Config:
     overlong_cache: int = option(0, "tokens before the limit over which the reward falls by up to 1 (DAPO Eq. 13; 0: off)")
     # DEVIATES: Muon, where R1 uses AdamW.
     optimizer: str = option("muon", "muon (matrices; AdamW for the rest) or adamw")
+    optimizer_on: str = option("device", "where its moments are between steps: device, or cpu (slower, the same bits)")
     learning_rate: float = option(4e-4, "peak learning rate; R1, by AdamW at 671B: 3e-6")
     rest_lr: float = option(1.0, "under muon, the rate of embeddings, head and norms (AdamW) as a share")
     warmup: float = option(0.05, "share of the run to warm up over")
     final_lr: float = option(0.1, "last learning rate as a share of the peak; R1: 1 (constant)")
     weight_decay: float = option(0.0, "decoupled weight decay")
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
-    learner_tokens: int = option(4096, "tokens per micro-batch; changes memory, never the gradient")
+    learner_tokens: int = option(4096, "tokens per micro-batch; changes memory, never the gradient (0: as many as fit; "
+                                      "the last bits then depend on the machine)")
     sampler_rows: int = option(256, "completions sampled side by side; changes memory, never a completion")
     seed: int = option(0, "seed of problems and sampling")
     device: str = option("auto", "auto, cpu or cuda[:n]")
@@ -146,8 +148,13 @@ def main(cfg: Config) -> dict:
         weighting["overlong"] = 1.0
         functions["overlong"] = partial(rewards.soft_overlong_punishment, soft_punish_cache=cfg.overlong_cache)
     device = pick_device(cfg.device, cfg.threads)
+    free = memory.available(device)
     policy, tokens = checkpoint.load(cfg.model, device, fits=partial(fits, cfg, device))
     context = policy.config.max_position_embeddings
+    if not cfg.learner_tokens:
+        cfg = replace(cfg, learner_tokens=memory.most_tokens(
+            lambda n: needs(replace(cfg, learner_tokens=n), device, policy.config), free, device))
+        print(f"--learner-tokens {cfg.learner_tokens} fit")
 
     form = template.load(cfg.model, cfg.template)
     tokens = form.fit(tokens)
@@ -159,7 +166,8 @@ def main(cfg: Config) -> dict:
     if cfg.compile:
         policy.compile_layers()
     policy = distributed.shard(policy)
-    steppers = optim.optimizers(policy, cfg.optimizer, cfg.learning_rate, cfg.weight_decay, cfg.rest_lr)
+    steppers = optim.optimizers(policy, cfg.optimizer, cfg.learning_rate, cfg.weight_decay, cfg.rest_lr, cfg.optimizer_on)
+    memory.rehearse(partial(worst, cfg, policy, reference, tokens, data, device), needs(cfg, device, policy.config), free, device)
     distributed.agree("what --data holds", settings.get("data_sha256"))
     checkpoint.start_run(out, settings)
     first, seconds = resume(out, policy, reference, steppers)
@@ -231,16 +239,39 @@ def main(cfg: Config) -> dict:
 
 def fits(cfg: Config, device: torch.device, shape: ModelConfig) -> None:
     """Refuses a run that would end for want of memory when all completions go to their limit."""
+    memory.require(needs(cfg, device, shape), device, cfg)
+
+
+def needs(cfg: Config, device: torch.device, shape: ModelConfig) -> dict[str, int]:
+    """Bytes by what they are for, when all completions go to their limit."""
     ranks = distributed.ranks()
     longest = min(cfg.max_new_tokens, shape.max_position_embeddings)
-    parts = memory.training(shape, max(cfg.learner_tokens, longest), optimizer=cfg.optimizer, reference=bool(cfg.beta),
-                            gradient_checkpointing=cfg.gradient_checkpointing, ranks=ranks)
+    parts = memory.training(shape, max(cfg.learner_tokens, longest), optimizer=cfg.optimizer, optimizer_on=cfg.optimizer_on,
+                            reference=bool(cfg.beta), gradient_checkpointing=cfg.gradient_checkpointing, ranks=ranks)
     rows = min(cfg.sampler_rows, -(-cfg.problems // ranks) * cfg.completions)
     sampler = memory.sampling(shape, rows, longest, 2 if device.type == "cuda" and cfg.bf16 else 4)
     if sampler > parts["learner"]:  # they take turns
         del parts["learner"]
         parts["sampler"] = sampler
-    memory.require(parts, device, cfg)
+    return parts
+
+
+def worst(cfg: Config, policy: Transformer, reference: Transformer | None, tokens, data: Sequence[Problem],
+          device: torch.device) -> None:
+    """Samples and learns as a step whose prompts are all the longest one (of the file, or of the tasks' first step), and
+    whose completions all go to their limit: one token of each, then one micro-batch, and no optimizer."""
+    [ids] = encode(policy, tokens, [max((problem.prompt for problem in data or problems_of_step(cfg, data, 0)), key=len)])
+    problems, how = -(-cfg.problems // distributed.ranks()), Sampling(cfg.max_new_tokens, cfg.temperature)
+    with autocast(device, cfg.bf16):
+        rehearse(distributed.whole(policy), tokens, [ids] * problems, cfg.completions, how, cfg.sampler_rows)
+    limit = min(cfg.max_new_tokens, policy.config.max_position_embeddings - len(ids))
+    size = len(split(cfg, cfg.problems, "")[0])
+    group = cfg.completions if cfg.minibatch_of == "problems" else max(1, size // cfg.problems)  # as many share a prompt
+    rows = memory.longest_rows(cfg.learner_tokens, size, len(ids), limit, group)
+    rollouts = [Rollout(tuple(given), tuple(made), (0.0,) * len(made), "", True) for given, made in rows]
+    before = diagnose.rounded(policy) if cfg.bf16 else None  # noqa: F841  as in a step, it is there meanwhile
+    update(cfg, policy, reference, (), 0.0, rollouts, start(cfg, policy, rollouts, device), torch.ones(len(rows)), device)
+    policy.zero_grad()
 
 
 def split(cfg: Config, groups: int, seed: str) -> list[list[int]]:
@@ -320,7 +351,7 @@ def update(cfg: Config, policy: Transformer, reference: Transformer | None,
     """One optimizer step on a minibatch, in micro-batches of at most `learner_tokens`. Weights are computed over the
     whole minibatch first, so the cut does not change the gradient. Rows that cannot contribute cost no pass."""
     rows = [(r.prompt_ids, r.completion_ids) for r in rollouts]
-    target_BT, adv_B = collate(rows).target_BT, adv_B.cpu()
+    target_BT, adv_B = targets(rows), adv_B.cpu()
     sampler_BT, old_BT, entropy_BT = (on_targets(rows, target_BT) for rows in (
         [r.logprobs for r in rollouts], [logps for logps, _ in old], [entropies for _, entropies in old]))
     kept_B = torch.tensor([r.finished or cfg.overlong == "keep" for r in rollouts])
@@ -403,7 +434,7 @@ def check(cfg: Config) -> None:
             overlong_cache=0 <= cfg.overlong_cache < cfg.max_new_tokens, learning_rate=cfg.learning_rate >= 0,
             rest_lr=cfg.rest_lr >= 0, warmup=0 <= cfg.warmup < 1, final_lr=cfg.final_lr >= 0,
             weight_decay=cfg.weight_decay >= 0, max_grad_norm=cfg.max_grad_norm > 0,
-            learner_tokens=cfg.learner_tokens >= 1, sampler_rows=cfg.sampler_rows >= 1, save_every=cfg.save_every >= 0)
+            learner_tokens=cfg.learner_tokens >= 0, sampler_rows=cfg.sampler_rows >= 1, save_every=cfg.save_every >= 0)
     for flag, known in (("loss-per", grpo.WEIGHTS), ("objective", grpo.OBJECTIVES), ("ratio", grpo.RATIOS),
                         ("kl", grpo.ESTIMATES), ("correction", grpo.CORRECTIONS), ("overlong", ("keep", "mask")),
                         ("minibatch-of", ("completions", "problems"))):
@@ -411,6 +442,8 @@ def check(cfg: Config) -> None:
     grpo.group_advantages(torch.zeros(1, 2), baseline=cfg.baseline, scale=cfg.scale)  # refuses what does not go together
     tasks.require(cfg.tasks)
     refuse_moot(cfg, moot(cfg))
+    if cfg.loss_per == "microbatch" and not cfg.learner_tokens:
+        raise ValueError("--loss-per microbatch --learner-tokens 0: the gradient depends on the cut; give a number")
     if cfg.baseline == "none" and cfg.resample:
         raise ValueError("--baseline none --resample: without a baseline a group of equal rewards teaches something too")
     if cfg.objective == "reinforce" and cfg.minibatches > 1:
@@ -434,6 +467,7 @@ def moot(cfg: Config) -> dict[str, str]:
         "reference_every": (cfg.beta, "--beta 0 has no reference"),
         "reference_mix": (cfg.beta and 0 < cfg.reference_every < cfg.steps, "the reference is never renewed"),
         "correction_cap": (cfg.correction != "none", "--correction none has no weight to cap"),
+        "optimizer_on": (cfg.device != "cpu", "--device cpu is where they are"),
         "rest_lr": (cfg.optimizer == "muon", f"--optimizer {cfg.optimizer} has one rate for all"),
         "sample_budget": (cfg.sample_budget < cfg.steps * cfg.problems * cfg.completions * (cfg.resample + 1),
                           "--steps ends the run before"),

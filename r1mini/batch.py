@@ -10,6 +10,7 @@ are never there at the same time.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
 from random import Random
 
 import torch
@@ -37,19 +38,14 @@ def collate(rows: Sequence[Sequence[Sequence[int]]]) -> Batch:
     [[0, 1, 2, 3, 4], [0, 1, 5, 0, 0]]
     """
     length_B = [sum(map(len, row)) for row in rows]
-    T = max(length_B)
+    target_BT = targets(rows)
+    T = target_BT.shape[1]
     tokens_BT, place_BT = torch.zeros(len(rows), T, dtype=torch.long), torch.zeros(len(rows), T, dtype=torch.long)
-    target_BT = torch.zeros(len(rows), T, dtype=torch.bool)
     lengths: list[int] = []
     after: list[int] = []
     source: list[Tensor] = []
     for b, row in enumerate(rows):
-        column = 0
-        for number, ids in enumerate(row):
-            tokens_BT[b, column : column + len(ids)] = torch.tensor(ids, dtype=torch.long)
-            target_BT[b, column : column + len(ids)] = number % 2 == 1
-            column += len(ids)
-        target_BT[b, 0] = False  # nothing precedes the first token
+        tokens_BT[b, : length_B[b]] = torch.tensor([token for ids in row for token in ids], dtype=torch.long)
         shared = len(row[0])
         follows = b > 0 and shared and row[0] == rows[b - 1][0]
         leads = b + 1 < len(rows) and shared and row[0] == rows[b + 1][0]
@@ -67,6 +63,18 @@ def collate(rows: Sequence[Sequence[Sequence[int]]]) -> Batch:
                 after.append(first if begin else -1)
     target_Q = target_BT.flatten().nonzero()[:, 0]
     return Batch(tokens_BT, target_BT, torch.cat(source), place_BT, target_Q, tuple(lengths), tuple(after))
+
+
+def targets(rows: Sequence[Sequence[Sequence[int]]]) -> Tensor:
+    """[B, T] bool, the tokens of every second stretch of a row, as in `collate`; never a row's first, which nothing precedes."""
+    ends_B = [list(accumulate(map(len, row))) for row in rows]
+    if not (T := max((ends[-1] for ends in ends_B), default=0)):
+        raise ValueError(f"{len(rows)} rows without a token: there is nothing to learn from")
+    target_BT = torch.zeros(len(rows), T, dtype=torch.bool)
+    for target_T, ends in zip(target_BT, ends_B):
+        for begin, end in zip(ends[::2], ends[1::2]):
+            target_T[max(begin, 1) : end] = True
+    return target_BT
 
 
 def token_logprobs(model: Transformer, batch: Batch, temperature: float = 1.0) -> Tensor:

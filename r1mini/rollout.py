@@ -143,6 +143,16 @@ def sample(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[str], gro
 
 
 @torch.inference_mode()
+def rehearse(model: Transformer, tokenizer: Tokenizer, prompt_ids: Sequence[Sequence[int]], group: int, how: Sampling,
+             max_rows: int) -> None:
+    """Takes as much memory as `sample` can: every place is filled, the cache at its limit, and a step reads all of it."""
+    sampler = Sampler(model, tokenizer, prompt_ids, group, how, 0, places=max_rows)
+    sampler.admit()
+    sampler.reserve(sampler.uniform_BT.shape[1])
+    sampler.step(sampler.cache.slots)
+
+
+@torch.inference_mode()
 def stream(model: Transformer, tokenizer: Tokenizer, prompt: str, how: Sampling, *, seed: int, step: int = 0) -> Iterator[int]:
     """The tokens of the completion that `sample` gives for this one prompt, each as soon as it is drawn, the end token
     with them. Raises ValueError, at the first token, for a prompt that leaves no room in the context."""
@@ -217,8 +227,7 @@ class Sampler:
         (prompt, completion in its group, rollout)."""
         self.admit()
         end = max(len(row.ids) for row in self.rows if row) + self.block
-        if end > self.cache.slots:
-            self.cache.grow(min(2 * self.cache.slots, whole(self.uniform_BT.shape[1])))
+        self.reserve(end)
         if self.graphs:
             reach = min(bucket(max(end, REACH_STATIC)), self.cache.slots)
             read = *self.cache.tensors(), self.token_B, self.position_B, self.count_B, self.uniform_BT
@@ -227,6 +236,10 @@ class Sampler:
             drawn = [self.step(whole(end)) for _ in range(self.block)]
         tokens, logps = (torch.stack(x).tolist() for x in zip(*drawn))
         return tokens, self.harvest(tokens, logps)
+
+    def reserve(self, slots: int) -> None:
+        while slots > self.cache.slots:
+            self.cache.grow(min(2 * self.cache.slots, whole(self.uniform_BT.shape[1])))
 
     def step(self, reach: int) -> tuple[Tensor, Tensor]:
         # A place without a row goes on too, wherever it is.

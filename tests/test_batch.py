@@ -24,6 +24,13 @@ def test_first_token_of_a_row_without_prompt_is_no_target():
     assert collate([([], [5, 6, 7])]).target_BT.tolist() == [[False, True, True]]
 
 
+def test_rows_without_a_token_are_refused_in_words_and_among_others_are_no_target():
+    for rows in ([], [([], [])]):
+        with pytest.raises(ValueError, match=f"{len(rows)} rows without a token"):
+            collate(rows)
+    assert collate([([], []), ([1], [2])]).target_BT.tolist() == [[False, False], [False, True]]
+
+
 def test_column_t_holds_the_log_probability_of_token_t(model):
     rows = [([3, 4], [5, 6, 7]), ([8], [9])]
     logp_BT = token_logprobs(model, collate(rows), temperature=0.7)
