@@ -5,12 +5,14 @@ graph is the list of them, with the addresses that they read and write. So it ma
 the step reads stands where it stood, in the same shape: what reads on from one step to the next is written in place, and
 where something has moved, all graphs are dropped and made again.
 
-They last as long as a sampler, and the weights that it reads as long: no graph outlives what it points to. Left out: graphs
-kept from one call of `sample` to the next, and prefill, whose shapes are never the same.
+They last as long as a sampler, and the weights that it reads as long: no graph outlives what it points to. Where a driver
+refuses them, `R1MINI_GRAPHS=0` in the environment samples without. Left out: graphs kept from one call of `sample` to the next,
+and prefill, whose shapes are never the same.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Hashable, Sequence
 from functools import cache
 
@@ -28,6 +30,10 @@ def bucket(n: int) -> int:
     """
     power = 1 << (n - 1).bit_length()
     return power * 3 // 4 if n <= power * 3 // 4 else power
+
+
+def wanted(device: torch.device) -> bool:
+    return device.type == "cuda" and os.environ.get("R1MINI_GRAPHS") != "0"
 
 
 @cache

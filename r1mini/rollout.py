@@ -27,7 +27,7 @@ from tqdm import tqdm
 from r1mini.attention import KVCache, Packed
 from r1mini.batch import filled
 from r1mini.decode import NextToken
-from r1mini.graphs import Graphs, bucket
+from r1mini.graphs import Graphs, bucket, wanted
 from r1mini.model import Transformer
 from r1mini.records import Rollout
 from r1mini.tokenizer import Tokenizer
@@ -201,7 +201,7 @@ class Sampler:
                  how: Sampling, seed: int, step: int = 0, first: int = 0, places: int = 256, block: int | None = None,
                  graphs: Graphs | None = None):
         self.device = model.lm_head.weight.device
-        self.graphs = graphs or (Graphs(self.device) if self.device.type == "cuda" else None)
+        self.graphs = graphs or (Graphs(self.device) if wanted(self.device) else None)
         self.model, self.tokenizer, self.prompt_ids, self.group, self.how = model, tokenizer, prompt_ids, group, how
         self.next = NextToken(model)
         self.key = seed, step, first

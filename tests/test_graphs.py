@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 import train_grpo
 from r1mini import optim, rollout
 from r1mini.batch import collate, token_logprobs, token_logprobs_and_entropy
-from r1mini.graphs import Graphs
+from r1mini.graphs import Graphs, wanted
 from r1mini.records import Rollout
 from r1mini.rollout import Sampler, Sampling, encode
 from r1mini.tokenizer import Tokenizer
@@ -263,3 +263,10 @@ def test_a_micro_batch_on_a_gpu_waits_for_nothing_and_takes_no_quadratic_memory(
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert torch.cuda.max_memory_allocated() - before < 4000**2 * 4  # of one head's scores alone
+
+
+def test_graphs_can_be_turned_off(monkeypatch):
+    monkeypatch.delenv("R1MINI_GRAPHS", raising=False)
+    assert wanted(torch.device("cuda")) and not wanted(torch.device("cpu"))
+    monkeypatch.setenv("R1MINI_GRAPHS", "0")
+    assert not wanted(torch.device("cuda"))
