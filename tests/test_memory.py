@@ -67,6 +67,16 @@ def test_a_run_that_cannot_fit_stops_with_what_it_takes_and_the_flags(monkeypatc
         train_grpo.fits(dataclasses.replace(cfg, learner_tokens=100_000), CPU, large)
 
 
+def test_a_step_ahead_takes_the_memory_of_both_sides_and_of_a_snapshot(monkeypatch):
+    taken = []
+    monkeypatch.setattr(memory, "require", lambda parts, device, cfg: taken.append(parts))
+    cfg = train_grpo.Config(beta=0.1)
+    train_grpo.fits(cfg, CPU, shape())
+    train_grpo.fits(dataclasses.replace(cfg, ahead=True, correction="token-truncate"), CPU, shape())
+    turns, both = taken
+    assert both == {**turns, "sampler": memory.sampling(shape(), 256, 128, 4), "snapshot": turns["weights"] // 2}
+
+
 def test_memory_of_this_machine_is_known_or_unasked():
     free = memory.available(CPU)
     assert free is None or 0 < free < 2**50
