@@ -12,7 +12,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from r1mini import checkpoint, diagnose, distributed, grpo, memory, optim, rewards, score, tasks, template
+from r1mini.ahead import Ahead, InTurn
 from r1mini.batch import by_prompt, collate, targets, token_logprobs, token_logprobs_and_entropy
 from r1mini.config import autocast, option, refuse_moot, require, run
 from r1mini.config import device as pick_device
@@ -93,6 +94,8 @@ class Config:
     learner_tokens: int = option(4096, "tokens per micro-batch; changes memory, never the gradient (0: as many as fit; "
                                       "the last bits then depend on the machine)")
     sampler_rows: int = option(256, "completions sampled side by side; changes memory, never a completion")
+    ahead: bool = option(False, "asynchronous, one step off-policy: sample a step while the updates of the one before are made, from "
+                                "the weights that these start from; with a --correction, threads for each of both")
     seed: int = option(0, "seed of problems and sampling")
     device: str = option("auto", "auto, cpu or cuda[:n]")
     threads: int = option(1, "CPU threads (0: torch's choice)")
@@ -162,6 +165,7 @@ def main(cfg: Config) -> dict:
     data = read_problems(cfg.data, form, room, prompt_key=cfg.prompt_key, answer_key=cfg.answer_key,
                          instruction=cfg.instruction, skip_bad=cfg.skip_bad, decontaminate=cfg.decontaminate) if cfg.data else []
     reference = distributed.shard(copy.deepcopy(policy).requires_grad_(False)) if cfg.beta else None
+    snapshot = copy.deepcopy(policy).requires_grad_(False) if cfg.ahead else None
     policy.gradient_checkpointing = cfg.gradient_checkpointing
     if cfg.compile:
         policy.compile_layers()
@@ -170,16 +174,18 @@ def main(cfg: Config) -> dict:
     memory.rehearse(partial(worst, cfg, policy, reference, tokens, data, device), needs(cfg, device, policy.config), free, device)
     distributed.agree("what --data holds", settings.get("data_sha256"))
     checkpoint.start_run(out, settings)
-    first, seconds = resume(out, policy, reference, steppers)
+    first, seconds = resume(out, policy, reference, snapshot, steppers)
     started = time.perf_counter() - seconds
     rows = checkpoint.read_lines(out / "metrics.jsonl")
+    spent = sum(row["groups_drawn"] for row in rows) * cfg.completions
+    draw = lambda model, step, spent: collect(cfg, data, distributed.whole(model), tokens, functions, weighting, step, spent, device)
+    source = Ahead(draw, policy, snapshot) if snapshot is not None else InTurn(draw, policy)
 
     with distributed.log(out / "metrics.jsonl") as metrics_log, distributed.log(out / "rollouts.jsonl") as rollouts_log:
         for step in range(first, cfg.steps):
-            clock = [time.perf_counter()]
+            begun = time.perf_counter()
             # 1. Sample a group of completions of each problem from the policy; 2. score them by rules.
-            spent = sum(row["groups_drawn"] for row in rows) * cfg.completions
-            groups, drawn = collect(cfg, data, distributed.whole(policy), tokens, functions, weighting, step, spent, device)
+            (groups, drawn), sampling = source.take(step, spent)
             spent += len(drawn) * cfg.completions
             rewards_NG = torch.tensor([group.rewards for group in groups])
             flat = [r for group in groups for r in group.rollouts]
@@ -187,11 +193,9 @@ def main(cfg: Config) -> dict:
                 print(diagnose.first_look(groups[0], weighting), flush=True)
                 if cfg.max_new_tokens > context:
                     print(f"--- --max-new-tokens {cfg.max_new_tokens}: the model's context of {context} tokens is the limit")
-            clock.append(time.perf_counter())
 
             # 3. Advantages: each completion against its group. [R1 Eq. 3]
             adv_NG = grpo.group_advantages(rewards_NG, baseline=cfg.baseline, scale=cfg.scale)
-            old = start(cfg, policy, flat, device)
 
             # 4. Renew the reference every so many steps (R1: 25, or 400 updates). [R1 §2.2.1]
             if reference is not None and cfg.reference_every and step and step % cfg.reference_every == 0:
@@ -201,15 +205,12 @@ def main(cfg: Config) -> dict:
             # 5. Update the policy, one minibatch of rollouts after another. [R1 Eq. 1]
             progress = max((step + 1) / cfg.steps, min(1.0, spent / cfg.sample_budget) if cfg.sample_budget else 0.0)
             rate = optim.learning_rate_at(progress, cfg.learning_rate, cfg.warmup, cfg.final_lr)
-            parts = split(cfg, len(groups), f"{cfg.seed} {step}")
-            learned, before = [], diagnose.rounded(policy) if cfg.bf16 else None
-            for chosen in parts:
-                learned.append(update(cfg, policy, reference, steppers, rate, [flat[i] for i in chosen],
-                                      [old[i] for i in chosen], adv_NG.flatten()[chosen], device))
-            clock.append(time.perf_counter())
+            before = diagnose.rounded(policy) if cfg.bf16 else None
+            updates = learn(cfg, policy, reference, steppers, rate, flat, adv_NG.flatten(), f"{cfg.seed} {step}", device)
+            learned, updating = source.beside(updates, step + 1 if progress < 1 else None, spent)
 
             rows.append({"step": step, **diagnose.sampling_metrics(drawn),
-                         **diagnose.learning_metrics(learned, rate, clock),
+                         **diagnose.learning_metrics(learned, rate, time.perf_counter() - begun, sampling, updating),
                          "num_tokens": (rows[-1]["num_tokens"] if rows else 0) + sum(
                              len(r.prompt_ids) + len(r.completion_ids) for group in drawn for r in group.rollouts),
                          "seconds": round(time.perf_counter() - started, 3)})
@@ -229,6 +230,7 @@ def main(cfg: Config) -> dict:
                     "step": step + 1, "seconds": time.perf_counter() - started,
                     "model": distributed.whole(policy).state_dict(),
                     "reference": distributed.whole(reference).state_dict() if reference is not None else None,
+                    "snapshot": snapshot.state_dict() if snapshot is not None else None,
                     "optimizers": [distributed.full(stepper.state_dict()) for stepper in steppers]})
 
     checkpoint.save(out, distributed.whole(policy), tokens)
@@ -250,7 +252,9 @@ def needs(cfg: Config, device: torch.device, shape: ModelConfig) -> dict[str, in
                             reference=bool(cfg.beta), gradient_checkpointing=cfg.gradient_checkpointing, ranks=ranks)
     rows = min(cfg.sampler_rows, -(-cfg.problems // ranks) * cfg.completions)
     sampler = memory.sampling(shape, rows, longest, 2 if device.type == "cuda" and cfg.bf16 else 4)
-    if sampler > parts["learner"]:  # they take turns
+    if cfg.ahead:  # they work side by side
+        parts |= {"sampler": sampler, "snapshot": parts["gradients"]}
+    elif sampler > parts["learner"]:  # they take turns
         del parts["learner"]
         parts["sampler"] = sampler
     return parts
@@ -263,7 +267,9 @@ def worst(cfg: Config, policy: Transformer, reference: Transformer | None, token
     [ids] = encode(policy, tokens, [max((problem.prompt for problem in data or problems_of_step(cfg, data, 0)), key=len)])
     problems, how = -(-cfg.problems // distributed.ranks()), Sampling(cfg.max_new_tokens, cfg.temperature)
     with autocast(device, cfg.bf16):
-        rehearse(distributed.whole(policy), tokens, [ids] * problems, cfg.completions, how, cfg.sampler_rows)
+        sampler = rehearse(distributed.whole(policy), tokens, [ids] * problems, cfg.completions, how, cfg.sampler_rows)
+    if not cfg.ahead:  # else both work at the same time
+        del sampler
     limit = min(cfg.max_new_tokens, policy.config.max_position_embeddings - len(ids))
     size = len(split(cfg, cfg.problems, "")[0])
     group = cfg.completions if cfg.minibatch_of == "problems" else max(1, size // cfg.problems)  # as many share a prompt
@@ -344,6 +350,15 @@ def start(cfg: Config, policy: Transformer, rollouts: Sequence[Rollout], device:
     return [found[b] for b in range(len(rollouts))]
 
 
+def learn(cfg: Config, policy: Transformer, reference: Transformer | None, steppers: Sequence[torch.optim.Optimizer], rate: float,
+          rollouts: Sequence[Rollout], adv_B: Tensor, seed: str, device: torch.device) -> Iterator[dict[str, float]]:
+    """A step's updates, one after another: what each of them did."""
+    old = start(cfg, policy, rollouts, device)
+    for chosen in split(cfg, len(rollouts) // cfg.completions, seed):
+        yield update(cfg, policy, reference, steppers, rate, [rollouts[i] for i in chosen], [old[i] for i in chosen],
+                     adv_B[chosen], device)
+
+
 def update(cfg: Config, policy: Transformer, reference: Transformer | None,
            steppers: Sequence[torch.optim.Optimizer], rate: float, rollouts: Sequence[Rollout],
            old: Sequence[tuple[Sequence[float], Sequence[float]]], adv_B: Tensor, device: torch.device
@@ -371,8 +386,8 @@ def update(cfg: Config, policy: Transformer, reference: Transformer | None,
                                    longest=min(cfg.max_new_tokens, policy.config.max_position_embeddings),
                                    part_B=part_B) * kept_B[:, None]
     bonus_BT = cfg.entropy_bonus * grpo.token_weights(target_BT, "token") * kept_B[:, None]
-    factor_BT = grpo.top_entropy(entropy_BT, mask_BT, cfg.top_entropy) * grpo.sampler_correction(
-        old_BT, sampler_BT, mask_BT, cfg.correction, cap=cfg.correction_cap)
+    correction_BT = grpo.sampler_correction(old_BT, sampler_BT, mask_BT, cfg.correction, cap=cfg.correction_cap)
+    factor_BT = grpo.top_entropy(entropy_BT, mask_BT, cfg.top_entropy) * correction_BT
 
     told = []
     for part, counted in distributed.share(parts):
@@ -407,6 +422,9 @@ def update(cfg: Config, policy: Transformer, reference: Transformer | None,
     sums = distributed.summed(sums, largest=["gap"])
     for name in metrics.keys() - {"loss", "tokens"}:
         sums[name] /= sums["tokens"]
+    if cfg.correction != "none":
+        sums["sampling/sampling_logp_difference/mean"] = float((old_BT - sampler_BT)[mask_BT].abs().mean())
+        sums["sampling/importance_sampling_ratio/mean"] = float(correction_BT[mask_BT].mean())
     return {**sums, "grad_norm": optim.step(steppers, policy.parameters(), rate, cfg.max_grad_norm)}
 
 
@@ -444,6 +462,11 @@ def check(cfg: Config) -> None:
     refuse_moot(cfg, moot(cfg))
     if cfg.loss_per == "microbatch" and not cfg.learner_tokens:
         raise ValueError("--loss-per microbatch --learner-tokens 0: the gradient depends on the cut; give a number")
+    if cfg.ahead and cfg.correction == "none":
+        raise ValueError("--ahead --correction none: the rollouts are of weights a step older than the learner's; add "
+                         "--correction token-truncate, or another")
+    if cfg.ahead and distributed.ranks() > 1:
+        raise ValueError(f"--ahead: not on {distributed.ranks()} ranks")
     if cfg.baseline == "none" and cfg.resample:
         raise ValueError("--baseline none --resample: without a baseline a group of equal rewards teaches something too")
     if cfg.objective == "reinforce" and cfg.minibatches > 1:
@@ -468,6 +491,7 @@ def moot(cfg: Config) -> dict[str, str]:
         "reference_mix": (cfg.beta and 0 < cfg.reference_every < cfg.steps, "the reference is never renewed"),
         "correction_cap": (cfg.correction != "none", "--correction none has no weight to cap"),
         "optimizer_on": (cfg.device != "cpu", "--device cpu is where they are"),
+        "ahead": (cfg.steps > 1, "--steps 1 has no next step to sample"),
         "rest_lr": (cfg.optimizer == "muon", f"--optimizer {cfg.optimizer} has one rate for all"),
         "sample_budget": (cfg.sample_budget < cfg.steps * cfg.problems * cfg.completions * (cfg.resample + 1),
                           "--steps ends the run before"),
@@ -479,7 +503,7 @@ def moot(cfg: Config) -> dict[str, str]:
     return {name: why for name, (met, why) in needs.items() if not met}
 
 
-def resume(out: Path, policy, reference, steppers) -> tuple[int, float]:
+def resume(out: Path, policy, reference, snapshot, steppers) -> tuple[int, float]:
     """(first step to run, seconds spent before it); logs are cut back to the saved step."""
     state = checkpoint.load_state(out)
     first = state["step"] if state else 0
@@ -487,6 +511,8 @@ def resume(out: Path, policy, reference, steppers) -> tuple[int, float]:
         distributed.restore(policy, state["model"])
         if reference is not None:
             distributed.restore(reference, state["reference"])
+        if snapshot is not None:
+            distributed.restore(snapshot, state["snapshot"])
         for stepper, saved in zip(steppers, state["optimizers"]):
             distributed.restore(stepper, saved)
         print(f"{out}: going on from step {first}")

@@ -144,12 +144,13 @@ def sample(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[str], gro
 
 @torch.inference_mode()
 def rehearse(model: Transformer, tokenizer: Tokenizer, prompt_ids: Sequence[Sequence[int]], group: int, how: Sampling,
-             max_rows: int) -> None:
+             max_rows: int) -> Sampler:
     """Takes as much memory as `sample` can: every place is filled, the cache at its limit, and a step reads all of it."""
     sampler = Sampler(model, tokenizer, prompt_ids, group, how, 0, places=max_rows)
     sampler.admit()
     sampler.reserve(sampler.uniform_BT.shape[1])
     sampler.step(sampler.cache.slots)
+    return sampler
 
 
 @torch.inference_mode()

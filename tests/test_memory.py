@@ -118,6 +118,16 @@ def test_the_worst_of_the_sampler_is_the_cache_at_its_limit(model, tokens, monke
     assert 2 * grown[-1] == pytest.approx(memory.sampling(model.config, 8, 128, 4), rel=0.01)
 
 
+def test_a_step_ahead_takes_the_memory_of_both_sides_and_of_a_snapshot(monkeypatch):
+    taken = []
+    monkeypatch.setattr(memory, "require", lambda parts, device, cfg: taken.append(parts))
+    cfg = train_grpo.Config(beta=0.1)
+    train_grpo.fits(cfg, CPU, shape())
+    train_grpo.fits(dataclasses.replace(cfg, ahead=True, correction="token-truncate"), CPU, shape())
+    turns, both = taken
+    assert both == {**turns, "sampler": memory.sampling(shape(), 256, 128, 4), "snapshot": turns["weights"] // 2}
+
+
 def test_memory_of_this_machine_is_known_or_unasked():
     free = memory.available(CPU)
     assert free is None or 0 < free < 2**50
