@@ -13,10 +13,11 @@ import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -140,7 +141,7 @@ def main(cfg: Config) -> dict:
     settings = asdict(cfg) | fingerprint(cfg.data)
     if checkpoint.has_finished(out, settings):
         print(f"{out}: this run has finished already; nothing to do")
-        return checkpoint.read_json(out / "run.json")
+        return checkpoint.read_record(out / "run.json")
     functions = score.functions(cfg.reward)
     if cfg.overlong_cache:
         weighting["overlong"] = 1.0
@@ -164,7 +165,7 @@ def main(cfg: Config) -> dict:
     checkpoint.start_run(out, settings)
     first, seconds = resume(out, policy, reference, steppers)
     started = time.perf_counter() - seconds
-    rows = checkpoint.read_lines(out / "metrics.jsonl")
+    rows, skipped = checkpoint.read_metrics(out / "metrics.jsonl", *diagnose.NEEDED), optim.Skipped()
 
     with distributed.log(out / "metrics.jsonl") as metrics_log, distributed.log(out / "rollouts.jsonl") as rollouts_log:
         for step in range(first, cfg.steps):
@@ -198,6 +199,9 @@ def main(cfg: Config) -> dict:
             for chosen in parts:
                 learned.append(update(cfg, policy, reference, steppers, rate, [flat[i] for i in chosen],
                                       [old[i] for i in chosen], adv_NG.flatten()[chosen], device))
+                skipped(learned[-1].get("grad_norm"), f"{out.name}: step {step}", lambda: (
+                    "problem {} sample {}".format(*divmod(chosen[b], cfg.completions))
+                    for b in learned[-1].get("bad", range(len(chosen)))))
             clock.append(time.perf_counter())
 
             rows.append({"step": step, **diagnose.sampling_metrics(drawn),
@@ -316,9 +320,21 @@ def start(cfg: Config, policy: Transformer, rollouts: Sequence[Rollout], device:
 def update(cfg: Config, policy: Transformer, reference: Transformer | None,
            steppers: Sequence[torch.optim.Optimizer], rate: float, rollouts: Sequence[Rollout],
            old: Sequence[tuple[Sequence[float], Sequence[float]]], adv_B: Tensor, device: torch.device
-           ) -> dict[str, float]:
-    """One optimizer step on a minibatch, in micro-batches of at most `learner_tokens`. Weights are computed over the
-    whole minibatch first, so the cut does not change the gradient. Rows that cannot contribute cost no pass."""
+           ) -> dict[str, Any]:
+    """One optimizer step on a minibatch; none without advantages, nor where loss or gradient is not finite."""
+    found = memory.in_halves(lambda tokens: gradient(replace(cfg, learner_tokens=tokens), policy, reference, rollouts, old, adv_B,
+                                                     device),
+                             cfg.learner_tokens, policy, cfg, exact=cfg.loss_per != "microbatch")
+    if not found["tokens"]:
+        return found
+    return {**found, "grad_norm": optim.step(steppers, policy.parameters(), rate, cfg.max_grad_norm, found["loss"])}
+
+
+def gradient(cfg: Config, policy: Transformer, reference: Transformer | None, rollouts: Sequence[Rollout],
+             old: Sequence[tuple[Sequence[float], Sequence[float]]], adv_B: Tensor, device: torch.device) -> dict[str, Any]:
+    """Adds a minibatch's gradient, in micro-batches of at most `learner_tokens`, and returns its figures; `bad`, the rows to
+    blame if the loss is not finite. Weights are computed over the whole minibatch first, so the cut does not change the
+    gradient. Rows that cannot contribute cost no pass."""
     rows = [(r.prompt_ids, r.completion_ids) for r in rollouts]
     target_BT, adv_B = collate(rows).target_BT, adv_B.cpu()
     sampler_BT, old_BT, entropy_BT = (on_targets(rows, target_BT) for rows in (
@@ -328,7 +344,7 @@ def update(cfg: Config, policy: Transformer, reference: Transformer | None,
 
     everyone = cfg.beta or cfg.entropy_bonus or cfg.loss_per == "microbatch"
     live = [b for b in range(len(rollouts)) if kept_B[b] and (everyone or adv_B[b] != 0)]
-    sums: dict[str, float] = {"loss": 0.0, "gap": 0.0, "tokens": 0}
+    sums: dict[str, Any] = {"loss": 0.0, "gap": 0.0, "tokens": 0}
     if not live:
         return sums
     parts = [[live[i] for i in part] for part in by_prompt([rows[b] for b in live], cfg.learner_tokens)]
@@ -343,6 +359,7 @@ def update(cfg: Config, policy: Transformer, reference: Transformer | None,
     factor_BT = grpo.top_entropy(entropy_BT, mask_BT, cfg.top_entropy) * grpo.sampler_correction(
         old_BT, sampler_BT, mask_BT, cfg.correction, cap=cfg.correction_cap)
 
+    bad = []
     for part, counted in distributed.share(parts):
         batch = collate([rows[b] for b in part]).to(device)
         cut = lambda x_BT: x_BT[part, : batch.tokens_BT.shape[1]].to(device)
@@ -366,14 +383,19 @@ def update(cfg: Config, policy: Transformer, reference: Transformer | None,
             loss = loss - (cut(bonus_BT) * entropy_now_BT).sum()
         loss = counted * loss
         loss.backward()
-        metrics |= {"loss": loss.detach(), "tokens": batch.target_BT.sum()}
-        for name, value in metrics.items():
-            sums[name] = sums.get(name, 0.0) + counted * float(value)
-        sums["gap"] = max(sums["gap"], float((logp_BT - cut(sampler_BT)).detach().abs().max()))
+        gap_BT = (logp_BT.detach() - cut(sampler_BT)).abs()
+        metrics |= {"loss": loss.detach(), "tokens": batch.target_BT.sum(), "gap_mean": gap_BT.sum()}
+        *values, gap = torch.stack([value.float() for value in (*metrics.values(), gap_BT.max())]).tolist()  # one wait for the GPU
+        for name, value in zip(metrics, values):
+            sums[name] = sums.get(name, 0.0) + counted * value
+        sums["loss"] += 0.0 * gap  # clamps can hide what is no number
+        sums["gap"] = max(sums["gap"], gap)
+        if not math.isfinite(sums["loss"]):
+            bad += [b for b, finite in zip(part, logp_BT.isfinite().all(-1).tolist()) if not finite]
     sums = distributed.summed(sums, largest=["gap"])
     for name in metrics.keys() - {"loss", "tokens"}:
         sums[name] /= sums["tokens"]
-    return {**sums, "grad_norm": optim.step(steppers, policy.parameters(), rate, cfg.max_grad_norm)}
+    return sums if math.isfinite(sums["loss"]) else {**sums, "bad": sorted({*distributed.gather(bad)}) or live}
 
 
 def on_targets(rows: Sequence[Sequence[float]], target_BT: Tensor) -> Tensor:
@@ -477,8 +499,15 @@ def report(cfg: Config, rows: Sequence[Mapping[str, float]], groups: Sequence[Gr
     print(f"{Path(cfg.out).name} {row['step'] + 1}/{cfg.steps}: "
           + " ".join(f"{name} {value:.2f}" for name, value in means.items())
           + f" length {row['completions/mean_length']:.0f} cut {row['completions/clipped_ratio']:.2f} "
-          f"flat {row['frac_reward_zero_std']:.2f} entropy {row['entropy']:.2f} grad {row.get('grad_norm', 0.0):.2f} "
-          f"{row['step_time']:.1f} s (sample {row['time/sample']:.1f}, update {row['time/update']:.1f})", flush=True)
+          f"flat {row['frac_reward_zero_std']:.2f} entropy {row['entropy']:.2f} "
+          + (f"grad {row['grad_norm']:.2f} " if "grad_norm" in row else "no update ")
+          + f"{row['step_time']:.1f} s (sample {row['time/sample']:.1f}, update {row['time/update']:.1f})", flush=True)
+    if "grad_norm" not in row and not row.get("updates_skipped"):
+        print(f"{Path(cfg.out).name}: step {row['step']} changes nothing: " + (
+            "in every group all rewards are equal" if all(group.flat for group in groups) else
+            "every completion whose reward differs was cut at the limit, and is masked"), flush=True)
+    if warning := diagnose.apart(row, cfg):
+        print(f"{Path(cfg.out).name}: {warning}", flush=True)
     if cfg.show and row["step"] and row["step"] % 10 == 0:  # the first step had its first look
         for group in groups[: cfg.show]:
             print(f"--- {group.problem.prompt}{group.rollouts[0].text}\n--- reward {group.rewards[0]:.2f}", flush=True)

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from r1mini import distributed
 from r1mini.batch import LOGITS
@@ -22,6 +23,7 @@ from r1mini.model import ModelConfig, Transformer
 from r1mini.rollout import GROWTH
 
 GIB = 2**30
+Found = TypeVar("Found")
 
 
 def kept_bytes(config: ModelConfig, tokens: int, gradient_checkpointing: bool = False) -> int:
@@ -99,3 +101,23 @@ def require(parts: Mapping[str, int], device: torch.device, config: Any) -> None
         told = ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts.items() if size >= 0.05 * GIB)
         raise ValueError(f"this run takes about {needed / GIB:.1f} GiB ({told}) at its worst, and {free / GIB:.1f} are free: "
                          f"lower {memory_flags(config)}")
+
+
+def in_halves(passes: Callable[[int], Found], tokens: int, model: nn.Module, config: Any, exact: bool = True) -> Found:
+    """`passes(tokens)`, which adds up a gradient in micro-batches of so many tokens. Where a GPU runs out of memory in it, all of
+    it once more in micro-batches of half the size, if that gives the same gradient (`exact`). ValueError where that is not
+    enough. On several ranks the others are inside the same pass, and cannot begin again."""
+    sizes = [tokens, max(1, tokens // 2)][: 2 if exact and distributed.ranks() == 1 else 1]
+    for size in sizes:
+        try:
+            return passes(size)
+        except torch.OutOfMemoryError as error:
+            reason = str(error).split("\n")[0][:200]
+        # Behind the handler, where the frames of the passes and what they held are gone.
+        model.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+        if size != sizes[-1]:
+            print(f"out of memory in micro-batches of {size} tokens; once more in halves of them (lower {memory_flags(config)} "
+                  f"if this comes again)", flush=True)
+    raise ValueError(f"not enough memory for micro-batches of {' or '.join(map(str, sizes))} tokens; lower {memory_flags(config)} "
+                     f"({reason})")
