@@ -216,7 +216,7 @@ def read_figures(path: Path, names: Sequence[str] = (), k: int | None = None, co
     found = read_json(path)
     mean = found.get("mean")
     k = k or (mean.get("samples") if isinstance(mean, dict) else None)
-    for name in {"mean": 0, **dict.fromkeys(names), **found}.keys() - {"settings"}:
+    for name in ["mean", *names, *(name for name in found if name != "settings")]:  # the mean first: the others are as it is
         figures = found.get(name)
         if not isinstance(figures, dict) or type(k) is not int or figures.get("samples") != k or not 0 < k < 10**6:
             raise ValueError(f"{path}: {name[:60]}: not the figures of an evaluation with {k!r:.60} samples")
