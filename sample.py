@@ -14,7 +14,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -153,16 +153,13 @@ def answer(cfg: Config, model, tokens: Tokenizer, form: template.Template, how: 
 def answer_file(cfg: Config, model, tokens, form: template.Template, system: list[dict], how: Sampling) -> None:
     """Answers the prompts of a file side by side; rows of --out have `completion` and `finished` beside their columns."""
     rows, prompts = [], []
-    for where, row in read_prompts(Path(cfg.prompts)):
-        asked = row["prompt"] if isinstance(row["prompt"], list) else [{"role": "user", "content": row["prompt"]}]
+    for where, row, question, prompt in rendered(Path(cfg.prompts), form, system):
         try:
-            if system and any(isinstance(message, dict) and message.get("role") == "system" for message in asked):
-                raise ValueError(f"has a system message of its own, beside --system {cfg.system!r}")
-            prompts.append(form.render([*system, *asked]))
-            encode(model, tokens, prompts[-1:])
+            encode(model, tokens, [prompt])
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
-        rows.append((row, asked[-1]["content"]))
+        prompts.append(prompt)
+        rows.append((row, question))
     kept = {**asdict(how), "seed": cfg.seed, "model": cfg.model, "weights": fingerprint(cfg.model), "bf16": cfg.bf16,
             "prompts_sha256": hashlib.sha256(json.dumps([rows, prompts]).encode()).hexdigest()}
     journal = begin(cfg, kept, len(rows))
@@ -183,6 +180,19 @@ def answer_file(cfg: Config, model, tokens, form: template.Template, system: lis
         write(Path(cfg.out), journal.parts)
         print(f"{cfg.out}: {len(rows)} answers, {sum(not row['finished'] for row in journal.parts)} of them cut off")
     journal.close()
+
+
+def rendered(path: Path, form: template.Template, system: list[dict]) -> Iterator[tuple[str, dict, str, str]]:
+    """(File and line, row, what is asked last, what the model sees) of each prompt of a file."""
+    for where, row in read_prompts(path):
+        asked = row["prompt"] if isinstance(row["prompt"], list) else [{"role": "user", "content": row["prompt"]}]
+        try:
+            if system and any(isinstance(message, dict) and message.get("role") == "system" for message in asked):
+                raise ValueError(f"has a system message of its own, beside --system {system[0]['content']!r}")
+            prompt = form.render([*system, *asked])
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+        yield where, row, asked[-1]["content"], prompt
 
 
 def read_prompts(path: Path) -> list[tuple[str, dict]]:

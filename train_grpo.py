@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -145,7 +146,7 @@ def main(cfg: Config) -> dict:
     settings = asdict(cfg) | fingerprint(cfg.data)
     if checkpoint.has_finished(out, settings):
         print(f"{out}: this run has finished already; nothing to do")
-        return checkpoint.read_json(out / "run.json")
+        return checkpoint.read_record(out / "run.json")
     functions = score.functions(cfg.reward)
     if cfg.overlong_cache:
         weighting["overlong"] = 1.0
@@ -176,7 +177,7 @@ def main(cfg: Config) -> dict:
     checkpoint.start_run(out, settings)
     first, seconds = resume(out, policy, reference, snapshot, steppers)
     started = time.perf_counter() - seconds
-    rows = checkpoint.read_lines(out / "metrics.jsonl")
+    rows, skipped = checkpoint.read_metrics(out / "metrics.jsonl", *diagnose.NEEDED), optim.Skipped()
     spent = sum(row["groups_drawn"] for row in rows) * cfg.completions
     draw = lambda model, step, spent: collect(cfg, data, distributed.whole(model), tokens, functions, weighting, step, spent, device)
     source = Ahead(draw, policy, snapshot) if snapshot is not None else InTurn(draw, policy)
@@ -206,7 +207,7 @@ def main(cfg: Config) -> dict:
             progress = max((step + 1) / cfg.steps, min(1.0, spent / cfg.sample_budget) if cfg.sample_budget else 0.0)
             rate = optim.learning_rate_at(progress, cfg.learning_rate, cfg.warmup, cfg.final_lr)
             before = diagnose.rounded(policy) if cfg.bf16 else None
-            updates = learn(cfg, policy, reference, steppers, rate, flat, adv_NG.flatten(), f"{cfg.seed} {step}", device)
+            updates = learn(cfg, policy, reference, steppers, rate, flat, adv_NG.flatten(), step, skipped, device)
             learned, updating = source.beside(updates, step + 1 if progress < 1 else None, spent)
 
             rows.append({"step": step, **diagnose.sampling_metrics(drawn),
@@ -276,7 +277,7 @@ def worst(cfg: Config, policy: Transformer, reference: Transformer | None, token
     rows = memory.longest_rows(cfg.learner_tokens, size, len(ids), limit, group)
     rollouts = [Rollout(tuple(given), tuple(made), (0.0,) * len(made), "", True) for given, made in rows]
     before = diagnose.rounded(policy) if cfg.bf16 else None  # noqa: F841  as in a step, it is there meanwhile
-    update(cfg, policy, reference, (), 0.0, rollouts, start(cfg, policy, rollouts, device), torch.ones(len(rows)), device)
+    gradient(cfg, policy, reference, rollouts, start(cfg, policy, rollouts, device), torch.ones(len(rows)), device)
     policy.zero_grad()
 
 
@@ -351,20 +352,37 @@ def start(cfg: Config, policy: Transformer, rollouts: Sequence[Rollout], device:
 
 
 def learn(cfg: Config, policy: Transformer, reference: Transformer | None, steppers: Sequence[torch.optim.Optimizer], rate: float,
-          rollouts: Sequence[Rollout], adv_B: Tensor, seed: str, device: torch.device) -> Iterator[dict[str, float]]:
+          rollouts: Sequence[Rollout], adv_B: Tensor, step: int, skipped: optim.Skipped, device: torch.device
+          ) -> Iterator[dict[str, Any]]:
     """A step's updates, one after another: what each of them did."""
     old = start(cfg, policy, rollouts, device)
-    for chosen in split(cfg, len(rollouts) // cfg.completions, seed):
-        yield update(cfg, policy, reference, steppers, rate, [rollouts[i] for i in chosen], [old[i] for i in chosen],
-                     adv_B[chosen], device)
+    for chosen in split(cfg, len(rollouts) // cfg.completions, f"{cfg.seed} {step}"):
+        found = update(cfg, policy, reference, steppers, rate, [rollouts[i] for i in chosen], [old[i] for i in chosen],
+                       adv_B[chosen], device)
+        bad = [chosen[b] for b in found.get("bad", range(len(chosen)))]
+        skipped(found.get("grad_norm"), f"{Path(cfg.out).name}: step {step}", lambda bad=bad: (
+            "problem {} sample {}".format(*divmod(i, cfg.completions)) for i in bad))
+        yield found
 
 
 def update(cfg: Config, policy: Transformer, reference: Transformer | None,
            steppers: Sequence[torch.optim.Optimizer], rate: float, rollouts: Sequence[Rollout],
            old: Sequence[tuple[Sequence[float], Sequence[float]]], adv_B: Tensor, device: torch.device
-           ) -> dict[str, float]:
-    """One optimizer step on a minibatch, in micro-batches of at most `learner_tokens`. Weights are computed over the
-    whole minibatch first, so the cut does not change the gradient. Rows that cannot contribute cost no pass."""
+           ) -> dict[str, Any]:
+    """One optimizer step on a minibatch; none without advantages, nor where loss or gradient is not finite."""
+    found = memory.in_halves(lambda tokens: gradient(replace(cfg, learner_tokens=tokens), policy, reference, rollouts, old, adv_B,
+                                                     device),
+                             cfg.learner_tokens, policy, cfg, exact=cfg.loss_per != "microbatch")
+    if not found["tokens"]:
+        return found
+    return {**found, "grad_norm": optim.step(steppers, policy.parameters(), rate, cfg.max_grad_norm, found["loss"])}
+
+
+def gradient(cfg: Config, policy: Transformer, reference: Transformer | None, rollouts: Sequence[Rollout],
+             old: Sequence[tuple[Sequence[float], Sequence[float]]], adv_B: Tensor, device: torch.device) -> dict[str, Any]:
+    """Adds a minibatch's gradient, in micro-batches of at most `learner_tokens`, and returns its figures; `bad`, the rows to
+    blame if the loss is not finite. Weights are computed over the whole minibatch first, so the cut does not change the
+    gradient. Rows that cannot contribute cost no pass."""
     rows = [(r.prompt_ids, r.completion_ids) for r in rollouts]
     target_BT, adv_B = targets(rows), adv_B.cpu()
     sampler_BT, old_BT, entropy_BT = (on_targets(rows, target_BT) for rows in (
@@ -374,7 +392,7 @@ def update(cfg: Config, policy: Transformer, reference: Transformer | None,
 
     everyone = cfg.beta or cfg.entropy_bonus or cfg.loss_per == "microbatch"
     live = [b for b in range(len(rollouts)) if kept_B[b] and (everyone or adv_B[b] != 0)]
-    sums: dict[str, float] = {"loss": 0.0, "gap": 0.0, "tokens": 0}
+    sums: dict[str, Any] = {"loss": 0.0, "gap": 0.0, "tokens": 0}
     if not live:
         return sums
     parts = [[live[i] for i in part] for part in by_prompt([rows[b] for b in live], cfg.learner_tokens)]
@@ -389,7 +407,7 @@ def update(cfg: Config, policy: Transformer, reference: Transformer | None,
     correction_BT = grpo.sampler_correction(old_BT, sampler_BT, mask_BT, cfg.correction, cap=cfg.correction_cap)
     factor_BT = grpo.top_entropy(entropy_BT, mask_BT, cfg.top_entropy) * correction_BT
 
-    told = []
+    told, bad = [], []
     for part, counted in distributed.share(parts):
         batch = collate([rows[b] for b in part]).to(device)
         cut = lambda x_BT: x_BT[part, : batch.tokens_BT.shape[1]].to(device, non_blocking=True)
@@ -413,19 +431,21 @@ def update(cfg: Config, policy: Transformer, reference: Transformer | None,
             loss = loss - (cut(bonus_BT) * entropy_now_BT).sum()
         loss = counted * loss
         loss.backward()
-        metrics |= {"loss": loss.detach(), "tokens": batch.target_BT.sum()}
-        told.append((counted, metrics, (logp_BT - cut(sampler_BT)).detach().abs().max()))
-    for counted, metrics, gap in told:  # not sooner: a GPU would have nothing to do until the next micro-batch is there
+        gap_BT = (logp_BT.detach() - cut(sampler_BT)).abs()
+        metrics |= {"loss": loss.detach(), "tokens": batch.target_BT.sum(), "gap_mean": gap_BT.sum()}
+        told.append((counted, metrics, gap_BT.max(), part, logp_BT.detach().isfinite().all(-1)))
+    for counted, metrics, gap, part, finite_B in told:  # not sooner: a GPU would have nothing to do until the next micro-batch is there
         for name, value in metrics.items():
             sums[name] = sums.get(name, 0.0) + counted * float(value)
         sums["gap"] = max(sums["gap"], float(gap))
+        sums["loss"] += 0.0 * float(gap)  # clamps can hide what is no number
+        bad += [b for b, finite in zip(part, finite_B.tolist()) if not finite]
     sums = distributed.summed(sums, largest=["gap"])
     for name in metrics.keys() - {"loss", "tokens"}:
         sums[name] /= sums["tokens"]
     if cfg.correction != "none":
-        sums["sampling/sampling_logp_difference/mean"] = float((old_BT - sampler_BT)[mask_BT].abs().mean())
         sums["sampling/importance_sampling_ratio/mean"] = float(correction_BT[mask_BT].mean())
-    return {**sums, "grad_norm": optim.step(steppers, policy.parameters(), rate, cfg.max_grad_norm)}
+    return sums if math.isfinite(sums["loss"]) else {**sums, "bad": sorted({*distributed.gather(bad)}) or live}
 
 
 def on_targets(rows: Sequence[Sequence[float]], target_BT: Tensor) -> Tensor:
@@ -540,8 +560,16 @@ def report(cfg: Config, rows: Sequence[Mapping[str, float]], groups: Sequence[Gr
     print(f"{Path(cfg.out).name} {row['step'] + 1}/{cfg.steps}: "
           + " ".join(f"{name} {value:.2f}" for name, value in means.items())
           + f" length {row['completions/mean_length']:.0f} cut {row['completions/clipped_ratio']:.2f} "
-          f"flat {row['frac_reward_zero_std']:.2f} entropy {row['entropy']:.2f} grad {row.get('grad_norm', 0.0):.2f} "
-          f"{row['step_time']:.1f} s (sample {row['time/sample']:.1f}, update {row['time/update']:.1f})", flush=True)
+          f"flat {row['frac_reward_zero_std']:.2f} entropy {row['entropy']:.2f} "
+          + (f"grad {row['grad_norm']:.2f} " if "grad_norm" in row else "no update ")
+          + f"{row['step_time']:.1f} s (sample {row['time/sample']:.1f}, update {row['time/update']:.1f})", flush=True)
+    if "grad_norm" not in row and not row.get("updates_skipped"):
+        print(f"{Path(cfg.out).name}: step {row['step']} changes nothing: " + (
+            "in every group all rewards are equal" if all(group.flat for group in groups) else
+            "every completion whose reward differs was cut at the limit, and is masked"), flush=True)
+    alike = row["step"] == 0 or not cfg.ahead  # the sampler's weights and the learner's
+    if alike and (warning := diagnose.apart(row, cfg)):
+        print(f"{Path(cfg.out).name}: {warning}", flush=True)
     if cfg.show and row["step"] and row["step"] % 10 == 0:  # the first step had its first look
         for group in groups[: cfg.show]:
             print(f"--- {group.problem.prompt}{group.rollouts[0].text}\n--- reward {group.rewards[0]:.2f}", flush=True)

@@ -10,17 +10,18 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice, repeat
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from r1mini import checkpoint, distributed, memory, optim, tasks, template, tokenizer
-from r1mini.batch import collate, packed, shuffled, token_logprobs
+from r1mini.batch import collate, filled, packed, shuffled, token_logprobs
 from r1mini.config import autocast, option, refuse_moot, require, run
 from r1mini.config import device as pick_device
 from r1mini.data import Bad, cold_start, corpus_row, evaluation_ngrams, fingerprint, learnable
@@ -87,7 +88,7 @@ def main(cfg: Config) -> dict:
     settings = asdict(cfg) | fingerprint(cfg.data)
     if checkpoint.has_finished(out, settings):
         print(f"{out}: this run has finished already; nothing to do")
-        return checkpoint.read_json(out / "run.json")
+        return checkpoint.read_record(out / "run.json")
     device = pick_device(cfg.device, cfg.threads)
     torch.manual_seed(cfg.seed)
     free = memory.available(device)
@@ -132,7 +133,7 @@ def main(cfg: Config) -> dict:
     distributed.agree(f"the state in --out {out}", first)
     checkpoint.keep_lines(out / "metrics.jsonl", lambda row: row["step"] < first)
 
-    started = time.perf_counter() - seconds
+    started, skipped = time.perf_counter() - seconds, optim.Skipped()
     with distributed.log(out / "metrics.jsonl") as log, tqdm(
         total=cfg.epochs, bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}", leave=False,
         disable=None if cfg.progress else True,
@@ -140,14 +141,16 @@ def main(cfg: Config) -> dict:
         for step, (chosen, progress) in enumerate(batches(cfg, tokens, rows, context)):
             if step < first:
                 continue
-            loss_here, count = learn(cfg, model, chosen, device)
+            here, count, bad = memory.in_halves(lambda size: gradient(cfg, model, chosen, size, device), cfg.batch_tokens,
+                                                model, cfg)
             rate = optim.learning_rate_at(progress, cfg.learning_rate, cfg.warmup, cfg.final_lr)
-            norm = optim.step(steppers, model.parameters(), rate, cfg.max_grad_norm)
-            if not math.isfinite(norm):
-                raise ValueError(f"{out}: the gradient of step {step} is not finite: lower --learning-rate; nothing is saved")
-            window.append(distributed.total(loss_here))
-            seen += count
-            if step % 20 == 0:
+            norm = optim.step(steppers, model.parameters(), rate, cfg.max_grad_norm, here)
+            skipped(norm, f"{out.name}: step {step}", lambda: (
+                repr(tokens.decode(sum(row, []))[:60]) for row in bad() or chosen))
+            if math.isfinite(norm):
+                window.append(here)
+                seen += count
+            if step % 20 == 0 and math.isfinite(norm):
                 loss = float(torch.stack(window).mean())
                 window.clear()
                 log.write(json.dumps({"step": step, "loss": loss, "learning_rate": rate, "grad_norm": norm,
@@ -164,6 +167,8 @@ def main(cfg: Config) -> dict:
                     "seconds": time.perf_counter() - started})
     if window:
         loss = float(torch.stack(window).mean())
+    if not seen:
+        raise ValueError(f"{out}: no update was made, so there is nothing to save")
     checkpoint.save(out, distributed.whole(model), tokens)
     summary = {"steps": step + 1, "loss": loss, "tokens": seen, "seconds": round(time.perf_counter() - started, 1)}
     checkpoint.finish_run(out, **summary)
@@ -179,21 +184,30 @@ def needs(cfg: Config, shape: ModelConfig) -> dict[str, int]:
 
 def worst(cfg: Config, model: Transformer, longest: int, rows: int, device: torch.device) -> None:
     """Learns from a full batch of rows as long as the longest, but without the optimizer."""
-    learn(cfg, model, memory.longest_rows(cfg.batch_tokens, rows, 0, longest), device)
+    gradient(cfg, model, memory.longest_rows(cfg.batch_tokens, rows, 0, longest), cfg.batch_tokens, device)
     model.zero_grad()
 
 
-def learn(cfg: Config, model: Transformer, chosen: Sequence[tuple], device: torch.device) -> tuple[torch.Tensor, int]:
-    """Adds the gradient of a batch; (this rank's part of its loss, the batch's targets)."""
-    rows, counted = distributed.rows(chosen)
-    batch = collate(rows)
-    count = int(distributed.total(batch.target_BT.sum() * int(counted)))
-    batch = batch.to(device)
-    with autocast(device, cfg.bf16):
-        logp_BT = distributed.through(token_logprobs, model, batch)
-    loss = -counted * logp_BT.sum() / count
-    loss.backward()
-    return loss.detach(), count
+def gradient(cfg: Config, model: Transformer, rows: Sequence[tuple], size: int, device: torch.device
+             ) -> tuple[Tensor, int, Callable[[], list[tuple]]]:
+    """Adds the gradient of the rows, in passes over at most so many tokens. Returns the loss, the number of tokens that were
+    learned, and what finds the rows whose loss is not finite."""
+    mine, counted = distributed.rows(rows)
+    parts = [[mine[i] for i in part] for part in filled([sum(map(len, row)) for row in mine], range(len(mine)), size)]
+    batches_ = [collate(part) for part in parts]
+    count = int(distributed.total(sum(batch.target_BT.sum() for batch in batches_) * int(counted)))
+    loss, finite = torch.zeros((), device=device), []
+    for batch in batches_:
+        batch = batch.to(device)
+        with autocast(device, cfg.bf16):
+            logp_BT = distributed.through(token_logprobs, model, batch)
+        here = -counted * logp_BT.sum() / count
+        here.backward()
+        loss = loss + here.detach()
+        finite.append(logp_BT.detach().isfinite().all(-1))
+    bad = lambda: distributed.gather([row for part, good_B in zip(parts, finite)
+                                      for row, good in zip(part, good_B.tolist()) if not good])
+    return distributed.total(loss), count, bad
 
 
 def check(cfg: Config) -> None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from tokenizers import Tokenizer as Backend
 from r1mini.distributed import alike, on_first
 from r1mini.model import ModelConfig, Transformer
 from r1mini.tokenizer import Tokenizer
-from r1mini.weights import config_json, json_text, load_weights, read_config, read_file, read_json, shards
+from r1mini.weights import config_json, json_object, json_text, load_weights, read_config, read_file, read_json, shards
 
 ASSETS = Path(__file__).parent / "assets"
 EMBEDDED = ("base", "student-base")
@@ -197,7 +198,7 @@ def has_finished(out: Path, config: Mapping[str, Any]) -> bool:
     path = out / "run.json"
     if not path.is_file():
         return False
-    record, config = read_json(path), json.loads(json.dumps(config))
+    record, config = read_record(path), json.loads(json.dumps(config))
     before = record.get("config", {})
     for key in sorted((config.keys() | before.keys()) - {"out", "progress", "show", "save_every"}):
         if config.get(key) != before.get(key):
@@ -221,9 +222,43 @@ def finish_run(out: Path, **summary: Any) -> None:
     (out / "resume.pt").unlink(missing_ok=True)
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSONL log, none if there is no log."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line] if path.is_file() else []
+def number(value: Any) -> bool:
+    """Is it a finite number that arithmetic takes? NaN and integers of any length are JSON to Python."""
+    return type(value) in (int, float) and -1e300 < value < 1e300
+
+
+def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(File and line, object) of each line of a JSONL file; none if there is no file. What an interruption left of the last
+    line is passed over, anything else that is no object is a ValueError."""
+    *lines, cut = path.read_bytes().split(b"\n") if path.is_file() else [b""]
+    for count, line in enumerate(lines, 1):
+        if line:
+            yield f"{path}:{count}", json_object(line, f"{path}:{count}")
+    if cut:
+        with suppress(ValueError):
+            yield f"{path}:{len(lines) + 1}", json_object(cut, path)
+
+
+def read_metrics(path: Path, *needed: str) -> list[dict[str, float]]:
+    """The rows of a metrics.jsonl. ValueError for a value that is no finite number, and where one of those needed is missing."""
+    rows = []
+    for where, row in read_lines(path):
+        for name in [*needed, *row]:
+            if not number(row.get(name)):
+                raise ValueError(f"{where}: {name[:60]} {row.get(name)!r:.60} is not a finite number")
+        rows.append(row)
+    return rows
+
+
+def read_record(path: Path, *numbers: str) -> dict[str, Any]:
+    """A run.json. ValueError where it is not as a run writes it, with these numbers in it or in its configuration."""
+    record = read_json(path)
+    config = record.get("config")
+    whole = {**config, **record} if isinstance(config, dict) else {}
+    wrong = [name for name in numbers if not number(whole.get(name))] + ["seconds"] * (not number(record.get("seconds", 0)))
+    if not whole or type(record.get("finished")) is not bool or wrong:
+        raise ValueError(f"{path}: not what a run writes ({', '.join(wrong) or 'config, finished'})")
+    return record
 
 
 @on_first

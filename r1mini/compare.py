@@ -19,7 +19,7 @@ import train_grpo
 from r1mini import checkpoint, tasks
 from r1mini.config import device as pick_device
 from r1mini.config import option, require, run
-from r1mini.evaluate import shown
+from r1mini.evaluate import read_figures, shown
 from r1mini.recipe import Stage, default_workers, same_run, schedule, speed, stopwatch
 
 COLUMNS = ("pass@1", "pass@16", "length", "entropy", "kl")
@@ -66,7 +66,7 @@ def stages(cfg: Config, out: Path) -> list[Stage]:
 
 
 def table(cfg: Config, out: Path) -> str:
-    start = checkpoint.read_json(out / "eval/start.json")["mean"]
+    start = read_figures(out / "eval/start.json", k=16, columns=COLUMNS)["mean"]
     lines = [f"From {cfg.model}; held-out problems: {start['problems']} in {len(cfg.tasks)} tasks, {start['samples']} samples "
              f"each at temperature 1; seeds: {cfg.seeds}" + ("; ± is the standard deviation over seeds." * (cfg.seeds > 1)
                                                              or "."), "",
@@ -74,10 +74,10 @@ def table(cfg: Config, out: Path) -> str:
              "| start | 0 | " + " | ".join(shown(start[name], name) for name in COLUMNS) + " | – |"]
     for preset in cfg.presets:
         names = [f"{preset}-{seed}" for seed in range(cfg.seed, cfg.seed + cfg.seeds)]
-        means = [checkpoint.read_json(out / "eval" / f"{name}.json")["mean"] for name in names]
-        records = [checkpoint.read_json(out / name / "run.json") for name in names]
+        means = [read_figures(out / "eval" / f"{name}.json", k=16, columns=COLUMNS)["mean"] for name in names]
+        records = [checkpoint.read_record(out / name / "run.json", "completions", "seconds") for name in names]
         drawn = [record["config"]["completions"] * sum(
-            step["groups_drawn"] for step in checkpoint.read_lines(out / name / "metrics.jsonl"))
+            step["groups_drawn"] for step in checkpoint.read_metrics(out / name / "metrics.jsonl", "groups_drawn"))
             for name, record in zip(names, records)]
         lines.append(f"| {preset} | {fmean(drawn):.0f} | " + " | ".join(spread(means, name) for name in COLUMNS)
                      + f" | {fmean(record['seconds'] for record in records):.0f} |")

@@ -103,7 +103,8 @@ def require(config: Any, **bounds: bool) -> None:
 
 
 def fail(name: str, error: Exception) -> int:
-    print(f"{name}: {str(error) or type(error).__name__}".replace("\n", " "), file=sys.stderr)
+    told = str(error) or type(error).__name__
+    print(f"{name}: {told[:2000]}{' …' * (len(told) > 2000)}".replace("\n", " "), file=sys.stderr)  # of what a file holds, enough
     return 2
 
 

@@ -11,6 +11,7 @@ import csv
 import gzip
 import hashlib
 import json
+import math
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
@@ -100,7 +101,7 @@ def entries(path: Path, bad: Bad = Bad()) -> Iterator[tuple[str, object]]:
 def parse(path: Path, number: int, text: bytes) -> Any:
     """The JSON value of a text that begins at a line of a file. ValueError with the line."""
     try:
-        return json.loads(text.decode("utf-8"))
+        return STRICT.decode(text.decode("utf-8"))
     except UnicodeDecodeError as error:
         number += text.count(b"\n", 0, error.start)
         raise ValueError(f"{path}:{number}: not UTF-8 ({error.reason}: byte {text[error.start]:#x})") from None
@@ -109,6 +110,24 @@ def parse(path: Path, number: int, text: bytes) -> Any:
         raise ValueError(f"{path}:{number}: not valid JSON (column {error.colno}: {error.msg})") from None
     except (ValueError, RecursionError) as error:  # integers too long, values too deep
         raise ValueError(f"{path}:{number}: not valid JSON ({error})") from None
+
+
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of JSON. ValueError for a key that is there twice, of which Python would take the last."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)[:60]!r} is there twice")
+    return made
+
+
+def finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text[:60]} is no finite number")
+    return value
+
+
+STRICT = json.JSONDecoder(object_pairs_hook=once, parse_constant=finite, parse_float=finite)  # json.loads would make one a row
 
 
 def table(path: Path, bad: Bad) -> Iterator[tuple[int, dict]]:
@@ -159,6 +178,14 @@ def read(path: Path, prompt_key: str = "", answer_key: str = "", bad: Bad = Bad(
             bad(f"{where}: {error}" if isinstance(error, ValueError) else f"{where}: not a row of {form.name} ({error!r:.80})")
             continue
         yield where, row, form, fields
+
+
+def whole_characters(value: Any) -> None:
+    """ValueError for text in a JSON value that no UTF-8 can hold."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"half a character, or a byte that is no UTF-8, in {error.object[max(0, error.start - 20):][:60]!r}") from None
 
 
 def fingerprint(source: str) -> dict[str, str]:
@@ -249,6 +276,7 @@ def learnable(path: Path, prompt_key: str = "", answer_key: str = "", bad: Bad =
             raise ValueError(f"no {form.learned}")
         if isinstance(kept.get("prompt"), str) != isinstance(kept.get("completion"), str):
             raise ValueError("columns 'prompt' and 'completion': one is text, the other messages")
+        whole_characters(kept)
         if (place := first.setdefault(repr(kept), where)) != where:
             again.append(where)
             if bad.skip:

@@ -14,10 +14,12 @@ from __future__ import annotations
 import atexit
 import dataclasses
 import functools
+import io
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from types import MethodType
 from typing import Any, TextIO, TypeVar
@@ -146,9 +148,28 @@ def on_first(write: Callable[..., None]) -> Callable[..., None]:
     return written
 
 
+class Log(io.TextIOWrapper):
+    """A text file that names itself where it cannot be written."""
+
+    def flush(self) -> None:
+        with self.named():
+            super().flush()
+
+    def close(self) -> None:
+        with self.named():
+            super().close()
+
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ValueError(f"{self.name}: cannot be written ({error.strerror})") from None
+
+
 def log(path: os.PathLike) -> TextIO:
     """A log to append to, which only the first rank's lines reach."""
-    return open(path if first() else os.devnull, "a", encoding="utf-8")
+    return Log(open(path if first() else os.devnull, "ab"), encoding="utf-8")
 
 
 # -- shares and sums ----------------------------------------------------------------------------------------------------

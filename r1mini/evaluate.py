@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 
 from r1mini import answers, rewards, score, tasks
 from r1mini.batch import by_prompt, collate, token_logprobs
+from r1mini.checkpoint import number, read_json, read_lines
 from r1mini.journal import Journal
 from r1mini.model import Transformer
 from r1mini.records import Problem, Rollout
@@ -205,6 +207,40 @@ def table(results: dict[str, Any]) -> str:
 def cell(figures: dict[str, Any], column: str) -> str:
     error = f" ± {figures['pass@1_se']:.2f}" if column == "pass@1" and figures["pass@1_se"] is not None else ""
     return shown(figures[column], column) + error
+
+
+def read_figures(path: Path, names: Sequence[str] = (), k: int | None = None, columns: Sequence[str] = ()
+                 ) -> dict[str, dict[str, Any]]:
+    """What an evaluation wrote: {set: figures, …, "mean": …}, of these sets, with so many samples and these numbers, if they are
+    given. ValueError for anything else."""
+    found = read_json(path)
+    mean = found.get("mean")
+    k = k or (mean.get("samples") if isinstance(mean, dict) else None)
+    for name in ["mean", *names, *(name for name in found if name != "settings")]:  # the mean first: the others are as it is
+        figures = found.get(name)
+        if not isinstance(figures, dict) or type(k) is not int or figures.get("samples") != k or not 0 < k < 10**6:
+            raise ValueError(f"{path}: {name[:60]}: not the figures of an evaluation with {k!r:.60} samples")
+        certain = {"pass@1", f"pass@{k}", "problems", "length", "truncated", "unparsed", "entropy", *columns}
+        for column in certain | {"pass@1_se", f"cons@{k}", "format", "language"} | mean.keys() | figures.keys():
+            value = figures.get(column, "missing")
+            if not (number(value) or value is None and column not in certain):
+                raise ValueError(f"{path}: {name[:60]}: {column[:60]} {value!r:.60} is not a finite number")
+    return found
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The completions that an evaluation wrote."""
+    for where, row in read_lines(path):
+        for name in ("task", "prompt", "completion"):
+            if not isinstance(row.get(name), str):
+                raise ValueError(f"{where}: {name} {row.get(name)!r:.60} is not text")
+        given = row.get("rewards")
+        if not isinstance(given, dict) or not (
+                given.get("accuracy", "missing") is None or number(given.get("accuracy"))):
+            raise ValueError(f"{where}: rewards {given!r:.60} are not those of a completion")
+        if not number(row.get("sample")):
+            raise ValueError(f"{where}: sample {row.get('sample')!r:.60} is not a number")
+        yield row
 
 
 def shown(value: float | None, column: str) -> str:

@@ -42,7 +42,7 @@ def turns(row: Row, name: str) -> list[Message]:
             said["content"] = "".join(part["text"] for part in said["content"])
         role = ROLES.get(said["role"], said["role"])
         if role not in ("system", "user", "assistant"):
-            raise ValueError(f"column {name!r}, message {number}: {role!r} is not system, user or assistant")
+            raise ValueError(f"column {name!r}, message {number}: {role!r:.60} is not system, user or assistant")
         try:
             found.append({"role": role, "content": text(said, "content")})
         except ValueError as error:
@@ -71,7 +71,7 @@ def conversation(fields: Row, names: Sequence[str] = ("messages", "prompt", "com
 def trl(row: Row) -> dict:
     """Text or messages, in the columns that are there."""
     names = ["messages"] if "messages" in row and "prompt" not in row else ["prompt", "completion"][: 1 + ("completion" in row)]
-    return {name: (turns if isinstance(row.get(name), list) else text)(row, name) for name in names}
+    return {name: (turns if isinstance(row.get(name), list) or name == "messages" else text)(row, name) for name in names}
 
 
 def sharegpt(row: Row) -> dict:

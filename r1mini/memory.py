@@ -15,9 +15,10 @@ import re
 from bisect import bisect
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from r1mini import distributed
 from r1mini.batch import LOGITS
@@ -29,6 +30,7 @@ GIB = 2**30
 CERTAIN = ("weights", "gradients", "optimizer")  # arithmetic, and there at the same time
 COUNTED = 0.9  # of the memory that is free, with --learner-tokens 0; the rest is for what is not counted
 BUDGETS = {"cuda": [2**k for k in range(8, 17)], "cpu": [2**k for k in range(8, 13)]}  # more is no faster
+Found = TypeVar("Found")
 
 
 def kept_bytes(config: ModelConfig, tokens: int, gradient_checkpointing: bool = False) -> int:
@@ -155,3 +157,23 @@ def rehearse(worst: Callable[[], None], parts: Mapping[str, int], free: int, dev
     print(f"memory at the worst: {taken / GIB:.1f} GiB of {free / GIB:.1f}; by count {counted / GIB:.1f}", flush=True)
     del moments
     torch.cuda.empty_cache()  # the run begins with an allocator as new
+
+
+def in_halves(passes: Callable[[int], Found], tokens: int, model: nn.Module, config: Any, exact: bool = True) -> Found:
+    """`passes(tokens)`, which adds up a gradient in micro-batches of so many tokens. Where a GPU runs out of memory in it, all of
+    it once more in micro-batches of half the size, if that gives the same gradient (`exact`). ValueError where that is not
+    enough. On several ranks the others are inside the same pass, and cannot begin again."""
+    sizes = [tokens, max(1, tokens // 2)][: 2 if exact and distributed.ranks() == 1 else 1]
+    for size in sizes:
+        try:
+            return passes(size)
+        except torch.OutOfMemoryError as error:
+            reason = str(error).split("\n")[0][:200]
+        # Behind the handler, where the frames of the passes and what they held are gone.
+        model.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+        if size != sizes[-1]:
+            print(f"out of memory in micro-batches of {size} tokens; once more in halves of them (lower {memory_flags(config)} "
+                  f"if this comes again)", flush=True)
+    raise ValueError(f"not enough memory for micro-batches of {' or '.join(map(str, sizes))} tokens; lower {memory_flags(config)} "
+                     f"({reason})")

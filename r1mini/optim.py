@@ -7,13 +7,13 @@ is scaled to AdamW's usual size (Moonlight §2.2). At the embedded models' size 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from r1mini.distributed import replicated
+from r1mini.distributed import is_sharded, replicated
 
 
 class Muon(torch.optim.Muon):
@@ -116,12 +116,39 @@ def learning_rate_at(progress: float, peak: float, warmup: float, final: float) 
 
 
 def step(made: Iterable[torch.optim.Optimizer], parameters: Iterable[Tensor], learning_rate: float,
-         max_grad_norm: float) -> float:
-    """One update with clipped gradients; the gradients are cleared. Returns their norm before clipping."""
-    norm = float(replicated(nn.utils.clip_grad_norm_(list(parameters), max_grad_norm)))
+         max_grad_norm: float, loss: Tensor | float = 0.0) -> float:
+    """One update with clipped gradients; the gradients are cleared. Returns their norm before clipping. Where that norm or the
+    loss is not finite, neither a weight nor a moment changes, and what is returned is not finite either."""
+    norm = nn.utils.clip_grad_norm_(list(parameters), max_grad_norm)
+    norm = float((norm.full_tensor() if is_sharded(norm) else norm) + 0.0 * loss)  # of both, one number from the device
     for optimizer in made:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * group.get("share", 1.0)
-        optimizer.step()
+        if math.isfinite(norm):
+            optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     return norm
+
+
+class Skipped:
+    """Counts the updates in a row that `step` left out. Each is told; the last of `MOST` ends the run."""
+
+    MOST = 3
+
+    def __init__(self):
+        self.row = 0
+
+    def __call__(self, norm: float | None, where: str, rows: Callable[[], Iterable[str]]) -> None:
+        """After each update: the norm that `step` returned (None: there was nothing to learn), its place in the run, and what
+        tells its rows."""
+        if norm is None:
+            return
+        self.row = 0 if math.isfinite(norm) else self.row + 1
+        if self.row:
+            named = list(rows())
+            told = (f"{where}: the loss or its gradient is not finite, no update ({self.row} in a row); rows: "
+                    + ", ".join(named[:4]) + f" and {len(named) - 4} more" * (len(named) > 4))
+            print(told, flush=True)
+            if self.row == self.MOST:
+                raise ValueError(f"{told}. The run ends: lower --learning-rate, or look at these rows; the weights are those "
+                                 "of the last good update, and are not saved")

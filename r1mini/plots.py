@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from r1mini.checkpoint import read_lines
+from r1mini.checkpoint import read_metrics
 
 PANELS = (
     ("rewards/accuracy/mean", "accuracy on training problems", "report, figure 2"),
@@ -37,7 +37,7 @@ def draw_curves(lines: Mapping[str, Sequence[Path]], out: Path) -> None:
         for (label, folders), colour in zip(lines.items(), ("tab:orange", "tab:blue")):
             offset = 0
             for folder in folders:
-                values = [row[key] for row in read_lines(folder / "metrics.jsonl") if key in row]
+                values = [row[key] for row in read_metrics(folder / "metrics.jsonl") if key in row]
                 steps = range(offset, offset + len(values))
                 if offset and values:
                     axis.axvline(offset - 0.5, color=colour, linestyle=":", linewidth=1)

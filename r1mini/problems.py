@@ -14,7 +14,7 @@ from pathlib import Path
 from random import Random
 
 from r1mini import code_data, rewards, tasks
-from r1mini.data import Bad, entries, evaluation_ngrams, read, select
+from r1mini.data import Bad, entries, evaluation_ngrams, read, select, whole_characters
 from r1mini.formats import Format, Row, chat, conversation, detect
 from r1mini.records import Problem
 from r1mini.template import Template, plain
@@ -36,6 +36,7 @@ def read_problems(file: str, template: Template = plain(END), check: Callable[[P
             raise ValueError(f"the prompt of {first[made.prompt]} again: {made.prompt[:60]!r}")
         if made.task not in tasks.TASKS:
             rewards.check(made)
+        whole_characters([made.prompt, rewards.gold(made)])
         check(made)
         first[made.prompt] = where
         return made

@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ class Stage:
 
 
 def is_done(path: Path) -> bool:
-    return path.is_file() and (path.name != "run.json" or checkpoint.read_json(path)["finished"])
+    return path.is_file() and (path.name != "run.json" or checkpoint.read_record(path)["finished"])
 
 
 def recipe(cfg: Config, seed: int, out: Path) -> list[Stage]:
@@ -184,6 +185,10 @@ def schedule(stages: Sequence[Stage], workers: int, say: Callable[[str], None]) 
                     future.result()
                 except (ValueError, OSError) as error:
                     raise ValueError(f"{stage.name}: {error}") from error
+                except BrokenProcessPool:  # which of them, the pool does not know
+                    names = sorted([stage.name, *(other.name for other, _ in running.values())])
+                    raise ValueError(f"the process of {' or '.join(names)} is gone: something killed it, for want of memory perhaps; "
+                                     "the same command goes on from what is saved") from None
                 say(f"finished {stage.name} in {time.perf_counter() - started:.0f} s")
     finally:
         if running:  # an error or Ctrl-C: what a stage has saved stays, and it goes on from there

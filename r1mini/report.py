@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 from r1mini import checkpoint
-from r1mini.evaluate import cell, mean_and_error, table
+from r1mini.evaluate import cell, known, mean_and_error, read_figures, read_rows, table
 from r1mini.plots import draw_curves
 
 
@@ -28,7 +28,8 @@ def write_results(folders: Sequence[Path], out: Path, tasks: Sequence[str], roun
     """stages.json, curves.png, examples.md and, last, stages.md, from the evaluations of one or several seeds. Returns
     the beginning of stages.md: what matters most."""
     titles = model_titles(rounds)
-    figures = {name: [checkpoint.read_json(f / "eval" / f"{name}.json") for f in folders] for name in titles}
+    k = read_figures(folders[0] / "eval/base.json")["mean"]["samples"]
+    figures = {name: [read_figures(f / "eval" / f"{name}.json", tasks, k) for f in folders] for name in titles}
     checkpoint.write_json(out / "stages.json", {
         name: [{**f, "seconds": seconds(folder / name)} for f, folder in zip(figures[name], folders)]
         for name in titles})
@@ -46,13 +47,14 @@ def write_results(folders: Sequence[Path], out: Path, tasks: Sequence[str], roun
 
 
 def seconds(folder: Path) -> float | None:
-    return checkpoint.read_json(folder / "run.json").get("seconds") if (folder / "run.json").is_file() else None
+    return checkpoint.read_record(folder / "run.json").get("seconds") if (folder / "run.json").is_file() else None
 
 
-def spread(values: Sequence[float], error: float) -> str:
+def spread(values: Sequence[float], error: float | None) -> str:
     """One seed: the standard error over problems. Several: the standard deviation over seeds."""
     mean, se = mean_and_error(values)
-    return f"{mean:.2f} ± {se * len(values) ** 0.5 if len(values) > 1 else error:.2f}"
+    error = error if se is None else se * len(values) ** 0.5
+    return f"{mean:.2f}" + (f" ± {error:.2f}" if error is not None else "")
 
 
 def stages_table(figures: dict[str, list[dict]], folders: Sequence[Path], tasks: Sequence[str],
@@ -66,7 +68,7 @@ def stages_table(figures: dict[str, list[dict]], folders: Sequence[Path], tasks:
              "| model | pass@1 | " + " | ".join(columns) + " | seconds |", "|---" * (len(columns) + 3) + "|"]
     for name, title in titles.items():
         means = [f["mean"] for f in figures[name]]
-        average = {c: mean_and_error([m[c] for m in means])[0] for c in columns}
+        average = {c: known([m[c] for m in means]) for c in columns}
         spent = [s for s in (seconds(folder / name) for folder in folders) if s is not None]
         cells = [spread([m["pass@1"] for m in means], means[0]["pass@1_se"]), *(cell(average, c) for c in columns),
                  f"{sum(spent) / len(spent):.0f}" if spent else "–"]
@@ -86,9 +88,12 @@ def training_table(names: Sequence[str], folders: Sequence[Path], titles: dict[s
     for name in names:
         ends = []
         for key in ("rewards/accuracy/mean", "completions/mean_length", "rewards/language/mean", "rewards/format/mean"):
-            runs = [[row[key] for row in checkpoint.read_lines(folder / name / "metrics.jsonl") if key in row] for folder in folders]
-            n = max(1, len(runs[0]) // 10)
-            before, after = (sum(sum(r[part]) / n for r in runs) / len(runs) for part in (slice(0, n), slice(-n, None)))
+            runs = [[row[key] for row in checkpoint.read_metrics(folder / name / "metrics.jsonl") if key in row] for folder in folders]
+            if not all(runs):
+                ends.append("–")
+                continue
+            tenth = lambda run: max(1, len(run) // 10)
+            before, after = fmean(fmean(r[: tenth(r)]) for r in runs), fmean(fmean(r[-tenth(r):]) for r in runs)
             ends.append(f"{before:.0f} → {after:.0f}" if "length" in key else f"{before:.2f} → {after:.2f}")
         lines.append(f"| {titles[name]} | " + " | ".join(ends) + " |")
     return "\n".join(lines) + "\n"
@@ -98,10 +103,9 @@ def examples(names: dict[str, str], folder: Path) -> str:
     """The first sample of the same held-out problem, of each task, from every model."""
     texts: dict[str, dict[str, dict]] = {}
     for name in names:
-        with open(folder / "eval" / f"{name}.jsonl", encoding="utf-8") as lines:
-            for row in map(json.loads, lines):
-                if row["sample"] == 0:
-                    texts.setdefault(row["task"], {}).setdefault(name, row)
+        for row in read_rows(folder / "eval" / f"{name}.jsonl"):
+            if row["sample"] == 0:
+                texts.setdefault(row["task"], {}).setdefault(name, row)
     parts = ["# One held-out problem of each task, before and after\n"]
     for task, rows in texts.items():
         parts.append(f"\n## {task}\n\n```\n{next(iter(rows.values()))['prompt']}```\n")

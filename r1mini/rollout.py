@@ -64,7 +64,8 @@ def distribution(logits_BV: Tensor, how: Sampling) -> Tensor:
     """
     logits_BV = logits_BV.float()
     if how.temperature == 0:
-        return torch.zeros_like(logits_BV).scatter(-1, logits_BV.argmax(-1, keepdim=True), 1.0)
+        best_B1, index_B1 = logits_BV.max(-1, keepdim=True)
+        return torch.zeros_like(logits_BV).scatter(-1, index_B1, 1.0 + 0.0 * best_B1)  # NaN where that is no number
     logits_BV = logits_BV / how.temperature
     if how.top_k and how.top_k < logits_BV.shape[-1]:
         kth_B1 = logits_BV.topk(how.top_k).values[:, -1:]
@@ -262,6 +263,9 @@ class Sampler:
                 row.logprobs.append(logps[t][place])
                 finished = row.ids[-1] in self.tokenizer.stop_ids
                 if finished or len(row.ids) == row.limit:
+                    if not math.isfinite(sum(row.logprobs)):
+                        text = self.tokenizer.decode(self.prompt_ids[row.n])
+                        raise ValueError(f"the model's probabilities are not numbers: completion {row.g + 1} of prompt {text[:60]!r}")
                     text = self.tokenizer.decode(row.ids[:-1] if finished else row.ids)
                     ended.append((row.n, row.g, Rollout(tuple(self.prompt_ids[row.n]), tuple(row.ids), tuple(row.logprobs),
                                                         text, finished)))

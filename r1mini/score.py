@@ -1,7 +1,7 @@
 """Calls the rewards: from `--reward` to the weighted sums, with every value checked.
 
 Nothing that goes wrong in a reward becomes a number. An exception, a list of another length, a value that is no finite
-number: each stops the run with one line that names the row.
+number, ten minutes without an answer: each stops the run with one line that names the row.
 
 The package's own rewards run in threads, so that the programs of one problem are judged while the next is sampled.
 Threads are enough: of the 7.3 ms that a small program with one test takes, its thread holds the interpreter for 0.5 and
@@ -12,11 +12,14 @@ from a file run in the main thread, one after another: they may keep state, or u
 
 from __future__ import annotations
 
+import faulthandler
 import importlib.util
 import inspect
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -29,6 +32,7 @@ from r1mini.records import Problem, Rollout
 from r1mini.rewards import Reward
 
 WATCHED = ("accuracy", "format", "language")  # computed and logged in every run, rewarded or not
+PATIENCE = 600.0  # seconds that a reward of a file may take for the completions of one problem
 LARGEST = 1e6  # of a reward or weight: beside a larger one, single precision does not see the others
 Scores = list[dict[str, "float | None"]]
 
@@ -107,9 +111,12 @@ def load(file: str):
     spec = importlib.util.spec_from_file_location(f"rewards of {file}", file)
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        with limit(PATIENCE):
+            spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         raise ValueError(f"--reward: {file}: {plain(error)}") from error
+    except Late:
+        raise ValueError(f"--reward: {file}: takes longer than {PATIENCE:g} s to load") from None
     return module
 
 
@@ -141,13 +148,17 @@ def call(name: str, reward: Reward, given: Mapping[str, list]) -> list[float | N
                           f"{str(given['prompts'][row])[:60]!r}, completion {given['completions'][row][:60]!r}")
 
     count = len(given["completions"])
+    patience = None if reward in rewards.REWARDS.values() else PATIENCE  # the sandbox has limits of its own
     try:
-        values = reward(**{column: list(cells) for column, cells in given.items()})
+        with limit(patience):
+            values = reward(**{column: list(cells) for column, cells in given.items()})
         if not isinstance(values, Iterable) or isinstance(values, (str, bytes, Mapping, Set)):
             raise TypeError(f"returned a {type(values).__name__}, not a list")
         values = list(values)
     except (Exception, SystemExit) as error:
-        raise stop(plain(error), culprit(reward, given)) from error
+        raise stop(plain(error), culprit(reward, given, patience)) from error
+    except Late:
+        raise stop(f"takes longer than {PATIENCE:g} s", culprit(reward, given, patience)) from None
     if len(values) != count:
         raise stop(f"returned {len(values)} values for {count} completions", None)
     for row, value in enumerate(values):
@@ -160,14 +171,43 @@ def call(name: str, reward: Reward, given: Mapping[str, list]) -> list[float | N
     return values
 
 
-def culprit(reward: Reward, given: Mapping[str, list]) -> int | None:
+def culprit(reward: Reward, given: Mapping[str, list], patience: float | None) -> int | None:
     """The first row that the reward cannot take alone; None if it takes each."""
-    for row in range(len(given["completions"])):
+    count = len(given["completions"])
+    for row in range(count):
         try:
-            list(reward(**{column: cells[row : row + 1] for column, cells in given.items()}))
-        except (Exception, SystemExit):
+            with limit(patience and patience / count):
+                list(reward(**{column: cells[row : row + 1] for column, cells in given.items()}))
+        except (Exception, SystemExit, Late):
             return row
     return None
+
+
+class Late(BaseException):
+    """The time is over. Not an Exception, which a reward may catch."""
+
+
+@contextmanager
+def limit(seconds: float | None) -> Iterator[None]:
+    """Ends what hangs in the main thread, where a file's rewards run: by the alarm, which a reward may take for itself, as
+    Math-Verify does, and again each second for one that catches all; and what answers to no signal (a call into C) by ending
+    the process, with the line of Python that it hangs in."""
+    if not seconds or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def late(*_):
+        raise Late
+
+    handler = signal.signal(signal.SIGALRM, late)
+    timer = signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
+    faulthandler.dump_traceback_later(2 * seconds + 60, exit=True, file=2)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+        signal.setitimer(signal.ITIMER_REAL, *timer)
+        signal.signal(signal.SIGALRM, handler or signal.SIG_DFL)
 
 
 @lru_cache(maxsize=None)

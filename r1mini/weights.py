@@ -51,12 +51,18 @@ def read_file(path: Path) -> bytes:
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    return json_object(read_file(path), path)
+
+
+def json_object(content: bytes, where: Any) -> dict[str, Any]:
     try:
-        value = json.loads(read_file(path).decode())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from None
+        value = json.loads(content.decode())
+        if b"\\ud" in content.lower():  # perhaps half of a surrogate pair, which nothing can encode
+            json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:  # also of integers too long, and of values too deep
+        raise ValueError(f"{where}: not valid JSON ({error})") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{path}: not a JSON object")
+        raise ValueError(f"{where}: not a JSON object")
     return value
 
 
@@ -272,7 +278,11 @@ def shards(model: Transformer, dtype: torch.dtype | None, shard_bytes: int) -> d
 
 
 def write_shard(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype | None, path: Path) -> None:
+    written = {name: t.to("cpu", dtype or t.dtype).contiguous() for name, t in tensors.items()}
+    for name, tensor in written.items():
+        if not math.isfinite(tensor.sum(dtype=torch.float32)):  # as it is read
+            raise ValueError(f"{str(path).removesuffix('.tmp')}: {name} holds NaN or infinity, so nothing is saved")
     path.touch()
     mode = path.stat().st_mode
-    save_file({name: t.to("cpu", dtype or t.dtype).contiguous() for name, t in tensors.items()}, path, {"format": "pt"})
+    save_file(written, path, {"format": "pt"})
     path.chmod(mode)  # safetensors 0.8 puts a file in its place that only its owner may read

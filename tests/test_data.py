@@ -188,7 +188,7 @@ def test_bad_row_of_a_layout_is_named_with_line_column_and_value(tmp_path, row, 
     ({"conversations": None}, "not a row of ShareGPT (TypeError"), ({"messages": [3]}, "not a row of TRL messages"),
     ({"problem": "p", "solution": "s", "source": "x", "answer": "proof"}, "column 'answer': 'proof' is nothing to compare"),
     ({"prompt": "p", "answer": [1, 2]}, "column 'answer': text or a number expected, not [1, 2]"),
-    ({"prompt": "p", "answer": float("nan")}, "column 'answer': text or a number expected, not nan"),
+    ({"prompt": "p", "answer": float("nan")}, "not valid JSON (NaN is no finite number)"),
     ({"problem": "p", "solution": "no box", "level": 1, "type": "x"}, "nothing to judge an answer by"),
 ])
 def test_row_that_gives_no_problem_is_named(tmp_path, row, complaint):

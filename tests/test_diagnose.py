@@ -93,8 +93,6 @@ def test_healthy_run_is_left_in_peace():
     ({"entropy": 0.01}, "entropy fell from 0.40 to 0.01.*--learning-rate"),
     ({"kl": 5.0}, "KL.*--beta"),
     ({"approx_kl": 0.3}, "one step move the policy by 0.30 nats.*--learning-rate"),
-    ({"loss": math.nan}, "not a number.*--learning-rate"),
-    ({"sampling/sampling_logp_difference/max": 0.5}, "sampler and learner.*: try --correction token-truncate"),
     ({"weights/moved_in_bf16": 2e-4}, "0.02% of the weights.*--learning-rate.*--no-bf16"),
 ])
 def test_each_trouble_is_named_once_with_its_flag(change, flag):
@@ -104,8 +102,6 @@ def test_each_trouble_is_named_once_with_its_flag(change, flag):
 
 @pytest.mark.parametrize("change, options, sentence", [
     ({"completions/clipped_ratio": 0.97}, {"max_new_tokens": 4096}, "context of 1024 tokens.*--overlong-cache"),
-    ({"sampling/sampling_logp_difference/max": 2.0}, {"bf16": True}, "try --no-bf16 or --correction token-truncate"),
-    ({"sampling/sampling_logp_difference/max": 0.5}, {"correction": "token-mask"}, "are the same$"),
     ({}, {"learning_rate": 0.0}, "raise --learning-rate"),
     ({"weights/moved_in_bf16": 0.0}, {"learning_rate": 0.0}, "raise --learning-rate"),
     ({"frac_reward_zero_std": 0.9}, {"resample": 3}, "raise --completions$"),
@@ -116,12 +112,25 @@ def test_no_flag_is_advised_that_is_set_already_or_would_do_nothing(change, opti
     assert len(found) == 1 and re.search(sentence, found[0])
 
 
-def test_a_step_ahead_the_first_step_alone_tells_of_sampler_and_learner():
-    stale = {**HEALTHY, "sampling/sampling_logp_difference/max": 0.5}
-    ahead = {"ahead": True, "correction": "token-truncate"}
-    assert not causes([HEALTHY] + [stale] * 4, **ahead)
-    [found] = causes([stale] * 5, **ahead)
-    assert found.endswith("are the same")
+GAPS = [f"sampling/sampling_logp_difference/{name}" for name in ("max", "mean")]
+
+
+@pytest.mark.parametrize("largest, mean, options, sentence", [
+    (7e-4, 8e-7, {}, None), (0.1, 3e-4, {"bf16": True}, None), (0.7, 0.05, {"bf16": True}, None),  # as measured
+    (0.5, 1e-4, {}, "0.5 nats on a token.*: try --correction token-truncate$"),
+    (2.0, 0.05, {"bf16": True}, "try --no-bf16 or --correction token-truncate$"),
+    (0.5, 0.3, {"correction": "token-mask"}, "0.3 in the mean, though their weights are the same$"),
+])
+def test_sampler_and_learner_that_disagree_are_told_at_once(largest, mean, options, sentence):
+    found = diagnose.apart({"step": 3, **dict(zip(GAPS, (largest, mean)))}, replace(CONFIG, **options))
+    assert found is None if sentence is None else re.search(sentence, found)
+    assert diagnose.apart({"step": 3}, CONFIG) is None  # nothing was learned
+
+
+@pytest.mark.parametrize("mean, options", [(0.011, {}), (0.11, {"bf16": True}), (math.nan, {}), (math.inf, {})])
+def test_sampler_and_learner_that_disagree_in_the_mean_end_the_run(mean, options):
+    with pytest.raises(ValueError, match="step 3: sampler and learner differ by 0.5 nats .* --correction token-truncate"):
+        diagnose.apart({"step": 3, **dict(zip(GAPS, (0.5, mean)))}, replace(CONFIG, **options))
 
 
 def test_groups_without_a_baseline_are_never_flat():

@@ -60,7 +60,7 @@ def test_loss_is_the_mean_over_target_tokens(run, tmp_path, model, tokens):
 
 def test_learning_rate_follows_the_schedule(run, tmp_path, monkeypatch):
     rates, real = [], optim.step
-    monkeypatch.setattr(optim, "step", lambda made, p, rate, norm: rates.append(rate) or real(made, p, rate, norm))
+    monkeypatch.setattr(optim, "step", lambda made, p, rate, *rest: rates.append(rate) or real(made, p, rate, *rest))
     run("out", epochs=10, learning_rate=1.0, warmup=0.2, final_lr=0.0)
     assert rates == pytest.approx([optim.learning_rate_at(k / 10, 1.0, 0.2, 0.0) for k in range(10)])
 
