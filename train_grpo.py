@@ -21,7 +21,7 @@ from random import Random
 import torch
 from torch import Tensor
 
-from r1mini import checkpoint, diagnose, distributed, grpo, memory, optim, rewards, score, tasks, template
+from r1mini import checkpoint, diagnose, distributed, grpo, memory, optim, rewards, score, state, tasks, template
 from r1mini.batch import by_prompt, collate, token_logprobs, token_logprobs_and_entropy
 from r1mini.config import autocast, option, refuse_moot, require, run
 from r1mini.config import device as pick_device
@@ -30,6 +30,8 @@ from r1mini.model import ModelConfig, Transformer
 from r1mini.problems import pick, read_problems
 from r1mini.records import Group, Problem, Rollout
 from r1mini.rollout import Sampling, encode, sample
+
+LOGS = ("metrics.jsonl", "rollouts.jsonl")
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ class Config:
     gradient_checkpointing: bool = option(False, "compute each layer again in the backward pass: less memory, a third more time")
     compile: bool = option(False, "torch.compile the learner (CPU: needs a C++ compiler)")
     save_every: int = option(20, "steps between saved states; an interrupted run goes on from the last")
+    keep: int = option(2, "saved states that are kept: where the last is damaged, the one before it is gone on from")
     show: int = option(1, "completions printed every 10 steps")
 
 
@@ -138,7 +141,7 @@ def main(cfg: Config) -> dict:
     out, weighting = Path(cfg.out), score.weights(cfg.reward)
     check(cfg)
     settings = asdict(cfg) | fingerprint(cfg.data)
-    if checkpoint.has_finished(out, settings):
+    if state.has_finished(out, settings):
         print(f"{out}: this run has finished already; nothing to do")
         return checkpoint.read_json(out / "run.json")
     functions = score.functions(cfg.reward)
@@ -161,13 +164,16 @@ def main(cfg: Config) -> dict:
     policy = distributed.shard(policy)
     steppers = optim.optimizers(policy, cfg.optimizer, cfg.learning_rate, cfg.weight_decay, cfg.rest_lr)
     distributed.agree("what --data holds", settings.get("data_sha256"))
-    checkpoint.start_run(out, settings)
-    first, seconds = resume(out, policy, reference, steppers)
-    started = time.perf_counter() - seconds
+    state.start_run(out, settings)
+    before = state.resume(out, settings, policy, steppers, LOGS, reference)
+    started = time.perf_counter() - before["seconds"]
     rows = checkpoint.read_lines(out / "metrics.jsonl")
+    keeper = state.Keeper(out, settings, before["step"], LOGS, lambda: (
+        {"seconds": time.perf_counter() - started}, state.snapshot(policy, tokens, steppers, reference)))
 
-    with distributed.log(out / "metrics.jsonl") as metrics_log, distributed.log(out / "rollouts.jsonl") as rollouts_log:
-        for step in range(first, cfg.steps):
+    metrics_log, rollouts_log = (distributed.log(out / name) for name in LOGS)
+    with metrics_log, rollouts_log, keeper:
+        for step in range(before["step"], cfg.steps):
             clock = [time.perf_counter()]
             # 1. Sample a group of completions of each problem from the policy; 2. score them by rules.
             spent = sum(row["groups_drawn"] for row in rows) * cfg.completions
@@ -184,6 +190,7 @@ def main(cfg: Config) -> dict:
             # 3. Advantages: each completion against its group. [R1 Eq. 3]
             adv_NG = grpo.group_advantages(rewards_NG, baseline=cfg.baseline, scale=cfg.scale)
             old = start(cfg, policy, flat, device)
+            keeper.hold()
 
             # 4. Renew the reference every so many steps (R1: 25, or 400 updates). [R1 §2.2.1]
             if reference is not None and cfg.reference_every and step and step % cfg.reference_every == 0:
@@ -216,16 +223,12 @@ def main(cfg: Config) -> dict:
                     print(f"{out.name}: {sentence}", flush=True)
             if progress == 1:
                 break
-            if cfg.save_every and (step + 1) % cfg.save_every == 0:
-                checkpoint.save_state(out, {
-                    "step": step + 1, "seconds": time.perf_counter() - started,
-                    "model": distributed.whole(policy).state_dict(),
-                    "reference": distributed.whole(reference).state_dict() if reference is not None else None,
-                    "optimizers": [distributed.full(stepper.state_dict()) for stepper in steppers]})
+            keeper.done(step + 1)
 
     checkpoint.save(out, distributed.whole(policy), tokens)
     summary = {"steps": len(rows), "seconds": round(time.perf_counter() - started, 1)}
-    checkpoint.finish_run(out, **summary)
+    state.finish_run(out, **summary)
+    print(f"{out}: {summary['steps']} steps, {summary['seconds']:.0f} s; now: python sample.py --model {out}")
     return summary
 
 
@@ -400,7 +403,7 @@ def check(cfg: Config) -> None:
             overlong_cache=0 <= cfg.overlong_cache < cfg.max_new_tokens, learning_rate=cfg.learning_rate >= 0,
             rest_lr=cfg.rest_lr >= 0, warmup=0 <= cfg.warmup < 1, final_lr=cfg.final_lr >= 0,
             weight_decay=cfg.weight_decay >= 0, max_grad_norm=cfg.max_grad_norm > 0,
-            learner_tokens=cfg.learner_tokens >= 1, sampler_rows=cfg.sampler_rows >= 1, save_every=cfg.save_every >= 0)
+            learner_tokens=cfg.learner_tokens >= 1, sampler_rows=cfg.sampler_rows >= 1, save_every=cfg.save_every >= 0, keep=cfg.keep >= 1)
     for flag, known in (("loss-per", grpo.WEIGHTS), ("objective", grpo.OBJECTIVES), ("ratio", grpo.RATIOS),
                         ("kl", grpo.ESTIMATES), ("correction", grpo.CORRECTIONS), ("overlong", ("keep", "mask")),
                         ("minibatch-of", ("completions", "problems"))):
@@ -440,23 +443,6 @@ def moot(cfg: Config) -> dict[str, str]:
                                (False, "with --minibatches 1 every ratio is 1"))
         needs["minibatch_of"] = (False, "--minibatches 1 takes all")
     return {name: why for name, (met, why) in needs.items() if not met}
-
-
-def resume(out: Path, policy, reference, steppers) -> tuple[int, float]:
-    """(first step to run, seconds spent before it); logs are cut back to the saved step."""
-    state = checkpoint.load_state(out)
-    first = state["step"] if state else 0
-    if state:
-        distributed.restore(policy, state["model"])
-        if reference is not None:
-            distributed.restore(reference, state["reference"])
-        for stepper, saved in zip(steppers, state["optimizers"]):
-            distributed.restore(stepper, saved)
-        print(f"{out}: going on from step {first}")
-    distributed.agree(f"the state in --out {out}", first)
-    for name in ("metrics.jsonl", "rollouts.jsonl"):
-        checkpoint.keep_lines(out / name, lambda row: row["step"] < first)
-    return first, state["seconds"] if state else 0.0
 
 
 def write_rollouts(log, step: int, groups: Sequence[Group], adv_NG: Tensor) -> None:
