@@ -1,13 +1,11 @@
 import ast
 import errno
-import json
 import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +99,10 @@ def flipped(path, bit):
     path.write_bytes(content)
 
 
+def cut_by_one(path):
+    os.truncate(path, path.stat().st_size - 1)
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_every_flipped_bit_and_every_cut_is_found(copied, seed):
     """A hundred each, half of them in the small files, the manifest above all."""
@@ -125,6 +127,7 @@ def test_every_flipped_bit_and_every_cut_is_found(copied, seed):
     (lambda folder: (folder / "manifest.json").unlink(), "manifest.json is missing"),
     (lambda folder: (folder / "manifest.json").write_text("{}\n"), "manifest.json is damaged"),
     (lambda folder: (folder / "manifest.json").write_text("[1]\n"), "manifest.json is damaged"),
+    (lambda folder: cut_by_one(folder / "manifest.json"), "manifest.json is damaged"),  # the same JSON
     (lambda folder: os.truncate(folder / "model.safetensors", 9), "model.safetensors is cut to 9 of"),
     (lambda folder: flipped(folder / "state.json", 3), "state.json is not what was written"),
 ])
@@ -280,6 +283,17 @@ def test_a_signal_between_steps_ends_the_run_at_once_and_saves_the_last(tokens, 
         os.kill(os.getpid(), signal.SIGTERM)
         raise AssertionError("not reached")
     assert names(tmp_path) == ["step-00000001"]
+
+
+def test_half_of_a_step_is_never_saved(tokens, tmp_path):
+    """Of a Ctrl-C without our handler, as in a notebook."""
+    run = Run(tmp_path, tokens)
+    with pytest.raises(KeyboardInterrupt), run.keeper:
+        run.keeper.hold()
+        run.keeper.done(1)
+        run.keeper.hold()
+        raise KeyboardInterrupt
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_an_error_saves_nothing(tokens, tmp_path):
