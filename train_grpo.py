@@ -165,15 +165,15 @@ def main(cfg: Config) -> dict:
     steppers = optim.optimizers(policy, cfg.optimizer, cfg.learning_rate, cfg.weight_decay, cfg.rest_lr)
     distributed.agree("what --data holds", settings.get("data_sha256"))
     state.start_run(out, settings)
-    before = state.resume(out, settings, policy, steppers, LOGS, reference)
-    started = time.perf_counter() - before["seconds"]
+    begun = state.resume(out, settings, policy, steppers, LOGS, reference)
+    started = time.perf_counter() - begun["seconds"]
     rows = checkpoint.read_lines(out / "metrics.jsonl")
-    keeper = state.Keeper(out, settings, before["step"], LOGS, lambda: (
+    keeper = state.Keeper(out, settings, begun["step"], LOGS, lambda: (
         {"seconds": time.perf_counter() - started}, state.snapshot(policy, tokens, steppers, reference)))
 
     metrics_log, rollouts_log = (distributed.log(out / name) for name in LOGS)
     with metrics_log, rollouts_log, keeper:
-        for step in range(before["step"], cfg.steps):
+        for step in range(begun["step"], cfg.steps):
             clock = [time.perf_counter()]
             # 1. Sample a group of completions of each problem from the policy; 2. score them by rules.
             spent = sum(row["groups_drawn"] for row in rows) * cfg.completions
@@ -403,7 +403,8 @@ def check(cfg: Config) -> None:
             overlong_cache=0 <= cfg.overlong_cache < cfg.max_new_tokens, learning_rate=cfg.learning_rate >= 0,
             rest_lr=cfg.rest_lr >= 0, warmup=0 <= cfg.warmup < 1, final_lr=cfg.final_lr >= 0,
             weight_decay=cfg.weight_decay >= 0, max_grad_norm=cfg.max_grad_norm > 0,
-            learner_tokens=cfg.learner_tokens >= 1, sampler_rows=cfg.sampler_rows >= 1, save_every=cfg.save_every >= 0, keep=cfg.keep >= 1)
+            learner_tokens=cfg.learner_tokens >= 1, sampler_rows=cfg.sampler_rows >= 1, save_every=cfg.save_every >= 0,
+            keep=cfg.keep >= 1)
     for flag, known in (("loss-per", grpo.WEIGHTS), ("objective", grpo.OBJECTIVES), ("ratio", grpo.RATIOS),
                         ("kl", grpo.ESTIMATES), ("correction", grpo.CORRECTIONS), ("overlong", ("keep", "mask")),
                         ("minibatch-of", ("completions", "problems"))):

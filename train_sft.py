@@ -118,19 +118,19 @@ def main(cfg: Config) -> dict:
         rows = load(cfg, tokens, form, context)
     distributed.agree("what --data holds", settings.get("data_sha256"))
     state.start_run(out, settings)
-    before = state.resume(out, settings, model, steppers, LOGS)
-    started, position = time.perf_counter() - before["seconds"], before.get("position", (0, 0))
-    seen, window, loss = before.get("tokens", 0), before.get("window", []), before.get("loss", math.nan)
-    window, step = [torch.tensor(x, device=device) for x in window], before["step"] - 1
-    keeper = state.Keeper(out, settings, before["step"], LOGS, lambda: (
-        {"seconds": time.perf_counter() - started, "position": position, "tokens": seen, "window": [float(x) for x in window],
-         "loss": loss}, state.snapshot(model, tokens, steppers)))
+    begun = state.resume(out, settings, model, steppers, LOGS)
+    started, position = time.perf_counter() - begun["seconds"], begun.get("position", (0, 0))
+    seen, window, loss = begun.get("tokens", 0), begun.get("window", []), begun.get("loss", math.nan)
+    window, step = [torch.tensor(x, device=device) for x in window], begun["step"] - 1
+    keeper = state.Keeper(out, settings, begun["step"], LOGS, lambda: (
+        {"seconds": time.perf_counter() - started, "position": position, "tokens": seen, "loss": loss,
+         "window": [float(x) for x in window]}, state.snapshot(model, tokens, steppers)))
 
     with distributed.log(out / LOGS[0]) as log, keeper, tqdm(
         total=cfg.epochs, bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}", leave=False,
         disable=None if cfg.progress else True,
     ) as bar:
-        for step, (chosen, progress, after) in enumerate(batches(cfg, tokens, rows, context, position), before["step"]):
+        for step, (chosen, progress, after) in enumerate(batches(cfg, tokens, rows, context, position), begun["step"]):
             keeper.hold()
             rows_here, counted = distributed.rows(chosen)
             batch = collate(rows_here)
@@ -192,9 +192,9 @@ def moot(cfg: Config) -> dict[str, str]:
 
 def batches(cfg: Config, tokens: tokenizer.Tokenizer, rows: list | None, context: int, position: Sequence[int] = (0, 0)
             ) -> Iterator[tuple[list, float, tuple[int, int]]]:
-    """(rows, progress of the run from 0 to 1, position behind them), in an order that depends on the seed alone. `rows` are all
-    the rows, or None for the corpus, whose rows are made as they are needed. A position is (part, batches of it): what lies
-    before it is not made again."""
+    """(rows, progress of the run from 0 to 1, position behind them), in an order that depends on the seed alone. `rows` are
+    all the rows, or None for the corpus, whose rows are made as they are needed. A position is (part, batches of it): what
+    lies before it is not made again."""
     if cfg.data == "corpus":
         parts = [(epoch, start) for epoch in range(cfg.epochs) for start in range(0, cfg.rows, CORPUS_WINDOW)]
     else:

@@ -69,8 +69,8 @@ def replace(folder: Path, files: Mapping[str, bytes | Callable[[Path], None]], s
 
 
 def write(path: Path, content: bytes | Callable[[Path], None], told: Path) -> None:
-    """A new file, by its content or by what writes it to a path; it is on the disk when this returns. ValueError naming `told` if
-    it cannot be written."""
+    """A new file, by its content or by what writes it to a path; it is on the disk when this returns. ValueError naming
+    `told` if it cannot be written."""
     try:
         if isinstance(content, bytes):
             path.write_bytes(content)

@@ -1,7 +1,7 @@
 """Command lines from frozen dataclasses: a field is a flag, its default and help stand beside it.
 
-Defaults < `--preset` < flags. Mistakes are one line on standard error and exit code 2; a job that a signal ended, and that goes on
-by the same command, one line and exit code 75.
+Defaults < `--preset` < flags. Mistakes are one line on standard error and exit code 2; a job that a signal ended, and that
+goes on by the same command, one line and exit code 75.
 """
 
 from __future__ import annotations

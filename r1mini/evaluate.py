@@ -146,9 +146,9 @@ def held_out(name: str, count: int) -> list[Problem]:
 def draw(model: Transformer, tokenizer: Tokenizer, sets: Mapping[str, Sequence[Problem]], samples: int, how: Sampling,
          seed: int, *, done: int = 0, names: Sequence[str] = (*score.WATCHED, "code"), max_rows: int = 256,
          progress: str | None = None) -> Iterator[tuple[Problem, list[Rollout], score.Scores]]:
-    """(problem, its completions, their rewards) of every problem of every set but the first `done`. What is sampled side by side
-    is so again, the done ones with it: else the last bits of the log-probabilities would not be those of a job that was never
-    interrupted."""
+    """(problem, its completions, their rewards) of every problem of every set but the first `done`. What is sampled side by
+    side is so again, the done ones with it: else the last bits of the log-probabilities would not be those of a job that was
+    never interrupted."""
     at_once = max(1, max_rows // samples)
     with score.pool() as pool:
         for number, (title, problems) in enumerate(sets.items()):

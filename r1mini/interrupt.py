@@ -1,7 +1,7 @@
 """SIGTERM and Ctrl-C: a job keeps what it has and leaves with exit code 75 (EX_TEMPFAIL); the same command goes on.
 
-The first signal raises KeyboardInterrupt: at once, or where a job holds it back (weights are half updated), as soon as it lets go.
-Another one, over a second later, ends the process at once: some launchers send each signal twice.
+The first signal raises KeyboardInterrupt: at once, or where a job holds it back (weights are half updated), as soon as it
+lets go. Another one, over a second later, ends the process at once: some launchers send each signal twice.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The finished parts of a long sampling job, on disk: an interrupted job, started again, goes on behind the last of them.
 
-A file beside the job's `--out`, of lines of JSON behind their checksum: its settings, then each part with its number. The job
-deletes it when its result is written. Only one process at a time has it. Not on Windows.
+A file beside the job's `--out`, of lines of JSON behind their checksum: its settings, then each part with its number. The
+job deletes it when its result is written. Only one process at a time has it. Not on Windows.
 """
 
 from __future__ import annotations

@@ -8,7 +8,8 @@
                                                         student ── GRPO ─► (beside it)
 
 Every stage is the `main` of a script. A stage that has finished is not run again; an interrupted one goes on where it
-was. A signal makes the stages that run save what they have. Stages that do not need each other run side by side, one single-threaded process a core.
+was. A signal makes the stages that run save what they have. Stages that do not need each other run side by side, one
+single-threaded process a core.
 """
 
 from __future__ import annotations
@@ -142,7 +143,8 @@ def recipe(cfg: Config, seed: int, out: Path) -> list[Stage]:
 
 
 def start_worker() -> None:
-    """A signal waits until a stage runs; what comes after the first is the parent's to handle, without whom a worker ends itself."""
+    """A signal waits until a stage runs; what comes after the first is the parent's to handle, without whom a worker ends
+    itself."""
     for number in interrupt.SIGNALS:
         signal.signal(number, interrupt.first)
     interrupt.hold()

@@ -1,9 +1,9 @@
-"""Runs that survive: the saved states of an unfinished run, its folder's lock and record. [docs/survival.md](docs/survival.md)
+"""Runs that survive: the saved states of an unfinished run, its folder's lock and record.
 
 A state is a folder `OUT/checkpoints/step-00000040`: the model as any model folder, what else decides the run's next bits
-(reference and optimizer moments as safetensors, plain values as JSON), and a manifest with each file's size and SHA-256. It gets
-its name when all of it is on the disk, and nothing of it is read before it is verified. There is no state of a random generator in
-it: all that is random is a function of (seed, step, row).
+(reference and optimizer moments as safetensors, plain values as JSON), and a manifest with each file's size and SHA-256. It
+gets its name when all of it is on the disk, and nothing of it is read before it is verified. There is no state of a random
+generator in it: all that is random is a function of (seed, step, row). [docs/survival.md](docs/survival.md) has the rest.
 """
 
 from __future__ import annotations
@@ -147,11 +147,12 @@ def manifest(listed: Mapping[str, Mapping[str, Any]]) -> bytes:
     return json_text({name: listed[name] for name in sorted(listed)}).encode()
 
 
-def snapshot(model: Transformer, tokens: Tokenizer, steppers: Sequence[torch.optim.Optimizer], reference: Transformer | None = None
-             ) -> dict[str, bytes | Callable[[Path], None]]:
+def snapshot(model: Transformer, tokens: Tokenizer, steppers: Sequence[torch.optim.Optimizer],
+             reference: Transformer | None = None) -> dict[str, bytes | Callable[[Path], None]]:
     """The files of a state, the same on any number of ranks. Called by all ranks."""
-    moments = {f"{number}.{parameter}.{name}": value for number, stepper in enumerate(steppers)
-               for parameter, found in distributed.full(stepper.state_dict())["state"].items() for name, value in found.items()}
+    every = [distributed.full(stepper.state_dict())["state"] for stepper in steppers]
+    moments = {f"{number}.{parameter}.{name}": value for number, found in enumerate(every)
+               for parameter, values in found.items() for name, value in values.items()}
     files = {**model_files(distributed.whole(model), tokens), MOMENTS: partial(write_shard, moments, None)}
     if reference is not None:
         weights = {name: p.detach() for name, p in distributed.whole(reference).named_parameters()}
@@ -191,14 +192,14 @@ def newest(out: Path) -> Path | None:
             return folder
         print(f"{folder}: skipped, {why}", flush=True)
     if found:
-        raise ValueError(f"{out / 'checkpoints'}: none of the saved states is whole; delete this folder to begin the run again")
+        raise ValueError(f"{out / 'checkpoints'}: none of the saved states is whole; delete this folder to begin again")
     return None
 
 
 def resume(out: Path, config: Mapping[str, Any], model: nn.Module, steppers: Sequence[torch.optim.Optimizer],
            logs: Sequence[str], reference: nn.Module | None = None) -> dict[str, Any]:
-    """Put model, optimizers and reference into the newest whole state, and cut the logs back to it. Its values; of a run that
-    begins, only `step` and `seconds`, both 0."""
+    """Put model, optimizers and reference into the newest whole state, and cut the logs back to it. Its values; of a run
+    that begins, only `step` and `seconds`, both 0."""
     values: dict[str, Any] = {"step": 0, "seconds": 0.0, "logs": {}}
     if folder := newest(out):
         values = read_json(folder / VALUES)
@@ -232,8 +233,8 @@ def cut(out: Path, logs: Sequence[str], values: Mapping[str, Any]) -> None:
     for name in logs:
         path, before = out / name, values["logs"].get(name, {"bytes": 0})
         if before["bytes"] and (not path.is_file() or measured(path, before["bytes"]) != before):
-            raise ValueError(f"{path}: its first {before['bytes']} bytes are not those that it had at step {values['step']}, from "
-                             "which the run would go on; put them back, or choose another --out")
+            raise ValueError(f"{path}: its first {before['bytes']} bytes are not those that it had at step {values['step']}, "
+                             "from which the run would go on; put them back, or choose another --out")
         if path.is_file():
             os.truncate(path, before["bytes"])
 
@@ -244,9 +245,9 @@ def cut(out: Path, logs: Sequence[str], values: Mapping[str, Any]) -> None:
 class Keeper:
     """Saves a run's state every so many steps, and when a signal ends the run.
 
-    `with Keeper(…) as keeper`; in the loop `keeper.hold()` before a step changes the weights, the logs or anything else that is
-    saved, and `keeper.done(step + 1)` behind it. Between `done` and `hold` a signal ends the run at once; between `hold` and
-    `done`, or on several ranks, it waits for `done`. `taken()` gives the values and files of the state.
+    `with Keeper(…) as keeper`; in the loop `keeper.hold()` before a step changes the weights, the logs or anything else that
+    is saved, and `keeper.done(step + 1)` behind it. Between `done` and `hold` a signal ends the run at once; between `hold`
+    and `done`, or on several ranks, it waits for `done`. `taken()` gives the values and files of the state.
     """
 
     def __init__(self, out: Path, settings: Mapping[str, Any], step: int, logs: Sequence[str],

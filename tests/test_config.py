@@ -82,7 +82,8 @@ def test_what_is_kept_nowhere_is_cut_off_as_usual(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["prog", "--out", ""])
 
     def main(cfg):
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
         raise KeyboardInterrupt
 
     with pytest.raises(SystemExit) as exit:

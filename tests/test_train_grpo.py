@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import train_grpo
-from r1mini import checkpoint, config, grpo, optim, rewards, score, state, tasks
+from r1mini import config, grpo, optim, rewards, score, state, tasks
 from r1mini.batch import token_logprobs, token_logprobs_and_entropy
 from r1mini.records import Rollout
 from r1mini.rollout import Sampling, sample
