@@ -1,9 +1,9 @@
 """Kills runs and starts them again: `python tests/kill_test.py --kills 50`.
 
-SFT, GRPO, rejection sampling, evaluation and the whole recipe, each tiny, are started as a user starts them, ended by SIGKILL and
-SIGTERM at random moments, among them the middle of a save, and started again until they finish. Weights, rows, rollouts and metrics
-(but for times) have to be those of a run that nobody disturbed, by their SHA-256. Two runs that do not put back all of what was
-saved have to be noticed: else this test would see nothing.
+SFT, GRPO, rejection sampling, evaluation and the whole recipe, each tiny, are started as a user starts them, ended by
+SIGKILL and SIGTERM at random moments, among them the middle of a save, and started again until they finish. Weights, rows,
+rollouts and metrics (but for times) have to be those of a run that nobody disturbed, by their SHA-256. Two runs that do not
+put back all of what was saved have to be noticed: else this test would see nothing.
 """
 
 from __future__ import annotations
@@ -29,19 +29,22 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 ELAPSED = ("seconds", "step_time", "time/sample", "time/reward", "time/update")
-LETTERS = "def letters(completions, **columns):\n    return [text.count('a') + 0.1 * text.count('e') for text in completions]\n"
+LETTERS = """def letters(completions, **columns):
+    return [text.count("a") + 0.1 * text.count("e") for text in completions]
+"""
 TINY = ("--model", "../model", "--device", "cpu", "--no-progress", "--out", "out")
-SAMPLED = ("--model", "../dev", "--tasks", "kinetics", "elements", "--sampler-rows", "16", "--max-new-tokens", "60", "--problems", "16",
-           "--samples", "4", "--device", "cpu", "--no-progress")
+SAMPLED = ("--model", "../dev", "--tasks", "kinetics", "elements", "--sampler-rows", "16", "--max-new-tokens", "60",
+           "--problems", "16", "--samples", "4", "--device", "cpu", "--no-progress")
 JOBS = {
     "SFT": ("train_sft.py", *TINY, "--tasks", "elements", "--rows", "120", "--epochs", "2", "--batch-tokens", "160",
             "--save-every", "8"),
-    "GRPO": ("train_grpo.py", *TINY, "--tasks", "countdown", "elements", "--reward", "../letters.py:letters", "--steps", "24",
-             "--problems", "3", "--completions", "4", "--minibatches", "3", "--max-new-tokens", "8", "--beta", "0.1",
+    "GRPO": ("train_grpo.py", *TINY, "--tasks", "countdown", "elements", "--reward", "../letters.py:letters",
+             "--steps", "24", "--problems", "3", "--completions", "4", "--minibatches", "3", "--max-new-tokens", "8", "--beta", "0.1",
              "--reference-every", "3", "--save-every", "4", "--learning-rate", "1e-2"),
     "rejection": ("sample.py", *SAMPLED, "--reject", "--plain-rows", "10", "--out", "out/rows.jsonl"),
     "evaluation": ("sample.py", *SAMPLED, "--eval", "--out", "out/eval.json"),
-    "recipe": ("-m", "r1mini", "--tasks", "kinetics", "elements", "--scale", "0.02", "--workers", "2", "--device", "cpu", "--out", "out"),
+    "recipe": ("-m", "r1mini", "--tasks", "kinetics", "elements", "--scale", "0.02", "--workers", "2", "--device", "cpu",
+               "--out", "out"),
 }
 SAVES = ("SFT", "GRPO")  # whose saves are often enough to be met
 SHARES = {"SFT": 16, "GRPO": 14, "rejection": 7, "evaluation": 7, "recipe": 6}  # of fifty kills
@@ -69,8 +72,8 @@ def prepare(work: Path, jobs: tuple[str, ...]) -> None:
     checkpoint.save(work / "model", random_model(vocab_size=tokens.vocab_size), tokens)
     (work / "letters.py").write_text(LETTERS)
     if {"rejection", "evaluation"} & set(jobs):
-        subprocess.run([sys.executable, ROOT / "train_sft.py", "--rows", "200", "--epochs", "1", "--out", work / "dev", "--device",
-                        "cpu", "--tasks", "kinetics", "--no-progress"], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([sys.executable, ROOT / "train_sft.py", "--rows", "200", "--epochs", "1", "--tasks", "kinetics",
+                        "--device", "cpu", "--no-progress", "--out", work / "dev"], check=True, stdout=subprocess.DEVNULL)
 
 
 WARM = multiprocessing.get_context("forkserver")
@@ -141,7 +144,7 @@ def finish(job: str, cwd: Path, warm: bool, sabotage: str = "") -> float:
 
 
 def kill(job: str, cwd: Path, how: str, after: float, seen: Seen) -> bool:
-    """Start, and end it `after` seconds of work, or after its first save, or in its next. Whether it was still there to be killed."""
+    """Start, and end it `after` seconds of work, or after its first save, or in its next. Whether it was still there."""
     process, number = start(job, cwd, seen.warm), signal.SIGTERM if how == "SIGTERM" else signal.SIGKILL
     if how == "after a save":
         while process.poll() is None and not any((cwd / "out/checkpoints").glob("step-*0")):
@@ -188,7 +191,8 @@ def digests(cwd: Path) -> dict[str, str]:
     return found
 
 
-def disturbed(job: str, work: Path, kills: int, whole: dict[str, str], length: float, seen: Seen, rng: random.Random) -> Path:
+def disturbed(job: str, work: Path, kills: int, whole: dict[str, str], length: float, seen: Seen,
+              rng: random.Random) -> None:
     """One run with so many kills, compared with the undisturbed one."""
     cwd = work / f"{job} {seen.runs}"
     seen.runs += 1
@@ -203,7 +207,6 @@ def disturbed(job: str, work: Path, kills: int, whole: dict[str, str], length: f
     for name in sorted(now.keys() | whole.keys()):
         if now.get(name) != whole.get(name):
             print(f"{job}: {cwd / name} is not that of the undisturbed run", flush=True)
-    return cwd
 
 
 def noticed(job: str, work: Path, sabotage: str, whole: dict[str, str], warm: bool) -> bool:
@@ -265,7 +268,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--jobs", nargs="+", choices=list(JOBS), default=list(JOBS))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--warm", action="store_true", help="fork scripts from a process that has torch loaded (not the recipe)")
+    parser.add_argument("--warm", action="store_true", help="fork scripts from a process that has torch loaded")
     given = parser.parse_args()
     work = Path(tempfile.mkdtemp(prefix="r1mini-kill-"))
     started = time.monotonic()
