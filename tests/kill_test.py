@@ -231,7 +231,7 @@ def break_state(what: str) -> None:
         raise SystemExit(f"--sabotage {what}")
 
 
-def test(kills: int, jobs: tuple[str, ...], seed: int, work: Path, warm: bool = False) -> bool:
+def endured(kills: int, jobs: tuple[str, ...], seed: int, work: Path, warm: bool = False) -> bool:
     prepare(work, jobs)
     rng, table, controlled = random.Random(seed), {}, {}
     total = sum(SHARES[job] for job in jobs)
@@ -272,7 +272,7 @@ def main() -> None:
     given = parser.parse_args()
     work = Path(tempfile.mkdtemp(prefix="r1mini-kill-"))
     started = time.monotonic()
-    passed = test(given.kills, tuple(given.jobs), given.seed, work, given.warm)
+    passed = endured(given.kills, tuple(given.jobs), given.seed, work, given.warm)
     print(f"{time.monotonic() - started:.0f} s. " + ("Passed." if passed else f"FAILED; the runs are in {work}"))
     if passed:
         shutil.rmtree(work)

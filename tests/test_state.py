@@ -370,5 +370,5 @@ def test_rows_before_the_position_are_not_made_again(tmp_path, tokens, monkeypat
 
 def test_killed_in_a_save_and_by_sigterm_a_run_comes_to_the_same_bits(tmp_path, capsys):
     """The short form of kill_test.py, its negative control with it."""
-    assert kill_test.test(6, ("SFT", "GRPO"), 0, tmp_path, warm=True), capsys.readouterr().out
+    assert kill_test.endured(6, ("SFT", "GRPO"), 0, tmp_path, warm=True), capsys.readouterr().out
     assert "position not put back: noticed" in capsys.readouterr().out
