@@ -12,8 +12,8 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -22,14 +22,15 @@ import torch
 from torch import Tensor
 
 from r1mini import checkpoint, diagnose, distributed, grpo, memory, optim, rewards, score, state, tasks, template
-from r1mini.batch import by_prompt, collate, token_logprobs, token_logprobs_and_entropy
+from r1mini.ahead import Ahead, InTurn
+from r1mini.batch import by_prompt, collate, targets, token_logprobs, token_logprobs_and_entropy
 from r1mini.config import autocast, option, refuse_moot, require, run
 from r1mini.config import device as pick_device
 from r1mini.data import fingerprint
 from r1mini.model import ModelConfig, Transformer
 from r1mini.problems import pick, read_problems
 from r1mini.records import Group, Problem, Rollout
-from r1mini.rollout import Sampling, encode, sample
+from r1mini.rollout import Sampling, encode, rehearse, sample
 
 LOGS = ("metrics.jsonl", "rollouts.jsonl")
 
@@ -85,14 +86,18 @@ class Config:
     overlong_cache: int = option(0, "tokens before the limit over which the reward falls by up to 1 (DAPO Eq. 13; 0: off)")
     # DEVIATES: Muon, where R1 uses AdamW.
     optimizer: str = option("muon", "muon (matrices; AdamW for the rest) or adamw")
+    optimizer_on: str = option("device", "where its moments are between steps: device, or cpu (slower, the same bits)")
     learning_rate: float = option(4e-4, "peak learning rate; R1, by AdamW at 671B: 3e-6")
     rest_lr: float = option(1.0, "under muon, the rate of embeddings, head and norms (AdamW) as a share")
     warmup: float = option(0.05, "share of the run to warm up over")
     final_lr: float = option(0.1, "last learning rate as a share of the peak; R1: 1 (constant)")
     weight_decay: float = option(0.0, "decoupled weight decay")
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
-    learner_tokens: int = option(4096, "tokens per micro-batch; changes memory, never the gradient")
+    learner_tokens: int = option(4096, "tokens per micro-batch; changes memory, never the gradient (0: as many as fit; "
+                                      "the last bits then depend on the machine)")
     sampler_rows: int = option(256, "completions sampled side by side; changes memory, never a completion")
+    ahead: bool = option(False, "asynchronous, one step off-policy: sample a step while the updates of the one before are made, from "
+                                "the weights that these start from; with a --correction, threads for each of both")
     seed: int = option(0, "seed of problems and sampling")
     device: str = option("auto", "auto, cpu or cuda[:n]")
     threads: int = option(1, "CPU threads (0: torch's choice)")
@@ -149,8 +154,13 @@ def main(cfg: Config) -> dict:
         weighting["overlong"] = 1.0
         functions["overlong"] = partial(rewards.soft_overlong_punishment, soft_punish_cache=cfg.overlong_cache)
     device = pick_device(cfg.device, cfg.threads)
+    free = memory.available(device)
     policy, tokens = checkpoint.load(cfg.model, device, fits=partial(fits, cfg, device))
     context = policy.config.max_position_embeddings
+    if not cfg.learner_tokens:
+        cfg = replace(cfg, learner_tokens=memory.most_tokens(
+            lambda n: needs(replace(cfg, learner_tokens=n), device, policy.config), free, device))
+        print(f"--learner-tokens {cfg.learner_tokens} fit")
 
     form = template.load(cfg.model, cfg.template)
     tokens = form.fit(tokens)
@@ -158,26 +168,31 @@ def main(cfg: Config) -> dict:
     data = read_problems(cfg.data, form, room, prompt_key=cfg.prompt_key, answer_key=cfg.answer_key,
                          instruction=cfg.instruction, skip_bad=cfg.skip_bad, decontaminate=cfg.decontaminate) if cfg.data else []
     reference = distributed.shard(copy.deepcopy(policy).requires_grad_(False)) if cfg.beta else None
+    snapshot = copy.deepcopy(policy).requires_grad_(False) if cfg.ahead else None
     policy.gradient_checkpointing = cfg.gradient_checkpointing
     if cfg.compile:
         policy.compile_layers()
     policy = distributed.shard(policy)
-    steppers = optim.optimizers(policy, cfg.optimizer, cfg.learning_rate, cfg.weight_decay, cfg.rest_lr)
+    steppers = optim.optimizers(policy, cfg.optimizer, cfg.learning_rate, cfg.weight_decay, cfg.rest_lr, cfg.optimizer_on)
+    memory.rehearse(partial(worst, cfg, policy, reference, tokens, data, device), needs(cfg, device, policy.config), free, device)
     distributed.agree("what --data holds", settings.get("data_sha256"))
     state.start_run(out, settings)
-    begun = state.resume(out, settings, policy, steppers, LOGS, reference)
-    started = time.perf_counter() - begun["seconds"]
+    besides = {name: model for name, model in {"reference": reference, "snapshot": snapshot}.items() if model is not None}
+    resumed = state.resume(out, settings, policy, steppers, LOGS, besides)
+    started = time.perf_counter() - resumed["seconds"]
     rows = checkpoint.read_lines(out / "metrics.jsonl")
-    keeper = state.Keeper(out, settings, begun["step"], LOGS, lambda: (
-        {"seconds": time.perf_counter() - started}, state.snapshot(policy, tokens, steppers, reference)))
+    spent = sum(row["groups_drawn"] for row in rows) * cfg.completions
+    draw = lambda model, step, spent: collect(cfg, data, distributed.whole(model), tokens, functions, weighting, step, spent, device)
+    source = Ahead(draw, policy, snapshot) if snapshot is not None else InTurn(draw, policy)
+    keeper = state.Keeper(out, settings, resumed["step"], LOGS, lambda: (
+        {"seconds": time.perf_counter() - started}, state.files(policy, tokens, steppers, besides)))
 
     metrics_log, rollouts_log = (distributed.log(out / name) for name in LOGS)
     with metrics_log, rollouts_log, keeper:
-        for step in range(begun["step"], cfg.steps):
-            clock = [time.perf_counter()]
+        for step in range(resumed["step"], cfg.steps):
+            begun = time.perf_counter()
             # 1. Sample a group of completions of each problem from the policy; 2. score them by rules.
-            spent = sum(row["groups_drawn"] for row in rows) * cfg.completions
-            groups, drawn = collect(cfg, data, distributed.whole(policy), tokens, functions, weighting, step, spent, device)
+            (groups, drawn), sampling = source.take(step, spent)
             spent += len(drawn) * cfg.completions
             rewards_NG = torch.tensor([group.rewards for group in groups])
             flat = [r for group in groups for r in group.rollouts]
@@ -185,11 +200,9 @@ def main(cfg: Config) -> dict:
                 print(diagnose.first_look(groups[0], weighting), flush=True)
                 if cfg.max_new_tokens > context:
                     print(f"--- --max-new-tokens {cfg.max_new_tokens}: the model's context of {context} tokens is the limit")
-            clock.append(time.perf_counter())
 
             # 3. Advantages: each completion against its group. [R1 Eq. 3]
             adv_NG = grpo.group_advantages(rewards_NG, baseline=cfg.baseline, scale=cfg.scale)
-            old = start(cfg, policy, flat, device)
             keeper.hold()
 
             # 4. Renew the reference every so many steps (R1: 25, or 400 updates). [R1 §2.2.1]
@@ -200,15 +213,12 @@ def main(cfg: Config) -> dict:
             # 5. Update the policy, one minibatch of rollouts after another. [R1 Eq. 1]
             progress = max((step + 1) / cfg.steps, min(1.0, spent / cfg.sample_budget) if cfg.sample_budget else 0.0)
             rate = optim.learning_rate_at(progress, cfg.learning_rate, cfg.warmup, cfg.final_lr)
-            parts = split(cfg, len(groups), f"{cfg.seed} {step}")
-            learned, before = [], diagnose.rounded(policy) if cfg.bf16 else None
-            for chosen in parts:
-                learned.append(update(cfg, policy, reference, steppers, rate, [flat[i] for i in chosen],
-                                      [old[i] for i in chosen], adv_NG.flatten()[chosen], device))
-            clock.append(time.perf_counter())
+            before = diagnose.rounded(policy) if cfg.bf16 else None
+            updates = learn(cfg, policy, reference, steppers, rate, flat, adv_NG.flatten(), f"{cfg.seed} {step}", device)
+            learned, updating = source.beside(updates, step + 1 if progress < 1 else None, spent)
 
             rows.append({"step": step, **diagnose.sampling_metrics(drawn),
-                         **diagnose.learning_metrics(learned, rate, clock),
+                         **diagnose.learning_metrics(learned, rate, time.perf_counter() - begun, sampling, updating),
                          "num_tokens": (rows[-1]["num_tokens"] if rows else 0) + sum(
                              len(r.prompt_ids) + len(r.completion_ids) for group in drawn for r in group.rollouts),
                          "seconds": round(time.perf_counter() - started, 3)})
@@ -234,16 +244,43 @@ def main(cfg: Config) -> dict:
 
 def fits(cfg: Config, device: torch.device, shape: ModelConfig) -> None:
     """Refuses a run that would end for want of memory when all completions go to their limit."""
+    memory.require(needs(cfg, device, shape), device, cfg)
+
+
+def needs(cfg: Config, device: torch.device, shape: ModelConfig) -> dict[str, int]:
+    """Bytes by what they are for, when all completions go to their limit."""
     ranks = distributed.ranks()
     longest = min(cfg.max_new_tokens, shape.max_position_embeddings)
-    parts = memory.training(shape, max(cfg.learner_tokens, longest), optimizer=cfg.optimizer, reference=bool(cfg.beta),
-                            gradient_checkpointing=cfg.gradient_checkpointing, ranks=ranks)
+    parts = memory.training(shape, max(cfg.learner_tokens, longest), optimizer=cfg.optimizer, optimizer_on=cfg.optimizer_on,
+                            reference=bool(cfg.beta), gradient_checkpointing=cfg.gradient_checkpointing, ranks=ranks)
     rows = min(cfg.sampler_rows, -(-cfg.problems // ranks) * cfg.completions)
     sampler = memory.sampling(shape, rows, longest, 2 if device.type == "cuda" and cfg.bf16 else 4)
-    if sampler > parts["learner"]:  # they take turns
+    if cfg.ahead:  # they work side by side
+        parts |= {"sampler": sampler, "snapshot": parts["gradients"]}
+    elif sampler > parts["learner"]:  # they take turns
         del parts["learner"]
         parts["sampler"] = sampler
-    memory.require(parts, device, cfg)
+    return parts
+
+
+def worst(cfg: Config, policy: Transformer, reference: Transformer | None, tokens, data: Sequence[Problem],
+          device: torch.device) -> None:
+    """Samples and learns as a step whose prompts are all the longest one (of the file, or of the tasks' first step), and
+    whose completions all go to their limit: one token of each, then one micro-batch, and no optimizer."""
+    [ids] = encode(policy, tokens, [max((problem.prompt for problem in data or problems_of_step(cfg, data, 0)), key=len)])
+    problems, how = -(-cfg.problems // distributed.ranks()), Sampling(cfg.max_new_tokens, cfg.temperature)
+    with autocast(device, cfg.bf16):
+        sampler = rehearse(distributed.whole(policy), tokens, [ids] * problems, cfg.completions, how, cfg.sampler_rows)
+    if not cfg.ahead:  # else both work at the same time
+        del sampler
+    limit = min(cfg.max_new_tokens, policy.config.max_position_embeddings - len(ids))
+    size = len(split(cfg, cfg.problems, "")[0])
+    group = cfg.completions if cfg.minibatch_of == "problems" else max(1, size // cfg.problems)  # as many share a prompt
+    rows = memory.longest_rows(cfg.learner_tokens, size, len(ids), limit, group)
+    rollouts = [Rollout(tuple(given), tuple(made), (0.0,) * len(made), "", True) for given, made in rows]
+    before = diagnose.rounded(policy) if cfg.bf16 else None  # noqa: F841  as in a step, it is there meanwhile
+    update(cfg, policy, reference, (), 0.0, rollouts, start(cfg, policy, rollouts, device), torch.ones(len(rows)), device)
+    policy.zero_grad()
 
 
 def split(cfg: Config, groups: int, seed: str) -> list[list[int]]:
@@ -316,6 +353,15 @@ def start(cfg: Config, policy: Transformer, rollouts: Sequence[Rollout], device:
     return [found[b] for b in range(len(rollouts))]
 
 
+def learn(cfg: Config, policy: Transformer, reference: Transformer | None, steppers: Sequence[torch.optim.Optimizer], rate: float,
+          rollouts: Sequence[Rollout], adv_B: Tensor, seed: str, device: torch.device) -> Iterator[dict[str, float]]:
+    """A step's updates, one after another: what each of them did."""
+    old = start(cfg, policy, rollouts, device)
+    for chosen in split(cfg, len(rollouts) // cfg.completions, seed):
+        yield update(cfg, policy, reference, steppers, rate, [rollouts[i] for i in chosen], [old[i] for i in chosen],
+                     adv_B[chosen], device)
+
+
 def update(cfg: Config, policy: Transformer, reference: Transformer | None,
            steppers: Sequence[torch.optim.Optimizer], rate: float, rollouts: Sequence[Rollout],
            old: Sequence[tuple[Sequence[float], Sequence[float]]], adv_B: Tensor, device: torch.device
@@ -323,7 +369,7 @@ def update(cfg: Config, policy: Transformer, reference: Transformer | None,
     """One optimizer step on a minibatch, in micro-batches of at most `learner_tokens`. Weights are computed over the
     whole minibatch first, so the cut does not change the gradient. Rows that cannot contribute cost no pass."""
     rows = [(r.prompt_ids, r.completion_ids) for r in rollouts]
-    target_BT, adv_B = collate(rows).target_BT, adv_B.cpu()
+    target_BT, adv_B = targets(rows), adv_B.cpu()
     sampler_BT, old_BT, entropy_BT = (on_targets(rows, target_BT) for rows in (
         [r.logprobs for r in rollouts], [logps for logps, _ in old], [entropies for _, entropies in old]))
     kept_B = torch.tensor([r.finished or cfg.overlong == "keep" for r in rollouts])
@@ -343,12 +389,13 @@ def update(cfg: Config, policy: Transformer, reference: Transformer | None,
                                    longest=min(cfg.max_new_tokens, policy.config.max_position_embeddings),
                                    part_B=part_B) * kept_B[:, None]
     bonus_BT = cfg.entropy_bonus * grpo.token_weights(target_BT, "token") * kept_B[:, None]
-    factor_BT = grpo.top_entropy(entropy_BT, mask_BT, cfg.top_entropy) * grpo.sampler_correction(
-        old_BT, sampler_BT, mask_BT, cfg.correction, cap=cfg.correction_cap)
+    correction_BT = grpo.sampler_correction(old_BT, sampler_BT, mask_BT, cfg.correction, cap=cfg.correction_cap)
+    factor_BT = grpo.top_entropy(entropy_BT, mask_BT, cfg.top_entropy) * correction_BT
 
+    told = []
     for part, counted in distributed.share(parts):
         batch = collate([rows[b] for b in part]).to(device)
-        cut = lambda x_BT: x_BT[part, : batch.tokens_BT.shape[1]].to(device)
+        cut = lambda x_BT: x_BT[part, : batch.tokens_BT.shape[1]].to(device, non_blocking=True)
         with autocast(device, cfg.bf16):
             if cfg.entropy_bonus:
                 logp_BT, entropy_now_BT = distributed.through(token_logprobs_and_entropy, policy, batch, cfg.temperature)
@@ -358,10 +405,10 @@ def update(cfg: Config, policy: Transformer, reference: Transformer | None,
             if reference is not None:
                 with torch.no_grad():
                     ref_logp_BT = distributed.through(token_logprobs, reference, batch, cfg.temperature)
-        on_policy_B1 = grpo.on_policy_rows(logp_BT, cut(sampler_BT), adv_B[part].to(device), cut(mask_BT),
-                                           cfg.off_policy_limit or math.inf)
+        adv_b = adv_B[part].to(device, non_blocking=True)
+        on_policy_B1 = grpo.on_policy_rows(logp_BT, cut(sampler_BT), adv_b, cut(mask_BT), cfg.off_policy_limit or math.inf)
         loss, metrics = grpo.policy_loss(
-            logp_BT, cut(old_BT), adv_B[part].to(device), cut(weight_BT), objective=cfg.objective, ratio=cfg.ratio,
+            logp_BT, cut(old_BT), adv_b, cut(weight_BT), objective=cfg.objective, ratio=cfg.ratio,
             clip_low=cfg.clip_low, clip_high=cfg.clip_high, delta=cfg.delta or math.inf, soft_up=cfg.soft_up,
             soft_down=cfg.soft_down, factor_BT=cut(factor_BT) * on_policy_B1, ref_logp_BT=ref_logp_BT, beta=cfg.beta,
             kl=cfg.kl)
@@ -370,12 +417,17 @@ def update(cfg: Config, policy: Transformer, reference: Transformer | None,
         loss = counted * loss
         loss.backward()
         metrics |= {"loss": loss.detach(), "tokens": batch.target_BT.sum()}
+        told.append((counted, metrics, (logp_BT - cut(sampler_BT)).detach().abs().max()))
+    for counted, metrics, gap in told:  # not sooner: a GPU would have nothing to do until the next micro-batch is there
         for name, value in metrics.items():
             sums[name] = sums.get(name, 0.0) + counted * float(value)
-        sums["gap"] = max(sums["gap"], float((logp_BT - cut(sampler_BT)).detach().abs().max()))
+        sums["gap"] = max(sums["gap"], float(gap))
     sums = distributed.summed(sums, largest=["gap"])
     for name in metrics.keys() - {"loss", "tokens"}:
         sums[name] /= sums["tokens"]
+    if cfg.correction != "none":
+        sums["sampling/sampling_logp_difference/mean"] = float((old_BT - sampler_BT)[mask_BT].abs().mean())
+        sums["sampling/importance_sampling_ratio/mean"] = float(correction_BT[mask_BT].mean())
     return {**sums, "grad_norm": optim.step(steppers, policy.parameters(), rate, cfg.max_grad_norm)}
 
 
@@ -403,7 +455,7 @@ def check(cfg: Config) -> None:
             overlong_cache=0 <= cfg.overlong_cache < cfg.max_new_tokens, learning_rate=cfg.learning_rate >= 0,
             rest_lr=cfg.rest_lr >= 0, warmup=0 <= cfg.warmup < 1, final_lr=cfg.final_lr >= 0,
             weight_decay=cfg.weight_decay >= 0, max_grad_norm=cfg.max_grad_norm > 0,
-            learner_tokens=cfg.learner_tokens >= 1, sampler_rows=cfg.sampler_rows >= 1, save_every=cfg.save_every >= 0,
+            learner_tokens=cfg.learner_tokens >= 0, sampler_rows=cfg.sampler_rows >= 1, save_every=cfg.save_every >= 0,
             keep=cfg.keep >= 1)
     for flag, known in (("loss-per", grpo.WEIGHTS), ("objective", grpo.OBJECTIVES), ("ratio", grpo.RATIOS),
                         ("kl", grpo.ESTIMATES), ("correction", grpo.CORRECTIONS), ("overlong", ("keep", "mask")),
@@ -412,6 +464,13 @@ def check(cfg: Config) -> None:
     grpo.group_advantages(torch.zeros(1, 2), baseline=cfg.baseline, scale=cfg.scale)  # refuses what does not go together
     tasks.require(cfg.tasks)
     refuse_moot(cfg, moot(cfg))
+    if cfg.loss_per == "microbatch" and not cfg.learner_tokens:
+        raise ValueError("--loss-per microbatch --learner-tokens 0: the gradient depends on the cut; give a number")
+    if cfg.ahead and cfg.correction == "none":
+        raise ValueError("--ahead --correction none: the rollouts are of weights a step older than the learner's; add "
+                         "--correction token-truncate, or another")
+    if cfg.ahead and distributed.ranks() > 1:
+        raise ValueError(f"--ahead: not on {distributed.ranks()} ranks")
     if cfg.baseline == "none" and cfg.resample:
         raise ValueError("--baseline none --resample: without a baseline a group of equal rewards teaches something too")
     if cfg.objective == "reinforce" and cfg.minibatches > 1:
@@ -435,6 +494,8 @@ def moot(cfg: Config) -> dict[str, str]:
         "reference_every": (cfg.beta, "--beta 0 has no reference"),
         "reference_mix": (cfg.beta and 0 < cfg.reference_every < cfg.steps, "the reference is never renewed"),
         "correction_cap": (cfg.correction != "none", "--correction none has no weight to cap"),
+        "optimizer_on": (cfg.device != "cpu", "--device cpu is where they are"),
+        "ahead": (cfg.steps > 1, "--steps 1 has no next step to sample"),
         "rest_lr": (cfg.optimizer == "muon", f"--optimizer {cfg.optimizer} has one rate for all"),
         "sample_budget": (cfg.sample_budget < cfg.steps * cfg.problems * cfg.completions * (cfg.resample + 1),
                           "--steps ends the run before"),

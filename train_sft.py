@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice, repeat
 from pathlib import Path
 
@@ -48,6 +49,7 @@ class Config:
     pack: bool = option(False, "rows of any length share a batch, which is filled to the last token, instead of rows of like lengths")
     train_on_prompt: bool = option(False, "learn the prompt's tokens too, as pre-training does")
     optimizer: str = option("muon", "muon (matrices; AdamW for the rest) or adamw")
+    optimizer_on: str = option("device", "where its moments are between steps: device, or cpu (slower, the same bits)")
     learning_rate: float = option(2e-3, "peak learning rate")
     warmup: float = option(0.05, "share of the run to warm up over")
     final_lr: float = option(0.1, "last learning rate as a share of the peak; R1's SFT: 0.1")
@@ -89,6 +91,7 @@ def main(cfg: Config) -> dict:
         print(f"{out}: this run has finished already; nothing to do")
         return checkpoint.read_json(out / "run.json")
     device = pick_device(cfg.device, cfg.threads)
+    free = memory.available(device)
     if cfg.model == "new":
         sample = (corpus_row(cfg.seed, index) for index in range(min(cfg.rows, 20_000)))
         tokens = tokenizer.train((row["prompt"] + row["completion"] for row in sample), cfg.vocab_size)
@@ -101,50 +104,43 @@ def main(cfg: Config) -> dict:
         model.to(device)
         form = template.plain(tokenizer.END)
     else:
-        model, tokens = checkpoint.load(cfg.model, device, fits=lambda shape: memory.require(memory.training(
-            shape, cfg.batch_tokens, optimizer=cfg.optimizer, gradient_checkpointing=cfg.gradient_checkpointing,
-            ranks=distributed.ranks()), device, cfg))
+        model, tokens = checkpoint.load(cfg.model, device, fits=lambda shape: memory.require(needs(cfg, shape), device, cfg))
         form = template.load(cfg.model, cfg.template)
         tokens = form.fit(tokens)
     model.gradient_checkpointing = cfg.gradient_checkpointing
     if cfg.compile:
         model.compile_layers()
     model = distributed.shard(model)
-    steppers = optim.optimizers(model, cfg.optimizer, cfg.learning_rate, cfg.weight_decay)
+    steppers = optim.optimizers(model, cfg.optimizer, cfg.learning_rate, cfg.weight_decay, state_on=cfg.optimizer_on)
 
     context = model.config.max_position_embeddings
     rows = None
     if cfg.data != "corpus":
         rows = load(cfg, tokens, form, context)
+    longest, count = (max(sum(map(len, row)) for row in rows), len(rows)) if rows else (context, cfg.rows)
+    memory.rehearse(partial(worst, cfg, model, longest, count, device), needs(cfg, model.config), free, device)
     distributed.agree("what --data holds", settings.get("data_sha256"))
     state.start_run(out, settings)
-    begun = state.resume(out, settings, model, steppers, LOGS)
-    started, position = time.perf_counter() - begun["seconds"], begun.get("position", (0, 0))
-    seen, window, loss = begun.get("tokens", 0), begun.get("window", []), begun.get("loss", math.nan)
-    window, step = [torch.tensor(x, device=device) for x in window], begun["step"] - 1
-    keeper = state.Keeper(out, settings, begun["step"], LOGS, lambda: (
+    resumed = state.resume(out, settings, model, steppers, LOGS)
+    started, position = time.perf_counter() - resumed["seconds"], resumed.get("position", (0, 0))
+    seen, window, loss = resumed.get("tokens", 0), resumed.get("window", []), resumed.get("loss", math.nan)
+    window, step = [torch.tensor(x, device=device) for x in window], resumed["step"] - 1
+    keeper = state.Keeper(out, settings, resumed["step"], LOGS, lambda: (
         {"seconds": time.perf_counter() - started, "position": position, "tokens": seen, "loss": loss,
-         "window": [float(x) for x in window]}, state.snapshot(model, tokens, steppers)))
+         "window": [float(x) for x in window]}, state.files(model, tokens, steppers)))
 
     with distributed.log(out / LOGS[0]) as log, keeper, tqdm(
         total=cfg.epochs, bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}", leave=False,
         disable=None if cfg.progress else True,
     ) as bar:
-        for step, (chosen, progress, after) in enumerate(batches(cfg, tokens, rows, context, position), begun["step"]):
+        for step, (chosen, progress, after) in enumerate(batches(cfg, tokens, rows, context, position), resumed["step"]):
             keeper.hold()
-            rows_here, counted = distributed.rows(chosen)
-            batch = collate(rows_here)
-            count = int(distributed.total(batch.target_BT.sum() * int(counted)))
-            batch = batch.to(device)
-            with autocast(device, cfg.bf16):
-                logp_BT = distributed.through(token_logprobs, model, batch)
-            loss_here = -counted * logp_BT.sum() / count
-            loss_here.backward()
+            loss_here, count = learn(cfg, model, chosen, device)
             rate = optim.learning_rate_at(progress, cfg.learning_rate, cfg.warmup, cfg.final_lr)
             norm = optim.step(steppers, model.parameters(), rate, cfg.max_grad_norm)
             if not math.isfinite(norm):
                 raise ValueError(f"{out}: the gradient of step {step} is not finite: lower --learning-rate; nothing is saved")
-            window.append(distributed.total(loss_here.detach()))
+            window.append(distributed.total(loss_here))
             seen += count
             if step % 20 == 0:
                 loss = float(torch.stack(window).mean())
@@ -167,6 +163,31 @@ def main(cfg: Config) -> dict:
     return summary
 
 
+def needs(cfg: Config, shape: ModelConfig) -> dict[str, int]:
+    """Bytes by what they are for."""
+    return memory.training(shape, cfg.batch_tokens, optimizer=cfg.optimizer, optimizer_on=cfg.optimizer_on,
+                           gradient_checkpointing=cfg.gradient_checkpointing, ranks=distributed.ranks())
+
+
+def worst(cfg: Config, model: Transformer, longest: int, rows: int, device: torch.device) -> None:
+    """Learns from a full batch of rows as long as the longest, but without the optimizer."""
+    learn(cfg, model, memory.longest_rows(cfg.batch_tokens, rows, 0, longest), device)
+    model.zero_grad()
+
+
+def learn(cfg: Config, model: Transformer, chosen: Sequence[tuple], device: torch.device) -> tuple[torch.Tensor, int]:
+    """Adds the gradient of a batch; (this rank's part of its loss, the batch's targets)."""
+    rows, counted = distributed.rows(chosen)
+    batch = collate(rows)
+    count = int(distributed.total(batch.target_BT.sum() * int(counted)))
+    batch = batch.to(device)
+    with autocast(device, cfg.bf16):
+        logp_BT = distributed.through(token_logprobs, model, batch)
+    loss = -counted * logp_BT.sum() / count
+    loss.backward()
+    return loss.detach(), count
+
+
 def check(cfg: Config) -> None:
     made = cfg.data in ("corpus", "cold-start")
     require(cfg, epochs=cfg.epochs >= 1, rows=cfg.rows >= (1 if made else 0), batch_tokens=cfg.batch_tokens >= 1,
@@ -185,6 +206,7 @@ def moot(cfg: Config) -> dict[str, str]:
     needs["tasks"] = (cfg.data == "cold-start", f"only --data cold-start is made of tasks, not {cfg.data}")
     needs |= {name: (cfg.model == "new", "only a --model new takes its shape from flags")
               for name in ("hidden_size", "layers", "heads", "kv_heads", "intermediate_size", "vocab_size")}
+    needs["optimizer_on"] = (cfg.device != "cpu", "--device cpu is where they are")
     if cfg.model == "new":
         needs["template"] = (False, "a --model new has none")
     return {name: why for name, (met, why) in needs.items() if not met}

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from r1mini.graphs import bucket
+
 LIKE = 0.7  # rows at least this share of the longest are padded to it, for attention alone
 
 # (layer, q_MHC, k_MKC, v_MKC) -> y_MHC
@@ -45,6 +47,9 @@ class Packed:
                 # Not by indexing: where tokens repeat, its backward pass adds in any order.
                 q, k, v = (x.index_select(0, row_NT.flatten()).view(*row_NT.shape, *x.shape[1:]).transpose(1, 2)
                            for x in (q_MHC, k_MKC, v_MKC))
+                if q.is_cuda and q.dtype == torch.float32 and not torch.is_autocast_enabled(device):
+                    # No kernel for fp32 knows groups of heads, and what does it without one keeps [N, H, T, T].
+                    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
                 y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
                 found.append(y.transpose(1, 2).flatten(0, 1))
             return torch.cat(found).index_select(0, self.place_M).to(dtype)
@@ -71,8 +76,8 @@ def whole_rows(lengths: Sequence[int], after: Sequence[int], device=None) -> tup
         for row in batch:
             place[row] = torch.arange(offset, offset + len(row))
             offset += len(batch[0])
-    padded = [torch.tensor([row + row[-1:] * (len(batch[0]) - len(row)) for row in batch], device=device) for batch in batches]
-    return padded, place.to(device)
+    padded = [torch.tensor([row + row[-1:] * (len(batch[0]) - len(row)) for row in batch]) for batch in batches]
+    return [row_NT.to(device, non_blocking=True) for row_NT in padded], place.to(device, non_blocking=True)
 
 
 class KVCache:
@@ -81,27 +86,44 @@ class KVCache:
     A prompt stands here once and is read once for all rows that share it [Hydragen §3.2]: `prompt_key` and `prompt_value` are
     [L, N*K, P, C]. `key` and `value` are [L, B*K, S, C]: slot s of a row holds its token s after the prompt. What stands behind
     a row's last token is overwritten before it is ever visible.
+
+    With `static`, what the prompts take is rounded up, so that they seldom need another shape; in the same shape, everything
+    stays where it stands.
     """
 
-    def __init__(self, layers: int, kv_heads: int, head_dim: int, rows: int, slots: int, device=None, dtype=None):
-        self.kv_heads = kv_heads
+    def __init__(self, layers: int, kv_heads: int, head_dim: int, rows: int, slots: int, device=None, dtype=None,
+                 static: bool = False):
+        self.kv_heads, self.static = kv_heads, static
         self.key, self.value = (torch.zeros(layers, rows * kv_heads, slots, head_dim, device=device, dtype=dtype) for _ in "kv")
         self.prompt_key, self.prompt_value = self.key[:, :0, :0], self.value[:, :0, :0]
         self.lengths: list[int] = []  # of the prompts
+        self.seats = 0  # for rows of one prompt
+        self.member = self.seat_BK = self.prompt_visible = self.key[:0]
 
     @property
     def slots(self) -> int:
         return self.key.shape[2]
 
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.key, self.value, self.prompt_key, self.prompt_value, self.member, self.seat_BK, self.prompt_visible
+
+    def room(self, have: int, need: int) -> int:
+        """For so many prompts, or tokens, or rows of a prompt."""
+        if not self.static:
+            return need
+        return have if need <= have <= 3 * need else bucket(need)
+
     def share(self, stay: Sequence[int], kept: Sequence[tuple[Tensor, Tensor]], lengths: Sequence[int]) -> None:
         """Of the prompts that are here, those numbered `stay` stay; those of a packed pass, of these lengths, join them."""
         K, old = self.kv_heads, self.by_head(stay)
         self.lengths = [self.lengths[n] for n in stay] + list(lengths)
-        P = max(1, *self.lengths)
+        L, NK, P, C = self.prompt_key.shape
+        shape = L, self.room(NK // K, len(self.lengths)) * K, self.room(P, max(1, *self.lengths)), C
         pools = []
         for pool, stretches in zip((self.prompt_key, self.prompt_value), zip(*kept) if kept else ((), ())):
-            made = pool.new_zeros(pool.shape[0], len(self.lengths) * K, P, pool.shape[-1])
-            made[:, : len(old), : pool.shape[2]] = pool[:, old, :P]
+            stays = pool[:, old, : shape[2]]
+            made = pool.zero_() if pool.shape == shape else pool.new_zeros(shape)
+            made[:, : len(old), : stays.shape[2]] = stays
             start = 0
             for n, length in enumerate(lengths, len(stay)):
                 for layer, x_MKC in enumerate(stretches):
@@ -111,19 +133,23 @@ class KVCache:
         self.prompt_key, self.prompt_value = pools
 
     def seat(self, prompt_B: Sequence[int]) -> None:
-        """Says of each row which prompt it goes on from."""
-        places: list[list[int]] = [[] for _ in self.lengths]
+        """Says of each row which prompt it goes on from; -1: what it does is for nobody, and it needs no seat."""
+        K = self.kv_heads
+        places: list[list[int]] = [[] for _ in range(self.prompt_key.shape[1] // K)]
         seat_B = []
         for b, n in enumerate(prompt_B):
-            seat_B.append(len(places[n]))
-            places[n].append(b)
-        K, G = self.kv_heads, max(map(len, places))
-        self.member = torch.tensor([(its + [0] * (G - len(its)))[g] * K + k for its in places for k in range(K) for g in range(G)],
-                                   device=self.key.device)  # row and head, for prompt, head and seat; too many are harmless
-        self.seat_BK = torch.tensor([(n * K + k) * G + g for n, g in zip(prompt_B, seat_B) for k in range(K)],
-                                    device=self.key.device)
-        length_BK = torch.tensor([self.lengths[n] for n in prompt_B], device=self.key.device).repeat_interleave(K)
-        self.prompt_visible = torch.arange(self.prompt_key.shape[2], device=self.key.device) < length_BK[:, None]  # [B*K, P]
+            seat_B.append(len(places[n]) if n >= 0 else 0)
+            if n >= 0:
+                places[n].append(b)
+        self.seats = G = self.room(self.seats, max(map(len, places)))
+        member = [(its + [0] * (G - len(its)))[g] * K + k for its in places for k in range(K) for g in range(G)]
+        seat_BK = [(max(n, 0) * K + k) * G + g for n, g in zip(prompt_B, seat_B) for k in range(K)]
+        length_BK = torch.tensor([self.lengths[max(n, 0)] for n in prompt_B], device=self.key.device).repeat_interleave(K)
+        visible = torch.arange(self.prompt_key.shape[2], device=self.key.device) < length_BK[:, None]
+        # Row and head, for prompt, head and seat; too many are harmless. Then the way back, and what is a prompt's: [B*K, P].
+        self.member, self.seat_BK, self.prompt_visible = map(
+            written, (self.member, self.seat_BK, self.prompt_visible),
+            (torch.tensor(member, device=self.key.device), torch.tensor(seat_BK, device=self.key.device), visible))
 
     def by_head(self, rows: Sequence[int]) -> Tensor:
         return torch.tensor([row * self.kv_heads + k for row in rows for k in range(self.kv_heads)], dtype=torch.long,
@@ -166,3 +192,8 @@ class KVCache:
             return torch.baddbmm(y, weight[..., P:], value).view(len(q_BHC), -1, C)
 
         return attend
+
+
+def written(old: Tensor, new: Tensor) -> Tensor:
+    """The new numbers, where the old ones stand if they are as many."""
+    return old.copy_(new) if old.shape == new.shape else new

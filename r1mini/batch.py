@@ -10,6 +10,7 @@ are never there at the same time.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
 from random import Random
 
 import torch
@@ -37,19 +38,14 @@ def collate(rows: Sequence[Sequence[Sequence[int]]]) -> Batch:
     [[0, 1, 2, 3, 4], [0, 1, 5, 0, 0]]
     """
     length_B = [sum(map(len, row)) for row in rows]
-    T = max(length_B)
+    target_BT = targets(rows)
+    T = target_BT.shape[1]
     tokens_BT, place_BT = torch.zeros(len(rows), T, dtype=torch.long), torch.zeros(len(rows), T, dtype=torch.long)
-    target_BT = torch.zeros(len(rows), T, dtype=torch.bool)
     lengths: list[int] = []
     after: list[int] = []
     source: list[Tensor] = []
     for b, row in enumerate(rows):
-        column = 0
-        for number, ids in enumerate(row):
-            tokens_BT[b, column : column + len(ids)] = torch.tensor(ids, dtype=torch.long)
-            target_BT[b, column : column + len(ids)] = number % 2 == 1
-            column += len(ids)
-        target_BT[b, 0] = False  # nothing precedes the first token
+        tokens_BT[b, : length_B[b]] = torch.tensor([token for ids in row for token in ids], dtype=torch.long)
         shared = len(row[0])
         follows = b > 0 and shared and row[0] == rows[b - 1][0]
         leads = b + 1 < len(rows) and shared and row[0] == rows[b + 1][0]
@@ -65,27 +61,45 @@ def collate(rows: Sequence[Sequence[Sequence[int]]]) -> Batch:
                 source.append(torch.arange(b * T + begin, b * T + end))
                 lengths.append(end - begin)
                 after.append(first if begin else -1)
-    return Batch(tokens_BT, target_BT, torch.cat(source), place_BT, tuple(lengths), tuple(after))
+    target_Q = target_BT.flatten().nonzero()[:, 0]
+    return Batch(tokens_BT, target_BT, torch.cat(source), place_BT, target_Q, tuple(lengths), tuple(after))
+
+
+def targets(rows: Sequence[Sequence[Sequence[int]]]) -> Tensor:
+    """[B, T] bool, the tokens of every second stretch of a row, as in `collate`; never a row's first, which nothing precedes."""
+    ends_B = [list(accumulate(map(len, row))) for row in rows]
+    if not (T := max((ends[-1] for ends in ends_B), default=0)):
+        raise ValueError(f"{len(rows)} rows without a token: there is nothing to learn from")
+    target_BT = torch.zeros(len(rows), T, dtype=torch.bool)
+    for target_T, ends in zip(target_BT, ends_B):
+        for begin, end in zip(ends[::2], ends[1::2]):
+            target_T[max(begin, 1) : end] = True
+    return target_BT
 
 
 def token_logprobs(model: Transformer, batch: Batch, temperature: float = 1.0) -> Tensor:
     """[B, T] in nats, fp32, of the target tokens; zero elsewhere."""
-    logp_Q = ChosenLogprobs.apply(*predictions(model, batch), temperature, False)[0]
-    return torch.zeros(batch.tokens_BT.shape, device=logp_Q.device).masked_scatter(batch.target_BT, logp_Q)
+    return on_targets(ChosenLogprobs.apply(*predictions(model, batch), temperature, False)[0], batch)
 
 
 def token_logprobs_and_entropy(model: Transformer, batch: Batch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
     """(logp_BT, entropy_BT): beside the log-probabilities, the entropy of each target token's distribution."""
     found = ChosenLogprobs.apply(*predictions(model, batch), temperature, True)
-    return tuple(torch.zeros(batch.tokens_BT.shape, device=x_Q.device).masked_scatter(batch.target_BT, x_Q) for x_Q in found)
+    return tuple(on_targets(x_Q, batch) for x_Q in found)
+
+
+def on_targets(x_Q: Tensor, batch: Batch) -> Tensor:
+    """[B, T], zero elsewhere."""
+    return torch.zeros(batch.tokens_BT.numel(), device=x_Q.device).index_copy(0, batch.target_Q, x_Q).view(batch.tokens_BT.shape)
 
 
 def predictions(model: Transformer, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """The hidden states [Q, D] that predict the targets, the head's weight, and the Q targets. No other reaches the vocabulary."""
-    tokens_M = batch.tokens_BT.flatten()[batch.source_M]
-    hidden_MD = model.hidden(tokens_M, batch.source_M % batch.tokens_BT.shape[1], Packed(batch.lengths, batch.after, device=tokens_M.device))
-    place_Q = batch.place_BT[:, :-1][batch.target_BT[:, 1:]]  # column t-1 predicts token t
-    return hidden_MD.index_select(0, place_Q), model.lm_head.weight, batch.tokens_BT[batch.target_BT]
+    tokens = batch.tokens_BT.flatten()
+    attend = Packed(batch.lengths, batch.after, device=tokens.device)
+    hidden_MD = model.hidden(tokens[batch.source_M], batch.source_M % batch.tokens_BT.shape[1], attend)
+    place_Q = batch.place_BT.flatten()[batch.target_Q - 1]  # column t-1 predicts token t
+    return hidden_MD.index_select(0, place_Q), model.lm_head.weight, tokens[batch.target_Q]
 
 
 class ChosenLogprobs(torch.autograd.Function):

@@ -61,6 +61,7 @@ class Config:
     batch: tuple[int, ...] = option((1, 16, 64, 256), "rows side by side in decode and prefill")
     prompt_tokens: int = option(64, "length of a prompt")
     new_tokens: int = option(128, "length of a completion; in ragged decode up to 8 times the mean of 64")
+    learner_tokens: int = option(4096, "tokens per micro-batch of the GRPO step; a GPU does better with more")
     repeats: int = option(5, "timed runs of each, after two others")
     theirs: bool = option(True, "measure transformers and TRL beside it, where they are installed")
     seed: int = option(0, "seed of weights and prompts")
@@ -242,7 +243,7 @@ def sft_steps(s: Subject) -> Iterator[dict[str, Any]]:
 def grpo_steps(s: Subject) -> Iterator[dict[str, Any]]:
     given, new, B = s.cfg.prompt_tokens, s.cfg.new_tokens, PROBLEMS * COMPLETIONS
     cfg = train_grpo.Config(problems=PROBLEMS, completions=COMPLETIONS, minibatches=1, max_new_tokens=new, optimizer="adamw",
-                            clip_high=0.2, bf16=s.cfg.bf16)
+                            clip_high=0.2, bf16=s.cfg.bf16, learner_tokens=s.cfg.learner_tokens)
     prompts = list(map(text, s.prompts(PROBLEMS, given)))
     steppers = optim.optimizers(s.model, "adamw", RATE, 0.0)
     for case in ("equal", "ragged"):
@@ -334,12 +335,13 @@ def machine(device: torch.device) -> dict[str, Any]:
 def told(limits: dict[str, Any]) -> str:
     products = "; ".join(f"{kind} " + " / ".join(f"{rate / 1e9:.0f}" for rate in limits[kind].values())
                          for kind in ("fp32", "bf16"))
-    return f"matrix products of 1 / 64 / 1024 tokens in GFLOP/s: {products}; copies: {limits['copy'] / 1e9:.1f} GB/s"
+    rows = " / ".join(map(str, limits["fp32"]))
+    return f"matrix products of {rows} tokens in GFLOP/s: {products}; copies: {limits['copy'] / 1e9:.1f} GB/s"
 
 
 def main(cfg: Config) -> dict[str, Any]:
     require(cfg, repeats=cfg.repeats >= 1, prompt_tokens=cfg.prompt_tokens >= 2, new_tokens=cfg.new_tokens >= 1,
-            batch=min(cfg.batch) >= 1)
+            batch=min(cfg.batch) >= 1, learner_tokens=cfg.learner_tokens >= 1)
     for flag, known in (("shapes", ("embedded", *SHAPES)), ("what", Config().what)):
         for name in getattr(cfg, flag):
             grpo.one_of(flag, name, known)
@@ -359,6 +361,8 @@ def main(cfg: Config) -> dict[str, Any]:
         for found in rows:
             result["rows"].append(found)
             print(line(found, beside), flush=True)
+            if cfg.json:  # each at once: the next one may find no memory
+                checkpoint.write_json(Path(cfg.json), result)
 
     wanted = [measure for name, measure in MEASURES.items() if name in cfg.what]
     for name in cfg.shapes if wanted else ():
@@ -370,8 +374,6 @@ def main(cfg: Config) -> dict[str, Any]:
         add(rewards(cfg))
     for name, limits in result["limits"].items():
         print(f"{name}: {told(limits)}")
-    if cfg.json:
-        checkpoint.write_json(Path(cfg.json), result)
     return result
 
 

@@ -76,18 +76,21 @@ def run(main: Callable[[Config], Any], cls: type[Config], presets: Mapping[str, 
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not re.search("out of memory|allocate memory", str(error)):
             raise
-        sys.exit(fail(name, ValueError(f"not enough memory; lower {memory_flags(config)} ({str(error)[:200]})")))
+        flags = memory_flags(config, cuda="CUDA" in str(error))
+        sys.exit(fail(name, ValueError(f"not enough memory; lower {flags} ({str(error)[:200]})")))
     except KeyboardInterrupt:
         print(f"\n{name}: interrupted" + "; the same command goes on from what is saved" * goes_on, file=sys.stderr)
         sys.exit(interrupt.EXIT if goes_on else 130)
 
 
-def memory_flags(config: Any) -> str:
+def memory_flags(config: Any, cuda: bool = False) -> str:
     """The flags of a script that decide how much memory it takes."""
     known = ("sampler_rows", "learner_tokens", "batch_tokens", "max_new_tokens")
     names = [f"--{name.replace('_', '-')}" for name in known if hasattr(config, name)]
-    again = " (or give --gradient-checkpointing)" if not getattr(config, "gradient_checkpointing", True) else ""
-    return (", ".join(names) or "the model's size") + again
+    less = ["--gradient-checkpointing"] if not getattr(config, "gradient_checkpointing", True) else []
+    if cuda and getattr(config, "optimizer_on", "") == "device" and os.environ.get("WORLD_SIZE", "1") == "1":
+        less.append("--optimizer-on cpu")
+    return (", ".join(names) or "the model's size") + (f" (or give {', '.join(less)})" if less else "")
 
 
 def refuse_moot(config: Any, moot: Mapping[str, str]) -> None:

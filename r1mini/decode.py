@@ -83,7 +83,7 @@ class NextToken:
         cos, sin = (table_BC[:, None].to(x_BD.dtype).expand(-1, H + 2 * K, -1).clone() for table_BC in rope_tables(
             position_B, self.model.rope_bits.view(torch.float32), self.model.rope_factor))
         sin[..., : C // 2].neg_()
-        cos[:, H + K :], sin[:, H + K :] = 1, 0  # values are not turned
+        cos[:, H + K :].fill_(1), sin[:, H + K :].zero_()  # values are not turned
         for index, block in enumerate(self.blocks):
             qkv = F.linear(self.norm(x_BD, block.norms[0]).to(dtype), block.qkv, block.qkv_bias).view(len(x_BD), -1, C)
             if block.head_norms:

@@ -67,16 +67,18 @@ def sampling_metrics(groups: Sequence[Group]) -> dict[str, Any]:
     return row
 
 
-def learning_metrics(learned: Sequence[Mapping[str, float]], rate: float, clock: Sequence[float]) -> dict[str, float]:
+def learning_metrics(learned: Sequence[Mapping[str, float]], rate: float, seconds: float, sampling: float,
+                     updating: float) -> dict[str, float]:
     """What the updates of a step did: means over the minibatches that had something to learn, none if there were none.
-    Shares and distances are per token of the completions that taught something."""
+    Shares and distances are per token of the completions that taught something. A step ahead, its rollouts took their
+    seconds beside the updates before: both together may be more than those of the step."""
     row = {}
     if learned := [m for m in learned if m["tokens"]]:
         row = {name: mean([m[name] for m in learned]) for name in learned[0] if name not in ("tokens", "gap")}
-        # Before the first update of a step both sides have the same weights: this gap should be rounding alone.
+        # Before the first update of a step both sides have the same weights: this gap should be rounding alone. (With --ahead
+        # it is what a step of updates has changed, but for the first.)
         row["sampling/sampling_logp_difference/max"] = learned[0]["gap"]
-    return row | {"learning_rate": rate, "step_time": clock[-1] - clock[0], "time/sample": clock[1] - clock[0],
-                  "time/update": clock[2] - clock[1]}
+    return row | {"learning_rate": rate, "step_time": seconds, "time/sample": sampling, "time/update": updating}
 
 
 def rounded(policy: Any) -> list[Any]:
@@ -164,7 +166,8 @@ def causes(rows: Sequence[Mapping[str, Any]], cfg: Any, weighting: Mapping[str, 
     if steady(lambda r: r.get("approx_kl", 0.0) > 0.1):
         yield (f"the updates of one step move the policy by {row['approx_kl']:.2f} nats per token: lower --learning-rate or "
                "--minibatches")
-    if (gap := row.get("sampling/sampling_logp_difference/max", 0.0)) > GAP[bool(cfg.bf16)]:
+    alike = rows[0] if cfg.ahead else row  # a step whose rollouts are of the learner's weights
+    if (gap := alike.get("sampling/sampling_logp_difference/max", 0.0)) > GAP[bool(cfg.bf16)]:
         tried = ["--no-bf16"] * bool(cfg.bf16) + ["--correction token-truncate"] * (cfg.correction == "none")
         yield (f"sampler and learner differ by {gap:.2g} nats on a token before any update, though their weights are the "
                "same" + (f": try {' or '.join(tried)}" if tried else ""))

@@ -68,6 +68,8 @@ def together(main: Callable[[Any], Any]) -> Callable[[Any], Any]:
             agree("the command line", dataclasses.asdict(cfg))
             if cfg.compile:
                 raise ValueError(f"--compile: not on {count} ranks")
+            if cfg.optimizer_on != "device":
+                raise ValueError(f"--optimizer-on {cfg.optimizer_on}: not on {count} ranks, which share the moments")
             if not first():
                 sys.stdout, cfg = open(os.devnull, "w", encoding="utf-8"), dataclasses.replace(cfg, progress=False)
             result = main(cfg)

@@ -7,7 +7,8 @@ is scaled to AdamW's usual size (Moonlight §2.2). At the embedded models' size 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,10 +30,56 @@ class Muon(torch.optim.Muon):
         return super().step(closure)
 
 
+class Visiting:
+    """An optimizer whose moments wait in the CPU's memory [ZeRO-Offload]: those of one parameter at a time come to its
+    device, for its step, and go back. The bits are those of all moments on the device, and so is what is saved."""
+
+    def step(self, closure=None):
+        groups = self.param_groups
+        for group in groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    waiting = self.state.get(parameter, {})
+                    self.state[parameter] = {name: self.come(value, parameter.device) for name, value in waiting.items()}
+                    self.param_groups = [{**group, "params": [parameter]}]
+                    super().step()
+                    visitors = self.state[parameter].items()
+                    self.state[parameter] = {name: self.go(value, waiting.get(name)) for name, value in visitors}
+        self.param_groups = groups
+        if any(parameter.is_cuda for group in groups for parameter in group["params"]):
+            torch.cuda.synchronize()  # copies from a GPU may still be on their way
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        super().load_state_dict({**saved, "state": {}})  # it would take all of them to the device
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        for number, values in saved["state"].items():
+            pinned = parameters[number].is_cuda
+            self.state[parameters[number]] = {name: self.go(value, pinned=pinned) for name, value in values.items()}
+
+    def come(self, value: Tensor, device: torch.device) -> Tensor:
+        return value.to(device, non_blocking=True) if value.ndim else value  # AdamW's count of steps is always on the CPU
+
+    def go(self, value: Tensor, place: Tensor | None = None, pinned: bool = False) -> Tensor:
+        """To where it waited before; pinned memory, from and to which a GPU copies at the full rate of the bus."""
+        if not value.ndim:
+            return value
+        if place is None:
+            place = torch.empty_like(value, device="cpu", pin_memory=pinned or value.is_cuda)
+        return place.copy_(value, non_blocking=True)
+
+
+class VisitingAdamW(Visiting, torch.optim.AdamW):
+    pass
+
+
+class VisitingMuon(Visiting, Muon):
+    pass
+
+
 def optimizers(model: nn.Module, kind: str, learning_rate: float, weight_decay: float,
-               rest: float = 1.0) -> list[torch.optim.Optimizer]:
+               rest: float = 1.0, state_on: str = "device") -> list[torch.optim.Optimizer]:
     """`kind` is "adamw" or "muon". Norms and biases are never decayed. Under Muon, what is left to AdamW (embeddings,
-    head, norms) learns at `rest` times the rate."""
+    head, norms) learns at `rest` times the rate. `state_on`: where the moments are between steps, "device" or "cpu"."""
     matrices, tables, vectors = [], [], []
     for name, parameter in model.named_parameters():
         if parameter.ndim < 2:
@@ -43,13 +90,16 @@ def optimizers(model: nn.Module, kind: str, learning_rate: float, weight_decay: 
             matrices.append(parameter)
     if kind not in ("adamw", "muon"):
         raise ValueError(f"--optimizer: adamw or muon, not {kind!r}")
+    if state_on not in ("device", "cpu"):
+        raise ValueError(f"--optimizer-on: device or cpu, not {state_on!r}")
+    adamw, muon = (VisitingAdamW, VisitingMuon) if state_on == "cpu" else (torch.optim.AdamW, Muon)
     by_adamw = tables + (matrices if kind == "adamw" else [])
     share = rest if kind == "muon" else 1.0
     groups = [{"params": by_adamw, "weight_decay": weight_decay, "share": share},
               {"params": vectors, "weight_decay": 0.0, "share": share}]
-    made: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95))]
+    made: list[torch.optim.Optimizer] = [adamw(groups, lr=learning_rate, betas=(0.9, 0.95))]
     if kind == "muon":
-        made.append(Muon(matrices, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
+        made.append(muon(matrices, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
     return made
 
 

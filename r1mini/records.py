@@ -62,11 +62,13 @@ class Batch:
     target_BT: Tensor  # bool: whose log-probabilities are trained on; from lengths, never from token identity
     source_M: Tensor  # of each token in the line, its number in tokens_BT.flatten()
     place_BT: Tensor  # of each token, where in the line it is computed
+    target_Q: Tensor  # of each target, its number in tokens_BT.flatten(): by a mask, a GPU would have to tell how many there are
     lengths: tuple[int, ...]  # of the stretches of the line
     after: tuple[int, ...]  # the stretch that each goes on from, or -1
 
     def to(self, device) -> Batch:
-        return replace(self, **{name: getattr(self, name).to(device) for name in ("tokens_BT", "target_BT", "source_M", "place_BT")})
+        names = "tokens_BT", "target_BT", "source_M", "place_BT", "target_Q"
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -26,13 +27,15 @@ from tqdm import tqdm
 from r1mini.attention import KVCache, Packed
 from r1mini.batch import filled
 from r1mini.decode import NextToken
+from r1mini.graphs import Graphs, bucket, wanted
 from r1mini.model import Transformer
 from r1mini.records import Rollout
 from r1mini.tokenizer import Tokenizer
 
-CROWDED = 0.8  # with nobody waiting, places are given up when fewer than this share of them is in use
+CROWDED = 0.8  # with nobody waiting, places are given up when fewer than this share of them would do
 GROWTH = 128  # cache slots for new tokens to begin with
 REACH = 16  # cache slots are read in whole blocks up to the longest live row
+REACH_STATIC, CROWDED_STATIC = 64, 0.5  # the same where another shape needs another graph
 PREFILL = 8192  # prompt tokens at a time
 
 
@@ -140,6 +143,17 @@ def sample(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[str], gro
 
 
 @torch.inference_mode()
+def rehearse(model: Transformer, tokenizer: Tokenizer, prompt_ids: Sequence[Sequence[int]], group: int, how: Sampling,
+             max_rows: int) -> Sampler:
+    """Takes as much memory as `sample` can: every place is filled, the cache at its limit, and a step reads all of it."""
+    sampler = Sampler(model, tokenizer, prompt_ids, group, how, 0, places=max_rows)
+    sampler.admit()
+    sampler.reserve(sampler.uniform_BT.shape[1])
+    sampler.step(sampler.cache.slots)
+    return sampler
+
+
+@torch.inference_mode()
 def stream(model: Transformer, tokenizer: Tokenizer, prompt: str, how: Sampling, *, seed: int, step: int = 0) -> Iterator[int]:
     """The tokens of the completion that `sample` gives for this one prompt, each as soon as it is drawn, the end token
     with them. Raises ValueError, at the first token, for a prompt that leaves no room in the context."""
@@ -179,11 +193,16 @@ class Sampler:
 
     A place holds a row, its last token, that token's position, and how many tokens were drawn. A step takes every place from
     its token to the next one, without a word to the host: on CUDA the host looks at what came out only every `block` steps.
+
+    With `graphs`, as on CUDA, a step reads and writes only tensors that stay where they are, in shapes that are rounded up, so
+    that few graphs serve all steps.
     """
 
     def __init__(self, model: Transformer, tokenizer: Tokenizer, prompt_ids: Sequence[Sequence[int]], group: int,
-                 how: Sampling, seed: int, step: int = 0, first: int = 0, places: int = 256, block: int | None = None):
+                 how: Sampling, seed: int, step: int = 0, first: int = 0, places: int = 256, block: int | None = None,
+                 graphs: Graphs | None = None):
         self.device = model.lm_head.weight.device
+        self.graphs = graphs or (Graphs(self.device) if wanted(self.device) else None)
         self.model, self.tokenizer, self.prompt_ids, self.group, self.how = model, tokenizer, prompt_ids, group, how
         self.next = NextToken(model)
         self.key = seed, step, first
@@ -195,7 +214,7 @@ class Sampler:
         limit = min(how.max_new_tokens, config.max_position_embeddings)
         self.cache = KVCache(config.num_hidden_layers, config.num_key_value_heads, config.head_dim, B,
                              whole(min(limit, GROWTH) + self.block), self.device,
-                             self.next.head.dtype if self.device.type == "cuda" else torch.float32)
+                             self.next.head.dtype if self.device.type == "cuda" else torch.float32, bool(self.graphs))
         self.token_B = torch.zeros(B, dtype=torch.long, device=self.device)
         self.position_B, self.count_B = self.token_B.clone(), self.token_B.clone()
         self.uniform_BT = torch.zeros(B, limit + self.block, device=self.device)
@@ -209,11 +228,19 @@ class Sampler:
         (prompt, completion in its group, rollout)."""
         self.admit()
         end = max(len(row.ids) for row in self.rows if row) + self.block
-        if end > self.cache.slots:
-            self.cache.grow(min(2 * self.cache.slots, whole(self.uniform_BT.shape[1])))
-        drawn = [self.step(whole(end)) for _ in range(self.block)]
+        self.reserve(end)
+        if self.graphs:
+            reach = min(bucket(max(end, REACH_STATIC)), self.cache.slots)
+            read = *self.cache.tensors(), self.token_B, self.position_B, self.count_B, self.uniform_BT
+            drawn = [self.graphs.run(partial(self.step, reach), reach, read) for _ in range(self.block)]
+        else:
+            drawn = [self.step(whole(end)) for _ in range(self.block)]
         tokens, logps = (torch.stack(x).tolist() for x in zip(*drawn))
         return tokens, self.harvest(tokens, logps)
+
+    def reserve(self, slots: int) -> None:
+        while slots > self.cache.slots:
+            self.cache.grow(min(2 * self.cache.slots, whole(self.uniform_BT.shape[1])))
 
     def step(self, reach: int) -> tuple[Tensor, Tensor]:
         # A place without a row goes on too, wherever it is.
@@ -221,9 +248,11 @@ class Sampler:
         with torch.autocast(self.device.type, enabled=False):
             logits_BV = self.next.logits(self.token_B, self.position_B, self.cache.step(count_B, reach))
         p_BV = distribution(logits_BV, self.how)
-        self.token_B = draw(p_BV, self.uniform_BT.gather(1, count_B[:, None])[:, 0])
-        self.position_B, self.count_B = self.position_B + 1, self.count_B + 1
-        return self.token_B, p_BV.gather(-1, self.token_B[:, None])[:, 0].log()
+        token_B = draw(p_BV, self.uniform_BT.gather(1, count_B[:, None])[:, 0])
+        self.token_B.copy_(token_B)
+        self.position_B += 1
+        self.count_B += 1
+        return token_B, p_BV.gather(-1, token_B[:, None])[:, 0].log()
 
     def harvest(self, tokens: Sequence[Sequence[int]], logps: Sequence[Sequence[float]]) -> list[tuple[int, int, Rollout]]:
         ended = []
@@ -257,8 +286,10 @@ class Sampler:
             numbers = [(first + n) * self.group + self.rows[place].g for place in places]
             self.uniform_BT[places, :limit] = uniforms(seed, step, numbers, limit).to(self.device)
         used = [place for place, row in enumerate(self.rows) if row]
-        if fewer := len(used) < CROWDED * len(self.rows):
-            self.rows = [self.rows[place] for place in used]
+        size, crowded = (bucket(len(used)), CROWDED_STATIC) if self.graphs else (len(used), CROWDED)
+        if fewer := size < crowded * len(self.rows):
+            self.rows = [self.rows[place] for place in used] + [None] * (size - len(used))
+            used += used[:1] * (size - len(used))  # places without a row, whatever is in them
             self.cache.keep(used)
             self.token_B, self.position_B, self.count_B, self.uniform_BT = (
                 x[used] for x in (self.token_B, self.position_B, self.count_B, self.uniform_BT))
@@ -267,7 +298,7 @@ class Sampler:
             self.prefill(unseen)
         if new or fewer:
             number = {n: i for i, n in enumerate(self.prompts)}
-            self.cache.seat([number[row.n] if row else 0 for row in self.rows])
+            self.cache.seat([number[row.n] if row else -1 if self.graphs else 0 for row in self.rows])
 
     def prefill(self, new: Sequence[int]) -> None:
         """All tokens of these prompts but the last, which the row's first step is for. Prompts that nobody needs any more go."""

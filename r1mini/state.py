@@ -1,7 +1,7 @@
 """Runs that survive: the saved states of an unfinished run, its folder's lock and record.
 
 A state is a folder `OUT/checkpoints/step-00000040`: the model as any model folder, what else decides the run's next bits
-(reference and optimizer moments as safetensors, plain values as JSON), and a manifest with each file's size and SHA-256. It
+(other models and optimizer moments as safetensors, plain values as JSON), and a manifest with each file's size and SHA-256. It
 gets its name when all of it is on the disk, and nothing of it is read before it is verified. There is no state of a random
 generator in it: all that is random is a function of (seed, step, row). [docs/survival.md](docs/survival.md) has the rest.
 """
@@ -29,7 +29,7 @@ from r1mini.model import Transformer
 from r1mini.tokenizer import Tokenizer
 from r1mini.weights import json_text, read_json, weight_files, write_shard
 
-MANIFEST, VALUES, MOMENTS, REFERENCE = "manifest.json", "state.json", "optimizer.safetensors", "reference.safetensors"
+MANIFEST, VALUES, MOMENTS = "manifest.json", "state.json", "optimizer.safetensors"
 # Of a configuration, what decides nothing that a run makes.
 FREE = {"out", "progress", "show", "save_every", "keep"}
 LOCKS: dict[Path, BinaryIO] = {}  # of this process
@@ -147,17 +147,16 @@ def manifest(listed: Mapping[str, Mapping[str, Any]]) -> bytes:
     return json_text({name: listed[name] for name in sorted(listed)}).encode()
 
 
-def snapshot(model: Transformer, tokens: Tokenizer, steppers: Sequence[torch.optim.Optimizer],
-             reference: Transformer | None = None) -> dict[str, bytes | Callable[[Path], None]]:
-    """The files of a state, the same on any number of ranks. Called by all ranks."""
+def files(model: Transformer, tokens: Tokenizer, steppers: Sequence[torch.optim.Optimizer],
+          beside: Mapping[str, Transformer] = {}) -> dict[str, bytes | Callable[[Path], None]]:
+    """The files of a state, the same on any number of ranks: of the model, of others beside it by their names, and of the
+    optimizers. Called by all ranks."""
     every = [distributed.full(stepper.state_dict())["state"] for stepper in steppers]
     moments = {f"{number}.{parameter}.{name}": value for number, found in enumerate(every)
                for parameter, values in found.items() for name, value in values.items()}
-    files = {**model_files(distributed.whole(model), tokens), MOMENTS: partial(write_shard, moments, None)}
-    if reference is not None:
-        weights = {name: p.detach() for name, p in distributed.whole(reference).named_parameters()}
-        files[REFERENCE] = partial(write_shard, weights, None)
-    return files
+    weights = {name: dict(distributed.whole(other).named_parameters()) for name, other in beside.items()}
+    return {**model_files(distributed.whole(model), tokens), MOMENTS: partial(write_shard, moments, None),
+            **{f"{name}.safetensors": partial(write_shard, found, None) for name, found in weights.items()}}
 
 
 # -- reading one ---------------------------------------------------------------------------------------------------------
@@ -197,16 +196,16 @@ def newest(out: Path) -> Path | None:
 
 
 def resume(out: Path, config: Mapping[str, Any], model: nn.Module, steppers: Sequence[torch.optim.Optimizer],
-           logs: Sequence[str], reference: nn.Module | None = None) -> dict[str, Any]:
-    """Put model, optimizers and reference into the newest whole state, and cut the logs back to it. Its values; of a run
+           logs: Sequence[str], beside: Mapping[str, nn.Module] = {}) -> dict[str, Any]:
+    """Put model, optimizers and the models beside it into the newest whole state, and cut the logs back to it. Its values; of a run
     that begins, only `step` and `seconds`, both 0."""
     values: dict[str, Any] = {"step": 0, "seconds": 0.0, "logs": {}}
     if folder := newest(out):
         values = read_json(folder / VALUES)
         require_same(out, values["config"], config)
         fill(model, {name: x for path in weight_files(folder)[1] for name, x in load_file(path).items()})
-        if reference is not None:
-            fill(reference, load_file(folder / REFERENCE))
+        for name, other in beside.items():
+            fill(other, load_file(folder / f"{name}.safetensors"))
         # Copied: an optimizer keeps what it is given, and that would be the file, mapped.
         moments = [(key.split("."), x.clone()) for key, x in load_file(folder / MOMENTS).items()]
         for number, stepper in enumerate(steppers):

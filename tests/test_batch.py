@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from r1mini import batch
 from r1mini.batch import by_length, by_prompt, collate, shuffled, token_logprobs, token_logprobs_and_entropy
+from r1mini.rollout import Sampling, sample
+from r1mini.tokenizer import Tokenizer
 
 LENGTHS = st.lists(st.integers(1, 60), max_size=40)
 
@@ -20,6 +22,13 @@ def test_mask_comes_from_lengths_so_the_padding_token_may_be_a_target():
 
 def test_first_token_of_a_row_without_prompt_is_no_target():
     assert collate([([], [5, 6, 7])]).target_BT.tolist() == [[False, True, True]]
+
+
+def test_rows_without_a_token_are_refused_in_words_and_among_others_are_no_target():
+    for rows in ([], [([], [])]):
+        with pytest.raises(ValueError, match=f"{len(rows)} rows without a token"):
+            collate(rows)
+    assert collate([([], []), ([1], [2])]).target_BT.tolist() == [[False, False], [False, True]]
 
 
 def test_column_t_holds_the_log_probability_of_token_t(model):
@@ -163,3 +172,13 @@ def test_layers_are_one_program_for_all_shapes_of_batches(how):
         for one, other in zip(*results):
             torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
     assert len(programs) == 2  # before attention and after it, of all layers alike
+
+
+def test_prefill_and_learner_compile_once_each(tokens):
+    model, programs, stops = random_model(vocab_size=tokens.vocab_size), [], Tokenizer(tokens.backend, range(0, 400, 8))
+    torch._dynamo.reset()
+    model.compile_layers(lambda graph, inputs: programs.append(graph) or graph.forward)
+    for texts, rows in ((["Make 24\n", "x\n"], [([3, 4], [5, 6, 7])]), (["y"], [([1], [2] * 9), ([1], [4])]), (["a", "b" * 20], [([8], [9])])):
+        sample(model, stops, texts, 3, Sampling(6), seed=0)
+        token_logprobs(model, collate(rows)).sum().backward()
+    assert len(programs) == 4  # without gradients and with them, before attention and after it

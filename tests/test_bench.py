@@ -6,10 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import shape
+from conftest import interrupt_at_call, shape
 
 from r1mini import bench, measure, theirs
 from r1mini.measure import Runs
+from r1mini.model import Transformer
 
 CPU = torch.device("cpu")
 needs_trl = pytest.mark.skipif(not importlib.util.find_spec("trl"), reason="needs TRL")
@@ -43,10 +44,33 @@ def test_all_is_measured_alone_and_written(tiny, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("changes, named", [
     ({"shapes": ("7b",)}, "--shapes: '7b'"), ({"what": ("speed",)}, "--what: 'speed'"), ({"batch": (0,)}, "--batch"),
-    ({"repeats": 0}, "--repeats")])
+    ({"repeats": 0}, "--repeats"), ({"learner_tokens": 0}, "--learner-tokens")])
 def test_what_cannot_be_measured_is_named(changes, named):
     with pytest.raises(ValueError, match=named):
         bench.main(bench.Config(**changes))
+
+
+@pytest.mark.parametrize("name, parameters", [("1m", 0.79e6), ("30m", 24.6e6), ("0.5b", 494e6), ("1.5b", 1544e6)])
+def test_shapes_are_as_large_as_they_are_called(name, parameters):
+    with torch.device("meta"):
+        model = Transformer(bench.SHAPES[name])
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(parameters, rel=0.01)
+
+
+def test_what_was_measured_is_written_before_the_next(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(theirs, "versions", dict)
+    interrupt_at_call(monkeypatch, bench, "prefill", 1)
+    with pytest.raises(KeyboardInterrupt):
+        bench.main(bench.Config(**SMALL, what=("decode", "prefill"), json=str(tmp_path / "figures.json")))
+    assert len(json.loads((tmp_path / "figures.json").read_text())["rows"]) == 4
+
+
+def test_a_micro_batch_of_the_grpo_step_has_as_many_tokens_as_said(tiny, monkeypatch):
+    passes, real = [], bench.train_grpo.collate
+    monkeypatch.setattr(theirs, "versions", dict)
+    monkeypatch.setattr(bench.train_grpo, "collate", lambda rows: passes.append(sum(map(len, sum(rows, ())))) or real(rows))
+    bench.main(bench.Config(**SMALL, what=("grpo",), learner_tokens=20))
+    assert min(passes) <= 20 + 5 * 2
 
 
 def test_sides_take_turns_and_two_runs_are_not_timed():

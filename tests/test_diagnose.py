@@ -116,6 +116,14 @@ def test_no_flag_is_advised_that_is_set_already_or_would_do_nothing(change, opti
     assert len(found) == 1 and re.search(sentence, found[0])
 
 
+def test_a_step_ahead_the_first_step_alone_tells_of_sampler_and_learner():
+    stale = {**HEALTHY, "sampling/sampling_logp_difference/max": 0.5}
+    ahead = {"ahead": True, "correction": "token-truncate"}
+    assert not causes([HEALTHY] + [stale] * 4, **ahead)
+    [found] = causes([stale] * 5, **ahead)
+    assert found.endswith("are the same")
+
+
 def test_groups_without_a_baseline_are_never_flat():
     assert not causes([{**HEALTHY, "frac_reward_zero_std": 0.9}] * 5, baseline="none", scale="none")
 

@@ -4,9 +4,14 @@ import pytest
 import torch
 from conftest import random_model, shape
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 import train_grpo
-from r1mini import memory
-from r1mini.batch import collate, token_logprobs
+from r1mini import memory, rollout
+from r1mini.attention import KVCache
+from r1mini.batch import by_prompt, collate, token_logprobs
+from r1mini.rollout import Sampling, rehearse
 
 CPU = torch.device("cpu")
 
@@ -65,6 +70,62 @@ def test_a_run_that_cannot_fit_stops_with_what_it_takes_and_the_flags(monkeypatc
                         dataclasses.replace(large, max_position_embeddings=20_000))
     with pytest.raises(ValueError, match="learner "):
         train_grpo.fits(dataclasses.replace(cfg, learner_tokens=100_000), CPU, large)
+
+
+def test_moments_on_the_cpu_take_none_of_the_device():
+    there, away = (memory.training(shape(), 10, optimizer="muon", optimizer_on=where) for where in ("device", "cpu"))
+    assert away == {**there, "optimizer": 0} and there["optimizer"]
+
+
+def test_where_it_is_told_only_what_cannot_be_is_refused(monkeypatch):
+    """There the worst is tried instead."""
+    parts = memory.training(shape(), 4096, optimizer="adamw")
+    monkeypatch.setattr(memory, "told", lambda device: True)
+    monkeypatch.setattr(memory, "available", lambda device: sum(parts[name] for name in memory.CERTAIN))
+    train_grpo.fits(train_grpo.Config(optimizer="adamw"), CPU, shape())
+    with pytest.raises(ValueError, match=r"at least .* GiB .* and .* are free: give --optimizer-on cpu, or"):
+        train_grpo.fits(train_grpo.Config(optimizer="adamw", beta=0.1), CPU, shape())
+    train_grpo.fits(train_grpo.Config(optimizer="adamw", optimizer_on="cpu", beta=0.1), CPU, shape())
+
+
+@pytest.mark.parametrize("free, tokens", [(10**9, 4096), (2_048_000 / 0.9 + 1, 2048), (2_048_000 / 0.9 - 1, 1024), (0, 256)])
+def test_tokens_of_a_micro_batch_are_the_most_that_fit(free, tokens):
+    assert memory.most_tokens(lambda n: {"weights": 0, "learner": 1000 * n}, free, CPU) == tokens
+
+
+def test_tokens_of_a_micro_batch_are_not_guessed():
+    with pytest.raises(ValueError, match="--learner-tokens 0: this system does not tell"):
+        memory.most_tokens(lambda n: {}, None, CPU)
+
+
+@given(st.integers(1, 300), st.integers(1, 40), st.integers(1, 9), st.integers(1, 20), st.integers(1, 5))
+def test_longest_rows_are_one_full_micro_batch(tokens, rows, prompt, completion, group):
+    made = memory.longest_rows(tokens, rows, prompt, completion, group)
+    assert len(by_prompt(made, tokens)) == 1
+    used = len(collate(made).source_M)
+    # What is left is too little for one token more, or nobody is there to take it.
+    assert len(made) == rows or used >= tokens or tokens - used <= prompt
+    assert {len(learned) for _, learned in made[:-1]} <= {completion}
+
+
+def test_the_worst_of_the_sampler_is_the_cache_at_its_limit(model, tokens, monkeypatch):
+    grown, real = [], KVCache.grow
+    monkeypatch.setattr(KVCache, "grow", lambda cache, slots: grown.append((real(cache, slots), cache.key.nbytes)[1]))
+    rehearse(model, tokens, [[1, 2, 3]] * 3, 4, Sampling(125), max_rows=8)
+    assert grown == []  # there from the beginning
+    monkeypatch.setattr(rollout, "GROWTH", 16)
+    rehearse(model, tokens, [[1, 2, 3]] * 3, 4, Sampling(125), max_rows=8)
+    assert 2 * grown[-1] == pytest.approx(memory.sampling(model.config, 8, 128, 4), rel=0.01)
+
+
+def test_a_step_ahead_takes_the_memory_of_both_sides_and_of_a_snapshot(monkeypatch):
+    taken = []
+    monkeypatch.setattr(memory, "require", lambda parts, device, cfg: taken.append(parts))
+    cfg = train_grpo.Config(beta=0.1)
+    train_grpo.fits(cfg, CPU, shape())
+    train_grpo.fits(dataclasses.replace(cfg, ahead=True, correction="token-truncate"), CPU, shape())
+    turns, both = taken
+    assert both == {**turns, "sampler": memory.sampling(shape(), 256, 128, 4), "snapshot": turns["weights"] // 2}
 
 
 def test_memory_of_this_machine_is_known_or_unasked():

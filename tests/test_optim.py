@@ -1,8 +1,11 @@
+import copy
 import math
 
 import pytest
 import torch
 from conftest import random_model
+
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from r1mini import optim
 
@@ -33,6 +36,93 @@ def test_norms_and_biases_are_never_decayed(kind):
 def test_unknown_optimizer_names_the_flag():
     with pytest.raises(ValueError, match="--optimizer.*'sgd'"):
         optim.optimizers(random_model(), "sgd", 1e-3, 0.0)
+
+
+def stepped(made, model, steps=3, device="cpu"):
+    """The model, and its optimizers' states, after steps with gradients that are a function of the step."""
+    for step in range(steps):
+        for number, p in enumerate(model.parameters()):
+            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(100 * step + number)).to(device)
+        optim.step(made, model.parameters(), 0.01 / (step + 1), 1.0)
+    return [p.detach().cpu() for p in model.parameters()], [optimizer.state_dict() for optimizer in made]
+
+
+def flat(states):
+    return [(str(path), x) for path, x in torch.utils._pytree.tree_flatten_with_path(states)[0]]
+
+
+def assert_same_bits(one, other):
+    assert all(mine.equal(theirs) for mine, theirs in zip(one[0], other[0], strict=True))
+    for (mine, x), (theirs, y) in zip(flat(one[1]), flat(other[1]), strict=True):
+        assert mine == theirs and (torch.equal(x.cpu(), y.cpu()) if isinstance(x, torch.Tensor) else x == y)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_moments_that_wait_elsewhere_give_the_same_bits(kind, monkeypatch):
+    """Each copy spoils where it came from: what is read at the wrong place or time shows."""
+    visits = []
+
+    def moved(value):
+        copied = value.clone()
+        value.fill_(math.nan)
+        return copied
+
+    def come(self, value, device):
+        visits.append("come")
+        return moved(value) if value.ndim else value
+
+    def go(self, value, place=None, pinned=False):
+        visits.append("go")
+        return moved(value) if value.ndim else value
+
+    model = random_model(attention_bias=True)
+    other = copy.deepcopy(model)
+    plain = stepped(optim.optimizers(model, kind, 1e-3, 0.1, rest=0.5), model)
+    monkeypatch.setattr(optim.Visiting, "come", come)
+    monkeypatch.setattr(optim.Visiting, "go", go)
+    assert_same_bits(stepped(optim.optimizers(other, kind, 1e-3, 0.1, rest=0.5, state_on="cpu"), other), plain)
+    at_a_time = "".join(visits).replace("come", "c").replace("go", " ").split()
+    assert max(map(len, at_a_time)) <= 3  # two moments and a count of steps: of one parameter
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_moments_wait_on_the_cpu_and_are_stepped_on_the_device(kind, monkeypatch):
+    """A device of which there are shapes alone: operators refuse what is not all on it."""
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    with FakeTensorMode():
+        shapes = {"embed": (8, 4), "proj": (4, 4), "norm": (4,)}
+        model = torch.nn.ParameterDict({name: torch.zeros(size, device="cuda") for name, size in shapes.items()})
+        first, resumed = (optim.optimizers(model, kind, 1e-3, 0.1, state_on="cpu") for _ in range(2))
+        for made in (first, resumed):
+            if made is resumed:
+                for optimizer, saved in zip(resumed, first):
+                    optimizer.load_state_dict(saved.state_dict())
+                assert where_moments_are(resumed) == ["cpu"]
+            for _ in range(2):
+                for p in model.parameters():
+                    p.grad = torch.ones_like(p)
+                for optimizer in made:
+                    optimizer.step()
+            assert where_moments_are(made) == ["cpu"] and {p.device.type for p in model.parameters()} == {"cuda"}
+
+
+def where_moments_are(made):
+    return sorted({x.device.type for optimizer in made for its in optimizer.state.values() for x in its.values() if x.ndim})
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_moments_on_the_cpu_give_the_same_bits_on_a_gpu_and_free_it(kind):
+    results, taken = [], []
+    for where in ("device", "cpu"):
+        model = random_model().cuda()
+        made = optim.optimizers(model, kind, 1e-3, 0.1, state_on=where)
+        before = torch.cuda.memory_allocated()
+        results.append(stepped(made, model, device="cuda"))
+        taken.append(torch.cuda.memory_allocated() - before)
+    assert_same_bits(*results)
+    assert taken[1] <= 0 < taken[0]
+    assert all(x.is_pinned() for _, x in flat([o.state_dict()["state"] for o in made]) if x.ndim)
 
 
 @pytest.mark.parametrize("progress, warmup, final, share", [

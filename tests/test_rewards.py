@@ -119,6 +119,7 @@ def test_accuracy_is_the_tasks_checker_on_the_answer():
     ("算了 stop 对", ["算了", "stop", "对"]),
     ("错no", ["错", "no"]),
     ("让我们想一想", ["让我", "们想", "一想"]),  # a run of Han characters is not one word
+    ("AEEE ABAB STOP ДА", ["STOP", "ДА"]),
     ("theValue is_it_so O_H KCl weKnow", ["theValue", "weKnow"]),
 ])
 def test_words_are_what_is_not_notation(text, found):

@@ -32,7 +32,7 @@ class Run:
         out.mkdir(exist_ok=True)
         self.first = state.resume(out, self.settings, self.model, self.steppers, ("log",))["step"]
         self.keeper = state.Keeper(out, self.settings, self.first, ("log",), lambda: (
-            {"seconds": 1.5}, state.snapshot(self.model, self.tokens, self.steppers)))
+            {"seconds": 1.5}, state.files(self.model, self.tokens, self.steppers)))
 
     def go(self, to):
         with self.keeper, (self.out / "log").open("a") as log:

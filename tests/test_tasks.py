@@ -207,11 +207,11 @@ HOSTILE = [
 
 @pytest.mark.parametrize("problem", [COUNTDOWN, BALANCE, REPAIR, FACT, kinetics([50, 40, 30], 5)], ids=lambda p: p.task)
 def test_hostile_answers_are_wrong_at_once(problem):
-    started = time.perf_counter()
+    started = time.process_time()  # a busy machine is no fault
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert [answer for answer in HOSTILE if tasks.check(problem, answer)] == []
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
 
 
 def test_model_text_raises_no_warning():
@@ -289,7 +289,7 @@ def test_repair_prompts_are_true_of_the_python_they_show():
 
 def test_repairs_have_bugs_of_every_kind():
     kinds = Counter()
-    for problem in problems("repair", 600):
+    for problem in problems("repair", 1000):
         wrong, right = (half.split("/") for half in re.split(r" (?=def )", problem.key))
         [(old, new)] = [pair for pair in zip(wrong, right) if pair[0] != pair[1]]
         changed = Counter(re.findall(r"\w+|\W", new)) - Counter(re.findall(r"\w+|\W", old))
@@ -298,8 +298,8 @@ def test_repairs_have_bugs_of_every_kind():
         kinds["text"] += "f(s,t)" in problem.prompt
         kinds["list"] += "," in problem.prompt
         kinds["condition"] += "if" in problem.prompt
-    assert min(kinds[kind] for kind in ("+", "-", "*", "<", ">", "0", "1", "max", "min", "sum", "s", "t", "x", "b", "order",
-                                        "loop", "text", "list", "condition")) > 9, kinds
+    assert min(kinds[kind] for kind in ("+", "-", "*", "<", ">", "0", "1", "2", "3", "max", "min", "sum", "s", "t", "x", "b",
+                                        "order", "loop", "text", "list", "condition")) > 9, kinds
 
 
 def test_search_of_three_numbers_is_never_cut():

@@ -1,6 +1,7 @@
 import copy
 import json
 import math
+import re
 from dataclasses import replace
 from functools import partial
 
@@ -11,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import train_grpo
-from r1mini import config, grpo, optim, rewards, score, state, tasks
+from r1mini import config, grpo, memory, optim, rewards, score, state, tasks
 from r1mini.batch import token_logprobs, token_logprobs_and_entropy
+from r1mini.model import Transformer
 from r1mini.records import Rollout
 from r1mini.rollout import Sampling, sample
 
@@ -371,6 +373,9 @@ def test_reference_is_mixed_with_the_policy(run, tmp_path, monkeypatch):
     ({"final_lr": -1.0}, "--final-lr"), ({"rest_lr": -1.0}, "--rest-lr"), ({"weight_decay": math.nan}, "--weight-decay"),
     ({"temperature": math.inf}, "--temperature"), ({"reward": "accuracy,accuracy:0.1"}, "--reward.*'accuracy' is there twice"),
     ({"delta": 1.1}, "--delta: 1.1 is out of range"), ({"overlong_cache": 6}, "--overlong-cache: 6 is out of range"),
+    ({"loss_per": "microbatch", "learner_tokens": 0}, "--loss-per microbatch --learner-tokens 0"),
+    ({"optimizer_on": "cpu"}, "--optimizer-on cpu: would have no effect .--device cpu"),
+    ({"optimizer_on": "gpu", "device": "auto"}, "--optimizer-on: device or cpu, not 'gpu'"),
     ({"overlong": "drop"}, "--overlong: 'drop' is not one of keep, mask"),
 ])
 def test_flags_that_do_not_go_together_are_refused_with_the_reason(run, tmp_path, changes, names):
@@ -405,6 +410,79 @@ def test_memory_flags_do_not_change_a_rollout(run, tmp_path):
     run("one", steps=1)
     run("other", steps=1, learner_tokens=1, sampler_rows=5)
     assert (tmp_path / "one/rollouts.jsonl").read_bytes() == (tmp_path / "other/rollouts.jsonl").read_bytes()
+
+
+TRIED = {"max_new_tokens": 20, "learner_tokens": 256, "minibatches": 2}
+
+
+@pytest.mark.parametrize("changes", [{"beta": 0.1, "correction": "token-truncate"},
+                                     {"bf16": True, "gradient_checkpointing": True}], ids=str)
+def test_trying_the_worst_first_changes_nothing(run, tmp_path, monkeypatch, capsys, changes):
+    run("plain", **TRIED, **changes)
+    monkeypatch.setattr(memory, "told", lambda device: True)
+    run("tried", **TRIED, **changes)
+    assert re.search(r"memory at the worst: .* GiB of .*; by count", capsys.readouterr().out)
+    assert weights_of(tmp_path / "tried") == weights_of(tmp_path / "plain")
+    assert (tmp_path / "tried/rollouts.jsonl").read_bytes() == (tmp_path / "plain/rollouts.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("changes", [{"learner_tokens": 96}, {"learner_tokens": 10**6}, {"minibatch_of": "problems"}],
+                         ids=str)
+def test_no_micro_batch_has_more_tokens_than_the_worst(run, monkeypatch, changes):
+    passes, real = [], train_grpo.token_logprobs
+
+    def watching(model, batch, temperature):
+        passes.append((len(batch.source_M), batch.tokens_BT.shape[1], int(batch.target_BT.sum())))
+        return real(model, batch, temperature)
+
+    monkeypatch.setattr(train_grpo, "token_logprobs", watching)
+    monkeypatch.setattr(memory, "told", lambda device: True)
+    run("out", **{**TRIED, "steps": 1, **changes})
+    worst, *others = passes
+    assert len(others) >= 2 and (worst[0] == 96 or changes != {"learner_tokens": 96})
+    assert all(at_worst >= its for other in others for at_worst, its in zip(worst, other))
+
+
+def test_trying_the_worst_leaves_weights_gradients_and_random_numbers_alone(model, tokens):
+    policy = copy.deepcopy(model).requires_grad_(True)
+    cfg = train_grpo.Config(**TRIED, problems=3, completions=4, tasks=("elements",))
+    state = torch.get_rng_state()
+    train_grpo.worst(cfg, policy, None, tokens, [], torch.device("cpu"))
+    assert all(p.grad is None for p in policy.parameters()) and torch.get_rng_state().equal(state)
+    assert all(mine.equal(theirs) for mine, theirs in zip(policy.parameters(), model.parameters()))
+
+
+def test_run_whose_worst_does_not_fit_stops_before_anything_is_written(script, folder, tmp_path, monkeypatch):
+    def full(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr(memory, "told", lambda device: True)
+    monkeypatch.setattr(Transformer, "hidden", full)
+    for name in ("train_grpo.py", "train_sft.py"):
+        code, out, err = script(name, "--model", folder, "--out", tmp_path / "out", "--tasks", "elements")
+        assert code == 2 and len(err.splitlines()) == 1 and not (tmp_path / "out").exists()
+        assert re.search("not enough memory; lower .*-tokens.* .or give --gradient-checkpointing, --optimizer-on cpu", err)
+        assert "20.00 GiB" in err
+
+
+def test_micro_batches_as_large_as_memory_allows_are_those_of_the_number_found(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(memory, "BUDGETS", {"cpu": [32, 64]})
+    run("found", learner_tokens=0)
+    assert "--learner-tokens 64 fit" in capsys.readouterr().out
+    run("given", learner_tokens=64)
+    assert weights_of(tmp_path / "found") == weights_of(tmp_path / "given")
+    assert run("found", learner_tokens=0)["config"]["learner_tokens"] == 0  # the same command
+
+
+def test_moments_on_the_cpu_give_the_same_run_and_the_same_files(run, tmp_path, monkeypatch):
+    changes = {"steps": 3, "save_every": 1, "device": "auto"}
+    run("there", **changes)
+    with monkeypatch.context() as patch:
+        interrupt_at_call(patch, train_grpo, "report", 3)
+        with pytest.raises(KeyboardInterrupt):
+            run("away", optimizer_on="cpu", **changes)
+    run("away", optimizer_on="cpu", **changes)
+    assert weights_of(tmp_path / "away") == weights_of(tmp_path / "there")
 
 
 def test_finished_run_is_not_run_again(run, monkeypatch):
@@ -573,5 +651,5 @@ def test_minibatches_of_problems_compute_a_prompt_once(run, monkeypatch):
     real = train_grpo.collate
     monkeypatch.setattr(train_grpo, "collate", lambda rows: computed.append((batch := real(rows)).after) or batch)
     run("out", steps=1, minibatches=2, minibatch_of="problems")
-    shared = sum(after >= 0 for part in computed[1:] for after in part)
+    shared = sum(after >= 0 for part in computed for after in part)
     assert shared > 0

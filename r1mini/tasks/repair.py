@@ -31,13 +31,13 @@ from r1mini.tasks.trace import Try
 Program = tuple[str, ...]  # lines, indented by one space a level
 Value = "int | str | tuple[int, ...]"
 
-# Braces hold alternatives, # is a digit.
+# Braces hold alternatives, # is a digit. In front, how often one is drawn: those with more to learn make more problems.
 TEMPLATES = """\
-def f(a,b):/ c=a{+ - *}{b #}/ return c{+ - *}{a b #}
-def f(v):/ s={0 1}/ for x in v:/  s=s{+ *}x/ return s{+ - *}#
-def f(v,b):/ s={0 1}/ for x in v:/  if x{< >}{b #}:/   s+={x b}/ return s
-def f(w,b):/ c={max min sum}(w)/ return c{+ - *}{b #}
-def f(s,t):/ c={s+t t+s s+s t+t}/ return {c+s c+t s+c t+c}""".splitlines()
+18 def f(a,b):/ c=a{+ - *}{b #}/ return c{+ - *}{a b #}
+15 def f(v):/ s={0 1}/ for x in v:/  s=s{+ *}x/ return s{+ - *}#
+5 def f(v,b):/ s={0 1}/ for x in v:/  if x{< >}{b #}:/   s+={x b}/ return s
+9 def f(w,b):/ c={max min sum}(w)/ return c{+ - *}{b #}
+9 def f(s,t):/ c={s t}{+s +t *2 *3}/ return {c+s c+t s+c t+c c*2 c*3}""".splitlines()
 TEXT = "def f(s,t):"
 NAMES = {  # that may be mistaken for each other, and where
     "def f(a,b):": ("ab", r"(?<=c[-+*])[ab]$"), "def f(v,b):": ("xb", r"(?<==)[xb]$"), TEXT: ("st", r"(?<=[=+ ])[st]\b")}
@@ -60,7 +60,9 @@ SECONDS = 0.5  # CPU time of all calls of an answer
 
 
 def draw(rng: Random) -> Program:
-    chosen = re.sub(r"{(.*?)}", lambda hole: rng.choice(hole[1].split()), rng.choice(TEMPLATES))
+    weights, programs = zip(*(template.split(" ", 1) for template in TEMPLATES))
+    [template] = rng.choices(programs, list(map(int, weights)))
+    chosen = re.sub(r"{(.*?)}", lambda hole: rng.choice(hole[1].split()), template)
     return tuple(re.sub("#", lambda _: str(rng.randint(2, 9)), chosen).split("/"))
 
 
@@ -70,9 +72,9 @@ def mends(program: Program) -> tuple[Program, ...]:
     operands."""
     names, places = NAMES.get(program[0], ("", "$^"))
     tokens, ordered = rf"max|min|sum|(?<==)[01]|[-+*](?!=)|[<>]|{places}", "-"
-    if program[0] == TEXT:  # strings have + alone, and an order there
-        tokens, ordered = places, "+"
-    kinds = ("+-*", "<>", "01", names, ("max", "min", "sum"))
+    if program[0] == TEXT:  # of strings, + has an order
+        tokens, ordered = rf"{places}|(?<=\*)[23]", "+"
+    kinds = ("+-*", "<>", "01", "23" * (program[0] == TEXT), names, ("max", "min", "sum"))
     found = []
     for number, line in enumerate(program[1:], 1):
         changed = [line[: token.start()] + other + line[token.end() :]
