@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from r1mini import checkpoint, diagnose, distributed, grpo, memory, optim, rewards, score, tasks, template
+from r1mini import checkpoint, diagnose, distributed, grpo, memory, optim, rewards, score, state, tasks, template
 from r1mini.ahead import Ahead, InTurn
 from r1mini.batch import by_prompt, collate, targets, token_logprobs, token_logprobs_and_entropy
 from r1mini.config import autocast, option, refuse_moot, require, run
@@ -32,6 +32,8 @@ from r1mini.model import ModelConfig, Transformer
 from r1mini.problems import pick, read_problems
 from r1mini.records import Group, Problem, Rollout
 from r1mini.rollout import Sampling, encode, rehearse, sample
+
+LOGS = ("metrics.jsonl", "rollouts.jsonl")
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ class Config:
     gradient_checkpointing: bool = option(False, "compute each layer again in the backward pass: less memory, a third more time")
     compile: bool = option(False, "torch.compile the learner (CPU: needs a C++ compiler)")
     save_every: int = option(20, "steps between saved states; an interrupted run goes on from the last")
+    keep: int = option(2, "saved states that are kept: where the last is damaged, the one before it is gone on from")
     show: int = option(1, "completions printed every 10 steps")
 
 
@@ -144,7 +147,7 @@ def main(cfg: Config) -> dict:
     out, weighting = Path(cfg.out), score.weights(cfg.reward)
     check(cfg)
     settings = asdict(cfg) | fingerprint(cfg.data)
-    if checkpoint.has_finished(out, settings):
+    if state.has_finished(out, settings):
         print(f"{out}: this run has finished already; nothing to do")
         return checkpoint.read_record(out / "run.json")
     functions = score.functions(cfg.reward)
@@ -174,16 +177,20 @@ def main(cfg: Config) -> dict:
     steppers = optim.optimizers(policy, cfg.optimizer, cfg.learning_rate, cfg.weight_decay, cfg.rest_lr, cfg.optimizer_on)
     memory.rehearse(partial(worst, cfg, policy, reference, tokens, data, device), needs(cfg, device, policy.config), free, device)
     distributed.agree("what --data holds", settings.get("data_sha256"))
-    checkpoint.start_run(out, settings)
-    first, seconds = resume(out, policy, reference, snapshot, steppers)
-    started = time.perf_counter() - seconds
+    state.start_run(out, settings)
+    besides = {name: model for name, model in {"reference": reference, "snapshot": snapshot}.items() if model is not None}
+    resumed = state.resume(out, settings, policy, steppers, LOGS, besides)
+    started = time.perf_counter() - resumed["seconds"]
     rows, skipped = checkpoint.read_metrics(out / "metrics.jsonl", *diagnose.NEEDED), optim.Skipped()
     spent = sum(row["groups_drawn"] for row in rows) * cfg.completions
     draw = lambda model, step, spent: collect(cfg, data, distributed.whole(model), tokens, functions, weighting, step, spent, device)
     source = Ahead(draw, policy, snapshot) if snapshot is not None else InTurn(draw, policy)
+    keeper = state.Keeper(out, settings, resumed["step"], LOGS, lambda: (
+        {"seconds": time.perf_counter() - started}, state.files(policy, tokens, steppers, besides)))
 
-    with distributed.log(out / "metrics.jsonl") as metrics_log, distributed.log(out / "rollouts.jsonl") as rollouts_log:
-        for step in range(first, cfg.steps):
+    metrics_log, rollouts_log = (distributed.log(out / name) for name in LOGS)
+    with metrics_log, rollouts_log, keeper:
+        for step in range(resumed["step"], cfg.steps):
             begun = time.perf_counter()
             # 1. Sample a group of completions of each problem from the policy; 2. score them by rules.
             (groups, drawn), sampling = source.take(step, spent)
@@ -197,6 +204,7 @@ def main(cfg: Config) -> dict:
 
             # 3. Advantages: each completion against its group. [R1 Eq. 3]
             adv_NG = grpo.group_advantages(rewards_NG, baseline=cfg.baseline, scale=cfg.scale)
+            keeper.hold()
 
             # 4. Renew the reference every so many steps (R1: 25, or 400 updates). [R1 §2.2.1]
             if reference is not None and cfg.reference_every and step and step % cfg.reference_every == 0:
@@ -226,17 +234,12 @@ def main(cfg: Config) -> dict:
                     print(f"{out.name}: {sentence}", flush=True)
             if progress == 1:
                 break
-            if cfg.save_every and (step + 1) % cfg.save_every == 0:
-                checkpoint.save_state(out, {
-                    "step": step + 1, "seconds": time.perf_counter() - started,
-                    "model": distributed.whole(policy).state_dict(),
-                    "reference": distributed.whole(reference).state_dict() if reference is not None else None,
-                    "snapshot": snapshot.state_dict() if snapshot is not None else None,
-                    "optimizers": [distributed.full(stepper.state_dict()) for stepper in steppers]})
+            keeper.done(step + 1)
 
     checkpoint.save(out, distributed.whole(policy), tokens)
     summary = {"steps": len(rows), "seconds": round(time.perf_counter() - started, 1)}
-    checkpoint.finish_run(out, **summary)
+    state.finish_run(out, **summary)
+    print(f"{out}: {summary['steps']} steps, {summary['seconds']:.0f} s; now: python sample.py --model {out}")
     return summary
 
 
@@ -472,7 +475,8 @@ def check(cfg: Config) -> None:
             overlong_cache=0 <= cfg.overlong_cache < cfg.max_new_tokens, learning_rate=cfg.learning_rate >= 0,
             rest_lr=cfg.rest_lr >= 0, warmup=0 <= cfg.warmup < 1, final_lr=cfg.final_lr >= 0,
             weight_decay=cfg.weight_decay >= 0, max_grad_norm=cfg.max_grad_norm > 0,
-            learner_tokens=cfg.learner_tokens >= 0, sampler_rows=cfg.sampler_rows >= 1, save_every=cfg.save_every >= 0)
+            learner_tokens=cfg.learner_tokens >= 0, sampler_rows=cfg.sampler_rows >= 1, save_every=cfg.save_every >= 0,
+            keep=cfg.keep >= 1)
     for flag, known in (("loss-per", grpo.WEIGHTS), ("objective", grpo.OBJECTIVES), ("ratio", grpo.RATIOS),
                         ("kl", grpo.ESTIMATES), ("correction", grpo.CORRECTIONS), ("overlong", ("keep", "mask")),
                         ("minibatch-of", ("completions", "problems"))):
@@ -521,25 +525,6 @@ def moot(cfg: Config) -> dict[str, str]:
                                (False, "with --minibatches 1 every ratio is 1"))
         needs["minibatch_of"] = (False, "--minibatches 1 takes all")
     return {name: why for name, (met, why) in needs.items() if not met}
-
-
-def resume(out: Path, policy, reference, snapshot, steppers) -> tuple[int, float]:
-    """(first step to run, seconds spent before it); logs are cut back to the saved step."""
-    state = checkpoint.load_state(out)
-    first = state["step"] if state else 0
-    if state:
-        distributed.restore(policy, state["model"])
-        if reference is not None:
-            distributed.restore(reference, state["reference"])
-        if snapshot is not None:
-            distributed.restore(snapshot, state["snapshot"])
-        for stepper, saved in zip(steppers, state["optimizers"]):
-            distributed.restore(stepper, saved)
-        print(f"{out}: going on from step {first}")
-    distributed.agree(f"the state in --out {out}", first)
-    for name in ("metrics.jsonl", "rollouts.jsonl"):
-        checkpoint.keep_lines(out / name, lambda row: row["step"] < first)
-    return first, state["seconds"] if state else 0.0
 
 
 def write_rollouts(log, step: int, groups: Sequence[Group], adv_NG: Tensor) -> None:

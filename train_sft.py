@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from r1mini import checkpoint, distributed, memory, optim, tasks, template, tokenizer
+from r1mini import checkpoint, distributed, memory, optim, state, tasks, template, tokenizer
 from r1mini.batch import collate, filled, packed, shuffled, token_logprobs
 from r1mini.config import autocast, option, refuse_moot, require, run
 from r1mini.config import device as pick_device
@@ -28,6 +28,7 @@ from r1mini.data import Bad, cold_start, corpus_row, evaluation_ngrams, fingerpr
 from r1mini.formats import Row, conversation
 from r1mini.model import ModelConfig, Transformer
 
+LOGS = ("metrics.jsonl",)
 CORPUS_WINDOW = 16_384  # rows of the endless corpus that are made, sorted and batched at a time
 
 
@@ -63,6 +64,7 @@ class Config:
     gradient_checkpointing: bool = option(False, "compute each layer again in the backward pass: less memory, a third more time")
     compile: bool = option(False, "torch.compile the model (CPU: needs a C++ compiler)")
     save_every: int = option(500, "steps between saved states; an interrupted run goes on from the last")
+    keep: int = option(2, "saved states that are kept: where the last is damaged, the one before it is gone on from")
     # The shape of a `new` model.
     hidden_size: int = option(128, "width of a new model")
     layers: int = option(4, "layers of a new model")
@@ -86,11 +88,10 @@ def main(cfg: Config) -> dict:
     out = Path(cfg.out)
     check(cfg)
     settings = asdict(cfg) | fingerprint(cfg.data)
-    if checkpoint.has_finished(out, settings):
+    if state.has_finished(out, settings):
         print(f"{out}: this run has finished already; nothing to do")
         return checkpoint.read_record(out / "run.json")
     device = pick_device(cfg.device, cfg.threads)
-    torch.manual_seed(cfg.seed)
     free = memory.available(device)
     if cfg.model == "new":
         sample = (corpus_row(cfg.seed, index) for index in range(min(cfg.rows, 20_000)))
@@ -120,27 +121,22 @@ def main(cfg: Config) -> dict:
     longest, count = (max(sum(map(len, row)) for row in rows), len(rows)) if rows else (context, cfg.rows)
     memory.rehearse(partial(worst, cfg, model, longest, count, device), needs(cfg, model.config), free, device)
     distributed.agree("what --data holds", settings.get("data_sha256"))
-    checkpoint.start_run(out, settings)
+    state.start_run(out, settings)
+    resumed = state.resume(out, settings, model, steppers, LOGS)
+    started, position = time.perf_counter() - resumed["seconds"], resumed.get("position", (0, 0))
+    seen, window, loss = resumed.get("tokens", 0), resumed.get("window", []), resumed.get("loss", math.nan)
+    window, step = [torch.tensor(x, device=device) for x in window], resumed["step"] - 1
+    skipped = optim.Skipped()
+    keeper = state.Keeper(out, settings, resumed["step"], LOGS, lambda: (
+        {"seconds": time.perf_counter() - started, "position": position, "tokens": seen, "loss": loss,
+         "window": [float(x) for x in window]}, state.files(model, tokens, steppers)))
 
-    first, seconds, seen, window, loss = 0, 0.0, 0, [], float("nan")
-    if state := checkpoint.load_state(out):
-        first, seconds, seen = state["step"], state["seconds"], state["tokens"]
-        window, loss = [torch.tensor(x, device=device) for x in state["window"]], state["loss"]
-        distributed.restore(model, state["model"])
-        for stepper, saved in zip(steppers, state["optimizers"]):
-            distributed.restore(stepper, saved)
-        print(f"{out}: going on from step {first}")
-    distributed.agree(f"the state in --out {out}", first)
-    checkpoint.keep_lines(out / "metrics.jsonl", lambda row: row["step"] < first)
-
-    started, skipped = time.perf_counter() - seconds, optim.Skipped()
-    with distributed.log(out / "metrics.jsonl") as log, tqdm(
+    with distributed.log(out / LOGS[0]) as log, keeper, tqdm(
         total=cfg.epochs, bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}", leave=False,
         disable=None if cfg.progress else True,
     ) as bar:
-        for step, (chosen, progress) in enumerate(batches(cfg, tokens, rows, context)):
-            if step < first:
-                continue
+        for step, (chosen, progress, after) in enumerate(batches(cfg, tokens, rows, context, position), resumed["step"]):
+            keeper.hold()
             here, count, bad = memory.in_halves(lambda size: gradient(cfg, model, chosen, size, device), cfg.batch_tokens,
                                                 model, cfg)
             rate = optim.learning_rate_at(progress, cfg.learning_rate, cfg.warmup, cfg.final_lr)
@@ -159,20 +155,17 @@ def main(cfg: Config) -> dict:
                 log.flush()
                 bar.set_description(f"step {step} loss {loss:.4f}")
                 bar.update(progress * cfg.epochs - bar.n)
-            if cfg.save_every and (step + 1) % cfg.save_every == 0:
-                checkpoint.save_state(out, {
-                    "step": step + 1, "model": distributed.whole(model).state_dict(), "tokens": seen,
-                    "window": [float(x) for x in window], "loss": loss,
-                    "optimizers": [distributed.full(stepper.state_dict()) for stepper in steppers],
-                    "seconds": time.perf_counter() - started})
+            position = after
+            keeper.done(step + 1)
     if window:
         loss = float(torch.stack(window).mean())
     if not seen:
         raise ValueError(f"{out}: no update was made, so there is nothing to save")
     checkpoint.save(out, distributed.whole(model), tokens)
     summary = {"steps": step + 1, "loss": loss, "tokens": seen, "seconds": round(time.perf_counter() - started, 1)}
-    checkpoint.finish_run(out, **summary)
-    print(f"{out}: {summary['steps']} steps, {seen} tokens, loss {loss:.4f}, {summary['seconds']:.0f} s")
+    state.finish_run(out, **summary)
+    print(f"{out}: {summary['steps']} steps, {seen} tokens, loss {loss:.4f}, {summary['seconds']:.0f} s; "
+          f"now: python sample.py --model {out}")
     return summary
 
 
@@ -214,7 +207,7 @@ def check(cfg: Config) -> None:
     made = cfg.data in ("corpus", "cold-start")
     require(cfg, epochs=cfg.epochs >= 1, rows=cfg.rows >= (1 if made else 0), batch_tokens=cfg.batch_tokens >= 1,
             learning_rate=cfg.learning_rate >= 0, warmup=0 <= cfg.warmup < 1, max_grad_norm=cfg.max_grad_norm > 0,
-            save_every=cfg.save_every >= 0, heads=cfg.heads >= 1, layers=cfg.layers >= 1)
+            save_every=cfg.save_every >= 0, keep=cfg.keep >= 1, heads=cfg.heads >= 1, layers=cfg.layers >= 1)
     require(cfg, kv_heads=cfg.kv_heads >= 1 and cfg.heads % cfg.kv_heads == 0,
             hidden_size=cfg.hidden_size >= 1 and cfg.hidden_size % (2 * cfg.heads) == 0)
     tasks.require(cfg.tasks, judged=False)
@@ -234,14 +227,18 @@ def moot(cfg: Config) -> dict[str, str]:
     return {name: why for name, (met, why) in needs.items() if not met}
 
 
-def batches(cfg: Config, tokens: tokenizer.Tokenizer, rows: list | None, context: int) -> Iterator[tuple[list, float]]:
-    """(rows, progress of the run from 0 to 1), in an order that depends on the seed alone. `rows` are all the rows,
-    or None for the corpus, whose rows are made as they are needed."""
+def batches(cfg: Config, tokens: tokenizer.Tokenizer, rows: list | None, context: int, position: Sequence[int] = (0, 0)
+            ) -> Iterator[tuple[list, float, tuple[int, int]]]:
+    """(rows, progress of the run from 0 to 1, position behind them), in an order that depends on the seed alone. `rows` are
+    all the rows, or None for the corpus, whose rows are made as they are needed. A position is (part, batches of it): what
+    lies before it is not made again."""
     if cfg.data == "corpus":
         parts = [(epoch, start) for epoch in range(cfg.epochs) for start in range(0, cfg.rows, CORPUS_WINDOW)]
     else:
         parts = [(epoch, 0) for epoch in range(cfg.epochs)]
     for number, (epoch, start) in enumerate(parts):
+        if number < position[0]:
+            continue
         if cfg.data == "corpus":
             indices = range(start, min(start + CORPUS_WINDOW, cfg.rows))
             made = [corpus_row(cfg.seed, index) for index in indices]
@@ -249,7 +246,8 @@ def batches(cfg: Config, tokens: tokenizer.Tokenizer, rows: list | None, context
         arrange = packed if cfg.pack else shuffled
         order = arrange([sum(map(len, row)) for row in rows], cfg.batch_tokens, f"{cfg.seed} {epoch} {start}")
         for index, group in enumerate(order):
-            yield [rows[i] for i in group], (number + index / len(order)) / len(parts)
+            if (number, index) >= tuple(position):
+                yield [rows[i] for i in group], (number + index / len(order)) / len(parts), (number, index + 1)
 
 
 def load(cfg: Config, tokens: tokenizer.Tokenizer, form: template.Template, context: int) -> list[tuple]:

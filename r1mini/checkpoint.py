@@ -1,4 +1,4 @@
-"""Model folders in Hugging Face's layout, and the state of an unfinished run beside them.
+"""Model folders in Hugging Face's layout, and files that are whole or not there.
 
 A model folder holds config.json, generation_config.json, safetensors, tokenizer.json and what else its tokenizer came
 with; [weights.py](weights.py) reads and writes the first and the third. The embedded base models are such folders and are
@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 from tokenizers import Tokenizer as Backend
 
-from r1mini.distributed import alike, on_first
+from r1mini.distributed import on_first
 from r1mini.model import ModelConfig, Transformer
 from r1mini.tokenizer import Tokenizer
 from r1mini.weights import config_json, json_object, json_text, load_weights, read_config, read_file, read_json, shards
@@ -50,27 +50,45 @@ def resolve(name: str | Path) -> Path:
 
 def replace(folder: Path, files: Mapping[str, bytes | Callable[[Path], None]], stale: Iterable[Path] = ()) -> None:
     """Write files, each given by its content or by what writes it to a path, so that each is whole at any moment, the old
-    one or the new one; if one of them cannot be written, all stay as they are. `stale` ones go. While several change, the
-    last of them is missing."""
+    one or the new one, also when the power fails; if one of them cannot be written, all stay as they are. `stale` ones go.
+    While several change, the last of them is missing."""
     temporary = {name: folder / f"{name}.tmp" for name in files}
     try:
         for name, content in files.items():
-            if isinstance(content, bytes):
-                temporary[name].write_bytes(content)
-            else:
-                content(temporary[name])
-    except BaseException as error:
+            write(temporary[name], content, folder / name)
+    except BaseException:
         for path in temporary.values():
             path.unlink(missing_ok=True)
-        if not isinstance(error, (OSError, SafetensorError, RuntimeError)):  # torch.save's is a RuntimeError
-            raise
-        raise ValueError(f"{folder / name}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
+        raise
     if len(files) > 1:
         (folder / name).unlink(missing_ok=True)
         for path in stale:
             path.unlink(missing_ok=True)
     for name, path in temporary.items():
         os.replace(path, folder / name)
+    sync(folder)
+
+
+def write(path: Path, content: bytes | Callable[[Path], None], told: Path) -> None:
+    """A new file, by its content or by what writes it to a path; it is on the disk when this returns. ValueError naming
+    `told` if it cannot be written."""
+    try:
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            content(path)
+        sync(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{told}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or what a folder lists, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -144,40 +162,28 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         raise ValueError(f"{folder}: {error}") from None
 
 
-@on_first
-def save(folder: str | Path, model: Transformer, tokenizer: Tokenizer, dtype: torch.dtype | None = None,
-         shard_bytes: int = 5_000_000_000) -> None:
-    """Write a model folder, with what the tokenizer and config.json came with; config.json comes last."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+def model_files(model: Transformer, tokenizer: Tokenizer, dtype: torch.dtype | None = None, shard_bytes: int = 5_000_000_000
+                ) -> dict[str, bytes | Callable[[Path], None]]:
+    """The files of a model folder: what they hold, or what writes them."""
     files = {**shards(model, dtype, shard_bytes), **tokenizer.files,
              "tokenizer.json": tokenizer.backend.to_str(pretty=True).encode()}
     generation = json.loads(files.get("generation_config.json", "{}"))
     if set(listed(generation.get("eos_token_id"))) != tokenizer.stop_ids:
         files["generation_config.json"] = json_text({**generation, "eos_token_id": sorted(tokenizer.stop_ids)}).encode()
     kind = dtype or model.lm_head.weight.dtype
-    files["config.json"] = json_text(config_json(model, tokenizer.stop_ids, kind)).encode()
-    # An earlier model's shards would be loaded with it, or instead.
-    replace(folder, files, [path for path in folder.glob("model*.safetensors*") if path.name not in files and
-                            re.fullmatch(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?", path.name)])
+    return {**files, "config.json": json_text(config_json(model, tokenizer.stop_ids, kind)).encode()}
 
 
 @on_first
-def save_state(folder: Path, state: Mapping[str, Any]) -> None:
-    """Write the state of an unfinished run (nested dicts of tensors, numbers and strings) as one file, atomically."""
+def save(folder: str | Path, model: Transformer, tokenizer: Tokenizer, dtype: torch.dtype | None = None,
+         shard_bytes: int = 5_000_000_000) -> None:
+    """Write a model folder, with what the tokenizer and config.json came with; config.json comes last."""
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    replace(folder, {"resume.pt": lambda path: torch.save(dict(state), path)})
-
-
-def load_state(folder: Path) -> dict[str, Any] | None:
-    """What `save_state` wrote, or None. Tensors and plain values only: nothing in the file is ever executed."""
-    path = folder / "resume.pt"
-    if not path.is_file():
-        return None
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged file
-        raise ValueError(f"{path}: damaged ({type(error).__name__}); delete it to start this run again") from None
+    files = model_files(model, tokenizer, dtype, shard_bytes)
+    # An earlier model's shards would be loaded with it, or instead.
+    replace(folder, files, [path for path in folder.glob("model*.safetensors*") if path.name not in files and
+                            re.fullmatch(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?", path.name)])
 
 
 def prepare_folder(out: Path) -> None:
@@ -189,37 +195,6 @@ def prepare_folder(out: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise ValueError(f"--out {out}: cannot be written ({error.strerror})") from None
-
-
-@alike
-def has_finished(out: Path, config: Mapping[str, Any]) -> bool:
-    """Whether a run with this configuration has finished in `out`. Another configuration's run is refused; what only
-    concerns the display may differ."""
-    path = out / "run.json"
-    if not path.is_file():
-        return False
-    record, config = read_record(path), json.loads(json.dumps(config))
-    before = record.get("config", {})
-    for key in sorted((config.keys() | before.keys()) - {"out", "progress", "show", "save_every"}):
-        if config.get(key) != before.get(key):
-            what = "what --data holds" if key == "data_sha256" else f"--{key.replace('_', '-')}"
-            raise ValueError(f"--out {out}: holds another run ({what} was {before.get(key)!r}, "
-                             f"now {config.get(key)!r}); choose another folder")
-    return bool(record.get("finished"))
-
-
-@on_first
-def start_run(out: Path, config: Mapping[str, Any]) -> None:
-    """Make the run's folder and record its configuration. Called after everything that a wrong flag could stop."""
-    prepare_folder(out)
-    write_json(out / "run.json", {"config": config, "finished": False})
-
-
-@on_first
-def finish_run(out: Path, **summary: Any) -> None:
-    record = read_json(out / "run.json")
-    write_json(out / "run.json", {**record, "finished": True, **summary})
-    (out / "resume.pt").unlink(missing_ok=True)
 
 
 def number(value: Any) -> bool:
@@ -259,15 +234,3 @@ def read_record(path: Path, *numbers: str) -> dict[str, Any]:
     if not whole or type(record.get("finished")) is not bool or wrong:
         raise ValueError(f"{path}: not what a run writes ({', '.join(wrong) or 'config, finished'})")
     return record
-
-
-@on_first
-def keep_lines(path: Path, wanted) -> None:
-    """Drop the lines of a JSONL log that the resumed run will write again."""
-    if not path.is_file():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").split("\n")[:-1]:  # the last was cut by the interruption, or is empty
-        if wanted(json.loads(line)):
-            kept.append(line + "\n")
-    replace_text(path, "".join(kept))

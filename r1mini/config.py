@@ -1,6 +1,7 @@
 """Command lines from frozen dataclasses: a field is a flag, its default and help stand beside it.
 
-Defaults < `--preset` < flags. Mistakes are one line on standard error and exit code 2.
+Defaults < `--preset` < flags. Mistakes are one line on standard error and exit code 2; a job that a signal ended, and that
+goes on by the same command, one line and exit code 75.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ import re
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, TypeVar
+
+from r1mini import interrupt
 
 Config = TypeVar("Config")
 
@@ -63,8 +67,10 @@ def run(main: Callable[[Config], Any], cls: type[Config], presets: Mapping[str, 
     """A script's entry: its user's mistakes end in one line and exit code 2."""
     name = sys.argv[0].rsplit("/", 1)[-1]
     config = parse(cls, presets=presets, description=description, prog=name, moot=moot)
+    goes_on = bool(getattr(config, "out", ""))  # what is not kept anywhere is cut off as usual: chat, above all
     try:
-        main(config)
+        with interrupt.listening() if goes_on else nullcontext():
+            main(config)
     except (ValueError, OSError) as error:
         sys.exit(fail(name, error))
     except (MemoryError, RuntimeError) as error:
@@ -73,9 +79,8 @@ def run(main: Callable[[Config], Any], cls: type[Config], presets: Mapping[str, 
         flags = memory_flags(config, cuda="CUDA" in str(error))
         sys.exit(fail(name, ValueError(f"not enough memory; lower {flags} ({str(error)[:200]})")))
     except KeyboardInterrupt:
-        goes_on = "; the same command goes on from what is saved" if getattr(config, "out", "") else ""
-        print(f"\n{name}: interrupted{goes_on}", file=sys.stderr)
-        sys.exit(130)
+        print(f"\n{name}: interrupted" + "; the same command goes on from what is saved" * goes_on, file=sys.stderr)
+        sys.exit(interrupt.EXIT if goes_on else 130)
 
 
 def memory_flags(config: Any, cuda: bool = False) -> str:

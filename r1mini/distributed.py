@@ -28,7 +28,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from r1mini import batch
+from r1mini import batch, interrupt
 from r1mini.model import Transformer
 
 PATIENCE = timedelta(hours=2)  # a rank's completions may be much longer than another's; torchrun notices a dead one at once
@@ -78,7 +78,7 @@ def together(main: Callable[[Any], Any]) -> Callable[[Any], Any]:
             gather([])
         except BaseException as error:
             if not speaks(store):
-                sys.exit(2)
+                sys.exit(interrupt.EXIT if isinstance(error, KeyboardInterrupt) else 2)
             if isinstance(error, RuntimeError) and re.search("Connection (closed|reset)|Broken pipe|Socket", str(error)):
                 raise ValueError(f"another rank is gone ({brief(error)})") from None
             raise

@@ -148,16 +148,20 @@ def held_out(name: str, count: int) -> list[Problem]:
 def draw(model: Transformer, tokenizer: Tokenizer, sets: Mapping[str, Sequence[Problem]], samples: int, how: Sampling,
          seed: int, *, done: int = 0, names: Sequence[str] = (*score.WATCHED, "code"), max_rows: int = 256,
          progress: str | None = None) -> Iterator[tuple[Problem, list[Rollout], score.Scores]]:
-    """(problem, its completions, their rewards) of every problem of every set but the first `done`. Completions are those of a
-    job that was never interrupted."""
+    """(problem, its completions, their rewards) of every problem of every set but the first `done`. What is sampled side by
+    side is so again, the done ones with it: else the last bits of the log-probabilities would not be those of a job that was
+    never interrupted."""
     at_once = max(1, max_rows // samples)
     with score.pool() as pool:
         for number, (title, problems) in enumerate(sets.items()):
-            for start in range(min(done, len(problems)), len(problems), at_once):
-                part = problems[start : start + at_once]
+            for start in range(0, len(problems), at_once):
+                part, had = problems[start : start + at_once], max(0, done - start)
+                if had >= len(part):
+                    continue
                 groups = sample(model, tokenizer, [p.prompt for p in part], samples, how, seed=seed, step=number, first=start,
                                 max_rows=max_rows,
                                 progress=f"{progress} {title} {start + 1}/{len(problems)}" if progress else None)
+                part, groups = part[had:], groups[had:]
                 scoring = [score.begin(problem, group, {name: rewards.REWARDS[name] for name in names}, pool)
                            for problem, group in zip(part, groups)]
                 yield from zip(part, groups, (finish() for finish in scoring))

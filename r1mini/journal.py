@@ -1,7 +1,7 @@
 """The finished parts of a long sampling job, on disk: an interrupted job, started again, goes on behind the last of them.
 
-A file of JSON lines beside the job's `--out`: its settings, then each part with its number. The job deletes it when its result
-is written. Only one process at a time has it. Not on Windows.
+A file beside the job's `--out`, of lines of JSON behind their checksum: its settings, then each part with its number. The
+job deletes it when its result is written. Only one process at a time has it. Not on Windows.
 """
 
 from __future__ import annotations
@@ -9,9 +9,21 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+
+def alone(path: Path, told: str) -> BinaryIO:
+    """The file, open to read and append, while this process has it to itself. ValueError if another one has it."""
+    file = open(path, "a+b")  # noqa: SIM115 (it is the caller's to close)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise ValueError(f"{told}: another process works on it") from None
+    return file
 
 
 class Journal:
@@ -25,11 +37,7 @@ class Journal:
         self.path, self.parts, self.file = path, [], None
         if path is None:
             return
-        self.file = open(path, "a+b")  # noqa: SIM115 (it stays open until `close`)
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ValueError(f"{path}: another process works on it") from None
+        self.file = alone(path, str(path))
         self.file.seek(0)
         lines = self.file.read().split(b"\n")
         self.file.truncate(sum(len(line) + 1 for line in lines[:-1]))
@@ -40,7 +48,7 @@ class Journal:
 
     def read(self, lines: list[bytes], settings: Mapping[str, Any], count: int) -> None:
         try:
-            before, *numbered = map(json.loads, lines)
+            before, *numbered = map(checked, lines)
             self.parts = [part for _, part in numbered]
             whole = isinstance(before, dict) and [n for n, _ in numbered] == list(range(len(numbered))) and len(numbered) <= count
         except (ValueError, TypeError) as error:
@@ -55,7 +63,8 @@ class Journal:
             print(f"{self.path}: going on behind {len(self.parts)} of {count} parts", flush=True)
 
     def write(self, value: Any) -> None:
-        self.file.write(json.dumps(value).encode() + b"\n")
+        content = json.dumps(value).encode()
+        self.file.write(b"%08x %b\n" % (zlib.crc32(content), content))
         self.file.flush()
         os.fsync(self.file.fileno())
 
@@ -69,3 +78,10 @@ class Journal:
         if self.file:
             self.path.unlink(missing_ok=True)
             self.file.close()
+
+
+def checked(line: bytes) -> Any:
+    checksum, _, content = line.partition(b" ")
+    if checksum != b"%08x" % zlib.crc32(content):
+        raise ValueError(f"a line's checksum is not {checksum[:8]!r}")
+    return json.loads(content)

@@ -8,7 +8,8 @@
                                                         student ── GRPO ─► (beside it)
 
 Every stage is the `main` of a script. A stage that has finished is not run again; an interrupted one goes on where it
-was. Stages that do not need each other run side by side, one single-threaded process a core.
+was. A signal makes the stages that run save what they have. Stages that do not need each other run side by side, one
+single-threaded process a core.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import importlib
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from r1mini import checkpoint, tasks
+from r1mini import checkpoint, interrupt, state, tasks
 from r1mini.config import device as pick_device
 from r1mini.config import option, require
 from r1mini.report import model_titles, write_results
@@ -144,8 +144,12 @@ def recipe(cfg: Config, seed: int, out: Path) -> list[Stage]:
 
 
 def start_worker() -> None:
-    """Ctrl-C is the parent's to handle, which then ends its workers; without a parent they end themselves."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """A signal waits until a stage runs; what comes after the first is the parent's to handle, without whom a worker ends
+    itself."""
+    for number in interrupt.SIGNALS:
+        signal.signal(number, interrupt.first)
+    interrupt.hold()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, interrupt.SIGNALS)
     tqdm.set_lock(threading.RLock())
 
     def follow_parent() -> None:
@@ -157,8 +161,12 @@ def start_worker() -> None:
 
 def run_stage(stage: Stage) -> None:
     """In a worker process: the script's own `main`."""
-    script = importlib.import_module(stage.script)
-    script.main(script.Config(**stage.settings))
+    try:
+        interrupt.let_go()
+        script = importlib.import_module(stage.script)
+        script.main(script.Config(**stage.settings))
+    finally:
+        interrupt.hold()
 
 
 def schedule(stages: Sequence[Stage], workers: int, say: Callable[[str], None]) -> None:
@@ -166,7 +174,6 @@ def schedule(stages: Sequence[Stage], workers: int, say: Callable[[str], None]) 
     waiting = [stage for stage in stages if not stage.finished()]
     running: dict[Future, tuple[Stage, float]] = {}
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `finally` ends the workers
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker)
     try:
         while waiting or running:
@@ -174,7 +181,9 @@ def schedule(stages: Sequence[Stage], workers: int, say: Callable[[str], None]) 
                 if len(running) < workers and all(map(is_done, stage.needs)):
                     waiting.remove(stage)
                     say(f"start {stage.name}")
+                    signal.pthread_sigmask(signal.SIG_BLOCK, interrupt.SIGNALS)  # of a worker that starts, until it can
                     running[pool.submit(run_stage, stage)] = (stage, time.perf_counter())
+                    signal.pthread_sigmask(signal.SIG_UNBLOCK, interrupt.SIGNALS)
             if not running:
                 missing = sorted({str(path) for stage in waiting for path in stage.needs if not is_done(path)})
                 raise ValueError(f"--stages: {waiting[0].name} needs {', '.join(missing)}")
@@ -191,7 +200,7 @@ def schedule(stages: Sequence[Stage], workers: int, say: Callable[[str], None]) 
                                      "the same command goes on from what is saved") from None
                 say(f"finished {stage.name} in {time.perf_counter() - started:.0f} s")
     finally:
-        if running:  # an error or Ctrl-C: what a stage has saved stays, and it goes on from there
+        if running:  # an error or a signal: the other stages save what they have
             for worker in multiprocessing.active_children():
                 worker.terminate()
         pool.shutdown(cancel_futures=True)
@@ -233,12 +242,14 @@ def results_written(root: Path, rounds: int) -> bool:
 
 
 def same_run(root: Path, file: str, choice: dict[str, Any]) -> None:
-    """Record the flags that decide the results in `root`; refuse a folder whose results another choice has made."""
+    """Record the flags that decide the results in `root`; refuse a folder whose results another choice has made, or on which
+    another process works."""
     before = checkpoint.read_json(root / file) if (root / file).is_file() else choice
     for key, value in choice.items():
         if before.get(key, value) != value:
             raise ValueError(f"--out {root}: holds a run with --{key} {before[key]}, not {value}; choose another folder")
     checkpoint.prepare_folder(root)
+    state.lock(root)
     checkpoint.write_json(root / file, choice)
 
 

@@ -8,7 +8,7 @@ import torch
 from conftest import interrupt_at_call, jsonl
 
 import train_grpo
-from r1mini import checkpoint, distributed, rewards
+from r1mini import distributed, rewards, state
 from r1mini.ahead import Ahead
 
 LETTERS = """import signal
@@ -98,7 +98,7 @@ def test_interrupted_and_resumed_is_uninterrupted_to_the_bit(run, tmp_path, monk
         interrupt_at_call(patch, train_grpo, where, call if call > 0 else len(calls))  # at the last step's sampling
         with pytest.raises(KeyboardInterrupt):
             run("cut", **changes)
-    assert checkpoint.load_state(tmp_path / "cut")["step"] == 3 and not learners()
+    assert state.newest(tmp_path / "cut").name == "step-00000003" and not learners()
     run("cut", **changes)
     same(tmp_path / "whole", tmp_path / "cut")
     assert sum(row["grad_norm"] for row in jsonl(tmp_path / "cut/metrics.jsonl"))

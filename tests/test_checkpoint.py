@@ -433,9 +433,8 @@ def test_missing_folder_is_named(tmp_path):
         checkpoint.load(tmp_path / "absent")
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "resume.pt"])
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
 def test_full_disk_leaves_the_old_files_and_no_others(copied, tokens, monkeypatch, name):
-    checkpoint.save_state(copied, {"step": 1})
     before = {path.name: path.read_bytes() for path in copied.iterdir()}
     write = Path.write_bytes
 
@@ -448,11 +447,9 @@ def test_full_disk_leaves_the_old_files_and_no_others(copied, tokens, monkeypatc
         full(path, to_bytes(tensors, metadata))
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    monkeypatch.setattr(torch, "save", lambda state, path: full(path, b"state"))
     monkeypatch.setattr(weights, "save_file", full_of_tensors)
     with pytest.raises(ValueError, match=f"{name}: cannot be written .No space left on device"):
         checkpoint.save(copied, random_model(num_hidden_layers=1, vocab_size=tokens.vocab_size), tokens)
-        checkpoint.save_state(copied, {"step": 2})
     after = {path.name: path.read_bytes() for path in copied.iterdir()}
     assert after.keys() == before.keys()
     assert after[name] == before[name]
@@ -467,63 +464,6 @@ def test_weights_that_cannot_be_written_are_named(tmp_path, model, tokens, monke
     with pytest.raises(ValueError, match="model.safetensors: cannot be written .*No space left"):
         checkpoint.save(tmp_path, model, tokens)
     assert not list(tmp_path.iterdir())
-
-
-# -- runs --------------------------------------------------------------------------------------------------------------
-
-
-def test_state_comes_back(tmp_path):
-    assert checkpoint.load_state(tmp_path) is None
-    state = {"step": 3, "model": {"w": torch.randn(2, 2)}, "reference": None, "optimizers": [{"lr": 0.1}]}
-    checkpoint.save_state(tmp_path, state)
-    loaded = checkpoint.load_state(tmp_path)
-    assert loaded["model"]["w"].equal(state["model"]["w"])
-    assert {**loaded, "model": 0} == {**state, "model": 0}
-
-
-@pytest.mark.parametrize("content", [b"", b"nonsense"])
-def test_damaged_state_is_named(tmp_path, content):
-    (tmp_path / "resume.pt").write_bytes(content)
-    with pytest.raises(ValueError, match="resume.pt: damaged"):
-        checkpoint.load_state(tmp_path)
-
-
-def test_nothing_in_a_state_is_executed(tmp_path):
-    torch.save({"step": Path}, tmp_path / "resume.pt")  # a class: pickle would call it
-    with pytest.raises(ValueError, match="resume.pt: damaged"):
-        checkpoint.load_state(tmp_path)
-
-
-def test_run_goes_from_new_to_begun_to_finished(tmp_path):
-    config = {"out": "x", "steps": 3, "tasks": ("a", "b")}
-    assert not checkpoint.has_finished(tmp_path, config)
-    for _ in range(2):
-        checkpoint.start_run(tmp_path, config)
-        assert not checkpoint.has_finished(tmp_path, config)
-    checkpoint.save_state(tmp_path, {"step": 1})
-    checkpoint.finish_run(tmp_path, loss=0.5)
-    assert checkpoint.has_finished(tmp_path, config)
-    assert checkpoint.read_json(tmp_path / "run.json")["loss"] == 0.5
-    assert checkpoint.load_state(tmp_path) is None  # optimizer states are large
-
-
-def test_logs_are_cut_back_to_the_saved_step_and_to_whole_lines(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 0}\n{"step": 1}\n{"step": 2}\n{"step": 3, "rew', encoding="utf-8")
-    checkpoint.keep_lines(path, lambda row: row["step"] < 2)
-    assert path.read_text() == '{"step": 0}\n{"step": 1}\n'
-    path.write_text('{"step": 0}', encoding="utf-8")  # cut just before its line end
-    checkpoint.keep_lines(path, lambda row: True)
-    assert path.read_text() == ""
-
-
-def test_completions_with_line_separators_stay_one_line(tmp_path):
-    # json leaves U+2028 and U+0085 as they are, and str.splitlines cuts at them.
-    path = tmp_path / "rollouts.jsonl"
-    line = json.dumps({"step": 0, "completion": "a\u2028b\u0085c"}, ensure_ascii=False) + "\n"
-    path.write_text(line, encoding="utf-8")
-    checkpoint.keep_lines(path, lambda row: True)
-    assert path.read_text(encoding="utf-8") == line
 
 
 def test_weights_that_are_no_numbers_are_refused(copied):

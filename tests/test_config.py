@@ -1,5 +1,6 @@
 import dataclasses
 import re
+import signal
 
 import pytest
 import torch
@@ -64,7 +65,7 @@ def test_bad_command_line_is_one_line_and_exit_code_2(argv, names, capsys):
     (ValueError("--steps: bad"), 2, "prog: --steps: bad\n"),
     (ValueError("two\nlines"), 2, "prog: two lines\n"),
     (FileNotFoundError(2, "No such file", "x"), 2, "prog: [Errno 2] No such file: 'x'\n"),
-    (KeyboardInterrupt(), 130, "\nprog: interrupted; the same command goes on from what is saved\n"),
+    (KeyboardInterrupt(), 75, "\nprog: interrupted; the same command goes on from what is saved\n"),
 ])
 def test_mistakes_of_the_user_end_in_one_line(monkeypatch, capsys, error, code, line):
     monkeypatch.setattr("sys.argv", ["path/to/prog"])
@@ -75,6 +76,19 @@ def test_mistakes_of_the_user_end_in_one_line(monkeypatch, capsys, error, code, 
     with pytest.raises(SystemExit) as exit:
         config.run(main, Config)
     assert exit.value.code == code and capsys.readouterr().err == line
+
+
+def test_what_is_kept_nowhere_is_cut_off_as_usual(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["prog", "--out", ""])
+
+    def main(cfg):
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as exit:
+        config.run(main, Config)
+    assert exit.value.code == 130 and capsys.readouterr().err == "\nprog: interrupted\n"
 
 
 def test_mistakes_of_ours_keep_their_traceback(monkeypatch):

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 import train_grpo
 import train_sft
-from r1mini import checkpoint, diagnose, distributed, memory
+from r1mini import checkpoint, diagnose, distributed, interrupt, memory, state
 from r1mini.records import Rollout
 
 LETTERS = """import os
@@ -99,6 +99,10 @@ def on_two(cfg):
         train_grpo.main(grpo(folder, out / "grpo-2"))
     train_grpo.main(grpo(folder, out / "from-1"))
     interrupted(out / "from-2", folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interrupt, "since", None if distributed.first() else 0.0)  # one of them was signalled
+        with pytest.raises(KeyboardInterrupt):
+            train_grpo.main(grpo(folder, out / "asked"))
 
 
 def interrupted(out, folder):
@@ -151,19 +155,24 @@ def test_a_run_on_two_ranks_is_that_of_one(runs, kind):
         assert (one / "rollouts.jsonl").read_bytes() == (two / "rollouts.jsonl").read_bytes()
 
 
-def test_a_saved_state_is_the_same_file_and_resumes_on_any_number_of_ranks(runs, folder, tmp_path):
+def test_a_saved_state_has_the_same_files_and_resumes_on_any_number_of_ranks(runs, folder, tmp_path):
     (tmp_path / "letters.py").write_text(LETTERS)
     interrupted(tmp_path / "one", folder)
-    mine, theirs = (torch.load(run / "resume.pt") for run in (tmp_path / "one", runs / "from-2"))
-    mine, theirs = (torch.utils._pytree.tree_flatten_with_path(state)[0] for state in (mine, theirs))
-    assert [path for path, _ in mine] == [path for path, _ in theirs]
-    for (path, one), (_, two) in zip(mine, theirs):
-        assert type(one) is type(two)
-        if isinstance(one, torch.Tensor):
-            assert torch.allclose(one, two, atol=1e-5), path
+    mine, theirs = (state.newest(run) for run in (tmp_path / "one", runs / "from-2"))
+    assert sorted(path.name for path in mine.iterdir()) == sorted(path.name for path in theirs.iterdir())
+    for path in mine.glob("*.safetensors"):
+        one, two = load_file(path), load_file(theirs / path.name)
+        assert one.keys() == two.keys()
+        assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in one), path
+    one, two = (checkpoint.read_json(folder / state.VALUES) for folder in (mine, theirs))
+    assert one.keys() == two.keys() and (one["ranks"], two["ranks"]) == (1, 2) and one["step"] == two["step"]
     train_grpo.main(grpo(folder, runs / "from-2"))
     assert difference(runs / "from-2", runs / "grpo-1") < 1e-5
     assert difference(runs / "from-1", runs / "grpo-1") < 1e-5
+
+
+def test_a_signal_to_one_rank_ends_all_behind_the_same_step(runs):
+    assert state.newest(runs / "asked").name == "step-00000001"
 
 
 def on_ranks(cwd, *argv, faulty=""):

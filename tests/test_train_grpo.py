@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import train_grpo
-from r1mini import checkpoint, config, grpo, memory, rewards, score, tasks
+from r1mini import config, grpo, memory, optim, rewards, score, state, tasks
 from r1mini.batch import token_logprobs, token_logprobs_and_entropy
 from r1mini.model import Transformer
 from r1mini.records import Rollout
@@ -241,7 +241,8 @@ def test_interrupted_and_resumed_is_uninterrupted_to_the_bit(run, tmp_path, monk
         interrupt_at_call(patch, train_grpo, where, call)
         with pytest.raises(KeyboardInterrupt):
             run("cut", **changes)
-    assert checkpoint.load_state(tmp_path / "cut")["step"] == 3
+    # While it samples, the weights are those of a whole step, and saved; while it writes, they are not.
+    assert state.newest(tmp_path / "cut").name == {"sample": "step-00000004", "write_rollouts": "step-00000003"}[where]
     run("cut", **changes)
     assert weights_of(tmp_path / "cut") == weights_of(tmp_path / "whole")
     assert (tmp_path / "cut/rollouts.jsonl").read_bytes() == (tmp_path / "whole/rollouts.jsonl").read_bytes()
@@ -253,9 +254,10 @@ def test_interrupted_and_resumed_is_uninterrupted_to_the_bit(run, tmp_path, monk
 
 def test_run_interrupted_before_its_first_saved_state_starts_again(run, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        interrupt_at_call(patch, train_grpo, "sample", 2)
+        interrupt_at_call(patch, optim, "step", 1)
         with pytest.raises(KeyboardInterrupt):
             run("out")
+    assert state.newest(tmp_path / "out") is None
     run("out")
     assert [row["step"] for row in jsonl(tmp_path / "out/metrics.jsonl")] == [0, 1]
 
