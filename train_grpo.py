@@ -108,6 +108,8 @@ class Config:
     compile: bool = option(False, "torch.compile the learner (CPU: needs a C++ compiler)")
     save_every: int = option(20, "steps between saved states; an interrupted run goes on from the last")
     keep: int = option(2, "saved states that are kept: where the last is damaged, the one before it is gone on from")
+    allow_changes: bool = option(False, "go on with other flags or data than the run in --out had, as with fewer tokens at a time "
+                                        "after it ran out of memory; each change is told")
     show: int = option(1, "completions printed every 10 steps")
 
 

@@ -31,7 +31,9 @@ from r1mini.weights import json_text, read_json, weight_files, write_shard
 
 MANIFEST, VALUES, MOMENTS = "manifest.json", "state.json", "optimizer.safetensors"
 # Of a configuration, what decides nothing that a run makes.
-FREE = {"out", "progress", "show", "save_every", "keep"}
+FREE = {"out", "progress", "show", "save_every", "keep", "allow_changes"}
+# What the files of a state follow: no flag allows another.
+SHAPE = {"model", "optimizer", "beta", "ahead", "hidden_size", "layers", "heads", "kv_heads", "intermediate_size", "vocab_size"}
 LOCKS: dict[Path, BinaryIO] = {}  # of this process
 
 
@@ -59,17 +61,20 @@ def recorded(out: Path, config: Mapping[str, Any]) -> bool:
     if not (out / "run.json").is_file():
         return False
     record = read_record(out / "run.json")
-    require_same(out, record["config"], config)
+    changes(out, record["config"], config, allowed=config.get("allow_changes", False) and not record["finished"])
     return record["finished"]
 
 
-def require_same(out: Path, before: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    config = json.loads(json.dumps(config))
+def changes(out: Path, before: Mapping[str, Any], config: Mapping[str, Any], allowed: bool) -> list[str]:
+    """What of a configuration is not as before, each with both values. ValueError for what is not allowed."""
+    config, found = json.loads(json.dumps(config)), []
     for key in sorted((config.keys() | before.keys()) - FREE):
         if config.get(key) != before.get(key):
             what = "what --data holds" if key == "data_sha256" else f"--{key.replace('_', '-')}"
-            raise ValueError(f"--out {out}: holds another run ({what} was {before.get(key)!r}, "
-                             f"now {config.get(key)!r}); choose another folder")
+            found.append(f"{what} was {before.get(key)!r}, now {config.get(key)!r}")
+            if not allowed or key in SHAPE:
+                raise ValueError(f"--out {out}: holds another run ({found[-1]}); choose another folder")
+    return found
 
 
 @on_first
@@ -202,7 +207,8 @@ def resume(out: Path, config: Mapping[str, Any], model: nn.Module, steppers: Seq
     values: dict[str, Any] = {"step": 0, "seconds": 0.0, "logs": {}}
     if folder := newest(out):
         values = read_json(folder / VALUES)
-        require_same(out, values["config"], config)
+        for change in changes(out, values["config"], config, config.get("allow_changes", False)):
+            print(f"{out}: {change}", flush=True)
         fill(model, {name: x for path in weight_files(folder)[1] for name, x in load_file(path).items()})
         for name, other in beside.items():
             fill(other, load_file(folder / f"{name}.safetensors"))

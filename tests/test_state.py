@@ -233,6 +233,20 @@ def test_states_of_another_run_are_refused(copied, tokens):
         Run(copied, tokens, steps=10)
 
 
+def test_changes_are_allowed_on_request_and_told(copied, tokens, capsys):
+    Run(copied, tokens, steps=10, allow_changes=True)
+    assert "copied: --steps was 9, now 10" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="holds another run .--optimizer was None, now 'adamw'"):
+        Run(copied, tokens, optimizer="adamw", allow_changes=True)
+
+
+def test_no_change_is_allowed_to_a_finished_run(tmp_path):
+    state.start_run(tmp_path, SETTINGS)
+    state.finish_run(tmp_path)
+    with pytest.raises(ValueError, match="holds another run .--steps was 9, now 10"):
+        state.has_finished(tmp_path, {**SETTINGS, "steps": 10, "allow_changes": True})
+
+
 def test_only_one_process_works_in_a_folder(tmp_path, folder):
     """Of the scripts and of the recipe alike."""
     code = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); sys.stdin.read()"
