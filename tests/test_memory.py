@@ -130,6 +130,15 @@ def test_the_worst_of_the_sampler_is_with_its_graph(model, tokens, monkeypatch):
     assert list(graphs.recorded) == [sampler.cache.slots] and graphs.records == 1 and sampler.cache.slots > 100
 
 
+def test_the_worst_is_tried_beside_the_memory_of_the_moments(monkeypatch, capsys):
+    done, real = [], torch.empty
+    monkeypatch.setattr(memory, "told", lambda device: True)
+    monkeypatch.setattr(memory, "available", lambda device: 2**30)
+    monkeypatch.setattr(torch, "empty", lambda size, **kind: done.append(size) or real(size, **kind))
+    memory.rehearse(lambda: done.append("worst"), {"weights": 2**30, "optimizer": 123}, 4 * 2**30, CPU)
+    assert done == [123, "worst"] and "3.0 GiB of 4.0; by count 1.0" in capsys.readouterr().out
+
+
 def test_a_step_ahead_takes_the_memory_of_both_sides_and_of_a_snapshot(monkeypatch):
     taken = []
     monkeypatch.setattr(memory, "require", lambda parts, device, cfg: taken.append(parts))
