@@ -270,7 +270,7 @@ def worst(cfg: Config, policy: Transformer, reference: Transformer | None, token
           device: torch.device) -> None:
     """Samples and learns as a step whose prompts are all the longest one (of the file, or of the tasks' first step), and
     whose completions all go to their limit: one token of each, then one micro-batch, and no optimizer."""
-    [ids] = encode(policy, tokens, [max((problem.prompt for problem in data or problems_of_step(cfg, data, 0)), key=len)])
+    ids = max(encode(policy, tokens, [problem.prompt for problem in data or problems_of_step(cfg, data, 0)]), key=len)
     problems, how = -(-cfg.problems // distributed.ranks()), Sampling(cfg.max_new_tokens, cfg.temperature)
     with autocast(device, cfg.bf16):
         sampler = rehearse(distributed.whole(policy), tokens, [ids] * problems, cfg.completions, how, cfg.sampler_rows)

@@ -126,8 +126,8 @@ def device(name: str, threads: int):
     name = distributed.device(name)
     if name != "cpu" and int(name[5:] or 0) >= torch.cuda.device_count():
         raise ValueError(f"--device {name}: torch finds {torch.cuda.device_count()} CUDA devices")
-    if distributed.ranks() > 1 and name != "cpu":
-        torch.cuda.set_device(name)  # NCCL's, too
+    if ":" in name:
+        torch.cuda.set_device(name)  # also of what names none: NCCL, CUDA graphs, a scalar on "cuda"
     if threads < 0:
         raise ValueError(f"--threads: {threads} is out of range")
     if threads:

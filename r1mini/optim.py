@@ -46,8 +46,9 @@ class Visiting:
                     visitors = self.state[parameter].items()
                     self.state[parameter] = {name: self.go(value, waiting.get(name)) for name, value in visitors}
         self.param_groups = groups
-        if any(parameter.is_cuda for group in groups for parameter in group["params"]):
-            torch.cuda.synchronize()  # copies from a GPU may still be on their way
+        for device in {parameter.device for group in groups for parameter in group["params"] if parameter.is_cuda}:
+            # Copies from a GPU may still be on their way. Not of all streams: another thread may be recording a graph in one.
+            torch.cuda.current_stream(device).synchronize()
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         super().load_state_dict({**saved, "state": {}})  # it would take all of them to the device

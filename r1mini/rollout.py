@@ -146,11 +146,12 @@ def sample(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[str], gro
 @torch.inference_mode()
 def rehearse(model: Transformer, tokenizer: Tokenizer, prompt_ids: Sequence[Sequence[int]], group: int, how: Sampling,
              max_rows: int) -> Sampler:
-    """Takes as much memory as `sample` can: every place is filled, the cache at its limit, and a step reads all of it."""
+    """Takes as much memory as `sample` can: every place is filled, the cache at its limit, and a step reads all of it, also by
+    graph, so that a driver that refuses them is found out."""
     sampler = Sampler(model, tokenizer, prompt_ids, group, how, 0, places=max_rows)
     sampler.admit()
-    sampler.reserve(sampler.uniform_BT.shape[1])
-    sampler.step(sampler.cache.slots)
+    sampler.reserve(end := sampler.uniform_BT.shape[1])
+    sampler.steps(end)
     return sampler
 
 
@@ -230,18 +231,20 @@ class Sampler:
         self.admit()
         end = max(len(row.ids) for row in self.rows if row) + self.block
         self.reserve(end)
-        if self.graphs:
-            reach = min(bucket(max(end, REACH_STATIC)), self.cache.slots)
-            read = *self.cache.tensors(), self.token_B, self.position_B, self.count_B, self.uniform_BT
-            drawn = [self.graphs.run(partial(self.step, reach), reach, read) for _ in range(self.block)]
-        else:
-            drawn = [self.step(whole(end)) for _ in range(self.block)]
-        tokens, logps = (torch.stack(x).tolist() for x in zip(*drawn))
+        tokens, logps = (torch.stack(x).tolist() for x in zip(*self.steps(end)))
         return tokens, self.harvest(tokens, logps)
 
     def reserve(self, slots: int) -> None:
         while slots > self.cache.slots:
             self.cache.grow(min(2 * self.cache.slots, whole(self.uniform_BT.shape[1])))
+
+    def steps(self, end: int) -> list[tuple[Tensor, Tensor]]:
+        """`block` of them, after which no row has more than `end` tokens."""
+        if not self.graphs:
+            return [self.step(whole(end)) for _ in range(self.block)]
+        reach = min(bucket(max(end, REACH_STATIC)), self.cache.slots)
+        read = *self.cache.tensors(), self.token_B, self.position_B, self.count_B, self.uniform_BT
+        return [self.graphs.run(partial(self.step, reach), reach, read) for _ in range(self.block)]
 
     def step(self, reach: int) -> tuple[Tensor, Tensor]:
         # A place without a row goes on too, wherever it is.

@@ -139,13 +139,16 @@ def test_error_of_the_learner_ends_the_run(run, monkeypatch, error):
 
 
 def test_the_learner_has_as_many_threads_as_the_sampler_and_its_own_modes(run, monkeypatch):
-    seen = []
-    around(monkeypatch, "update", lambda *_: seen.append(
-        (threading.current_thread() is threading.main_thread(), torch.is_inference_mode_enabled(), torch.get_num_threads())))
+    seen, chosen, choose = [], [], torch.set_num_threads
+    in_main = lambda: threading.current_thread() is threading.main_thread()
+    around(monkeypatch, "update", lambda *_: seen.append((in_main(), torch.is_inference_mode_enabled(), torch.get_num_threads())))
+    # To ask for the number in a thread sets it, so what products before that would have had is not seen by asking.
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: (chosen.append((in_main(), count)), choose(count)))
     try:
         run("out", threads=2, steps=2, minibatches=1)
     finally:
-        torch.set_num_threads(1)
+        choose(1)
+    assert chosen == [(True, 2), (False, 2)]
     assert seen == [(False, False, 2), (True, False, 2)]  # beside the last step nothing is sampled
 
 

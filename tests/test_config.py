@@ -102,6 +102,14 @@ def test_device():
     assert config.device("auto", 1).type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def test_device_with_a_number_is_the_one_that_is_meant_where_none_is_named(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    assert [str(config.device(name, 1)) for name in ("cuda:1", "cuda", "cpu")] == ["cuda:1", "cuda", "cpu"]
+    assert chosen == ["cuda:1"]
+
+
 @pytest.mark.parametrize("name, threads, flag", [("gpu", 1, "--device gpu"), ("cpu:x", 1, "--device cpu:x"),
                                                  ("", 1, "--device"), ("cpu", -1, "--threads")])
 def test_bad_device_names_the_flag(name, threads, flag):

@@ -7,6 +7,8 @@ from conftest import random_model, shape
 from hypothesis import given
 from hypothesis import strategies as st
 
+from test_graphs import Taped
+
 import train_grpo
 from r1mini import memory, rollout
 from r1mini.attention import KVCache
@@ -116,6 +118,25 @@ def test_the_worst_of_the_sampler_is_the_cache_at_its_limit(model, tokens, monke
     monkeypatch.setattr(rollout, "GROWTH", 16)
     rehearse(model, tokens, [[1, 2, 3]] * 3, 4, Sampling(125), max_rows=8)
     assert 2 * grown[-1] == pytest.approx(memory.sampling(model.config, 8, 128, 4), rel=0.01)
+
+
+def test_the_worst_of_the_sampler_is_with_its_graph(model, tokens, monkeypatch):
+    graphs = Taped()
+    monkeypatch.setattr(rollout, "wanted", lambda device: True)
+    monkeypatch.setattr(rollout, "Graphs", lambda device: graphs)
+    real = rollout.Sampler
+    monkeypatch.setattr(rollout, "Sampler", lambda *args, **settings: real(*args, **settings, block=2))  # as on a GPU, some
+    sampler = rehearse(model, tokens, [[1, 2, 3]] * 3, 4, Sampling(100), max_rows=8)
+    assert list(graphs.recorded) == [sampler.cache.slots] and graphs.records == 1 and sampler.cache.slots > 100
+
+
+def test_the_worst_is_tried_beside_the_memory_of_the_moments(monkeypatch, capsys):
+    done, real = [], torch.empty
+    monkeypatch.setattr(memory, "told", lambda device: True)
+    monkeypatch.setattr(memory, "available", lambda device: 2**30)
+    monkeypatch.setattr(torch, "empty", lambda size, **kind: done.append(size) or real(size, **kind))
+    memory.rehearse(lambda: done.append("worst"), {"weights": 2**30, "optimizer": 123}, 4 * 2**30, CPU)
+    assert done == [123, "worst"] and "3.0 GiB of 4.0; by count 1.0" in capsys.readouterr().out
 
 
 def test_a_step_ahead_takes_the_memory_of_both_sides_and_of_a_snapshot(monkeypatch):

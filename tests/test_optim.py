@@ -1,5 +1,6 @@
 import copy
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -88,7 +89,8 @@ def test_moments_that_wait_elsewhere_give_the_same_bits(kind, monkeypatch):
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_moments_wait_on_the_cpu_and_are_stepped_on_the_device(kind, monkeypatch):
     """A device of which there are shapes alone: operators refuse what is not all on it."""
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    waited = []  # for the stream that copies; `torch.cuda.synchronize` would end what another thread captures
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(synchronize=lambda: waited.append(device.type)))
     with FakeTensorMode():
         shapes = {"embed": (8, 4), "proj": (4, 4), "norm": (4,)}
         model = torch.nn.ParameterDict({name: torch.zeros(size, device="cuda") for name, size in shapes.items()})
@@ -104,6 +106,7 @@ def test_moments_wait_on_the_cpu_and_are_stepped_on_the_device(kind, monkeypatch
                 for optimizer in made:
                     optimizer.step()
             assert where_moments_are(made) == ["cpu"] and {p.device.type for p in model.parameters()} == {"cuda"}
+    assert waited == ["cuda"] * 4 * len(first)
 
 
 def where_moments_are(made):

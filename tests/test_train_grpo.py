@@ -15,7 +15,7 @@ import train_grpo
 from r1mini import config, grpo, memory, optim, rewards, score, state, tasks
 from r1mini.batch import token_logprobs, token_logprobs_and_entropy
 from r1mini.model import Transformer
-from r1mini.records import Rollout
+from r1mini.records import Problem, Rollout
 from r1mini.rollout import Sampling, sample
 
 TIMES = ("seconds", "step_time", "time/sample", "time/reward", "time/update")
@@ -450,6 +450,15 @@ def test_trying_the_worst_leaves_weights_gradients_and_random_numbers_alone(mode
     train_grpo.worst(cfg, policy, None, tokens, [], torch.device("cpu"))
     assert all(p.grad is None for p in policy.parameters()) and torch.get_rng_state().equal(state)
     assert all(mine.equal(theirs) for mine, theirs in zip(policy.parameters(), model.parameters()))
+
+
+def test_the_worst_prompt_is_the_one_of_most_tokens(model, tokens, monkeypatch):
+    seen, real = [], train_grpo.rehearse
+    monkeypatch.setattr(train_grpo, "rehearse", lambda model, tokens, ids, *rest: seen.append(ids) or real(model, tokens, ids, *rest))
+    data = [Problem("", text, "en", text) for text in ("the " * 9, "\N{CJK UNIFIED IDEOGRAPH-8C46}" * 12)]
+    train_grpo.worst(train_grpo.Config(**TRIED, problems=2, completions=2), copy.deepcopy(model).requires_grad_(True), None, tokens,
+                     data, torch.device("cpu"))
+    assert len(data[0].prompt) > len(data[1].prompt) and set(map(len, seen[0])) == {len(tokens.encode_batch([data[1].prompt])[0])}
 
 
 def test_run_whose_worst_does_not_fit_stops_before_anything_is_written(script, folder, tmp_path, monkeypatch):
