@@ -138,10 +138,10 @@ def main(cfg: Config) -> dict:
         disable=None if cfg.progress else True,
     ) as bar:
         for step, (chosen, progress, after) in enumerate(batches(cfg, tokens, rows, context, position), resumed["step"]):
-            keeper.hold()
             here, count, bad = memory.in_halves(lambda size: gradient(cfg, model, chosen, size, device), cfg.batch_tokens,
                                                 model, cfg)
             rate = optim.learning_rate_at(progress, cfg.learning_rate, cfg.warmup, cfg.final_lr)
+            keeper.hold()
             norm = optim.step(steppers, model.parameters(), rate, cfg.max_grad_norm, here)
             skipped(norm, f"{out.name}: step {step}", lambda: (
                 repr(tokens.decode(sum(row, []))[:60]) for row in bad() or chosen))

@@ -248,7 +248,7 @@ def cut(out: Path, logs: Sequence[str], values: Mapping[str, Any]) -> None:
 
 
 class Keeper:
-    """Saves a run's state every so many steps, and when a signal ends the run.
+    """Saves a run's state every so many steps, and when a signal or an error ends the run.
 
     `with Keeper(…) as keeper`; in the loop `keeper.hold()` before a step changes the weights, the logs or anything else that
     is saved, and `keeper.done(step + 1)` behind it. Between `done` and `hold` a signal ends the run at once; between `hold`
@@ -286,7 +286,8 @@ class Keeper:
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         interrupt.hold()  # to the end: what is left is short
-        if kind is not None and issubclass(kind, KeyboardInterrupt) and self.whole and self.saved < self.step:
+        together = distributed.ranks() == 1 or kind is not None and issubclass(kind, KeyboardInterrupt)
+        if kind is not None and together and self.whole and self.saved < self.step:
             self.save()
         if kind is not None:
             unlock(self.out)

@@ -257,6 +257,32 @@ def test_memory_that_does_not_suffice_for_half_ends_the_run_with_sizes_and_flags
         sft("sft")
 
 
+def test_what_ended_for_want_of_memory_goes_on_with_less_at_a_time(sft, tmp_path, monkeypatch, capsys):
+    whole = sft("whole")
+    with monkeypatch.context() as patch:
+        short(patch, train_sft, calls={3, 4})  # the third step, and its halves
+        with pytest.raises(ValueError, match="not enough memory"):
+            sft()
+    assert sft(gradient_checkpointing=True, allow_changes=True)["steps"] == whole["steps"] > 2
+    assert "out: going on from step 2" in capsys.readouterr().out
+    one, other = (checkpoint.load(tmp_path / name)[0].state_dict() for name in ("whole", "out"))
+    torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+
+
+def test_what_was_learned_before_an_error_is_saved(rl, tmp_path, monkeypatch):
+    """As one of a reward: the steps before it are whole."""
+    rl("whole", steps=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(train_grpo, "problems_of_step", lambda cfg, data, step, *rest, real=train_grpo.problems_of_step: (
+            real(cfg, data, step, *rest) if step < 2 else 1 / 0))
+        with pytest.raises(ZeroDivisionError):
+            rl(steps=3)
+    assert [path.name for path in (tmp_path / "out/checkpoints").iterdir()] == ["step-00000002"]
+    rl(steps=3)
+    one, other = (checkpoint.load(tmp_path / name)[0].state_dict() for name in ("whole", "out"))
+    torch.testing.assert_close(one, other, atol=0, rtol=0)
+
+
 def test_memory_is_not_halved_where_the_cut_decides_the_gradient(rl, monkeypatch):
     seen = short(monkeypatch, train_grpo, limit=1)
     with pytest.raises(ValueError, match="not enough memory for micro-batches of 4096 tokens; lower"):

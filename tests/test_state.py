@@ -315,13 +315,17 @@ def test_half_of_a_step_is_never_saved(tokens, tmp_path):
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_an_error_saves_nothing(tokens, tmp_path):
+def test_an_error_within_a_step_saves_nothing_and_between_steps_the_last(tokens, tmp_path):
     run = Run(tmp_path, tokens)
+    (tmp_path / "log").touch()
     with pytest.raises(ValueError), run.keeper:
         run.keeper.hold()
-        run.keeper.done(1)
         raise ValueError
     assert not (tmp_path / "checkpoints").exists()
+    with pytest.raises(ValueError), run.keeper:
+        run.keeper.done(1)
+        raise ValueError
+    assert [path.name for path in state.states(tmp_path)] == ["step-00000001"]
 
 
 LISTENING = """import os, signal, sys, time
