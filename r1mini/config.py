@@ -79,6 +79,8 @@ def run(main: Callable[[Config], Any], cls: type[Config], presets: Mapping[str, 
         flags = memory_flags(config, cuda="CUDA" in str(error))
         sys.exit(fail(name, ValueError(f"not enough memory; lower {flags} ({str(error)[:200]})")))
     except KeyboardInterrupt:
+        if goes_on:
+            interrupt.ignore()
         print(f"\n{name}: interrupted" + "; the same command goes on from what is saved" * goes_on, file=sys.stderr)
         sys.exit(interrupt.EXIT if goes_on else 130)
 

@@ -38,6 +38,12 @@ def let_go() -> None:
         raise KeyboardInterrupt
 
 
+def ignore() -> None:
+    """For a process that ends: while Python takes leave, the first signal sent twice would change its exit code."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def first(number: int, frame: FrameType | None) -> None:
     global since
     if since is None:
