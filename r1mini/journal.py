@@ -66,9 +66,12 @@ class Journal:
 
     def write(self, value: Any) -> None:
         content = json.dumps(value).encode()
-        self.file.write(b"%08x %b\n" % (zlib.crc32(content), content))
-        self.file.flush()
-        os.fsync(self.file.fileno())
+        try:
+            self.file.write(b"%08x %b\n" % (zlib.crc32(content), content))
+            self.file.flush()
+            os.fsync(self.file.fileno())
+        except OSError as error:
+            raise ValueError(f"{self.path}: cannot be written ({error.strerror})") from None
 
     def add(self, part: Any) -> None:
         if self.file:

@@ -376,6 +376,29 @@ def test_a_signal_that_comes_again_while_python_ends_does_not_change_the_exit_co
     assert (done.returncode, done.stderr) == (75, "\n-c: interrupted; the same command goes on from what is saved\n")
 
 
+UNREAD = """import os, signal
+from dataclasses import make_dataclass
+from r1mini import config, interrupt
+
+def main(cfg):
+    interrupt.hold()
+    os.kill(os.getpid(), signal.SIGINT)
+    print("the end of a step", flush=True)
+    interrupt.let_go()
+
+config.run(main, make_dataclass("Config", [("out", str, config.option("x", "folder"))]))
+"""
+
+
+def test_a_reader_that_the_same_signal_has_ended_does_not_keep_a_run_from_saving():
+    """As in `… 2>&1 | tee log`."""
+    reader, writer = os.pipe()
+    with subprocess.Popen([sys.executable, "-c", UNREAD], cwd=ROOT, stdout=writer, stderr=writer) as process:
+        os.close(writer)
+        os.close(reader)
+    assert process.returncode == 75
+
+
 def test_a_worker_ignores_the_signals_that_its_parent_does(monkeypatch):
     """As under a script's `&`, where Ctrl-C is meant for others."""
     monkeypatch.setattr(recipe.threading, "Thread", Mock())
