@@ -106,7 +106,7 @@ class Config:
     bf16: bool = option(False, "compute in bfloat16 over fp32 weights, sampler and learner alike")
     gradient_checkpointing: bool = option(False, "compute each layer again in the backward pass: less memory, a third more time")
     compile: bool = option(False, "torch.compile the learner (CPU: needs a C++ compiler)")
-    save_every: int = option(20, "steps between saved states; an interrupted run goes on from the last")
+    save_every: int = option(20, "steps between saved states; an interrupted run goes on from the last (0: only signals save)")
     keep: int = option(2, "saved states that are kept: where the last is damaged, the one before it is gone on from")
     allow_changes: bool = option(False, "go on with other flags or data than the run in --out had, as with fewer tokens at a time "
                                         "after it ran out of memory; each change is told")
@@ -184,11 +184,11 @@ def main(cfg: Config) -> dict:
     resumed = state.resume(out, settings, policy, steppers, LOGS, besides)
     started = time.perf_counter() - resumed["seconds"]
     rows, skipped = checkpoint.read_metrics(out / "metrics.jsonl", *diagnose.NEEDED), optim.Skipped()
-    spent = sum(row["groups_drawn"] for row in rows) * cfg.completions
+    spent = resumed.get("spent", 0)
     draw = lambda model, step, spent: collect(cfg, data, distributed.whole(model), tokens, functions, weighting, step, spent, device)
     source = Ahead(draw, policy, snapshot) if snapshot is not None else InTurn(draw, policy)
     keeper = state.Keeper(out, settings, resumed["step"], LOGS, lambda: (
-        {"seconds": time.perf_counter() - started}, state.files(policy, tokens, steppers, besides)))
+        {"seconds": time.perf_counter() - started, "spent": spent}, state.files(policy, tokens, steppers, besides)))
 
     metrics_log, rollouts_log = (distributed.log(out / name) for name in LOGS)
     with metrics_log, rollouts_log, keeper:
@@ -196,7 +196,6 @@ def main(cfg: Config) -> dict:
             begun = time.perf_counter()
             # 1. Sample a group of completions of each problem from the policy; 2. score them by rules.
             (groups, drawn), sampling = source.take(step, spent)
-            spent += len(drawn) * cfg.completions
             rewards_NG = torch.tensor([group.rewards for group in groups])
             flat = [r for group in groups for r in group.rollouts]
             if step == 0:
@@ -206,7 +205,8 @@ def main(cfg: Config) -> dict:
 
             # 3. Advantages: each completion against its group. [R1 Eq. 3]
             adv_NG = grpo.group_advantages(rewards_NG, baseline=cfg.baseline, scale=cfg.scale)
-            keeper.hold()
+            keeper.hold()  # from here on, what a state has changes
+            spent += len(drawn) * cfg.completions
 
             # 4. Renew the reference every so many steps (R1: 25, or 400 updates). [R1 §2.2.1]
             if reference is not None and cfg.reference_every and step and step % cfg.reference_every == 0:

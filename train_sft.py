@@ -63,7 +63,7 @@ class Config:
     bf16: bool = option(False, "compute in bfloat16 over fp32 weights")
     gradient_checkpointing: bool = option(False, "compute each layer again in the backward pass: less memory, a third more time")
     compile: bool = option(False, "torch.compile the model (CPU: needs a C++ compiler)")
-    save_every: int = option(500, "steps between saved states; an interrupted run goes on from the last")
+    save_every: int = option(500, "steps between saved states; an interrupted run goes on from the last (0: only signals save)")
     keep: int = option(2, "saved states that are kept: where the last is damaged, the one before it is gone on from")
     allow_changes: bool = option(False, "go on with other flags or data than the run in --out had, as with fewer tokens at a time "
                                         "after it ran out of memory; each change is told")

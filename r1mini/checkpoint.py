@@ -71,7 +71,7 @@ def replace(folder: Path, files: Mapping[str, bytes | Callable[[Path], None]], s
 
 def write(path: Path, content: bytes | Callable[[Path], None], told: Path) -> None:
     """A new file, by its content or by what writes it to a path; it is on the disk when this returns. ValueError naming
-    `told` if it cannot be written."""
+    `told` if it cannot be written, or its writer refuses to."""
     try:
         if isinstance(content, bytes):
             path.write_bytes(content)
@@ -80,6 +80,8 @@ def write(path: Path, content: bytes | Callable[[Path], None], told: Path) -> No
         sync(path)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{told}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
+    except ValueError as error:
+        raise ValueError(f"{told}: {error}") from None
 
 
 def sync(path: Path) -> None:
@@ -87,6 +89,9 @@ def sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        error.filename = str(path)  # told with it
+        raise
     finally:
         os.close(descriptor)
 

@@ -71,6 +71,8 @@ def run(main: Callable[[Config], Any], cls: type[Config], presets: Mapping[str, 
     try:
         with interrupt.listening() if goes_on else nullcontext():
             main(config)
+        if goes_on:
+            interrupt.ignore()
     except (ValueError, OSError) as error:
         sys.exit(fail(name, error))
     except (MemoryError, RuntimeError) as error:
@@ -79,6 +81,8 @@ def run(main: Callable[[Config], Any], cls: type[Config], presets: Mapping[str, 
         flags = memory_flags(config, cuda="CUDA" in str(error))
         sys.exit(fail(name, ValueError(f"not enough memory; lower {flags} ({str(error)[:200]})")))
     except KeyboardInterrupt:
+        if goes_on:
+            interrupt.ignore()
         print(f"\n{name}: interrupted" + "; the same command goes on from what is saved" * goes_on, file=sys.stderr)
         sys.exit(interrupt.EXIT if goes_on else 130)
 

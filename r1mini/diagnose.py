@@ -14,10 +14,10 @@ from r1mini import rewards
 from r1mini.distributed import replicated
 from r1mini.records import Group, Problem, Rollout
 
-# R1's words of reflection (Nature, Supplementary), and what stands for them in Chinese. A bare 错 is a verdict, as "no".
-NEEDED = ("step", "groups_drawn", "num_tokens", "entropy", "frac_reward_zero_std", "completions/clipped_ratio",
+NEEDED = ("step", "num_tokens", "entropy", "frac_reward_zero_std", "completions/clipped_ratio",
           "completions/unparsed_ratio")  # of a run's earlier steps, to go on
 
+# R1's words of reflection (Nature, Supplementary), and what stands for them in Chinese. A bare 错 is a verdict, as "no".
 REFLECTION = {
     "en": ("wait", "mistake", "however", "but", "retry", "error", "verify", "wrong", "evaluate", "check"),
     "zh": ("等等", "等一下", "错误", "然而", "但是", "重试", "验证", "不对", "评估", "检查"),

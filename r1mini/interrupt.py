@@ -6,11 +6,14 @@ lets go. Another one, over a second later, ends the process at once: some launch
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any, TextIO
 
 EXIT = 75
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -38,10 +41,50 @@ def let_go() -> None:
         raise KeyboardInterrupt
 
 
+def ignore() -> None:
+    """For a process that ends: while Python takes leave, a signal would change its exit code."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    unread()
+
+
+class Unread:
+    """A stream whose reader the same Ctrl-C may have ended, as of `… | tee log`: that is no reason not to save. What is
+    written from then on goes nowhere."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        with self.to_nowhere():
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self.to_nowhere():
+            self.stream.flush()
+
+    @contextmanager
+    def to_nowhere(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            with open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), self.stream.fileno())
+
+
+def unread() -> None:
+    sys.stdout, sys.stderr = (stream and Unread(stream) for stream in (sys.stdout, sys.stderr))
+
+
 def first(number: int, frame: FrameType | None) -> None:
     global since
     if since is None:
         since = time.monotonic()
+        unread()
         if not held:
             raise KeyboardInterrupt
 
@@ -58,6 +101,7 @@ def listening(handler=first_then_end) -> Iterator[None]:
     """Signals are as above within this block, of the main thread. One that is ignored (nohup, a script's `&`) stays so."""
     global since, held
     before = {number: signal.getsignal(number) for number in SIGNALS}
+    streams = sys.stdout, sys.stderr
     try:
         for number, theirs in before.items():
             if theirs != signal.SIG_IGN:
@@ -67,3 +111,4 @@ def listening(handler=first_then_end) -> Iterator[None]:
         for number, theirs in before.items():
             signal.signal(number, theirs)
         since, held = None, False
+        sys.stdout, sys.stderr = streams

@@ -16,13 +16,15 @@ from typing import Any, BinaryIO
 
 
 def alone(path: Path, told: str) -> BinaryIO:
-    """The file, open to read and append, while this process has it to itself. ValueError if another one has it."""
+    """The file, open to read and append, while this process has it to itself. ValueError if another one has it, or where the
+    file system has no locks."""
     file = open(path, "a+b")  # noqa: SIM115 (it is the caller's to close)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
         file.close()
-        raise ValueError(f"{told}: another process works on it") from None
+        taken = isinstance(error, BlockingIOError)
+        raise ValueError(f"{told}: " + ("another process works on it" if taken else f"cannot be locked ({error.strerror})")) from None
     return file
 
 
@@ -64,9 +66,12 @@ class Journal:
 
     def write(self, value: Any) -> None:
         content = json.dumps(value).encode()
-        self.file.write(b"%08x %b\n" % (zlib.crc32(content), content))
-        self.file.flush()
-        os.fsync(self.file.fileno())
+        try:
+            self.file.write(b"%08x %b\n" % (zlib.crc32(content), content))
+            self.file.flush()
+            os.fsync(self.file.fileno())
+        except OSError as error:
+            raise ValueError(f"{self.path}: cannot be written ({error.strerror})") from None
 
     def add(self, part: Any) -> None:
         if self.file:

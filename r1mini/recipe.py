@@ -147,7 +147,8 @@ def start_worker() -> None:
     """A signal waits until a stage runs; what comes after the first is the parent's to handle, without whom a worker ends
     itself."""
     for number in interrupt.SIGNALS:
-        signal.signal(number, interrupt.first)
+        if signal.getsignal(number) != signal.SIG_IGN:  # as the parent does
+            signal.signal(number, interrupt.first)
     interrupt.hold()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, interrupt.SIGNALS)
     tqdm.set_lock(threading.RLock())

@@ -61,19 +61,21 @@ def recorded(out: Path, config: Mapping[str, Any]) -> bool:
     if not (out / "run.json").is_file():
         return False
     record = read_record(out / "run.json")
-    changes(out, record["config"], config, allowed=config.get("allow_changes", False) and not record["finished"])
+    changes(out, record["config"], config, record["finished"])
     return record["finished"]
 
 
-def changes(out: Path, before: Mapping[str, Any], config: Mapping[str, Any], allowed: bool) -> list[str]:
-    """What of a configuration is not as before, each with both values. ValueError for what is not allowed."""
+def changes(out: Path, before: Mapping[str, Any], config: Mapping[str, Any], finished: bool = False) -> list[str]:
+    """What of a configuration is not as before, each with both values. ValueError for what may not change (any more)."""
     config, found = json.loads(json.dumps(config)), []
     for key in sorted((config.keys() | before.keys()) - FREE):
         if config.get(key) != before.get(key):
             what = "what --data holds" if key == "data_sha256" else f"--{key.replace('_', '-')}"
             found.append(f"{what} was {before.get(key)!r}, now {config.get(key)!r}")
-            if not allowed or key in SHAPE:
-                raise ValueError(f"--out {out}: holds another run ({found[-1]}); choose another folder")
+            may = key not in SHAPE and not finished
+            if not (may and config.get("allow_changes")):
+                raise ValueError(f"--out {out}: holds another run ({found[-1]}); choose another folder"
+                                 + ", or add --allow-changes to go on in it" * may)
     return found
 
 
@@ -207,7 +209,9 @@ def resume(out: Path, config: Mapping[str, Any], model: nn.Module, steppers: Seq
     values: dict[str, Any] = {"step": 0, "seconds": 0.0, "logs": {}}
     if folder := newest(out):
         values = read_json(folder / VALUES)
-        for change in changes(out, values["config"], config, config.get("allow_changes", False)):
+        if values["step"] > config.get("steps", values["step"]):
+            raise ValueError(f"--steps {config['steps']}: the run in --out {out} has made {values['step']} already")
+        for change in changes(out, values["config"], config):
             print(f"{out}: {change}", flush=True)
         fill(model, {name: x for path in weight_files(folder)[1] for name, x in load_file(path).items()})
         for name, other in beside.items():

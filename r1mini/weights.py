@@ -281,7 +281,7 @@ def write_shard(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype | None, 
     written = {name: t.to("cpu", dtype or t.dtype).contiguous() for name, t in tensors.items()}
     for name, tensor in written.items():
         if not math.isfinite(tensor.sum(dtype=torch.float32)):  # as it is read
-            raise ValueError(f"{str(path).removesuffix('.tmp')}: {name} holds NaN or infinity, so nothing is saved")
+            raise ValueError(f"{name} holds NaN or infinity, so nothing is saved")
     path.touch()
     mode = path.stat().st_mode
     save_file(written, path, {"format": "pt"})

@@ -1,6 +1,8 @@
 import copy
+import errno
 import itertools
 import math
+import os
 from dataclasses import replace
 
 import pytest
@@ -125,6 +127,15 @@ def test_interrupted_evaluation_goes_on_to_the_same_figures(evaluated, model, to
     drop = lambda row: {**row, "logprob": 0}
     assert list(map(drop, rows)) == list(map(drop, found)) and rows[: 2 * done] == found[: 2 * done]
     assert Journal(path, {"seed": 0}, 40).parts == [rows[i : i + 2] for i in range(0, 80, 2)]
+
+
+def test_journal_on_a_full_disk_is_named(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ValueError, match="out.partial: cannot be written .No space left on device"):
+        Journal(tmp_path / "out.partial", {}, 1)
 
 
 def test_journal_of_another_job_is_refused(tmp_path):

@@ -15,7 +15,7 @@ from conftest import jsonl, random_model
 
 import train_grpo
 import train_sft
-from r1mini import checkpoint, memory, optim, recipe, rewards, score
+from r1mini import checkpoint, memory, optim, recipe, rewards, score, state
 from r1mini.data import learnable
 from r1mini.problems import read_problems
 from r1mini.records import Problem, Rollout
@@ -151,6 +151,9 @@ def test_weights_that_are_no_numbers_are_not_saved(tmp_path, model, tokens):
     with pytest.raises(ValueError, match="model.safetensors: model.layers.1.mlp.down_proj.weight holds NaN or infinity"):
         checkpoint.save(tmp_path, lost, tokens)
     assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=f"{tmp_path}/checkpoints/step-00000001/model.safetensors: model.layers.1"):
+        state.save(tmp_path, 1, {}, state.files(lost, tokens, []), (), 1)
+    assert not list((tmp_path / "checkpoints").iterdir())
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.0])
@@ -456,7 +459,7 @@ def test_half_a_character_in_a_models_folder_is_named(tmp_path, folder, token):
 @pytest.mark.parametrize("damage, complaint", [
     (lambda lines: [lines[0], "\0\0\0\0", lines[1]], "metrics.jsonl:2: not valid JSON"),
     (lambda lines: [re.sub(r'"num_tokens": [\d.]+', '"num_tokens": NaN', lines[0]), lines[1]], ":1: num_tokens nan is not a finite"),
-    (lambda lines: [re.sub(r'"groups_drawn": [\d.]+', '"x": 1', lines[0]), lines[1]], ":1: groups_drawn None is not a finite"),
+    (lambda lines: [re.sub(r'"entropy": [\d.]+', '"x": 1', lines[0]), lines[1]], ":1: entropy None is not a finite"),
 ])
 def test_log_that_is_damaged_is_named_by_its_line(tmp_path, damage, complaint):
     row = {name: 1.0 for name in train_grpo.diagnose.NEEDED}

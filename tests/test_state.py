@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from safetensors import SafetensorError
 import kill_test
 import train_grpo
 import train_sft
-from r1mini import checkpoint, interrupt, optim, recipe, state, weights
+from r1mini import checkpoint, interrupt, journal, optim, recipe, state, weights
 
 SETTINGS = {"steps": 9, "tasks": ("a", "b"), "save_every": 2, "keep": 2}
 
@@ -236,14 +237,22 @@ def test_states_of_another_run_are_refused(copied, tokens):
 def test_changes_are_allowed_on_request_and_told(copied, tokens, capsys):
     Run(copied, tokens, steps=10, allow_changes=True)
     assert "copied: --steps was 9, now 10" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="holds another run .--optimizer was None, now 'adamw'"):
+    with pytest.raises(ValueError, match="holds another run .--optimizer was None, now 'adamw'.; choose another folder$"):
         Run(copied, tokens, optimizer="adamw", allow_changes=True)
+    with pytest.raises(ValueError, match="holds another run .--steps was 9, now 10.; choose another folder, or add --allow-changes"):
+        Run(copied, tokens, steps=10)
+
+
+def test_fewer_steps_than_are_made_are_refused(copied, tokens):
+    assert Run(copied, tokens, steps=4, allow_changes=True).first == 4
+    with pytest.raises(ValueError, match="--steps 3: the run in --out .*copied has made 4 already"):
+        Run(copied, tokens, steps=3, allow_changes=True)
 
 
 def test_no_change_is_allowed_to_a_finished_run(tmp_path):
     state.start_run(tmp_path, SETTINGS)
     state.finish_run(tmp_path)
-    with pytest.raises(ValueError, match="holds another run .--steps was 9, now 10"):
+    with pytest.raises(ValueError, match="holds another run .--steps was 9, now 10.; choose another folder$"):
         state.has_finished(tmp_path, {**SETTINGS, "steps": 10, "allow_changes": True})
 
 
@@ -261,6 +270,15 @@ def test_only_one_process_works_in_a_folder(tmp_path, folder):
         other.stdin.close()
     state.lock(tmp_path)
     state.unlock(tmp_path)
+
+
+def test_a_file_system_without_locks_is_named_as_such(tmp_path, monkeypatch):
+    def refused(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(journal.fcntl, "flock", refused)
+    with pytest.raises(ValueError, match=f"--out {tmp_path}: cannot be locked .No locks available"):
+        state.lock(tmp_path)
 
 
 @pytest.mark.parametrize("hurt", [lambda path: flipped(path, 5), lambda path: os.truncate(path, 3), Path.unlink])
@@ -345,6 +363,58 @@ with interrupt.listening():
 def test_a_second_signal_ends_the_process_at_once_unless_it_is_the_first_sent_twice(name, pause, code):
     done = subprocess.run([sys.executable, "-c", LISTENING, name, str(pause)], cwd=ROOT, timeout=30)
     assert done.returncode == code
+
+
+LEAVING = """import atexit, os, signal, sys
+from dataclasses import make_dataclass
+from r1mini import config
+number = signal.Signals[sys.argv.pop()]
+atexit.register(os.kill, os.getpid(), number)
+config.run(lambda cfg: os.kill(os.getpid(), number), make_dataclass("Config", [("out", str, config.option("x", "folder"))]))
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_that_comes_again_while_python_ends_does_not_change_the_exit_code(name):
+    done = subprocess.run([sys.executable, "-c", LEAVING, name], cwd=ROOT, timeout=30, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (75, "\n-c: interrupted; the same command goes on from what is saved\n")
+
+
+UNREAD = """import os, signal
+from dataclasses import make_dataclass
+from r1mini import config, interrupt
+
+def main(cfg):
+    interrupt.hold()
+    os.kill(os.getpid(), signal.SIGINT)
+    print("the end of a step", flush=True)
+    interrupt.let_go()
+
+config.run(main, make_dataclass("Config", [("out", str, config.option("x", "folder"))]))
+"""
+
+
+def test_a_reader_that_the_same_signal_has_ended_does_not_keep_a_run_from_saving():
+    """As in `… 2>&1 | tee log`."""
+    reader, writer = os.pipe()
+    with subprocess.Popen([sys.executable, "-c", UNREAD], cwd=ROOT, stdout=writer, stderr=writer) as process:
+        os.close(writer)
+        os.close(reader)
+    assert process.returncode == 75
+
+
+def test_a_worker_ignores_the_signals_that_its_parent_does(monkeypatch):
+    """As under a script's `&`, where Ctrl-C is meant for others."""
+    monkeypatch.setattr(recipe.threading, "Thread", Mock())
+    before = [signal.getsignal(number) for number in interrupt.SIGNALS]
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        recipe.start_worker()
+        assert [signal.getsignal(number) for number in interrupt.SIGNALS] == [signal.SIG_IGN, interrupt.first]
+    finally:
+        for number, theirs in zip(interrupt.SIGNALS, before):
+            signal.signal(number, theirs)
+        interrupt.held = False
 
 
 def test_a_signal_that_is_ignored_stays_so():

@@ -340,6 +340,16 @@ def test_run_ends_when_its_completions_are_spent(run, tmp_path, monkeypatch):
     assert rows[0]["learning_rate"] > 0 == pytest.approx(rows[1]["learning_rate"])
 
 
+def test_completions_that_are_spent_stay_so_when_others_are_drawn(run, tmp_path, monkeypatch):
+    watched(monkeypatch, lambda *_: {"accuracy": 0.0, "format": 0.0, "language": None})
+    with monkeypatch.context() as patch:
+        interrupt_at_call(patch, train_grpo, "collect", 3)
+        with pytest.raises(KeyboardInterrupt):
+            run("out", steps=9, save_every=1, sample_budget=60)
+    # Two steps of 3 groups of 4 have been; then of 8: 24, 48, 72.
+    assert run("out", steps=9, save_every=1, sample_budget=60, completions=8, allow_changes=True)["steps"] == 4
+
+
 def test_reference_is_mixed_with_the_policy(run, tmp_path, monkeypatch):
     seen = []
     real = train_grpo.update
