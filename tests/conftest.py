@@ -16,13 +16,19 @@ import pytest
 import torch
 from hypothesis import settings
 
-from r1mini import checkpoint, tokenizer
+from r1mini import checkpoint, interrupt, tokenizer
 from r1mini.data import corpus_row
 from r1mini.model import ModelConfig, Transformer
 
 torch.set_num_threads(1)
 settings.register_profile("r1mini", derandomize=True, deadline=None, database=None, max_examples=50)
 settings.load_profile("r1mini")
+
+
+@pytest.fixture(autouse=True)
+def this_process_does_not_end(monkeypatch):
+    """Though a script's entry has been called in it."""
+    monkeypatch.setattr(interrupt, "ignore", lambda: None)
 
 
 def shape(**changes):

@@ -69,7 +69,6 @@ def test_bad_command_line_is_one_line_and_exit_code_2(argv, names, capsys):
 ])
 def test_mistakes_of_the_user_end_in_one_line(monkeypatch, capsys, error, code, line):
     monkeypatch.setattr("sys.argv", ["path/to/prog"])
-    monkeypatch.setattr(config.interrupt, "ignore", lambda: None)  # this process does not end
 
     def main(cfg):
         raise error
