@@ -102,6 +102,7 @@ class Config:
     seed: int = option(0, "seed of problems and sampling")
     device: str = option("auto", "auto, cpu or cuda[:n]")
     threads: int = option(1, "CPU threads (0: torch's choice)")
+    deterministic: bool = option(False, "on CUDA, kernels that give the same bits each time; slower (a CPU's always do)")
     progress: bool = option(True, "show progress bars")
     bf16: bool = option(False, "compute in bfloat16 over fp32 weights, sampler and learner alike")
     gradient_checkpointing: bool = option(False, "compute each layer again in the backward pass: less memory, a third more time")
@@ -156,7 +157,7 @@ def main(cfg: Config) -> dict:
     if cfg.overlong_cache:
         weighting["overlong"] = 1.0
         functions["overlong"] = partial(rewards.soft_overlong_punishment, soft_punish_cache=cfg.overlong_cache)
-    device = pick_device(cfg.device, cfg.threads)
+    device = pick_device(cfg.device, cfg.threads, cfg.deterministic)
     free = memory.available(device)
     policy, tokens = checkpoint.load(cfg.model, device, fits=partial(fits, cfg, device))
     context = policy.config.max_position_embeddings
@@ -517,6 +518,7 @@ def moot(cfg: Config) -> dict[str, str]:
         "reference_mix": (cfg.beta and 0 < cfg.reference_every < cfg.steps, "the reference is never renewed"),
         "correction_cap": (cfg.correction != "none", "--correction none has no weight to cap"),
         "optimizer_on": (cfg.device != "cpu", "--device cpu is where they are"),
+        "deterministic": (cfg.device != "cpu", "--device cpu gives the same bits anyway"),
         "ahead": (cfg.steps > 1, "--steps 1 has no next step to sample"),
         "rest_lr": (cfg.optimizer == "muon", f"--optimizer {cfg.optimizer} has one rate for all"),
         "sample_budget": (cfg.sample_budget < cfg.steps * cfg.problems * cfg.completions * (cfg.resample + 1),

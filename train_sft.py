@@ -59,6 +59,7 @@ class Config:
     seed: int = option(0, "seed of the weights, the rows and their order")
     device: str = option("auto", "auto, cpu or cuda[:n]")
     threads: int = option(1, "CPU threads (0: torch's choice)")
+    deterministic: bool = option(False, "on CUDA, kernels that give the same bits each time; slower (a CPU's always do)")
     progress: bool = option(True, "show progress bars")
     bf16: bool = option(False, "compute in bfloat16 over fp32 weights")
     gradient_checkpointing: bool = option(False, "compute each layer again in the backward pass: less memory, a third more time")
@@ -93,7 +94,7 @@ def main(cfg: Config) -> dict:
     if state.has_finished(out, settings):
         print(f"{out}: this run has finished already; nothing to do")
         return checkpoint.read_record(out / "run.json")
-    device = pick_device(cfg.device, cfg.threads)
+    device = pick_device(cfg.device, cfg.threads, cfg.deterministic)
     free = memory.available(device)
     if cfg.model == "new":
         sample = (corpus_row(cfg.seed, index) for index in range(min(cfg.rows, 20_000)))
@@ -224,6 +225,7 @@ def moot(cfg: Config) -> dict[str, str]:
     needs |= {name: (cfg.model == "new", "only a --model new takes its shape from flags")
               for name in ("hidden_size", "layers", "heads", "kv_heads", "intermediate_size", "vocab_size")}
     needs["optimizer_on"] = (cfg.device != "cpu", "--device cpu is where they are")
+    needs["deterministic"] = (cfg.device != "cpu", "--device cpu gives the same bits anyway")
     if cfg.model == "new":
         needs["template"] = (False, "a --model new has none")
     return {name: why for name, (met, why) in needs.items() if not met}

@@ -117,8 +117,9 @@ def fail(name: str, error: Exception) -> int:
     return 2
 
 
-def device(name: str, threads: int):
-    """The torch device of `--device auto|cpu|cuda[:n]`, with the number of CPU threads set."""
+def device(name: str, threads: int, deterministic: bool = False):
+    """The torch device of `--device auto|cpu|cuda[:n]`, with the number of CPU threads set. `deterministic`: of CUDA's kernels those
+    that give the same bits each time, where there are such; torch warns where not. Not undone."""
     import torch
 
     from r1mini import distributed
@@ -136,6 +137,9 @@ def device(name: str, threads: int):
         raise ValueError(f"--threads: {threads} is out of range")
     if threads:
         torch.set_num_threads(threads)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first product is made
+        torch.use_deterministic_algorithms(True, warn_only=True)
     return torch.device(name)
 
 

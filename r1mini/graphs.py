@@ -33,7 +33,9 @@ def bucket(n: int) -> int:
 
 
 def wanted(device: torch.device) -> bool:
-    return device.type == "cuda" and os.environ.get("R1MINI_GRAPHS") != "0"
+    """Not with deterministic kernels, of which some may wait for the host."""
+    allowed = os.environ.get("R1MINI_GRAPHS") != "0" and not torch.are_deterministic_algorithms_enabled()
+    return device.type == "cuda" and allowed
 
 
 @cache

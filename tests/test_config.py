@@ -1,11 +1,12 @@
 import dataclasses
+import os
 import re
 import signal
 
 import pytest
 import torch
 
-from r1mini import config
+from r1mini import config, graphs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,3 +122,15 @@ def test_bad_device_names_the_flag(name, threads, flag):
 def test_missing_gpu_is_said():
     with pytest.raises(ValueError, match="--device cuda:0"):
         config.device("cuda:0", 1)
+
+
+def test_deterministic_kernels_are_taken_on_request_and_exclude_graphs(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    monkeypatch.delenv("R1MINI_GRAPHS", raising=False)
+    assert graphs.wanted(torch.device("cuda"))
+    try:
+        config.device("cpu", 0, deterministic=True)
+        assert torch.are_deterministic_algorithms_enabled() and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        assert not graphs.wanted(torch.device("cuda"))
+    finally:
+        torch.use_deterministic_algorithms(False)

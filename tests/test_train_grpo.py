@@ -385,6 +385,7 @@ def test_reference_is_mixed_with_the_policy(run, tmp_path, monkeypatch):
     ({"delta": 1.1}, "--delta: 1.1 is out of range"), ({"overlong_cache": 6}, "--overlong-cache: 6 is out of range"),
     ({"loss_per": "microbatch", "learner_tokens": 0}, "--loss-per microbatch --learner-tokens 0"),
     ({"optimizer_on": "cpu"}, "--optimizer-on cpu: would have no effect .--device cpu"),
+    ({"deterministic": True}, "--deterministic True: would have no effect .--device cpu"),
     ({"optimizer_on": "gpu", "device": "auto"}, "--optimizer-on: device or cpu, not 'gpu'"),
     ({"overlong": "drop"}, "--overlong: 'drop' is not one of keep, mask"),
 ])
