@@ -6,6 +6,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch starts its t
 
 import json
 import runpy
+import signal
 import sys
 from pathlib import Path
 
@@ -21,6 +22,9 @@ from r1mini.data import corpus_row
 from r1mini.model import ModelConfig, Transformer
 
 torch.set_num_threads(1)
+for number in (signal.SIGINT, signal.SIGTERM):  # ignored under a script's `&`, and then by every process that a test starts
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 settings.register_profile("r1mini", derandomize=True, deadline=None, database=None, max_examples=50)
 settings.load_profile("r1mini")
 
