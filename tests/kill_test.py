@@ -130,6 +130,13 @@ def begun(cwd: Path) -> bool:
     return (out / ".lock").exists() or any(out.glob("*.partial"))
 
 
+def finished(cwd: Path) -> bool:
+    out = cwd / "out"
+    if (out / "run.json").exists():
+        return json.loads((out / "run.json").read_text())["finished"]
+    return any((out / name).exists() for name in ("rows.jsonl", "eval.json", "stages.md"))
+
+
 def saving(cwd: Path) -> list[Path]:
     try:
         return [Path(entry) for entry in os.scandir(cwd / "out/checkpoints") if entry.name.endswith(".tmp")]
@@ -172,8 +179,8 @@ def kill(job: str, cwd: Path, how: str, after: float, seen: Seen) -> bool:
     code = process.wait(60)
     if number == signal.SIGTERM:
         told = (cwd / "stderr").read_text().strip().splitlines()[-1:]
-        # On a second start it is not known whether it listens already.
-        assert code in ((0, 75) if fresh else (0, 75, -signal.SIGTERM)), (code, told)
+        # On a second start it is not known whether it listens already; a finished one does no longer.
+        assert code in (0, 75) or code == -signal.SIGTERM and (not fresh or finished(cwd)), (code, told)
         assert code != 75 or "the same command goes on" in told[0], told
         seen.slowest = max(seen.slowest, time.monotonic() - sent)
     if how == "in a save" and not saving(cwd):
