@@ -340,7 +340,8 @@ def judge(cfg: Config, problem: Problem, rollouts: Sequence[Rollout], functions:
     return score.begin(problem, rollouts, functions, pool, max_completion_len=longest)
 
 
-def start(cfg: Config, policy: Transformer, rollouts: Sequence[Rollout], device: torch.device) -> list[tuple[Sequence[float], Sequence[float]]]:
+def start(cfg: Config, policy: Transformer, rollouts: Sequence[Rollout], device: torch.device
+          ) -> list[tuple[Sequence[float], Sequence[float]]]:
     """(log-probabilities, entropies) of each rollout's tokens under the policy that the step's updates start from. The
     sampler's own serve, unless its gap to the learner is to be corrected or entropies are asked for."""
     if cfg.correction == "none" and cfg.top_entropy == 1:
@@ -440,7 +441,8 @@ def gradient(cfg: Config, policy: Transformer, reference: Transformer | None, ro
         gap_BT = (logp_BT.detach() - cut(sampler_BT)).abs()
         metrics |= {"loss": loss.detach(), "tokens": batch.target_BT.sum(), "gap_mean": gap_BT.sum()}
         told.append((counted, metrics, gap_BT.max(), part, logp_BT.detach().isfinite().all(-1)))
-    for counted, metrics, gap, part, finite_B in told:  # not sooner: a GPU would have nothing to do until the next micro-batch is there
+    # Read only now: sooner, a GPU would have nothing to do until the next micro-batch is there.
+    for counted, metrics, gap, part, finite_B in told:
         for name, value in metrics.items():
             sums[name] = sums.get(name, 0.0) + counted * float(value)
         sums["gap"] = max(sums["gap"], float(gap))
@@ -468,7 +470,8 @@ def check(cfg: Config) -> None:
         raise ValueError(f"--clip-low {cfg.clip_low}: at most 1, which is no clip at all: a ratio is never below 0")
     require(cfg, steps=cfg.steps >= 1, sample_budget=cfg.sample_budget >= 0, problems=cfg.problems >= 1,
             completions=cfg.completions >= (1 if cfg.baseline == "none" else 2),
-            minibatches=1 <= cfg.minibatches <= cfg.problems * (cfg.completions if cfg.minibatch_of == "completions" else 1), temperature=cfg.temperature > 0,
+            minibatches=1 <= cfg.minibatches <= cfg.problems * (cfg.completions if cfg.minibatch_of == "completions" else 1),
+            temperature=cfg.temperature > 0,
             clip_low=cfg.clip_low >= 0, clip_high=cfg.clip_high >= 0,
             delta=cfg.delta == 0 or cfg.delta > 1 + cfg.clip_high, soft_up=cfg.soft_up > 0, soft_down=cfg.soft_down > 0,
             beta=cfg.beta >= 0, reference_every=cfg.reference_every >= 0, reference_mix=0 < cfg.reference_mix <= 1,

@@ -190,10 +190,10 @@ def gradient(cfg: Config, model: Transformer, rows: Sequence[tuple], size: int, 
     learned, and what finds the rows whose loss is not finite."""
     mine, counted = distributed.rows(rows)
     parts = [[mine[i] for i in part] for part in filled([sum(map(len, row)) for row in mine], range(len(mine)), size)]
-    batches_ = [collate(part) for part in parts]
-    count = int(distributed.total(sum(batch.target_BT.sum() for batch in batches_) * int(counted)))
+    made = [collate(part) for part in parts]
+    count = int(distributed.total(sum(batch.target_BT.sum() for batch in made) * int(counted)))
     loss, finite = torch.zeros((), device=device), []
-    for batch in batches_:
+    for batch in made:
         batch = batch.to(device)
         with autocast(device, cfg.bf16):
             logp_BT = distributed.through(token_logprobs, model, batch)

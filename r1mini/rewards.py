@@ -155,8 +155,8 @@ def why_unformatted(problem: Problem, text: str) -> str | None:
 def words(text: str) -> list[str]:
     """The words of a text: Han characters by two, and Latin words. Formulas, variables and names of functions are notation:
     single letters, two letters with a capital, anything beside a digit or with a capital inside, unless there are four
-    capitals and nothing else (of three kinds: ABAB is a value), or three small letters in a row. Two letters in a row of any other script but Greek are a
-    word too.
+    capitals and nothing else (of three kinds: ABAB is a value), or three small letters in a row. Two letters in a row of any
+    other script but Greek are a word too.
 
     >>> words("try 2 H2O + NaCl, f(a) 对 then Fe 算了")
     ['try', '对', 'then', '算了']
@@ -164,8 +164,8 @@ def words(text: str) -> list[str]:
     found = re.findall(r"[\u4e00-\u9fff]{1,2}|(?<![A-Za-z0-9_])(?:[a-z]{2}|[A-Z]{4,})(?![A-Za-z0-9_])"
                        r"|(?<![A-Za-z0-9_])(?=[A-Za-z_]*[a-z]{3}|[A-Z][a-z]{2})[A-Za-z_]+(?![A-Za-z0-9_])"
                        r"|[^\W\d_\u0000-\u024f\u0370-\u03ff\u1e00-\u1eff\u4e00-\u9fff]{2,}", text)
-    values = lambda word: word.isascii() and word.isupper() and len(set(word)) < 3
-    return [word for word in found if word not in NOTATION and not values(word)]
+    is_value = lambda word: word.isascii() and word.isupper() and len(set(word)) < 3
+    return [word for word in found if word not in NOTATION and not is_value(word)]
 
 
 def consistency(thinking: str, language: str) -> float:

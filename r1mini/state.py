@@ -290,8 +290,9 @@ class Keeper:
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         interrupt.hold()  # to the end: what is left is short
-        together = distributed.ranks() == 1 or kind is not None and issubclass(kind, KeyboardInterrupt)
-        if kind is not None and together and self.whole and self.saved < self.step:
+        if kind is None:
+            return
+        together = distributed.ranks() == 1 or issubclass(kind, KeyboardInterrupt)  # an error may be one rank's alone
+        if together and self.whole and self.saved < self.step:
             self.save()
-        if kind is not None:
-            unlock(self.out)
+        unlock(self.out)
