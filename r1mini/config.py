@@ -1,150 +1,348 @@
-"""Command lines from frozen dataclasses: a field is a flag, its default and help stand beside it.
+"""Command lines from frozen dataclasses: a field is a flag, and everything about the flag stands on
+its line: default, help, choices, bounds, and the flags without which it has no effect.
 
-Defaults < `--preset` < flags. Mistakes are one line on standard error and exit code 2; a job that a signal ended, and that
-goes on by the same command, one line and exit code 75.
+    clip_low: float = option(0.2, "lower clip of the ratio", bounds="0 <= x <= 1",
+                             when="objective=clip and minibatches>1")
+
+Defaults < `--preset` < flags. A mistake is one line on standard error and exit code 2. A job that a
+signal ended, and that the same command resumes, is one line and exit code 75.
 """
-
-from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
+import operator
 import os
 import re
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from r1mini import interrupt
+from r1mini.infra import signals
 
 Config = TypeVar("Config")
+COMPARE = {"<=": operator.le, "<": operator.lt, ">": operator.gt}
+FROM_FILE = "data and data!=cold-start|corpus"  # the rows come from a file
 
 
-def option(default: Any, text: str) -> Any:
-    """A field of a script's configuration."""
-    return dataclasses.field(default=default, metadata={"help": text})
+def option(
+    default: Any, help: str, *, choices: Sequence[str] = (), bounds: str = "", when: str = ""
+) -> Any:
+    """A flag.
+
+    choices  the values that it may have
+    bounds   its range: "0 < x <= 1", "1 <= x"; a bound may be the name of another flag
+    when     conditions joined by " and ", without which it has no effect: "data" (is set),
+             "eval|reject" (one is set), "!data" (is not), "objective=clip|cispo",
+             "objective!=reinforce", "minibatches>1", "reference_every<steps"
+    """
+    metadata = {"help": help, "choices": tuple(choices), "bounds": bounds, "when": when}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+# -- options that scripts share --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DeviceOptions:
+    seed: int = option(0, "seed of everything random")
+    device: str = option("auto", "auto, cpu or cuda[:n]")
+    threads: int = option(1, "CPU threads (0: torch's choice)", bounds="0 <= x")
+    progress: bool = option(True, "show progress bars")
+    bf16: bool = option(False, "compute in bfloat16; the weights stay fp32")
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    prompt_key: str = option(
+        "", "column of the prompts, if --data has no known layout", when=FROM_FILE
+    )
+    answer_key: str = option("", "column of the answers", when=FROM_FILE)
+    template: str = option(
+        "auto",
+        "how messages become text: the model folder's chat template, r1-zero or plain; auto: "
+        "chat if there is one, else plain; rows that are text already stay as they are",
+        choices=("auto", "chat", "r1-zero", "plain"),
+        when=FROM_FILE,
+    )
+    skip_bad: bool = option(
+        False, "skip and count bad rows, instead of stopping at the first", when=FROM_FILE
+    )
+
+
+@dataclass(frozen=True)
+class TrainOptions(DataOptions, DeviceOptions):
+    model: str = option("base", "model folder, embedded model or hub id to start from")
+    decontaminate: tuple[str, ...] = option(
+        (),
+        "evaluation files; rows that share ten words in a row with them are left out",
+        when=FROM_FILE,
+    )
+    # DEVIATES: Muon, where R1 uses AdamW.
+    optimizer: str = option(
+        "muon", "muon (for matrices; AdamW for the rest) or adamw", choices=("muon", "adamw")
+    )
+    optimizer_on: str = option(
+        "device",
+        "where the optimizer state is kept between steps: device, or cpu (slower, the same bits)",
+        choices=("device", "cpu"),
+        when="device!=cpu",
+    )
+    learning_rate: float = option(1e-3, "peak learning rate", bounds="0 <= x")
+    warmup: float = option(0.05, "warm-up, as a fraction of the run", bounds="0 <= x < 1")
+    final_lr: float = option(0.1, "last learning rate, as a fraction of the peak", bounds="0 <= x")
+    weight_decay: float = option(0.0, "decoupled weight decay", bounds="0 <= x")
+    max_grad_norm: float = option(1.0, "clip the gradient to this norm", bounds="0 < x")
+    deterministic: bool = option(
+        False,
+        "on CUDA, kernels that give the same bits every time; slower (a CPU's always do)",
+        when="device!=cpu",
+    )
+    gradient_checkpointing: bool = option(
+        False, "recompute each layer in the backward pass: less memory, a third more time"
+    )
+    compile: bool = option(False, "torch.compile the model (on a CPU it needs a C++ compiler)")
+    keep: int = option(
+        2,
+        "saved states to keep; if the last is damaged, the run resumes from the previous one",
+        bounds="1 <= x",
+    )
+    allow_changes: bool = option(
+        False,
+        "resume the run in --out with other flags or data, for example with smaller micro-batches "
+        "after it ran out of memory; every change is printed",
+    )
+
+
+# -- checks ----------------------------------------------------------------------------------------
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def validate(config: Any) -> None:
+    """Raises ValueError naming the first flag that is not finite, not among its choices, out of its
+    bounds, or set and without effect."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        for one in value if isinstance(value, tuple) else (value,):
+            if problem := why_invalid(config, one, **field.metadata):
+                raise ValueError(f"{flag(field.name)} {one}: {problem}")
+    for name, reason in ineffective(config).items():
+        if getattr(config, name) != getattr(type(config)(), name):
+            raise ValueError(f"{flag(name)} {shown(getattr(config, name))}: has no effect {reason}")
+
+
+def why_invalid(config: Any, value: Any, choices: Sequence[str], bounds: str, **_: str) -> str:
+    """What is wrong with one value; "" if nothing is."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "must be a finite number"
+    if choices and value not in choices:
+        return f"must be {any_of(choices)}"
+    if bounds and not in_bounds(config, value, bounds):
+        return f"must be {describe_bounds(config, bounds)}"
+    return ""
+
+
+def any_of(choices: Sequence[str]) -> str:
+    *others, last = choices
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def split_bounds(bounds: str) -> tuple[str, str, str, str]:
+    """
+    >>> split_bounds("0 < x <= 1"), split_bounds("1 <= x")
+    (('0', '<', '<=', '1'), ('1', '<=', '', ''))
+    """
+    pattern = r"(?:(\S+) (<=?) )?x(?: (<=?) (\S+))?"
+    return tuple(part or "" for part in re.fullmatch(pattern, bounds).groups())
+
+
+def bound(config: Any, text: str) -> float:
+    return float(getattr(config, text, None) if hasattr(config, text) else text)
+
+
+def in_bounds(config: Any, value: float, bounds: str) -> bool:
+    low, over, under, high = split_bounds(bounds)
+    above = not low or COMPARE[over](bound(config, low), value)
+    return above and (not high or COMPARE[under](value, bound(config, high)))
+
+
+def describe_bounds(config: Any, bounds: str) -> str:
+    """
+    >>> describe_bounds(None, "0 < x <= 1"), describe_bounds(None, "1 <= x")
+    ('over 0 and at most 1', 'at least 1')
+    """
+    low, over, under, high = split_bounds(bounds)
+    if hasattr(config, high):
+        high = f"{flag(high)} {getattr(config, high)}"
+    parts = [{"<": "over ", "<=": "at least "}[over] + low] if low else []
+    parts += [{"<": "under ", "<=": "at most "}[under] + high] if high else []
+    return " and ".join(parts)
+
+
+def ineffective(config: Any) -> dict[str, str]:
+    """The flags that have no effect beside the others, and why."""
+    reasons = {}
+    for field in dataclasses.fields(config):
+        conditions = field.metadata["when"].split(" and ") if field.metadata["when"] else []
+        unmet = [condition for condition in conditions if not is_met(config, condition)]
+        if unmet:
+            reasons[field.name] = why_unmet(config, unmet[0])
+    return reasons
+
+
+def split_condition(condition: str) -> tuple[str, str, str]:
+    """
+    >>> split_condition("objective!=reinforce"), split_condition("eval|reject")
+    (('objective', '!=', 'reinforce'), ('eval|reject', '', ''))
+    """
+    return re.fullmatch(r"(!?[\w|]+?)(?:(!=|=|<|>)(.*))?", condition).groups(default="")
+
+
+def is_met(config: Any, condition: str) -> bool:
+    name, comparison, other = split_condition(condition)
+    if name.startswith("!"):
+        return not getattr(config, name[1:])
+    values = [getattr(config, one) for one in name.split("|")]
+    if not comparison:
+        return any(values)
+    if comparison in COMPARE:
+        return COMPARE[comparison](values[0], bound(config, other))
+    return (str(values[0]) in other.split("|")) == (comparison == "=")
+
+
+def why_unmet(config: Any, condition: str) -> str:
+    """Behind "has no effect": with which flag as it is, or without which."""
+    name, comparison, other = split_condition(condition)
+    names = name.lstrip("!").split("|")
+    value = getattr(config, names[0])
+    if value in ("", (), False):
+        return f"without {any_of([flag(one) for one in names])}"
+    reason = f"with {flag(names[0])} {shown(value)}".removesuffix(" True")
+    if hasattr(config, other):
+        reason += f" and {flag(other)} {getattr(config, other)}"
+    return reason
+
+
+# -- the command line ------------------------------------------------------------------------------
 
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> typing.NoReturn:
-        once = os.environ.get("LOCAL_RANK", "0") == "0"  # of a machine's ranks, which all have this command line
-        self.exit(2, f"{self.prog}: {message}\n" if once else None)
+        main_rank = os.environ.get("LOCAL_RANK", "0") == "0"  # all ranks have this command line
+        self.exit(2, f"{self.prog}: {message}\n" if main_rank else None)
 
 
-def parse(cls: type[Config], argv: Sequence[str] | None = None, presets: Mapping[str, Mapping[str, Any]] | None = None,
-          prog: str | None = None, description: str | None = None,
-          moot: Callable[[Config], Mapping[str, str]] = lambda _: {}) -> Config:
-    """The configuration of a command line. Of a preset, what the flags beside it make ineffective (`moot`) is dropped."""
-    parser = Parser(prog=prog, description=description, allow_abbrev=False,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse(
+    cls: type[Config],
+    argv: Sequence[str] | None = None,
+    presets: Mapping[str, Mapping[str, Any]] | None = None,
+    prog: str | None = None,
+    description: str | None = None,
+) -> Config:
+    """The configuration of a command line. Values of a preset that the typed flags make ineffective
+    are dropped."""
+    style = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog=prog, description=description, allow_abbrev=False, formatter_class=style)
     if presets:
-        shown = "; ".join(f"{name}: " + " ".join(f"{k}={v}" for k, v in values.items())
-                          for name, values in presets.items())
-        parser.add_argument("--preset", choices=list(presets), help=shown.replace("%", "%%"))
+        parser.add_argument("--preset", choices=list(presets), help=describe_presets(presets))
     types = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
-        flag, kind = "--" + field.name.replace("_", "-"), types[field.name]
-        shown = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
-        text = f"{field.metadata['help']} (default: {shown if shown != '' else 'none'})".replace("%", "%%")
-        common = {"dest": field.name, "default": argparse.SUPPRESS, "help": text}
-        if kind is bool:
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, **common)
-        elif typing.get_origin(kind) is tuple:
-            parser.add_argument(flag, nargs="+", type=typing.get_args(kind)[0], metavar=field.name.upper(), **common)
-        else:
-            parser.add_argument(flag, type=kind, metavar=kind.__name__.upper(), **common)
-    given = vars(parser.parse_args(argv))
-    preset = given.pop("preset", None)
-    given = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
-    values = {**(presets[preset] if preset else {}), **given}
-    dropped = moot(cls(**values)).keys() - given.keys()
+        add_flag(parser, field, types[field.name])
+    typed = vars(parser.parse_args(argv))
+    preset = typed.pop("preset", None)
+    typed = {name: tuple(v) if isinstance(v, list) else v for name, v in typed.items()}
+    values = {**(presets[preset] if preset else {}), **typed}
+    dropped = ineffective(cls(**values)).keys() - typed.keys()
     return cls(**{name: value for name, value in values.items() if name not in dropped})
 
 
-def run(main: Callable[[Config], Any], cls: type[Config], presets: Mapping[str, Mapping[str, Any]] | None = None,
-        description: str | None = None, moot: Callable[[Config], Mapping[str, str]] = lambda _: {}) -> None:
-    """A script's entry: its user's mistakes end in one line and exit code 2."""
+def describe_presets(presets: Mapping[str, Mapping[str, Any]]) -> str:
+    lines = [
+        f"{name}: " + " ".join(f"{k}={v}" for k, v in values.items())
+        for name, values in presets.items()
+    ]
+    return "; ".join(lines).replace("%", "%%")
+
+
+def add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field, kind: Any) -> None:
+    choices, text = field.metadata["choices"], field.metadata["help"]
+    if field.metadata["bounds"]:
+        text += f"; {describe_bounds(None, field.metadata['bounds'])}"
+    if field.metadata["when"]:
+        text += f"; only with {field.metadata['when']}"
+    text = f"{text} (default: {shown(field.default) or 'none'})".replace("%", "%%")
+    metavar = "{" + ",".join(choices) + "}" if choices else field.name.upper()
+    if kind is bool:
+        options = {"action": argparse.BooleanOptionalAction}
+    elif typing.get_origin(kind) is tuple:
+        options = {"nargs": "+", "type": typing.get_args(kind)[0], "metavar": metavar}
+    else:
+        options = {"type": kind, "metavar": metavar if choices else kind.__name__.upper()}
+    parser.add_argument(
+        flag(field.name), dest=field.name, default=argparse.SUPPRESS, help=text, **options
+    )
+
+
+def run_script(
+    main: Callable[[Config], Any],
+    cls: type[Config],
+    presets: Mapping[str, Mapping[str, Any]] | None = None,
+    description: str | None = None,
+) -> None:
+    """A script's entry point: a user's mistake ends in one line and exit code 2."""
     name = sys.argv[0].rsplit("/", 1)[-1]
-    config = parse(cls, presets=presets, description=description, prog=name, moot=moot)
-    goes_on = bool(getattr(config, "out", ""))  # what is not kept anywhere is cut off as usual: chat, above all
+    config = parse(cls, presets=presets, description=description, prog=name)
+    resumable = bool(getattr(config, "out", ""))  # what writes no file, as chat, just stops
     try:
-        with interrupt.listening() if goes_on else nullcontext():
+        with signals.listening() if resumable else nullcontext():
             main(config)
-        if goes_on:
-            interrupt.ignore()
+        if resumable:
+            signals.ignore()
     except (ValueError, OSError) as error:
         sys.exit(fail(name, error))
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and not re.search("out of memory|allocate memory", str(error)):
+        if not is_out_of_memory(error):
             raise
-        flags = memory_flags(config, cuda="CUDA" in str(error))
-        sys.exit(fail(name, ValueError(f"not enough memory; lower {flags} ({str(error)[:200]})")))
+        advice = memory_flags(config, cuda="CUDA" in str(error))
+        sys.exit(fail(name, ValueError(f"not enough memory; lower {advice} ({str(error)[:200]})")))
     except KeyboardInterrupt:
-        if goes_on:
-            interrupt.ignore()
-        print(f"\n{name}: interrupted" + "; the same command goes on from what is saved" * goes_on, file=sys.stderr)
-        sys.exit(interrupt.EXIT if goes_on else 130)
+        if resumable:
+            signals.ignore()
+        advice = "; rerun the same command to resume" if resumable else ""
+        print(f"\n{name}: interrupted{advice}", file=sys.stderr)
+        sys.exit(signals.EXIT_CODE if resumable else 130)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    message = re.search("out of memory|allocate memory", str(error))
+    return isinstance(error, MemoryError) or message is not None
 
 
 def memory_flags(config: Any, cuda: bool = False) -> str:
     """The flags of a script that decide how much memory it takes."""
     known = ("sampler_rows", "learner_tokens", "batch_tokens", "max_new_tokens")
-    names = [f"--{name.replace('_', '-')}" for name in known if hasattr(config, name)]
-    less = ["--gradient-checkpointing"] if not getattr(config, "gradient_checkpointing", True) else []
-    if cuda and getattr(config, "optimizer_on", "") == "device" and os.environ.get("WORLD_SIZE", "1") == "1":
-        less.append("--optimizer-on cpu")
-    return (", ".join(names) or "the model's size") + (f" (or give {', '.join(less)})" if less else "")
-
-
-def refuse_moot(config: Any, moot: Mapping[str, str]) -> None:
-    """Refuse a flag that was given and would have no effect, with the reason."""
-    for name, why in moot.items():
-        if getattr(config, name) != getattr(type(config)(), name):
-            raise ValueError(f"--{name.replace('_', '-')} {getattr(config, name)}: would have no effect ({why})")
-
-
-def require(config: Any, **bounds: bool) -> None:
-    """Refuse a configuration by the flag whose bound is not met."""
-    for name, met in bounds.items():
-        if not met:
-            raise ValueError(f"--{name.replace('_', '-')}: {getattr(config, name)} is out of range")
+    lower = [flag(name) for name in known if hasattr(config, name)]
+    add = [] if getattr(config, "gradient_checkpointing", True) else ["--gradient-checkpointing"]
+    one_rank = os.environ.get("WORLD_SIZE", "1") == "1"
+    if cuda and one_rank and getattr(config, "optimizer_on", "") == "device":
+        add.append("--optimizer-on cpu")
+    advice = f" (or add {', '.join(add)})" if add else ""
+    return (", ".join(lower) or "the model's size") + advice
 
 
 def fail(name: str, error: Exception) -> int:
-    told = str(error) or type(error).__name__
-    print(f"{name}: {told[:2000]}{' …' * (len(told) > 2000)}".replace("\n", " "), file=sys.stderr)  # of what a file holds, enough
+    text = str(error) or type(error).__name__
+    if len(text) > 2000:  # it may quote what a file holds
+        text = text[:2000] + " …"
+    print(f"{name}: {text}".replace("\n", " "), file=sys.stderr)
     return 2
-
-
-def device(name: str, threads: int, deterministic: bool = False):
-    """The torch device of `--device auto|cpu|cuda[:n]`, with the number of CPU threads set. `deterministic`: of CUDA's kernels those
-    that give the same bits each time, where there are such; torch warns where not. Not undone."""
-    import torch
-
-    from r1mini import distributed
-
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if not re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", name):
-        raise ValueError(f"--device {name}: not auto, cpu or cuda[:n]")
-    name = distributed.device(name)
-    if name != "cpu" and int(name[5:] or 0) >= torch.cuda.device_count():
-        raise ValueError(f"--device {name}: torch finds {torch.cuda.device_count()} CUDA devices")
-    if ":" in name:
-        torch.cuda.set_device(name)  # also of what names none: NCCL, CUDA graphs, a scalar on "cuda"
-    if threads < 0:
-        raise ValueError(f"--threads: {threads} is out of range")
-    if threads:
-        torch.set_num_threads(threads)
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first product is made
-        torch.use_deterministic_algorithms(True, warn_only=True)
-    return torch.device(name)
-
-
-def autocast(device, bf16: bool):
-    """A context for the compute of a model on `device`: bfloat16 over the weights as they are, or nothing."""
-    import torch
-
-    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)

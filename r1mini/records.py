@@ -1,12 +1,12 @@
-"""What flows through r1mini. Read this first.
+"""The data types of r1mini. Read this first.
 
-    Problem -> sample -> Rollout -> score -> rewards_NG -> advantages -> adv_NG -> collate -> Batch -> loss -> step
+    Problem -> sample -> Rollout -> score -> rewards_NG -> advantages -> adv_NG -> collate -> Batch
+            -> log-probabilities -> loss -> optimizer step
 
-Dimension letters, used as suffixes of tensors throughout: N problems a step, G completions a group, B = N*G rows,
-T tokens, V vocabulary, D hidden size, L layers, H query heads, K key/value heads, C head size, S cache slots.
-A tensor without a suffix is a scalar. Column t of every `_BT` tensor describes token t.
-
-Records are frozen: nothing is changed on the way, and no field changes its meaning.
+Dimension letters, suffixes of tensors throughout: N problems per step, G completions per group,
+B = N*G rows, T tokens of a row, V vocabulary, D hidden size, L layers, H query heads, K key/value
+heads, C (channels) head size; M tokens of all rows without padding, Q targets. Column t of every
+`_BT` tensor describes token t. Records are frozen, and no field changes its meaning.
 """
 
 from __future__ import annotations
@@ -17,29 +17,30 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # problems and rewards need no torch
+    import torch
     from torch import Tensor
 
 
-def opened(prompt: str) -> str:
-    """The `<think>` that a prompt ends with, and the line end after it; "" if it does not."""
+def think_prefix(prompt: str) -> str:
+    """The `<think>` and white space that a prompt ends with; "" if it does not."""
     return re.search(r"(<think>\s*)?\Z", prompt)[0]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A prompt with all that its checker needs. Equal `key` means the same problem, however it is put."""
+    """A prompt with all that its checker needs. Equal `key`: the same problem, reworded or not."""
 
     task: str
     key: str
-    language: str  # "en" or "zh": the language of the prompt, and the one its thinking should be in
+    language: str  # "en" or "zh": of the prompt, and the language that the thinking should be in
     prompt: str
     columns: Mapping[str, Any] = field(default_factory=dict)
-    messages: Sequence[Mapping[str, str]] = ()  # that a template made the prompt of
+    messages: Sequence[Mapping[str, str]] = ()  # of the chat that the prompt was rendered from
 
-    def split(self, rollout: Rollout) -> tuple[str, str]:
-        """Prompt and completion as a reader has them: the `<think>` that the prompt ends with belongs to the completion."""
-        begun = opened(self.prompt)
-        return self.prompt.removesuffix(begun), begun + rollout.text
+    def prompt_and_completion(self, rollout: Rollout) -> tuple[str, str]:
+        """As a reader wants them: a `<think>` at the prompt's end belongs to the completion."""
+        prefix = think_prefix(self.prompt)
+        return self.prompt.removesuffix(prefix), prefix + rollout.text
 
 
 @dataclass(frozen=True)
@@ -50,30 +51,12 @@ class Rollout:
     completion_ids: tuple[int, ...]  # with the end token, if it was sampled
     logprobs: tuple[float, ...]  # of completion_ids, under the distribution they were drawn from
     text: str  # the completion without its end token
-    finished: bool  # an end token was sampled; otherwise the length limit cut it
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Rows of tokens. What is said of tokens is right-padded, [B, T]; what the model computes is M tokens in a line, without
-    padding, and with what rows have in common only once."""
-
-    tokens_BT: Tensor
-    target_BT: Tensor  # bool: whose log-probabilities are trained on; from lengths, never from token identity
-    source_M: Tensor  # of each token in the line, its number in tokens_BT.flatten()
-    place_BT: Tensor  # of each token, where in the line it is computed
-    target_Q: Tensor  # of each target, its number in tokens_BT.flatten(): by a mask, a GPU would have to tell how many there are
-    lengths: tuple[int, ...]  # of the stretches of the line
-    after: tuple[int, ...]  # the stretch that each goes on from, or -1
-
-    def to(self, device) -> Batch:
-        names = "tokens_BT", "target_BT", "source_M", "place_BT", "target_Q"
-        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
+    finished: bool  # an end token was sampled; otherwise truncated at the length limit
 
 
 @dataclass(frozen=True)
 class Group:
-    """A problem with its completions, every reward of each by its name, and their sums: what is learned from."""
+    """A problem with its completions, the rewards of each by name, and their weighted sums."""
 
     problem: Problem
     rollouts: Sequence[Rollout]
@@ -81,6 +64,34 @@ class Group:
     rewards: tuple[float, ...]
 
     @property
-    def flat(self) -> bool:
-        """All rewards are equal: there is nothing to learn."""
+    def has_zero_variance(self) -> bool:
+        """All rewards are equal: no learning signal."""
         return len(set(self.rewards)) == 1
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro-batch of rows, padded on the right; and packed without padding, as the model computes
+    it, with a prompt that neighbouring rows share only once. Two completions, `a b c` and `d`, of
+    the prompt `p q`:
+
+        tokens_BT      p q a b c      flat_of_token_BT   0 1 2 3 4     (index in packed M)
+                       p q d . .                         0 1 5 . .
+        target_BT      . . 1 1 1      packed, M = 6      p q a b c d
+                       . . 1 . .      token_of_flat_M    0 1 2 3 4 7   (in tokens_BT.flatten())
+        target_Q       2 3 4 7        lengths            2, 3, 1       (segments: p q | a b c | d)
+        (tokens_BT.flatten())         parent             -1, 0, 0      (d continues segment 0 too)
+    """
+
+    tokens_BT: Tensor
+    target_BT: Tensor  # bool: in the loss; computed from lengths, never from token ids
+    token_of_flat_M: Tensor
+    flat_of_token_BT: Tensor
+    target_Q: Tensor  # kept beside the mask: finding them on a GPU would force a sync
+    lengths: tuple[int, ...]
+    parent: tuple[int, ...]
+
+    def to(self, device: torch.device) -> Batch:
+        names = ("tokens_BT", "target_BT", "token_of_flat_M", "flat_of_token_BT", "target_Q")
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
+        return replace(self, **moved)

@@ -17,14 +17,25 @@ import pytest
 import torch
 from hypothesis import settings
 
-from r1mini import checkpoint, interrupt, tokenizer
-from r1mini.data import corpus_row
-from r1mini.model import ModelConfig, Transformer
+from r1mini import checkpoint, rewards
+from r1mini.checkpoint import tokenizer
+from r1mini.infra import signals
+from r1mini.model.config import ModelConfig
+from r1mini.model.init import init_weights
+from r1mini.model.transformer import Transformer
+from r1mini.rewards.runner import score_async
+from r1mini.rewards.spec import ALWAYS_LOGGED
+from r1mini.tasks.corpus import document
 
 torch.set_num_threads(1)
-for number in (signal.SIGINT, signal.SIGTERM):  # ignored under a script's `&`, and then by every process that a test starts
+for number in (
+    signal.SIGINT,
+    signal.SIGTERM,
+):  # ignored under a script's `&`, and then by every process that a test starts
     if signal.getsignal(number) == signal.SIG_IGN:
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        signal.signal(
+            number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        )
 settings.register_profile("r1mini", derandomize=True, deadline=None, database=None, max_examples=50)
 settings.load_profile("r1mini")
 
@@ -32,21 +43,47 @@ settings.load_profile("r1mini")
 @pytest.fixture(autouse=True)
 def this_process_does_not_end(monkeypatch):
     """Though a script's entry has been called in it."""
-    monkeypatch.setattr(interrupt, "ignore", lambda: None)
+    monkeypatch.setattr(signals, "ignore", lambda: None)
+
+
+CONFIGS = {
+    "llama": {},
+    "one head of keys": {"num_key_value_heads": 1},
+    "no grouping": {"num_key_value_heads": 4},
+    "qwen2": {"attention_bias": True, "tie_word_embeddings": False},
+    "qwen3": {
+        "qk_norm": True,
+        "head_dim": 16,
+    },  # heads wider than hidden_size / heads, as Qwen3-0.6B
+}
 
 
 def shape(**changes):
     """A model small enough for a test, with two query heads to a key head."""
-    return ModelConfig(**{
-        "vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "intermediate_size": 48, "head_dim": 8, "max_position_embeddings": 128,
-        # Larger than a real model's: attention and tokens must differ visibly without training.
-        "initializer_range": 0.2, **changes})
+    return ModelConfig(
+        **{
+            "vocab_size": 320,
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "intermediate_size": 48,
+            "head_dim": 8,
+            "max_position_embeddings": 128,
+            # Larger than a real model's: attention and tokens must differ visibly without training.
+            "initializer_range": 0.2,
+            **changes,
+        }
+    )
+
+
+def some_tokens(rows, length, vocab=320):
+    return torch.randint(vocab, (rows, length), generator=torch.Generator().manual_seed(0))
 
 
 def random_model(**changes):
     model = Transformer(shape(**changes))
-    model.init_weights(seed=1)
+    init_weights(model, seed=1)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():  # norms of 1 and biases of 0 would hide that they are used
         for parameter in model.parameters():
@@ -57,7 +94,7 @@ def random_model(**changes):
 
 @pytest.fixture(scope="session")
 def tokens():
-    rows = (corpus_row(0, index) for index in range(300))
+    rows = (document(0, index) for index in range(300))
     return tokenizer.train((row["prompt"] + row["completion"] for row in rows), 400)
 
 
@@ -95,6 +132,12 @@ def script(monkeypatch, capsys):
 
 def jsonl(path):
     return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").split("\n") if line]
+
+
+def score(problem, rollouts, names=ALWAYS_LOGGED):
+    """The named built-in rewards of each completion."""
+    functions = {name: rewards.REWARDS[name] for name in names}
+    return score_async(problem, rollouts, functions)()
 
 
 def interrupt_at_call(monkeypatch, where, name, number):

@@ -33,22 +33,94 @@ LETTERS = """def letters(completions, **columns):
     return [text.count("a") + 0.1 * text.count("e") for text in completions]
 """
 TINY = ("--model", "../model", "--device", "cpu", "--no-progress", "--out", "out")
-SAMPLED = ("--model", "../dev", "--tasks", "kinetics", "elements", "--sampler-rows", "16", "--max-new-tokens", "60",
-           "--problems", "16", "--samples", "4", "--device", "cpu", "--no-progress")
+SAMPLED = (
+    "--model",
+    "../dev",
+    "--tasks",
+    "kinetics",
+    "elements",
+    "--sampler-rows",
+    "16",
+    "--max-new-tokens",
+    "60",
+    "--problems",
+    "16",
+    "--samples",
+    "4",
+    "--device",
+    "cpu",
+    "--no-progress",
+)
 JOBS = {
-    "SFT": ("train_sft.py", *TINY, "--tasks", "elements", "--rows", "120", "--epochs", "2", "--batch-tokens", "160",
-            "--save-every", "8"),
-    "GRPO": ("train_grpo.py", *TINY, "--tasks", "countdown", "elements", "--reward", "../letters.py:letters",
-             "--steps", "24", "--problems", "3", "--completions", "4", "--minibatches", "3", "--max-new-tokens", "8", "--beta", "0.1",
-             "--reference-every", "3", "--save-every", "4", "--learning-rate", "1e-2"),
-    "rejection": ("sample.py", *SAMPLED, "--reject", "--plain-rows", "10", "--out", "out/rows.jsonl"),
+    "SFT": (
+        "train_sft.py",
+        *TINY,
+        "--tasks",
+        "elements",
+        "--rows",
+        "120",
+        "--epochs",
+        "2",
+        "--batch-tokens",
+        "160",
+        "--save-every",
+        "8",
+    ),
+    "GRPO": (
+        "train_grpo.py",
+        *TINY,
+        "--tasks",
+        "countdown",
+        "elements",
+        "--reward",
+        "../letters.py:letters",
+        "--steps",
+        "24",
+        "--problems",
+        "3",
+        "--completions",
+        "4",
+        "--minibatches",
+        "3",
+        "--max-new-tokens",
+        "8",
+        "--beta",
+        "0.1",
+        "--reference-every",
+        "3",
+        "--save-every",
+        "4",
+        "--learning-rate",
+        "1e-2",
+    ),
+    "rejection": (
+        "sample.py",
+        *SAMPLED,
+        "--reject",
+        "--plain-rows",
+        "10",
+        "--out",
+        "out/rows.jsonl",
+    ),
     "evaluation": ("sample.py", *SAMPLED, "--eval", "--out", "out/eval.json"),
-    "recipe": ("-m", "r1mini", "--tasks", "kinetics", "elements", "--scale", "0.02", "--workers", "2", "--device", "cpu",
-               "--out", "out"),
+    "recipe": (
+        "-m",
+        "r1mini",
+        "--tasks",
+        "kinetics",
+        "elements",
+        "--scale",
+        "0.02",
+        "--workers",
+        "2",
+        "--device",
+        "cpu",
+        "--out",
+        "out",
+    ),
 }
-JOBS["GRPO ahead"] = (*JOBS["GRPO"], "--ahead", "--correction", "token-truncate")
-SAVES = ("SFT", "GRPO", "GRPO ahead")  # whose saves are often enough to be met
-SHARES = {"SFT": 14, "GRPO": 12, "GRPO ahead": 6, "rejection": 6, "evaluation": 6, "recipe": 6}  # of fifty kills
+SAVES = ("SFT", "GRPO")  # whose saves are often enough to be met
+SHARES = {"SFT": 14, "GRPO": 18, "rejection": 6, "evaluation": 6, "recipe": 6}  # of fifty kills
 
 
 @dataclass
@@ -66,15 +138,36 @@ def prepare(work: Path, jobs: tuple[str, ...]) -> None:
     """A random model, a reward, and, to sample from, a base model that has seen a few cold-start rows."""
     from conftest import random_model
 
-    from r1mini import checkpoint, tokenizer
-    from r1mini.data import corpus_row
+    from r1mini import checkpoint
+    from r1mini.checkpoint import tokenizer
+    from r1mini.tasks.corpus import document
 
-    tokens = tokenizer.train((row["prompt"] + row["completion"] for row in map(lambda i: corpus_row(0, i), range(300))), 400)
+    tokens = tokenizer.train(
+        (row["prompt"] + row["completion"] for row in map(lambda i: document(0, i), range(300))),
+        400,
+    )
     checkpoint.save(work / "model", random_model(vocab_size=tokens.vocab_size), tokens)
     (work / "letters.py").write_text(LETTERS)
     if {"rejection", "evaluation"} & set(jobs):
-        subprocess.run([sys.executable, ROOT / "train_sft.py", "--rows", "200", "--epochs", "1", "--tasks", "kinetics",
-                        "--device", "cpu", "--no-progress", "--out", work / "dev"], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [
+                sys.executable,
+                ROOT / "train_sft.py",
+                "--rows",
+                "200",
+                "--epochs",
+                "1",
+                "--tasks",
+                "kinetics",
+                "--device",
+                "cpu",
+                "--no-progress",
+                "--out",
+                work / "dev",
+            ],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
 
 
 WARM = multiprocessing.get_context("forkserver")
@@ -84,7 +177,9 @@ class Warm:
     """A script in a fork of a process that has torch loaded: a start of a tenth of a second. As a subprocess.Popen."""
 
     def __init__(self, command: list[str], cwd: Path, sabotage: str):
-        WARM.set_forkserver_preload(["train_sft", "train_grpo", "sample", "torch._dynamo", "torch.distributed.tensor"])
+        WARM.set_forkserver_preload(
+            ["train_sft", "train_grpo", "sample", "torch._dynamo", "torch.distributed.tensor"]
+        )
         os.environ["PYTHONPATH"] = str(ROOT)
         self.process = WARM.Process(target=run_script, args=(command, cwd, sabotage))
         self.process.start()
@@ -112,7 +207,9 @@ def run_script(command: list[str], cwd: Path, sabotage: str) -> None:
 
 def start(job: str, cwd: Path, warm: bool, sabotage: str = "") -> subprocess.Popen | Warm:
     cwd.mkdir(parents=True, exist_ok=True)
-    (cwd / "stderr").unlink(missing_ok=True)  # into the old one, what a killed process has left may still write
+    (cwd / "stderr").unlink(
+        missing_ok=True
+    )  # into the old one, what a killed process has left may still write
     script, *flags = JOBS[job]
     command = [script, *flags] if script == "-m" else [str(ROOT / script), *flags]
     if warm and script != "-m":
@@ -120,8 +217,13 @@ def start(job: str, cwd: Path, warm: bool, sabotage: str = "") -> subprocess.Pop
     if sabotage:
         command = [__file__, "--sabotage", sabotage, *command]
     with (cwd / "stderr").open("w") as told:
-        return subprocess.Popen([sys.executable, *command], cwd=cwd, stdout=subprocess.DEVNULL, stderr=told,
-                                env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+        return subprocess.Popen(
+            [sys.executable, *command],
+            cwd=cwd,
+            stdout=subprocess.DEVNULL,
+            stderr=told,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        )
 
 
 def begun(cwd: Path) -> bool:
@@ -139,7 +241,11 @@ def finished(cwd: Path) -> bool:
 
 def saving(cwd: Path) -> list[Path]:
     try:
-        return [Path(entry) for entry in os.scandir(cwd / "out/checkpoints") if entry.name.endswith(".tmp")]
+        return [
+            Path(entry)
+            for entry in os.scandir(cwd / "out/checkpoints")
+            if entry.name.endswith(".tmp")
+        ]
     except FileNotFoundError:
         return []
 
@@ -148,14 +254,19 @@ def finish(job: str, cwd: Path, warm: bool, sabotage: str = "") -> float:
     """Run to the end: seconds."""
     started, process = time.monotonic(), start(job, cwd, warm, sabotage)
     if process.wait(600):
-        raise SystemExit(f"{job}: exit code {process.returncode}: {(cwd / 'stderr').read_text()[-2000:]}")
+        raise SystemExit(
+            f"{job}: exit code {process.returncode}: {(cwd / 'stderr').read_text()[-2000:]}"
+        )
     return time.monotonic() - started
 
 
 def kill(job: str, cwd: Path, how: str, after: float, seen: Seen) -> bool:
     """Start, and end it `after` seconds of work, or after its first save, or in its next. Whether it was still there."""
     fresh = not begun(cwd)
-    process, number = start(job, cwd, seen.warm), signal.SIGTERM if how == "SIGTERM" else signal.SIGKILL
+    process, number = (
+        start(job, cwd, seen.warm),
+        signal.SIGTERM if how == "SIGTERM" else signal.SIGKILL,
+    )
     if how == "after a save":
         while process.poll() is None and not any((cwd / "out/checkpoints").glob("step-*0")):
             time.sleep(0.001)
@@ -180,8 +291,11 @@ def kill(job: str, cwd: Path, how: str, after: float, seen: Seen) -> bool:
     if number == signal.SIGTERM:
         told = (cwd / "stderr").read_text().strip().splitlines()[-1:]
         # On a second start it is not known whether it listens already; a finished one does no longer.
-        assert code in (0, 75) or code == -signal.SIGTERM and (not fresh or finished(cwd)), (code, told)
-        assert code != 75 or "the same command goes on" in told[0], told
+        assert code in (0, 75) or code == -signal.SIGTERM and (not fresh or finished(cwd)), (
+            code,
+            told,
+        )
+        assert code != 75 or "rerun the same command to resume" in told[0], told
         seen.slowest = max(seen.slowest, time.monotonic() - sent)
     if how == "in a save" and not saving(cwd):
         how = "SIGKILL"  # it was faster
@@ -193,24 +307,40 @@ def digests(cwd: Path) -> dict[str, str]:
     """Of each result, its SHA-256."""
     found = {}
     for path in sorted((cwd / "out").rglob("*")):
-        if "checkpoints" not in path.parts and path.suffix in (".safetensors", ".jsonl") and not path.name.startswith("."):
+        if (
+            "checkpoints" not in path.parts
+            and path.suffix in (".safetensors", ".jsonl")
+            and not path.name.startswith(".")
+        ):
             content = path.read_bytes()
             if path.name == "metrics.jsonl":
-                rows = [{k: v for k, v in json.loads(line).items() if k not in ELAPSED} for line in content.splitlines()]
+                rows = [
+                    {k: v for k, v in json.loads(line).items() if k not in ELAPSED}
+                    for line in content.splitlines()
+                ]
                 content = json.dumps(rows).encode()
             found[str(path.relative_to(cwd))] = hashlib.sha256(content).hexdigest()
     return found
 
 
-def disturbed(job: str, work: Path, kills: int, whole: dict[str, str], length: float, seen: Seen,
-              rng: random.Random) -> None:
+def disturbed(
+    job: str,
+    work: Path,
+    kills: int,
+    whole: dict[str, str],
+    length: float,
+    seen: Seen,
+    rng: random.Random,
+) -> None:
     """One run with so many kills, compared with the undisturbed one."""
     cwd = work / f"{job} {seen.runs}"
     seen.runs += 1
     for number in range(kills):
         ways = ["SIGKILL", "SIGTERM"] + ["in a save"] * 2 * (job in SAVES)
         how = ways[(number + seen.runs) % len(ways)]
-        if not kill(job, cwd, how, rng.uniform(0, 2 if how == "in a save" else length / kills), seen):
+        if not kill(
+            job, cwd, how, rng.uniform(0, 2 if how == "in a save" else length / kills), seen
+        ):
             break
     finish(job, cwd, seen.warm)
     now = digests(cwd)
@@ -230,14 +360,22 @@ def noticed(job: str, work: Path, sabotage: str, whole: dict[str, str], warm: bo
 
 def break_state(what: str) -> None:
     """In a child process: a resume that forgets something."""
-    from r1mini import distributed, state
+    from r1mini.infra import distributed
+    from r1mini.training import run_state
 
     if what == "moments":
-        restore = distributed.restore
-        distributed.restore = lambda into, given: hasattr(into, "config") and restore(into, given)
+        restore = distributed.load_state
+        distributed.load_state = lambda into, given: (
+            hasattr(into, "config") and restore(into, given)
+        )
     elif what == "position":
-        resume = state.resume
-        state.resume = lambda *args: {**resume(*args), "position": (0, 0)}
+        resume = run_state.resume
+
+        def forgetful(*args):
+            state = resume(*args)
+            return {**state, "values": {**state.get("values", {}), "position": (0, 0)}}
+
+        run_state.resume = forgetful
     else:
         raise SystemExit(f"--sabotage {what}")
 
@@ -255,15 +393,29 @@ def endured(kills: int, jobs: tuple[str, ...], seed: int, work: Path, warm: bool
         while seen.kills.total() < wanted:
             disturbed(job, work, min(4, wanted - seen.kills.total()), whole, length, seen, rng)
         if job == "SFT":
-            controlled = {control: noticed(job, work, control, whole, warm) for control in ("moments", "position")}
+            controlled = {
+                control: noticed(job, work, control, whole, warm)
+                for control in ("moments", "position")
+            }
         print(f"{job}: {seen.kills.total()} kills", flush=True)
     ways = ("SIGKILL", "in a save", "SIGTERM")
-    print("\n| job | " + " | ".join(ways) + " | runs | same bits | slowest to leave on SIGTERM |\n" + "|---" * 7 + "|")
+    print(
+        "\n| job | "
+        + " | ".join(ways)
+        + " | runs | same bits | slowest to leave on SIGTERM |\n"
+        + "|---" * 7
+        + "|"
+    )
     for job, seen in table.items():
-        print(f"| {job} | " + " | ".join(str(seen.kills[way]) for way in ways)
-              + f" | {seen.runs} | {seen.alike} | {seen.slowest:.2f} s |")
-    print(f"\n{sum(seen.kills.total() for seen in table.values())} kills, "
-          f"{sum(seen.kills['in a save'] for seen in table.values())} of them in a save.")
+        print(
+            f"| {job} | "
+            + " | ".join(str(seen.kills[way]) for way in ways)
+            + f" | {seen.runs} | {seen.alike} | {seen.slowest:.2f} s |"
+        )
+    print(
+        f"\n{sum(seen.kills.total() for seen in table.values())} kills, "
+        f"{sum(seen.kills['in a save'] for seen in table.values())} of them in a save."
+    )
     for control, found in controlled.items():
         print(f"Negative control, {control} not put back: {'noticed' if found else 'NOT NOTICED'}.")
     return all(seen.alike == seen.runs for seen in table.values()) and all(controlled.values())
@@ -279,12 +431,17 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--jobs", nargs="+", choices=list(JOBS), default=list(SHARES))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--warm", action="store_true", help="fork scripts from a process that has torch loaded")
+    parser.add_argument(
+        "--warm", action="store_true", help="fork scripts from a process that has torch loaded"
+    )
     given = parser.parse_args()
     work = Path(tempfile.mkdtemp(prefix="r1mini-kill-"))
     started = time.monotonic()
     passed = endured(given.kills, tuple(given.jobs), given.seed, work, given.warm)
-    print(f"{time.monotonic() - started:.0f} s. " + ("Passed." if passed else f"FAILED; the runs are in {work}"))
+    print(
+        f"{time.monotonic() - started:.0f} s. "
+        + ("Passed." if passed else f"FAILED; the runs are in {work}")
+    )
     if passed:
         shutil.rmtree(work)
     sys.exit(not passed)

@@ -19,61 +19,158 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from r1mini import checkpoint, weights
-from r1mini.attention import Packed
-from r1mini.batch import collate
-from r1mini.model import Transformer, rope_frequency
-from r1mini.rollout import Sampling, sample
-from r1mini.tokenizer import Tokenizer
+from r1mini import checkpoint
+from r1mini.checkpoint import weights
+from r1mini.checkpoint.tokenizer import Tokenizer
+from r1mini.model.attention import PackedAttention
+from r1mini.model.rope import rope_frequency
+from r1mini.model.transformer import Transformer
+from r1mini.sampler.sampler import sample
+from r1mini.sampler.sampling import SamplingParams
+from r1mini.training.logprobs import collate
 
 NUMBERS = Path(__file__).with_name("transformers_logits.json")
-needs_transformers = pytest.mark.skipif(not importlib.util.find_spec("transformers"), reason="needs transformers")
+needs_transformers = pytest.mark.skipif(
+    not importlib.util.find_spec("transformers"), reason="needs transformers"
+)
 LENGTHS = (40, 9, 23)
-SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-         "intermediate_size": 48, "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "hidden_act": "silu",
-         "torch_dtype": "float32", "bos_token_id": 1, "eos_token_id": 2}
+SMALL = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-5,
+    "hidden_act": "silu",
+    "torch_dtype": "float32",
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 # Contexts, and llama3's theta, by which planes of these few lie on the ramp between kept and stretched.
-LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+LLAMA3 = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 YARN = {"factor": 4.0, "original_max_position_embeddings": 64}
 CASES = {  # config.json, in either spelling
     "llama": {"model_type": "llama", "tie_word_embeddings": True},
     "llama linear": {"model_type": "llama", "rope_scaling": {"type": "linear", "factor": 4.0}},
-    "llama llama3": {"model_type": "llama", "rope_theta": 500.0, "rope_scaling": {"rope_type": "llama3", **LLAMA3}},
-    "llama llama3, newer spelling": {"model_type": "llama", "dtype": "float32", "tie_word_embeddings": True,
-                                     "rope_parameters": {"rope_type": "llama3", "rope_theta": 500.0, **LLAMA3}},
+    "llama llama3": {
+        "model_type": "llama",
+        "rope_theta": 500.0,
+        "rope_scaling": {"rope_type": "llama3", **LLAMA3},
+    },
+    "llama llama3, newer spelling": {
+        "model_type": "llama",
+        "dtype": "float32",
+        "tie_word_embeddings": True,
+        "rope_parameters": {"rope_type": "llama3", "rope_theta": 500.0, **LLAMA3},
+    },
     "llama yarn": {"model_type": "llama", "rope_scaling": {"rope_type": "yarn", **YARN}},
     "mistral": {"model_type": "mistral", "sliding_window": None, "head_dim": 12, "rope_theta": 1e6},
-    "qwen2": {"model_type": "qwen2", "rope_theta": 1e6, "use_sliding_window": False, "sliding_window": 16},
-    "qwen2 tied, linear": {"model_type": "qwen2", "tie_word_embeddings": True,
-                           "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e6}},
-    "qwen2 yarn": {"model_type": "qwen2", "rope_theta": 1e6, "rope_scaling": {"type": "yarn", **YARN}},
-    "qwen3": {"model_type": "qwen3", "tie_word_embeddings": True, "head_dim": 16, "rope_theta": 1e6},
-    "qwen3 yarn, all its numbers": {"model_type": "qwen3", "head_dim": 16, "rope_parameters": {
-        "rope_type": "yarn", "rope_theta": 1e4, **YARN, "beta_fast": 16, "beta_slow": 2, "truncate": False,
-        "attention_factor": 1.3}},
-    "qwen3 yarn, DeepSeek's mscale": {"model_type": "qwen3", "head_dim": 16, "rope_scaling": {
-        "type": "yarn", **YARN, "mscale": 1.0, "mscale_all_dim": 0.6}},
+    "qwen2": {
+        "model_type": "qwen2",
+        "rope_theta": 1e6,
+        "use_sliding_window": False,
+        "sliding_window": 16,
+    },
+    "qwen2 tied, linear": {
+        "model_type": "qwen2",
+        "tie_word_embeddings": True,
+        "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e6},
+    },
+    "qwen2 yarn": {
+        "model_type": "qwen2",
+        "rope_theta": 1e6,
+        "rope_scaling": {"type": "yarn", **YARN},
+    },
+    "qwen3": {
+        "model_type": "qwen3",
+        "tie_word_embeddings": True,
+        "head_dim": 16,
+        "rope_theta": 1e6,
+    },
+    "qwen3 yarn, all its numbers": {
+        "model_type": "qwen3",
+        "head_dim": 16,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 1e4,
+            **YARN,
+            "beta_fast": 16,
+            "beta_slow": 2,
+            "truncate": False,
+            "attention_factor": 1.3,
+        },
+    },
+    "qwen3 yarn, DeepSeek's mscale": {
+        "model_type": "qwen3",
+        "head_dim": 16,
+        "rope_scaling": {"type": "yarn", **YARN, "mscale": 1.0, "mscale_all_dim": 0.6},
+    },
 }
 ROPES = {  # real sizes: 64 planes and contexts of 32,768 and more
-    "Llama 3.1": {"rope_theta": 5e5, "rope_scaling": {"rope_type": "llama3", **LLAMA3,
-                                                      "original_max_position_embeddings": 8192}},
-    "Llama 3.2": {"rope_theta": 5e5, "rope_scaling": {"rope_type": "llama3", **LLAMA3, "factor": 32.0,
-                                                      "original_max_position_embeddings": 8192}},
-    "Qwen 2.5 at 128 k": {"rope_theta": 1e6, "rope_scaling": {"type": "yarn", "factor": 4.0,
-                                                              "original_max_position_embeddings": 32768}},
-    "DeepSeek-V3": {"rope_theta": 1e4, "rope_scaling": {"type": "yarn", "factor": 40, "beta_fast": 32, "beta_slow": 1,
-                                                        "original_max_position_embeddings": 4096, "mscale": 1.0,
-                                                        "mscale_all_dim": 0.9}},
-    "YaRN with all its numbers": {"rope_theta": 1e6, "rope_scaling": {
-        "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8192, "beta_fast": 16, "beta_slow": 2,
-        "truncate": False, "attention_factor": 1.3}},
+    "Llama 3.1": {
+        "rope_theta": 5e5,
+        "rope_scaling": {"rope_type": "llama3", **LLAMA3, "original_max_position_embeddings": 8192},
+    },
+    "Llama 3.2": {
+        "rope_theta": 5e5,
+        "rope_scaling": {
+            "rope_type": "llama3",
+            **LLAMA3,
+            "factor": 32.0,
+            "original_max_position_embeddings": 8192,
+        },
+    },
+    "Qwen 2.5 at 128 k": {
+        "rope_theta": 1e6,
+        "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768},
+    },
+    "DeepSeek-V3": {
+        "rope_theta": 1e4,
+        "rope_scaling": {
+            "type": "yarn",
+            "factor": 40,
+            "beta_fast": 32,
+            "beta_slow": 1,
+            "original_max_position_embeddings": 4096,
+            "mscale": 1.0,
+            "mscale_all_dim": 0.9,
+        },
+    },
+    "YaRN with all its numbers": {
+        "rope_theta": 1e6,
+        "rope_scaling": {
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "original_max_position_embeddings": 8192,
+            "beta_fast": 16,
+            "beta_slow": 2,
+            "truncate": False,
+            "attention_factor": 1.3,
+        },
+    },
     "context not stated": {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}},
 }
 
 
 def raw(name):
-    return {**SMALL, **CASES[name]} if name in CASES else {
-        **SMALL, "model_type": "llama", "head_dim": 128, "max_position_embeddings": 32768, **ROPES[name]}
+    return (
+        {**SMALL, **CASES[name]}
+        if name in CASES
+        else {
+            **SMALL,
+            "model_type": "llama",
+            "head_dim": 128,
+            "max_position_embeddings": 32768,
+            **ROPES[name],
+        }
+    )
 
 
 def rows():
@@ -86,8 +183,10 @@ def filled(model):
     """Weights by their order of names alone: theirs are ours."""
     g = torch.Generator().manual_seed(1)
     for name, parameter in sorted(model.named_parameters()):
-        parameter.copy_((torch.rand(parameter.shape, generator=g) - 0.5) * (0.5 if parameter.ndim == 2 else 1)
-                        + name.endswith("norm.weight"))
+        parameter.copy_(
+            (torch.rand(parameter.shape, generator=g) - 0.5) * (0.5 if parameter.ndim == 2 else 1)
+            + name.endswith("norm.weight")
+        )
     return model.requires_grad_(False).eval()
 
 
@@ -114,8 +213,15 @@ def theirs(name):
 
 
 def their_greedy(model, row, count):
-    return model.generate(row[None], attention_mask=torch.ones_like(row[None]), do_sample=False, max_new_tokens=count,
-                          min_new_tokens=count, eos_token_id=None, pad_token_id=0)[0, len(row):].tolist()
+    return model.generate(
+        row[None],
+        attention_mask=torch.ones_like(row[None]),
+        do_sample=False,
+        max_new_tokens=count,
+        min_new_tokens=count,
+        eos_token_id=None,
+        pad_token_id=0,
+    )[0, len(row) :].tolist()
 
 
 def their_rope(name):
@@ -128,12 +234,18 @@ def their_rope(name):
 
 def their_numbers(name):
     model = theirs(name)
-    return {"logits": [model(row[None]).logits[0, -1].tolist() for row in rows()],
-            "greedy": their_greedy(model, rows()[1], 64)}
+    return {
+        "logits": [model(row[None]).logits[0, -1].tolist() for row in rows()],
+        "greedy": their_greedy(model, rows()[1], 64),
+    }
 
 
 def numbers(name, function):
-    return function(name) if importlib.util.find_spec("transformers") else json.loads(NUMBERS.read_text())[name]
+    return (
+        function(name)
+        if importlib.util.find_spec("transformers")
+        else json.loads(NUMBERS.read_text())[name]
+    )
 
 
 def words():
@@ -157,7 +269,14 @@ def test_logits_and_greedy_text_are_transformers(name, tmp_path):
     for row, logits in zip(rows(), wanted["logits"]):
         assert max(map(abs, logits)) > 0.5
         close(model(row[None])[0, -1], logits)
-    [[rollout]] = sample(model, words(), [text(rows()[1])], 1, Sampling(max_new_tokens=64, temperature=0), seed=0)
+    [[rollout]] = sample(
+        model,
+        words(),
+        [text(rows()[1])],
+        1,
+        SamplingParams(max_new_tokens=64, temperature=0),
+        seed=0,
+    )
     assert list(rollout.completion_ids) == wanted["greedy"]
 
 
@@ -165,7 +284,9 @@ def test_logits_and_greedy_text_are_transformers(name, tmp_path):
 def test_frequencies_of_real_sizes_are_transformers(name, tmp_path):
     frequency, factor = rope_frequency(our_config(name, tmp_path))
     wanted = numbers(name, their_rope)
-    torch.testing.assert_close(frequency, torch.tensor(wanted["frequency"]), rtol=1.5e-7, atol=0)  # the file has 8 digits
+    torch.testing.assert_close(
+        frequency, torch.tensor(wanted["frequency"]), rtol=1.5e-7, atol=0
+    )  # the file has 8 digits
     assert factor == pytest.approx(wanted["factor"], rel=1e-12)
 
 
@@ -175,13 +296,19 @@ def test_rows_of_several_lengths_are_those_of_left_padding(name, tmp_path):
     longest = max(LENGTHS)
     tokens_BT, mask_BT = torch.zeros(2, len(rows()), longest, dtype=torch.long)
     for i, row in enumerate(rows()):
-        tokens_BT[i, longest - len(row):], mask_BT[i, longest - len(row):] = row, 1
-    wanted = theirs(name)(tokens_BT, attention_mask=mask_BT, position_ids=(mask_BT.cumsum(-1) - 1).clamp(min=0)).logits
+        tokens_BT[i, longest - len(row) :], mask_BT[i, longest - len(row) :] = row, 1
+    wanted = theirs(name)(
+        tokens_BT, attention_mask=mask_BT, position_ids=(mask_BT.cumsum(-1) - 1).clamp(min=0)
+    ).logits
     model = ours(name, tmp_path)
     batch = collate([([], row.tolist()) for row in rows()])
-    hidden_MD = model.hidden(batch.tokens_BT.flatten()[batch.source_M], batch.source_M % longest, Packed(batch.lengths))
+    hidden_MD = model.hidden(
+        batch.tokens_BT.flatten()[batch.token_of_flat_M],
+        batch.token_of_flat_M % longest,
+        PackedAttention(batch.lengths),
+    )
     for i, got in enumerate(model.lm_head(hidden_MD).split(batch.lengths)):
-        close(got, wanted[i, longest - len(got):])
+        close(got, wanted[i, longest - len(got) :])
 
 
 @needs_transformers
@@ -192,17 +319,25 @@ def test_folders_load_in_both_directions_with_equal_logits(name, tmp_path):
     model, end = theirs(name), {"eos_token": "w07", "pad_token": "w07"}
     for folder, size in ((tmp_path / "one", "1GB"), (tmp_path / "sharded", "20KB")):
         model.save_pretrained(folder, max_shard_size=size)
-        PreTrainedTokenizerFast(tokenizer_object=words().backend, **end, chat_template="{{ 'hello' }}").save_pretrained(folder)
+        PreTrainedTokenizerFast(
+            tokenizer_object=words().backend, **end, chat_template="{{ 'hello' }}"
+        ).save_pretrained(folder)
         assert (folder / "model.safetensors.index.json").exists() == (size == "20KB")
         loaded, tokens = checkpoint.load(folder)
-        assert tokens.end_id == 7 and 2 in tokens.stop_ids
+        assert tokens.eos_id == 7 and 2 in tokens.stop_ids
         again = tmp_path / f"{folder.name} again"
         checkpoint.save(again, loaded, tokens, shard_bytes=20_000)
         assert len(list(again.glob("model-*.safetensors"))) > 1
-        back, info = AutoModelForCausalLM.from_pretrained(again, dtype=torch.float32, output_loading_info=True)
+        back, info = AutoModelForCausalLM.from_pretrained(
+            again, dtype=torch.float32, output_loading_info=True
+        )
         assert not any(info.values()), info
         tokenizer = PreTrainedTokenizerFast.from_pretrained(again)
-        assert tokenizer(text(rows()[0])).input_ids == rows()[0].tolist() == tokens.encode(text(rows()[0]))
+        assert (
+            tokenizer(text(rows()[0])).input_ids
+            == rows()[0].tolist()
+            == tokens.encode(text(rows()[0]))
+        )
         assert tokenizer.chat_template == "{{ 'hello' }}" and tokenizer.pad_token == "w07"
         before, after = (json.loads((path / "config.json").read_text()) for path in (folder, again))
         assert before == after
@@ -218,8 +353,13 @@ def test_folders_load_in_both_directions_with_equal_logits(name, tmp_path):
 
 
 if __name__ == "__main__":
-    found = {**{name: their_numbers(name) for name in CASES}, **{name: their_rope(name) for name in ROPES}}
+    found = {
+        **{name: their_numbers(name) for name in CASES},
+        **{name: their_rope(name) for name in ROPES},
+    }
     shorter = json.loads(json.dumps(found), parse_float=lambda x: float(f"{float(x):.8g}"))
     for name in ROPES:
         shorter[name]["factor"] = found[name]["factor"]
-    NUMBERS.write_text("{\n" + ",\n".join(f'"{k}": {json.dumps(v)}' for k, v in shorter.items()) + "\n}\n")
+    NUMBERS.write_text(
+        "{\n" + ",\n".join(f'"{k}": {json.dumps(v)}' for k, v in shorter.items()) + "\n}\n"
+    )

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from r1mini import grpo
+from r1mini.rl import corrections, grpo
 
 NUMBERS = Path(__file__).with_name("trl_losses.json")
 LONGEST = 8
@@ -29,26 +29,75 @@ CASES = {
     "dapo": ("token", {"clip_high": 0.28}, {"loss_type": "dapo", "epsilon_high": 0.28}),
     "dr_grpo": ("constant", {}, {"loss_type": "dr_grpo"}),
     "bnpo": ("microbatch", {}, {"loss_type": "bnpo"}),
-    "wide clip": ("sequence", {"clip_low": 10.0, "clip_high": 10.0},
-                  {"loss_type": "grpo", "epsilon": 10.0, "epsilon_high": 10.0}),
+    "wide clip": (
+        "sequence",
+        {"clip_low": 10.0, "clip_high": 10.0},
+        {"loss_type": "grpo", "epsilon": 10.0, "epsilon_high": 10.0},
+    ),
     "delta": ("token", {"delta": 1.3}, {"delta": 1.3}),
-    "gspo": ("sequence", {"ratio": "sequence", "clip_low": 3e-4, "clip_high": 4e-4},
-             {"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon": 3e-4, "epsilon_high": 4e-4}),
-    "cispo": ("token", {"objective": "cispo", "clip_high": 0.5}, {"loss_type": "cispo", "epsilon_high": 1.5}),
+    "gspo": (
+        "sequence",
+        {"ratio": "sequence", "clip_low": 3e-4, "clip_high": 4e-4},
+        {
+            "loss_type": "grpo",
+            "importance_sampling_level": "sequence",
+            "epsilon": 3e-4,
+            "epsilon_high": 4e-4,
+        },
+    ),
+    "cispo": (
+        "token",
+        {"objective": "cispo", "clip_high": 0.5},
+        {"loss_type": "cispo", "epsilon_high": 1.5},
+    ),
     "sapo": ("sequence", {"objective": "sapo"}, {"loss_type": "sapo"}),
     "kl": ("token", {"beta": 0.1}, {"beta": 0.1}),
-    "kl weighted": ("token", {"beta": 0.1, "kl": "k3-weighted"}, {"beta": 0.1, "use_bias_correction_kl": True}),
-    "gspo kl weighted": ("sequence", {"ratio": "sequence", "beta": 0.1, "kl": "k3-weighted"},
-                         {"loss_type": "grpo", "importance_sampling_level": "sequence", "beta": 0.1,
-                          "use_bias_correction_kl": True}),
-    "top entropy": ("token", {"factor": lambda c: grpo.top_entropy(c.entropy_BT, c.mask_BT, 0.3)},
-                    {"top_entropy_quantile": 0.3}),
-    "off-policy mask": ("token", {"factor": lambda c: grpo.on_policy_rows(c.logp_BT, c.old_BT, c.adv_B, c.mask_BT, 0.05)},
-                        {"off_policy_mask_threshold": 0.05}),
-    **{f"correction {how}": ("token", {"factor": lambda c, how=how: grpo.sampler_correction(
-        c.old_BT, c.sampler_BT, c.mask_BT, how, cap=3.0)}, {"vllm_importance_sampling_mode": how.replace("-", "_")})
-       for how in grpo.CORRECTIONS[1:]},
-    "entropy bonus": ("sequence", {"entropy_bonus": 0.01}, {"loss_type": "grpo", "entropy_coef": 0.01}),
+    "kl weighted": (
+        "token",
+        {"beta": 0.1, "kl": "k3-weighted"},
+        {"beta": 0.1, "use_bias_correction_kl": True},
+    ),
+    "gspo kl weighted": (
+        "sequence",
+        {"ratio": "sequence", "beta": 0.1, "kl": "k3-weighted"},
+        {
+            "loss_type": "grpo",
+            "importance_sampling_level": "sequence",
+            "beta": 0.1,
+            "use_bias_correction_kl": True,
+        },
+    ),
+    "top entropy": (
+        "token",
+        {"factor": lambda c: corrections.top_entropy(c.entropy_BT, c.mask_BT, 0.3)},
+        {"top_entropy_quantile": 0.3},
+    ),
+    "off-policy mask": (
+        "token",
+        {
+            "factor": lambda c: corrections.on_policy_rows(
+                c.logp_BT, c.old_BT, c.adv_B, c.mask_BT, 0.05
+            )
+        },
+        {"off_policy_mask_threshold": 0.05},
+    ),
+    **{
+        f"correction {how}": (
+            "token",
+            {
+                "factor": lambda c, how=how: corrections.sampler_correction(
+                    c.old_BT, c.sampler_BT, c.mask_BT, how, cap=3.0
+                )
+            },
+            {"vllm_importance_sampling_mode": how.replace("-", "_")},
+        )
+        for how in corrections.CORRECTIONS[1:]
+    },
+    "entropy bonus": (
+        "sequence",
+        {"entropy_bonus": 0.01},
+        {"loss_type": "grpo", "entropy_coef": 0.01},
+    ),
 }
 
 
@@ -59,18 +108,37 @@ def rows():
     logp_BT = -3 * torch.rand(4, 6, generator=g)
     near = lambda x, scale: x + scale * torch.randn(4, 6, generator=g)
     old_BT = near(logp_BT, 0.5)
-    return SimpleNamespace(mask_BT=mask_BT, logp_BT=logp_BT, old_BT=old_BT, ref_BT=near(logp_BT, 0.5),
-                           sampler_BT=near(old_BT, 0.8), entropy_BT=2 * torch.rand(4, 6, generator=g),
-                           adv_B=torch.tensor([1.2, -0.7, 0.4, -1.1]))
+    return SimpleNamespace(
+        mask_BT=mask_BT,
+        logp_BT=logp_BT,
+        old_BT=old_BT,
+        ref_BT=near(logp_BT, 0.5),
+        sampler_BT=near(old_BT, 0.8),
+        entropy_BT=2 * torch.rand(4, 6, generator=g),
+        adv_B=torch.tensor([1.2, -0.7, 0.4, -1.1]),
+    )
 
 
 def ours(name):
     per, options, _ = CASES[name]
     c, options = rows(), {**options}
-    logp_BT, factor, bonus = c.logp_BT.requires_grad_(True), options.pop("factor", None), options.pop("entropy_bonus", 0.0)
-    weight_BT = grpo.token_weights(c.mask_BT, per, longest=LONGEST, part_B=torch.zeros(4, dtype=torch.long))
-    loss, _ = grpo.policy_loss(logp_BT, c.old_BT, c.adv_B, weight_BT, factor_BT=factor and factor(c),
-                               ref_logp_BT=c.ref_BT if options.get("beta") else None, **options)
+    logp_BT, factor, bonus = (
+        c.logp_BT.requires_grad_(True),
+        options.pop("factor", None),
+        options.pop("entropy_bonus", 0.0),
+    )
+    weight_BT = grpo.token_weights(
+        c.mask_BT, per, longest=LONGEST, micro_batch_B=torch.zeros(4, dtype=torch.long)
+    )
+    loss, _ = grpo.policy_loss(
+        logp_BT,
+        c.old_BT,
+        c.adv_B,
+        weight_BT,
+        policy_weight_BT=factor and factor(c),
+        ref_logp_BT=c.ref_BT if options.get("beta") else None,
+        **options,
+    )
     loss = loss - bonus * (grpo.token_weights(c.mask_BT, "token") * c.entropy_BT).sum()
     loss.backward()
     return loss.item(), logp_BT.grad
@@ -81,33 +149,74 @@ def theirs(name):
     from trl.trainer.grpo_trainer import GRPOTrainer
 
     per, _, given = CASES[name]
-    field = {"loss_type": "dapo", "epsilon": 0.2, "epsilon_high": None, "beta": 0.0, "delta": None,
-             "importance_sampling_level": "token", "top_entropy_quantile": 1.0, "off_policy_mask_threshold": None,
-             "use_bias_correction_kl": False, "sapo_temperature_pos": 1.0, "sapo_temperature_neg": 1.05,
-             "vllm_importance_sampling_mode": None, "entropy_coef": 0.0, **given}
+    field = {
+        "loss_type": "dapo",
+        "epsilon": 0.2,
+        "epsilon_high": None,
+        "beta": 0.0,
+        "delta": None,
+        "importance_sampling_level": "token",
+        "top_entropy_quantile": 1.0,
+        "off_policy_mask_threshold": None,
+        "use_bias_correction_kl": False,
+        "sapo_temperature_pos": 1.0,
+        "sapo_temperature_neg": 1.05,
+        "vllm_importance_sampling_mode": None,
+        "entropy_coef": 0.0,
+        **given,
+    }
     c, mode = rows(), field["vllm_importance_sampling_mode"]
     logp_BT = c.logp_BT.requires_grad_(True)
     alone = lambda x, **_: x
     trainer = SimpleNamespace(
-        args=SimpleNamespace(steps_per_generation=1, **field), model=SimpleNamespace(training=True), aux_loss_enabled=False,
-        accelerator=SimpleNamespace(num_processes=1, sync_gradients=True, gather=alone, gather_for_metrics=alone,
-                                    pad_across_processes=alone, reduce=alone),
-        top_entropy_quantile=field["top_entropy_quantile"], off_policy_mask_threshold=field["off_policy_mask_threshold"],
-        importance_sampling_level=field["importance_sampling_level"], beta=field["beta"], epsilon_low=field["epsilon"],
-        epsilon_high=field["epsilon_high"] if field["epsilon_high"] is not None else field["epsilon"],
-        loss_type=field["loss_type"], use_vllm=mode is not None, vllm_importance_sampling_correction=True,
-        current_gradient_accumulation_steps=1, max_completion_length=LONGEST, use_adaptive_entropy=False,
-        _entropy_bonus_enabled=field["entropy_coef"] > 0, entropy_coef=field["entropy_coef"],
-        _metrics=defaultdict(lambda: defaultdict(list)), get_off_policy_mask=GRPOTrainer.get_off_policy_mask,
-        _get_per_token_logps_and_entropies=lambda *_, **__: (logp_BT, c.entropy_BT, None))
+        args=SimpleNamespace(steps_per_generation=1, **field),
+        model=SimpleNamespace(training=True),
+        aux_loss_enabled=False,
+        accelerator=SimpleNamespace(
+            num_processes=1,
+            sync_gradients=True,
+            gather=alone,
+            gather_for_metrics=alone,
+            pad_across_processes=alone,
+            reduce=alone,
+        ),
+        top_entropy_quantile=field["top_entropy_quantile"],
+        off_policy_mask_threshold=field["off_policy_mask_threshold"],
+        importance_sampling_level=field["importance_sampling_level"],
+        beta=field["beta"],
+        epsilon_low=field["epsilon"],
+        epsilon_high=field["epsilon_high"]
+        if field["epsilon_high"] is not None
+        else field["epsilon"],
+        loss_type=field["loss_type"],
+        use_vllm=mode is not None,
+        vllm_importance_sampling_correction=True,
+        current_gradient_accumulation_steps=1,
+        max_completion_length=LONGEST,
+        use_adaptive_entropy=False,
+        _entropy_bonus_enabled=field["entropy_coef"] > 0,
+        entropy_coef=field["entropy_coef"],
+        _metrics=defaultdict(lambda: defaultdict(list)),
+        get_off_policy_mask=GRPOTrainer.get_off_policy_mask,
+        _get_per_token_logps_and_entropies=lambda *_, **__: (logp_BT, c.entropy_BT, None),
+    )
     trainer.get_high_entropy_mask = MethodType(GRPOTrainer.get_high_entropy_mask, trainer)
-    inputs = {"prompt_ids": torch.zeros(4, 1).long(), "prompt_mask": torch.ones(4, 1).long(),
-              "completion_ids": torch.zeros(4, 6).long(), "completion_mask": c.mask_BT.long(), "advantages": c.adv_B,
-              "old_per_token_logps": c.old_BT, "ref_per_token_logps": c.ref_BT, "num_items_in_batch": c.mask_BT.sum()}
+    inputs = {
+        "prompt_ids": torch.zeros(4, 1).long(),
+        "prompt_mask": torch.ones(4, 1).long(),
+        "completion_ids": torch.zeros(4, 6).long(),
+        "completion_mask": c.mask_BT.long(),
+        "advantages": c.adv_B,
+        "old_per_token_logps": c.old_BT,
+        "ref_per_token_logps": c.ref_BT,
+        "num_items_in_batch": c.mask_BT.sum(),
+    }
     if mode:  # as _generate_and_score_completions makes it; that method needs a model to call
         gap = (c.old_BT - c.sampler_BT) * c.mask_BT
         ratio = (gap.sum(-1, keepdim=True) if "sequence" in mode else gap).exp()
-        inputs["importance_sampling_ratio"] = ratio.clamp(max=3.0) if "truncate" in mode else ratio.masked_fill(ratio > 3.0, 0)
+        inputs["importance_sampling_ratio"] = (
+            ratio.clamp(max=3.0) if "truncate" in mode else ratio.masked_fill(ratio > 3.0, 0)
+        )
     loss = GRPOTrainer._compute_loss(trainer, None, inputs)
     loss.backward()
     return loss.item(), logp_BT.grad
@@ -126,5 +235,9 @@ def test_loss_and_gradient_are_trls(name):
 
 
 if __name__ == "__main__":
-    numbers = {name: [loss, gradient.tolist()] for name in CASES for loss, gradient in [theirs(name)]}
-    NUMBERS.write_text("{\n" + ",\n".join(f'"{k}": {json.dumps(v)}' for k, v in numbers.items()) + "\n}\n")
+    numbers = {
+        name: [loss, gradient.tolist()] for name in CASES for loss, gradient in [theirs(name)]
+    }
+    NUMBERS.write_text(
+        "{\n" + ",\n".join(f'"{k}": {json.dumps(v)}' for k, v in numbers.items()) + "\n}\n"
+    )

@@ -26,8 +26,13 @@ def test_help_lists_every_flag_with_its_default(script, name):
         default = re.search(r"\(default: (.*?)\)\s*$", entry)
         if flag and default:
             shown[flag[0]] = default[1]
-    assert shown == {"--" + field.name.replace("_", "-"): (" ".join(field.default) if isinstance(field.default, tuple)
-                     else str(field.default)) or "none" for field in dataclasses.fields(SCRIPTS[name].Config)}
+    assert shown == {
+        "--" + field.name.replace("_", "-"): (
+            " ".join(field.default) if isinstance(field.default, tuple) else str(field.default)
+        )
+        or "none"
+        for field in dataclasses.fields(SCRIPTS[name].Config)
+    }
 
 
 def assert_one_line(result, name, names):
@@ -50,28 +55,53 @@ def test_missing_model_is_named_and_nothing_is_written(script, name, tmp_path):
     assert written == []
 
 
-@pytest.mark.parametrize("name, extra", [("train_sft.py", ["--rows", 1]), ("train_grpo.py", ["--steps", 1]),
-                                         ("sample.py", ["--eval", "--problems", 1, "--samples", 1])])
+@pytest.mark.parametrize(
+    "name, extra",
+    [
+        ("train_sft.py", ["--rows", 1]),
+        ("train_grpo.py", ["--steps", 1]),
+        ("sample.py", ["--eval", "--problems", 1, "--samples", 1]),
+    ],
+)
 def test_out_that_cannot_be_written_is_named(script, name, extra, folder, tmp_path):
     (tmp_path / "file").touch()
     # A path below a file: not even root can write it.
-    assert_one_line(script(name, "--model", folder, "--out", tmp_path / "file/out", *extra), name, str(tmp_path / "file"))
+    assert_one_line(
+        script(name, "--model", folder, "--out", tmp_path / "file/out", *extra),
+        name,
+        str(tmp_path / "file"),
+    )
     assert (tmp_path / "file").read_text() == "" and len(list(tmp_path.iterdir())) == 1
 
 
 def test_prompt_longer_than_the_context_is_quoted(script, folder):
-    assert_one_line(script("sample.py", "--model", folder, "--prompt", "<think>" * 128), "sample.py",
-                    "context of 128: '<think>")
+    assert_one_line(
+        script("sample.py", "--model", folder, "--prompt", "<think>" * 128),
+        "sample.py",
+        "context of 128: '<think>",
+    )
 
 
 def test_problem_longer_than_the_context_stops_training(script, tmp_path, tokens):
-    checkpoint.save(tmp_path / "short", random_model(vocab_size=tokens.vocab_size, max_position_embeddings=4), tokens)
-    assert_one_line(script("train_grpo.py", "--model", tmp_path / "short", "--out", tmp_path / "out"), "train_grpo.py",
-                    "context of 4")
+    checkpoint.save(
+        tmp_path / "short",
+        random_model(vocab_size=tokens.vocab_size, max_position_embeddings=4),
+        tokens,
+    )
+    assert_one_line(
+        script("train_grpo.py", "--model", tmp_path / "short", "--out", tmp_path / "out"),
+        "train_grpo.py",
+        "context of 4",
+    )
 
 
 def test_script_in_a_process_of_its_own(folder):
     """What the tests above see from within is what a shell sees."""
-    found = subprocess.run([sys.executable, ROOT / "sample.py", "--model", folder, "--prompt", "<think>" * 200],
-                           capture_output=True, cwd=folder, timeout=60, text=True)
+    found = subprocess.run(
+        [sys.executable, ROOT / "sample.py", "--model", folder, "--prompt", "<think>" * 200],
+        capture_output=True,
+        cwd=folder,
+        timeout=60,
+        text=True,
+    )
     assert_one_line((found.returncode, found.stdout, found.stderr), "sample.py", "context of 128")

@@ -6,7 +6,9 @@ import signal
 import pytest
 import torch
 
-from r1mini import config, graphs
+from r1mini import config
+from r1mini.infra.device import pick_device
+from r1mini.sampler import cuda_graphs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +32,9 @@ def parse(*argv):
 def test_defaults_below_preset_below_flags():
     assert parse() == Config()
     assert parse("--preset", "small") == Config(steps=5, learning_rate=0.1, bf16=True)
-    assert parse("--steps", "7", "--preset", "small") == Config(steps=7, learning_rate=0.1, bf16=True)
+    assert parse("--steps", "7", "--preset", "small") == Config(
+        steps=7, learning_rate=0.1, bf16=True
+    )
     # A flag that repeats the default still overrides the preset.
     assert parse("--preset", "small", "--steps", "10", "--no-bf16") == Config(learning_rate=0.1)
 
@@ -44,16 +48,22 @@ def test_several_values_make_a_tuple():
     assert parse("--tasks", "c", "c", "d", "--steps", "3") == Config(tasks=("c", "c", "d"), steps=3)
 
 
-@pytest.mark.parametrize("argv, names", [
-    (["--stepz", "3"], "--stepz"),
-    (["--step", "3"], "--step"),  # no abbreviations: a new flag must not change what an old command means
-    (["stray"], "stray"),
-    (["--steps"], "--steps"),
-    (["--steps", "three"], "--steps: invalid int value: 'three'"),
-    (["--learning-rate", "fast"], "--learning-rate"),
-    (["--preset", "large"], "--preset"),
-    (["--tasks"], "--tasks"),
-])
+@pytest.mark.parametrize(
+    "argv, names",
+    [
+        (["--stepz", "3"], "--stepz"),
+        (
+            ["--step", "3"],
+            "--step",
+        ),  # no abbreviations: a new flag must not change what an old command means
+        (["stray"], "stray"),
+        (["--steps"], "--steps"),
+        (["--steps", "three"], "--steps: invalid int value: 'three'"),
+        (["--learning-rate", "fast"], "--learning-rate"),
+        (["--preset", "large"], "--preset"),
+        (["--tasks"], "--tasks"),
+    ],
+)
 def test_bad_command_line_is_one_line_and_exit_code_2(argv, names, capsys):
     with pytest.raises(SystemExit) as exit:
         parse(*argv)
@@ -62,12 +72,75 @@ def test_bad_command_line_is_one_line_and_exit_code_2(argv, names, capsys):
     assert re.fullmatch(f"prog: [^\n]*{re.escape(names)}[^\n]*\n", captured.err)
 
 
-@pytest.mark.parametrize("error, code, line", [
-    (ValueError("--steps: bad"), 2, "prog: --steps: bad\n"),
-    (ValueError("two\nlines"), 2, "prog: two lines\n"),
-    (FileNotFoundError(2, "No such file", "x"), 2, "prog: [Errno 2] No such file: 'x'\n"),
-    (KeyboardInterrupt(), 75, "\nprog: interrupted; the same command goes on from what is saved\n"),
-])
+@dataclasses.dataclass(frozen=True)
+class Bounded:
+    mode: str = config.option("fast", "how", choices=("fast", "slow"))
+    share: float = config.option(0.5, "a share", bounds="0 < x <= 1")
+    most: int = config.option(4, "a maximum", bounds="1 <= x")
+    count: int = config.option(2, "a number", bounds="0 <= x < most")
+    depth: int = config.option(3, "depth of slow", when="mode=slow")
+    wide: bool = config.option(False, "with deep", when="mode!=fast and depth>3")
+    data: str = config.option("", "a file")
+    key: str = config.option("", "a column", when="data and data!=made|drawn")
+    plain: bool = config.option(False, "without a file", when="!data")
+    half: bool = config.option(False, "of either", when="plain|wide")
+    below: int = config.option(1, "below most", when="count<most")
+
+
+@pytest.mark.parametrize(
+    "changes, line",
+    [
+        ({"mode": "odd"}, "--mode odd: must be fast or slow"),
+        ({"share": 0.0}, "--share 0.0: must be over 0 and at most 1"),
+        ({"share": float("nan")}, "--share nan: must be a finite number"),
+        ({"most": 0}, "--most 0: must be at least 1"),
+        ({"count": 4}, "--count 4: must be at least 0 and under --most 4"),
+        ({"depth": 9}, "--depth 9: has no effect with --mode fast"),
+        ({"wide": True}, "--wide True: has no effect with --mode fast"),
+        ({"wide": True, "mode": "slow"}, "--wide True: has no effect with --depth 3"),
+        ({"key": "a"}, "--key a: has no effect without --data"),
+        ({"key": "a", "data": "made"}, "--key a: has no effect with --data made"),
+        ({"plain": True, "data": "x"}, "--plain True: has no effect with --data x"),
+        ({"half": True}, "--half True: has no effect without --plain or --wide"),
+        ({"below": 2, "count": 0, "most": 0}, "--most 0: must be at least 1"),
+    ],
+)
+def test_flags_are_checked_by_what_their_fields_declare(changes, line):
+    with pytest.raises(ValueError, match=f"^{re.escape(line)}$"):
+        config.validate(Bounded(**changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"mode": "slow", "depth": 9, "wide": True},
+        {"key": "a", "data": "x"},
+        {"plain": True, "half": True},
+    ],
+)
+def test_flags_that_go_together_pass(changes):
+    config.validate(Bounded(**changes))
+
+
+def test_help_shows_choices_bounds_and_conditions(capsys):
+    with pytest.raises(SystemExit):
+        config.parse(Bounded, ["--help"], prog="prog")
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--mode {fast,slow}" in text and "a share; over 0 and at most 1 (default: 0.5)" in text
+    assert "a number; at least 0 and under most (default: 2)" in text
+    assert "depth of slow; only with mode=slow (default: 3)" in text
+
+
+@pytest.mark.parametrize(
+    "error, code, line",
+    [
+        (ValueError("--steps: bad"), 2, "prog: --steps: bad\n"),
+        (ValueError("two\nlines"), 2, "prog: two lines\n"),
+        (FileNotFoundError(2, "No such file", "x"), 2, "prog: [Errno 2] No such file: 'x'\n"),
+        (KeyboardInterrupt(), 75, "\nprog: interrupted; rerun the same command to resume\n"),
+    ],
+)
 def test_mistakes_of_the_user_end_in_one_line(monkeypatch, capsys, error, code, line):
     monkeypatch.setattr("sys.argv", ["path/to/prog"])
 
@@ -75,11 +148,11 @@ def test_mistakes_of_the_user_end_in_one_line(monkeypatch, capsys, error, code, 
         raise error
 
     with pytest.raises(SystemExit) as exit:
-        config.run(main, Config)
+        config.run_script(main, Config)
     assert exit.value.code == code and capsys.readouterr().err == line
 
 
-def test_what_is_kept_nowhere_is_cut_off_as_usual(monkeypatch, capsys):
+def test_a_script_without_out_is_interrupted_as_usual(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["prog", "--out", ""])
 
     def main(cfg):
@@ -88,49 +161,63 @@ def test_what_is_kept_nowhere_is_cut_off_as_usual(monkeypatch, capsys):
         raise KeyboardInterrupt
 
     with pytest.raises(SystemExit) as exit:
-        config.run(main, Config)
+        config.run_script(main, Config)
     assert exit.value.code == 130 and capsys.readouterr().err == "\nprog: interrupted\n"
 
 
 def test_mistakes_of_ours_keep_their_traceback(monkeypatch):
     monkeypatch.setattr("sys.argv", ["prog"])
     with pytest.raises(ZeroDivisionError):
-        config.run(lambda cfg: 1 / 0, Config)
+        config.run_script(lambda cfg: 1 / 0, Config)
 
 
 def test_device():
-    assert config.device("cpu", 1) == torch.device("cpu")
-    assert config.device("auto", 1).type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert pick_device("cpu", 1) == torch.device("cpu")
+    assert pick_device("auto", 1).type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def test_device_with_a_number_is_the_one_that_is_meant_where_none_is_named(monkeypatch):
     chosen = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    assert [str(config.device(name, 1)) for name in ("cuda:1", "cuda", "cpu")] == ["cuda:1", "cuda", "cpu"]
+    assert [str(pick_device(name, 1)) for name in ("cuda:1", "cuda", "cpu")] == [
+        "cuda:1",
+        "cuda",
+        "cpu",
+    ]
     assert chosen == ["cuda:1"]
 
 
-@pytest.mark.parametrize("name, threads, flag", [("gpu", 1, "--device gpu"), ("cpu:x", 1, "--device cpu:x"),
-                                                 ("", 1, "--device"), ("cpu", -1, "--threads")])
+@pytest.mark.parametrize(
+    "name, threads, flag",
+    [
+        ("gpu", 1, "--device gpu"),
+        ("cpu:x", 1, "--device cpu:x"),
+        ("", 1, "--device"),
+        ("cpu", -1, "--threads"),
+    ],
+)
 def test_bad_device_names_the_flag(name, threads, flag):
     with pytest.raises(ValueError, match=flag):
-        config.device(name, threads)
+        pick_device(name, threads)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_missing_gpu_is_said():
     with pytest.raises(ValueError, match="--device cuda:0"):
-        config.device("cuda:0", 1)
+        pick_device("cuda:0", 1)
 
 
 def test_deterministic_kernels_are_taken_on_request_and_exclude_graphs(monkeypatch):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     monkeypatch.delenv("R1MINI_GRAPHS", raising=False)
-    assert graphs.wanted(torch.device("cuda"))
+    assert cuda_graphs.graphs_enabled(torch.device("cuda"))
     try:
-        config.device("cpu", 0, deterministic=True)
-        assert torch.are_deterministic_algorithms_enabled() and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
-        assert not graphs.wanted(torch.device("cuda"))
+        pick_device("cpu", 0, deterministic=True)
+        assert (
+            torch.are_deterministic_algorithms_enabled()
+            and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        )
+        assert not cuda_graphs.graphs_enabled(torch.device("cuda"))
     finally:
         torch.use_deterministic_algorithms(False)

@@ -15,11 +15,20 @@ from conftest import jsonl, random_model
 
 import train_grpo
 import train_sft
-from r1mini import checkpoint, memory, optim, recipe, rewards, score, state
-from r1mini.data import learnable
-from r1mini.problems import read_problems
-from r1mini.records import Problem, Rollout
-from r1mini.rollout import Sampling, sample
+from r1mini import checkpoint, rewards
+from r1mini.data.problems import read_problems
+from r1mini.data.sft import sft_rows
+from r1mini.infra.files import read_metrics
+from r1mini.recipe import scheduler
+from r1mini.records import Group, Problem, Rollout
+from r1mini.rewards import runner, spec
+from r1mini.rl import learner
+from r1mini.rl import rollouts as rl_rollouts
+from r1mini.rl.metrics import NEEDED
+from r1mini.rl.samples import make_samples
+from r1mini.sampler.sampler import sample
+from r1mini.sampler.sampling import SamplingParams
+from r1mini.training import memory, optim, run_state
 
 CPU = torch.device("cpu")
 QUESTION = {"prompt": "1+1?\n", "completion": "<think>2</think><answer>2</answer>"}
@@ -28,17 +37,43 @@ QUESTION = {"prompt": "1+1?\n", "completion": "<think>2</think><answer>2</answer
 @pytest.fixture
 def rl(tmp_path, folder, monkeypatch):
     """A short run of RL, whose rewards a random model earns half of the time."""
-    by_text = {"accuracy": lambda text: float(sum(map(ord, text)) % 2), "format": lambda text: float(len(text) % 2),
-               "language": lambda text: None}
-    monkeypatch.setattr(rewards, "REWARDS", rewards.REWARDS | {
-        name: lambda prompts, completions, name=name, **columns: [by_text[name](str(text)) for text in completions]
-        for name in by_text})
+    by_text = {
+        "accuracy": lambda text: float(sum(map(ord, text)) % 2),
+        "format": lambda text: float(len(text) % 2),
+        "language": lambda text: None,
+    }
+    monkeypatch.setattr(
+        rewards,
+        "REWARDS",
+        rewards.REWARDS
+        | {
+            name: lambda prompts, completions, name=name, **columns: [
+                by_text[name](str(text)) for text in completions
+            ]
+            for name in by_text
+        },
+    )
 
     def call(name="out", **changes):
-        return train_grpo.main(train_grpo.Config(**{
-            "out": str(tmp_path / name), "model": folder, "tasks": ("countdown", "elements"), "steps": 2, "problems": 3,
-            "completions": 4, "minibatches": 2, "max_new_tokens": 6, "learning_rate": 1e-2, "device": "cpu", "show": 0,
-            "reward": "accuracy,format:0.1", **changes}))
+        return train_grpo.main(
+            train_grpo.Config(
+                **{
+                    "out": str(tmp_path / name),
+                    "model": folder,
+                    "tasks": ("countdown", "elements"),
+                    "steps": 2,
+                    "problems": 3,
+                    "completions": 4,
+                    "minibatches": 2,
+                    "max_new_tokens": 6,
+                    "learning_rate": 1e-2,
+                    "device": "cpu",
+                    "show": 0,
+                    "reward": "accuracy,format:0.1",
+                    **changes,
+                }
+            )
+        )
 
     return call
 
@@ -46,11 +81,25 @@ def rl(tmp_path, folder, monkeypatch):
 @pytest.fixture
 def sft(tmp_path, folder):
     path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps({**QUESTION, "prompt": f"{n}+{n}?\n"}) + "\n" for n in range(6)))
+    path.write_text(
+        "".join(json.dumps({**QUESTION, "prompt": f"{n}+{n}?\n"}) + "\n" for n in range(6))
+    )
 
     def call(name="out", **changes):
-        return train_sft.main(train_sft.Config(**{"out": str(tmp_path / name), "model": folder, "data": str(path), "device": "cpu",
-                                                  "epochs": 4, "batch_tokens": 64, "learning_rate": 1e-3, **changes}))
+        return train_sft.main(
+            train_sft.Config(
+                **{
+                    "out": str(tmp_path / name),
+                    "model": folder,
+                    "data": str(path),
+                    "device": "cpu",
+                    "epochs": 4,
+                    "batch_tokens": 64,
+                    "learning_rate": 1e-3,
+                    **changes,
+                }
+            )
+        )
 
     return call
 
@@ -78,29 +127,47 @@ def weights_of(folder):
 
 @pytest.fixture(scope="module")
 def rollouts(model, tokens):
-    found = [r for group in sample(model, tokens, ["Make 24 from 3, 5, 9.\n", "x\n"], 3, Sampling(8), seed=0) for r in group]
+    found = [
+        r
+        for group in sample(
+            model, tokens, ["Make 24 from 3, 5, 9.\n", "x\n"], 3, SamplingParams(8), seed=0
+        )
+        for r in group
+    ]
     return found
 
 
 ADVANTAGES = torch.tensor([1.0, -1.0, 0.5, -0.5, 1.0, 2.0])
 
 
+def samples_of(cfg, policy, rollouts):
+    return make_samples(
+        cfg, policy, [Group(Problem("", "", "", ""), rollouts, [], ())], ADVANTAGES[None]
+    )
+
+
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 @pytest.mark.parametrize("fault", ["nan loss", "inf gradient"])
-def test_update_that_is_no_number_leaves_weights_and_moments(model, rollouts, monkeypatch, kind, fault):
+def test_update_that_is_no_number_leaves_weights_and_moments(
+    model, rollouts, monkeypatch, kind, fault
+):
     policy, cfg = copy.deepcopy(model).requires_grad_(True), train_grpo.Config()
-    steppers = optim.optimizers(policy, kind, 1e-2, 0.1)
-    old = train_grpo.start(cfg, policy, rollouts, CPU)
-    update = lambda: train_grpo.update(cfg, policy, None, steppers, 1e-2, rollouts, old, ADVANTAGES, CPU)
+    optimizers = optim.build_optimizers(policy, kind, 1e-2, 0.1)
+    samples = samples_of(cfg, policy, rollouts)
+    update = lambda: learner.update_minibatch(cfg, policy, None, optimizers, samples, 1e-2)
     assert math.isfinite(update()["grad_norm"])  # now there are moments
-    before = copy.deepcopy([policy.state_dict(), *(stepper.state_dict()["state"] for stepper in steppers)])
+    before = copy.deepcopy(
+        [policy.state_dict(), *(optimizer.state_dict()["state"] for optimizer in optimizers)]
+    )
     if fault == "nan loss":
-        poisoned(monkeypatch, train_grpo, math.nan, {1}, row=2)
+        poisoned(monkeypatch, learner, math.nan, {1}, row=2)
     else:
         policy.model.norm.weight.register_hook(lambda grad: grad * math.inf)
     found = update()
-    assert not math.isfinite(found["grad_norm"]) and found.get("bad") == ([2] if fault == "nan loss" else None)
-    after = [policy.state_dict(), *(stepper.state_dict()["state"] for stepper in steppers)]
+    assert not math.isfinite(found["grad_norm"]) and found.get("bad") == (
+        [2] if fault == "nan loss" else None
+    )
+    after = [policy.state_dict(), *(optimizer.state_dict()["state"] for optimizer in optimizers)]
     for one, other in zip(before, after):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
     assert all(parameter.grad is None for parameter in policy.parameters())
@@ -111,30 +178,53 @@ def test_loss_that_is_no_number_is_found_where_its_gradient_is_finite():
     weight = torch.nn.Parameter(torch.ones(2))
     loss = weight.sum() + torch.tensor([math.nan], requires_grad=True).clamp(min=0.0).sum()
     loss.backward()
-    assert not math.isfinite(optim.step([torch.optim.SGD([weight], lr=1.0)], [weight], 1.0, 9.0, loss.detach()))
+    assert not math.isfinite(
+        optim.step([torch.optim.SGD([weight], lr=1.0)], [weight], 1.0, 9.0, loss.detach())
+    )
     assert weight.tolist() == [1.0, 1.0]
 
 
-def test_skipped_update_of_rl_is_told_with_its_rows_and_the_run_goes_on(rl, tmp_path, monkeypatch, capsys):
-    poisoned(monkeypatch, train_grpo, math.nan, {2})
+def test_skipped_update_of_rl_is_reported_with_its_rows_and_the_run_continues(
+    rl, tmp_path, monkeypatch, capsys
+):
+    poisoned(monkeypatch, learner, math.nan, {2})
     rl()
-    told = re.findall(r"^out: step \d.*not finite.*$", capsys.readouterr().out, re.MULTILINE)
-    assert len(told) == 1 and re.fullmatch(
-        r"out: step 0: the loss or its gradient is not finite, no update \(1 in a row\); rows: problem (\d) sample (\d)", told[0])
-    first, second = (json.loads(line, parse_constant=pytest.fail)
-                     for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines())
-    assert first["updates_skipped"] == 1 and math.isfinite(first["grad_norm"]) and "updates_skipped" not in second
+    lines = re.findall(r"^out: step \d.*not finite.*$", capsys.readouterr().out, re.MULTILINE)
+    assert len(lines) == 1 and re.fullmatch(
+        r"out: step 0: the loss or its gradient is not finite, no update \(1 in a row\); rows: problem (\d) sample (\d)",
+        lines[0],
+    )
+    first, second = (
+        json.loads(line, parse_constant=pytest.fail)
+        for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()
+    )
+    assert (
+        first["updates_skipped"] == 1
+        and math.isfinite(first["grad_norm"])
+        and "updates_skipped" not in second
+    )
 
 
-def test_third_skipped_update_in_a_row_ends_the_run_and_nothing_is_saved(rl, sft, tmp_path, monkeypatch, capsys):
-    poisoned(monkeypatch, train_grpo, math.inf, {1, 3, 4, 5})
-    with pytest.raises(ValueError, match=r"out: step 2: .* no update \(3 in a row\); rows: problem .* lower --learning-rate"):
+def test_third_skipped_update_in_a_row_ends_the_run_and_nothing_is_saved(
+    rl, sft, tmp_path, monkeypatch, capsys
+):
+    poisoned(monkeypatch, learner, math.inf, {1, 3, 4, 5})
+    with pytest.raises(
+        ValueError,
+        match=r"out: step 2: .* no update \(3 in a row\); rows: problem .* lower --learning-rate",
+    ):
         rl(steps=9)
     poisoned(monkeypatch, train_sft, math.nan, {1, 3, 4, 5})
-    with pytest.raises(ValueError, match=r"sft: step 4: .* no update \(3 in a row\); rows: '\d\+\d\?.*<answer>2</answer>'\. "):
+    with pytest.raises(
+        ValueError,
+        match=r"sft: step 4: .* no update \(3 in a row\); rows: '\d\+\d\?.*<answer>2</answer>'\. ",
+    ):
         sft("sft", epochs=9)
     assert capsys.readouterr().out.count("no update (1 in a row)") == 4
-    assert not (tmp_path / "out/model.safetensors").exists() and not (tmp_path / "sft/model.safetensors").exists()
+    assert (
+        not (tmp_path / "out/model.safetensors").exists()
+        and not (tmp_path / "sft/model.safetensors").exists()
+    )
 
 
 def test_sft_without_a_single_update_is_no_model(sft, tmp_path, monkeypatch):
@@ -148,11 +238,16 @@ def test_weights_that_are_no_numbers_are_not_saved(tmp_path, model, tokens):
     lost = copy.deepcopy(model)
     with torch.no_grad():
         lost.model.layers[1].mlp.down_proj.weight[0, 0] = math.nan
-    with pytest.raises(ValueError, match="model.safetensors: model.layers.1.mlp.down_proj.weight holds NaN or infinity"):
+    with pytest.raises(
+        ValueError,
+        match="model.safetensors: model.layers.1.mlp.down_proj.weight holds NaN or infinity",
+    ):
         checkpoint.save(tmp_path, lost, tokens)
     assert not list(tmp_path.iterdir())
-    with pytest.raises(ValueError, match=f"{tmp_path}/checkpoints/step-00000001/model.safetensors: model.layers.1"):
-        state.save(tmp_path, 1, {}, state.files(lost, tokens, []), (), 1)
+    with pytest.raises(
+        ValueError, match=f"{tmp_path}/checkpoints/step-00000001/model.safetensors: model.layers.1"
+    ):
+        run_state.save_state(tmp_path, 1, {}, run_state.state_files(lost, tokens, [], {}), (), 1)
     assert not list((tmp_path / "checkpoints").iterdir())
 
 
@@ -161,27 +256,40 @@ def test_sampler_refuses_probabilities_that_are_no_numbers(model, tokens, temper
     lost = copy.deepcopy(model)
     with torch.no_grad():
         lost.model.norm.weight.fill_(math.inf)
-    with pytest.raises(ValueError, match="probabilities are not numbers: completion 1 of prompt 'one"):
-        sample(lost, tokens, ["one\n"], 2, Sampling(3, temperature), seed=0)
+    with pytest.raises(
+        ValueError, match="probabilities are not numbers: completion 1 of prompt 'one"
+    ):
+        sample(lost, tokens, ["one\n"], 2, SamplingParams(3, temperature), seed=0)
 
 
 # -- nothing to learn ----------------------------------------------------------------------------------------------------
 
 
-def test_step_without_a_signal_changes_neither_weights_nor_moments(rl, tmp_path, folder, monkeypatch, capsys):
-    for name in score.WATCHED:
-        monkeypatch.setitem(rewards.REWARDS, name, lambda prompts, completions, **columns: [1.0] * len(completions))
+def test_step_without_a_signal_changes_neither_weights_nor_moments(
+    rl, tmp_path, folder, monkeypatch, capsys
+):
+    for name in spec.ALWAYS_LOGGED:
+        monkeypatch.setitem(
+            rewards.REWARDS, name, lambda prompts, completions, **columns: [1.0] * len(completions)
+        )
     rl(weight_decay=0.1, optimizer="adamw")
     out = capsys.readouterr().out
-    assert "out: step 0 changes nothing: in every group all rewards are equal" in out and " no update " in out
+    assert (
+        "out: step 0 changes nothing: in every group all rewards are equal" in out
+        and " no update " in out
+    )
     assert weights_of(tmp_path / "out") == weights_of(folder)
-    assert not any("grad_norm" in row or "loss" in row for row in jsonl(tmp_path / "out/metrics.jsonl"))
+    assert not any(
+        "grad_norm" in row or "loss" in row for row in jsonl(tmp_path / "out/metrics.jsonl")
+    )
 
 
-def test_completions_that_all_reach_the_limit_teach_nothing_when_masked(rl, tmp_path, folder, capsys):
+def test_completions_that_all_reach_the_limit_teach_nothing_when_masked(
+    rl, tmp_path, folder, capsys
+):
     rl(max_new_tokens=1, overlong="mask", steps=3)
     out = capsys.readouterr().out
-    assert "every completion whose reward differs was cut at the limit, and is masked" in out
+    assert "only completions cut at the limit have a different reward; they are masked" in out
     assert "of completions were cut at 1 tokens" in out and "raise --max-new-tokens" in out
     assert weights_of(tmp_path / "out") == weights_of(folder)
 
@@ -191,7 +299,7 @@ def test_empty_completions_are_rewarded_learned_from_and_told(rl, tmp_path, toke
     with torch.no_grad():  # every token's hidden state points one way, and there is the end
         silent.model.embed_tokens.weight[:, 0] = 50.0
         silent.lm_head.weight[:, 0] = 0.0
-        silent.lm_head.weight[tokens.end_id, 0] = 50.0
+        silent.lm_head.weight[tokens.eos_id, 0] = 50.0
     checkpoint.save(tmp_path / "silent", silent, tokens)
     rl(model=str(tmp_path / "silent"), steps=3)
     assert {row["completion"] for row in jsonl(tmp_path / "out/rollouts.jsonl")} == {""}
@@ -203,14 +311,20 @@ def test_empty_completions_are_rewarded_learned_from_and_told(rl, tmp_path, toke
 
 
 def test_sampler_that_is_not_the_learner_ends_the_run(rl, tmp_path, monkeypatch):
-    def off(*args, ready, **kwargs):
-        groups = [[replace(r, logprobs=tuple(x - 0.05 for x in r.logprobs)) for r in group] for group in sample(*args, **kwargs)]
+    def off(*args, on_finished, **kwargs):
+        groups = [
+            [replace(r, logprobs=tuple(x - 0.05 for x in r.logprobs)) for r in group]
+            for group in sample(*args, **kwargs)
+        ]
         for n, group in enumerate(groups):
-            ready(n, group)
+            on_finished(n, group)
         return groups
 
-    monkeypatch.setattr(train_grpo, "sample", off)
-    with pytest.raises(ValueError, match=r"step 0: sampler and learner differ by 0.05 nats on a token .*, 0.05 in the mean"):
+    monkeypatch.setattr(rl_rollouts, "sample", off)
+    with pytest.raises(
+        ValueError,
+        match=r"step 0: sampler and learner differ by 0.05 nats on a token .*, 0.05 in the mean",
+    ):
         rl()
     assert not (tmp_path / "out/model.safetensors").exists()
     assert len(jsonl(tmp_path / "out/metrics.jsonl")) == 1  # what was seen is there to be looked at
@@ -224,7 +338,7 @@ def short(monkeypatch, where, limit=0, calls=()):
     real, seen = where.token_logprobs, []
 
     def pass_(model, batch, *rest):
-        seen.append(len(batch.source_M))
+        seen.append(len(batch.token_of_flat_M))
         if (limit and seen[-1] > limit) or len(seen) in calls:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return real(model, batch, *rest)
@@ -234,40 +348,66 @@ def short(monkeypatch, where, limit=0, calls=()):
 
 
 @pytest.mark.parametrize("call", [1, 2])
-def test_memory_that_ends_once_gives_the_gradient_of_smaller_passes(model, rollouts, monkeypatch, capsys, call):
+def test_memory_that_ends_once_gives_the_gradient_of_smaller_passes(
+    model, rollouts, monkeypatch, capsys, call
+):
     def moved(**changes):
-        cfg, policy = train_grpo.Config(learner_tokens=60, max_grad_norm=1e9, **changes), copy.deepcopy(model).requires_grad_(True)
-        old, steppers = train_grpo.start(cfg, policy, rollouts, CPU), [torch.optim.SGD(policy.parameters(), lr=1.0)]
-        figures = train_grpo.update(cfg, policy, None, steppers, 1.0, rollouts, old, ADVANTAGES, CPU)
-        return torch.cat([(q - p).flatten() for p, q in zip(model.parameters(), policy.parameters())]).detach(), figures
+        cfg, policy = (
+            train_grpo.Config(learner_tokens=60, max_grad_norm=1e9, **changes),
+            copy.deepcopy(model).requires_grad_(True),
+        )
+        sgd = torch.optim.SGD(policy.parameters(), lr=1.0)
+        figures = learner.update_minibatch(
+            cfg, policy, None, [sgd], samples_of(cfg, policy, rollouts), 1.0
+        )
+        return torch.cat(
+            [(q - p).flatten() for p, q in zip(model.parameters(), policy.parameters())]
+        ).detach(), figures
 
     whole, figures = moved()
-    seen = short(monkeypatch, train_grpo, calls={call})  # the second: the first pass has left its gradient already
+    seen = short(
+        monkeypatch, learner, calls={call}
+    )  # the second: the first pass has left its gradient already
     got, again = moved()
     torch.testing.assert_close(got, whole, atol=1e-5 * whole.abs().max().item(), rtol=0)
-    assert again == pytest.approx(figures, rel=1e-4, abs=1e-5) and max(seen[call:]) <= 30 < max(seen)
-    assert "out of memory in micro-batches of 60 tokens; once more in halves" in capsys.readouterr().out
+    assert again == pytest.approx(figures, rel=1e-4, abs=1e-5) and max(seen[call:]) <= 30 < max(
+        seen
+    )
+    assert (
+        "out of memory with micro-batches of 60 tokens: retrying with half the size"
+        in capsys.readouterr().out
+    )
 
 
-def test_memory_that_does_not_suffice_for_half_ends_the_run_with_sizes_and_flags(rl, sft, monkeypatch):
-    seen = short(monkeypatch, train_grpo, limit=1)
-    with pytest.raises(ValueError, match="not enough memory for micro-batches of 4096 or 2048 tokens; lower --sampler-rows, "
-                                         "--learner-tokens.*gradient-checkpointing.*Tried to allocate"):
+def test_memory_that_does_not_suffice_for_half_ends_the_run_with_sizes_and_flags(
+    rl, sft, monkeypatch
+):
+    seen = short(monkeypatch, learner, limit=1)
+    with pytest.raises(
+        ValueError,
+        match="not enough memory for micro-batches of 4096 or 2048 tokens; lower --sampler-rows, "
+        "--learner-tokens.*gradient-checkpointing.*Tried to allocate",
+    ):
         rl()
     assert len(seen) == 2
     short(monkeypatch, train_sft, limit=1)
-    with pytest.raises(ValueError, match="not enough memory for micro-batches of 64 or 32 tokens; lower --batch-tokens"):
+    with pytest.raises(
+        ValueError,
+        match="not enough memory for micro-batches of 64 or 32 tokens; lower --batch-tokens",
+    ):
         sft("sft")
 
 
-def test_what_ended_for_want_of_memory_goes_on_with_less_at_a_time(sft, tmp_path, monkeypatch, capsys):
+def test_what_ended_for_want_of_memory_resumes_with_smaller_micro_batches(
+    sft, tmp_path, monkeypatch, capsys
+):
     whole = sft("whole")
     with monkeypatch.context() as patch:
         short(patch, train_sft, calls={3, 4})  # the third step, and its halves
         with pytest.raises(ValueError, match="not enough memory"):
             sft()
     assert sft(gradient_checkpointing=True, allow_changes=True)["steps"] == whole["steps"] > 2
-    assert "out: going on from step 2" in capsys.readouterr().out
+    assert "out: resuming from step 2" in capsys.readouterr().out
     one, other = (checkpoint.load(tmp_path / name)[0].state_dict() for name in ("whole", "out"))
     torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
 
@@ -276,8 +416,13 @@ def test_what_was_learned_before_an_error_is_saved(rl, tmp_path, monkeypatch):
     """As one of a reward: the steps before it are whole."""
     rl("whole", steps=3)
     with monkeypatch.context() as patch:
-        patch.setattr(train_grpo, "problems_of_step", lambda cfg, data, step, *rest, real=train_grpo.problems_of_step: (
-            real(cfg, data, step, *rest) if step < 2 else 1 / 0))
+        patch.setattr(
+            rl_rollouts,
+            "problems_of_step",
+            lambda cfg, data, step, *rest, real=rl_rollouts.problems_of_step: (
+                real(cfg, data, step, *rest) if step < 2 else 1 / 0
+            ),
+        )
         with pytest.raises(ZeroDivisionError):
             rl(steps=3)
     assert [path.name for path in (tmp_path / "out/checkpoints").iterdir()] == ["step-00000002"]
@@ -287,8 +432,10 @@ def test_what_was_learned_before_an_error_is_saved(rl, tmp_path, monkeypatch):
 
 
 def test_memory_is_not_halved_where_the_cut_decides_the_gradient(rl, monkeypatch):
-    seen = short(monkeypatch, train_grpo, limit=1)
-    with pytest.raises(ValueError, match="not enough memory for micro-batches of 4096 tokens; lower"):
+    seen = short(monkeypatch, learner, limit=1)
+    with pytest.raises(
+        ValueError, match="not enough memory for micro-batches of 4096 tokens; lower"
+    ):
         rl(loss_per="microbatch")
     assert len(seen) == 1
 
@@ -320,7 +467,7 @@ def test_memory_is_freed_before_the_second_try(monkeypatch):
 
     gc.disable()
     try:
-        assert memory.in_halves(passes, 8, torch.nn.Linear(1, 1), train_grpo.Config()) == 4
+        assert memory.retry_with_half(passes, 8, torch.nn.Linear(1, 1), train_grpo.Config()) == 4
     finally:
         gc.enable()
 
@@ -330,24 +477,40 @@ def test_memory_is_freed_before_the_second_try(monkeypatch):
 GOOD = '{"prompt": "1+1?", "answer": "2", "completion": "2"}'
 
 
-@pytest.mark.parametrize("row, complaint", [
-    ('{"prompt": "1+2?", "answer": NaN, "completion": "3"}', "NaN"),
-    ('{"prompt": "1+2?", "answer": 1e999, "completion": "3"}', "1e999 is no finite number"),
-    ('{"prompt": "1+2?", "answer": %s, "completion": "3"}' % ("9" * 5000), "not valid JSON .*4300 digits"),
-    ('{"prompt": "1+2?", "answer": %s}' % ("[" * 99_999), "not valid JSON"),
-    ('{"prompt": "1+2?", "answer": "3", "answer": "4", "completion": "3"}', "'answer' is there twice"),
-    ('{"prompt": "1+2? \\ud800", "answer": "3", "completion": "3"}', "column 'prompt': half a character"),
-    ('{"prompt": "1+2?", "answer": "3 \\udc00", "completion": "\\udc00"}', "half a character"),
-    ('{"prompt": "1+2?\0", "answer": "3", "completion": "3"}', "not valid JSON .*control character"),
-    ('{"prompt": "1+2?", "answer": "\\\\boxed{}", "completion": ""}', ""),
-    ('{"prompt": "1+2?", "answer": "3", "completi', "not valid JSON"),
-    ('\ufeff{"prompt": "1+2?", "answer": "3", "completion": "3"}', "not valid JSON"),
-    ('["1+2?", "3"]', "no text in columns"),
-], ids=lambda value: value[:40])
+@pytest.mark.parametrize(
+    "row, complaint",
+    [
+        ('{"prompt": "1+2?", "answer": NaN, "completion": "3"}', "NaN"),
+        ('{"prompt": "1+2?", "answer": 1e999, "completion": "3"}', "1e999 is not a finite number"),
+        (
+            '{"prompt": "1+2?", "answer": %s, "completion": "3"}' % ("9" * 5000),
+            "not valid JSON .*4300 digits",
+        ),
+        ('{"prompt": "1+2?", "answer": %s}' % ("[" * 99_999), "not valid JSON"),
+        (
+            '{"prompt": "1+2?", "answer": "3", "answer": "4", "completion": "3"}',
+            "duplicate key 'answer'",
+        ),
+        (
+            '{"prompt": "1+2? \\ud800", "answer": "3", "completion": "3"}',
+            "column 'prompt': not valid Unicode",
+        ),
+        ('{"prompt": "1+2?", "answer": "3 \\udc00", "completion": "\\udc00"}', "not valid Unicode"),
+        (
+            '{"prompt": "1+2?\0", "answer": "3", "completion": "3"}',
+            "not valid JSON .*control character",
+        ),
+        ('{"prompt": "1+2?", "answer": "\\\\boxed{}", "completion": ""}', ""),
+        ('{"prompt": "1+2?", "answer": "3", "completi', "not valid JSON"),
+        ('\ufeff{"prompt": "1+2?", "answer": "3", "completion": "3"}', "not valid JSON"),
+        ('["1+2?", "3"]', "a row must be an object with columns"),
+    ],
+    ids=lambda value: value[:40],
+)
 def test_bad_rows_are_refused_at_load_with_their_line(tmp_path, row, complaint):
     path = tmp_path / "rows.jsonl"
     path.write_text(f"{GOOD}\n{row}\n", encoding="utf-8")
-    for load in (lambda: read_problems(str(path)), lambda: learnable(path)):
+    for load in (lambda: read_problems(str(path)), lambda: sft_rows(path)):
         with pytest.raises(ValueError, match=f"{re.escape(str(path))}:2: .*{complaint}") as told:
             load()
         assert len(str(told.value)) < 400
@@ -355,15 +518,28 @@ def test_bad_rows_are_refused_at_load_with_their_line(tmp_path, row, complaint):
 
 def test_half_a_character_of_a_code_problem_is_refused_at_load(tmp_path):
     path = tmp_path / "humaneval.jsonl"
-    path.write_text(json.dumps({"prompt": "\ud800", "entry_point": "double", "canonical_solution": "x",
-                                "test": "def check(candidate):\n    assert candidate(2) == 4\n    assert candidate(1) == 2\n"}))
-    with pytest.raises(ValueError, match=f"{re.escape(str(path))}:1: half a character"):
+    path.write_text(
+        json.dumps(
+            {
+                "prompt": "\ud800",
+                "entry_point": "double",
+                "canonical_solution": "x",
+                "test": "def check(candidate):\n    assert candidate(2) == 4\n    assert candidate(1) == 2\n",
+            }
+        )
+    )
+    with pytest.raises(
+        ValueError, match=f"{re.escape(str(path))}:1: column 'prompt': not valid Unicode"
+    ):
         read_problems(str(path))
 
 
 def test_separators_that_are_no_line_ends_are_text(tmp_path):
     path = tmp_path / "rows.jsonl"
-    rows = '{"prompt": "a\u2028b\u0085c\x7f", "answer": "2"}', '{"prompt": "\\u0000", "answer": "3"}'
+    rows = (
+        '{"prompt": "a\u2028b\u0085c\x7f", "answer": "2"}',
+        '{"prompt": "\\u0000", "answer": "3"}',
+    )
     path.write_bytes(b"\xef\xbb\xbf" + "\r\n\r\n".join(rows).encode())
     assert [p.prompt for p in read_problems(str(path))] == ["a\u2028b\u0085c\x7f", "\0"]
 
@@ -371,7 +547,11 @@ def test_separators_that_are_no_line_ends_are_text(tmp_path):
 def test_very_long_line_is_refused_with_its_line(rl, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text(f'{GOOD}\n{{"prompt": "{"long " * 60_000}", "answer": "2"}}\n')
-    with pytest.raises(ValueError, match=re.escape(f"{path}:2: ") + r"a prompt of \d+ tokens does not fit the model's context of 128"):
+    with pytest.raises(
+        ValueError,
+        match=re.escape(f"{path}:2: ")
+        + r"a prompt of \d+ tokens does not fit the model's context of 128",
+    ):
         rl(data=str(path), reward="accuracy", tasks=train_grpo.Config().tasks)
 
 
@@ -383,27 +563,34 @@ HANGS = {
     "a sleep": "time.sleep(60 * (text == 'slow'))",
     "a regular expression": "re.fullmatch('(a*)*b', 'a' * 40 * (text == 'slow'))",
     "a loop that catches all": "\n        if text == 'slow':\n            try:\n                time.sleep(60)\n"
-                               "            except BaseException:\n                time.sleep(60)",
+    "            except BaseException:\n                time.sleep(60)",
 }
 
 
 @pytest.mark.parametrize("hang", HANGS)
 def test_reward_that_hangs_ends_the_run_with_the_row(tmp_path, monkeypatch, hang):
     path = tmp_path / "mine.py"
-    path.write_text("import re, time\n\ndef mine(completions, **columns):\n    for text in completions:\n"
-                    f"        {HANGS[hang]}\n    return [0.0] * len(completions)\n")
-    monkeypatch.setattr(score, "PATIENCE", 0.4)
+    path.write_text(
+        "import re, time\n\ndef mine(completions, **columns):\n    for text in completions:\n"
+        f"        {HANGS[hang]}\n    return [0.0] * len(completions)\n"
+    )
+    monkeypatch.setattr("r1mini.rewards.spec.TIME_LIMIT", 0.4)
     begun = time.perf_counter()
-    with pytest.raises(ValueError, match="reward mine: takes longer than 0.4 s; row 3 of 4: task 'x', prompt 'p', completion 'slow'"):
-        score.begin(Problem("x", "", "", "p"), GROUP, {"mine": score.functions(f"{path}:mine")["mine"]})()
+    with pytest.raises(
+        ValueError,
+        match="reward mine: takes longer than 0.4 s; row 3 of 4: task 'x', prompt 'p', completion 'slow'",
+    ):
+        runner.score_async(
+            Problem("x", "", "", "p"), GROUP, {"mine": spec.load_rewards(f"{path}:mine")["mine"]}
+        )()
     assert time.perf_counter() - begun < 5
 
 
 def test_file_of_rewards_that_hangs_is_named(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text("while True:\n    pass\n")
-    monkeypatch.setattr(score, "PATIENCE", 0.2)
+    monkeypatch.setattr("r1mini.rewards.spec.TIME_LIMIT", 0.2)
     with pytest.raises(ValueError, match="mine.py: takes longer than 0.2 s to load"):
-        score.functions(f"{tmp_path}/mine.py:mine")
+        spec.load_rewards(f"{tmp_path}/mine.py:mine")
 
 
 def test_reward_with_an_alarm_of_its_own_keeps_it(monkeypatch):
@@ -422,7 +609,10 @@ def test_reward_with_an_alarm_of_its_own_keeps_it(monkeypatch):
 
     before = signal.getsignal(signal.SIGALRM)
     signal.setitimer(signal.ITIMER_REAL, 1000.0)
-    assert score.begin(Problem("x", "", "", "p"), GROUP, {"mine": verified})() == [{"mine": 0.5}] * 4
+    assert (
+        runner.score_async(Problem("x", "", "", "p"), GROUP, {"mine": verified})()
+        == [{"mine": 0.5}] * 4
+    )
     left = signal.setitimer(signal.ITIMER_REAL, 0.0)[0]
     assert signal.getsignal(signal.SIGALRM) == before and left > 900
 
@@ -445,39 +635,63 @@ def test_clock_that_goes_backwards_changes_nothing(rl, tmp_path, monkeypatch):
     monkeypatch.setattr(time, "time", lambda: next(now))
     rl("other")
     assert weights_of(tmp_path / "one") == weights_of(tmp_path / "other")
-    assert all(row["step_time"] >= 0 and row["seconds"] >= 0 for row in jsonl(tmp_path / "other/metrics.jsonl"))
+    assert all(
+        row["step_time"] >= 0 and row["seconds"] >= 0
+        for row in jsonl(tmp_path / "other/metrics.jsonl")
+    )
 
 
 @pytest.mark.parametrize("token", ["bos_token", "eos_token"])
 def test_half_a_character_in_a_models_folder_is_named(tmp_path, folder, token):
     copied = shutil.copytree(folder, tmp_path / "model")
-    (copied / "tokenizer_config.json").write_text(f'{{"{token}": "\\ud800", "chat_template": "{{{{ bos_token }}}}x"}}')
-    with pytest.raises(ValueError, match="tokenizer_config.json: not valid JSON .*surrogates not allowed"):
+    (copied / "tokenizer_config.json").write_text(
+        f'{{"{token}": "\\ud800", "chat_template": "{{{{ bos_token }}}}x"}}'
+    )
+    with pytest.raises(
+        ValueError, match="tokenizer_config.json: not valid JSON .*surrogates not allowed"
+    ):
         checkpoint.load(copied)
 
 
-@pytest.mark.parametrize("damage, complaint", [
-    (lambda lines: [lines[0], "\0\0\0\0", lines[1]], "metrics.jsonl:2: not valid JSON"),
-    (lambda lines: [re.sub(r'"num_tokens": [\d.]+', '"num_tokens": NaN', lines[0]), lines[1]], ":1: num_tokens nan is not a finite"),
-    (lambda lines: [re.sub(r'"entropy": [\d.]+', '"x": 1', lines[0]), lines[1]], ":1: entropy None is not a finite"),
-])
+@pytest.mark.parametrize(
+    "damage, complaint",
+    [
+        (lambda lines: [lines[0], "\0\0\0\0", lines[1]], "metrics.jsonl:2: not valid JSON"),
+        (
+            lambda lines: [
+                re.sub(r'"num_tokens": [\d.]+', '"num_tokens": NaN', lines[0]),
+                lines[1],
+            ],
+            ":1: num_tokens nan is not a finite",
+        ),
+        (
+            lambda lines: [re.sub(r'"entropy": [\d.]+', '"x": 1', lines[0]), lines[1]],
+            ":1: entropy None is not a finite",
+        ),
+    ],
+)
 def test_log_that_is_damaged_is_named_by_its_line(tmp_path, damage, complaint):
-    row = {name: 1.0 for name in train_grpo.diagnose.NEEDED}
+    row = {name: 1.0 for name in NEEDED}
     (tmp_path / "metrics.jsonl").write_text("\n".join(damage([json.dumps(row)] * 2)) + "\n")
     with pytest.raises(ValueError, match=complaint):
-        checkpoint.read_metrics(tmp_path / "metrics.jsonl", *train_grpo.diagnose.NEEDED)
+        read_metrics(tmp_path / "metrics.jsonl", *NEEDED)
 
 
 def test_line_that_an_interruption_cut_is_passed_over(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n{"step": 1}\n{"step": 2, "rew')
-    assert checkpoint.read_metrics(tmp_path / "metrics.jsonl") == [{"step": 0}, {"step": 1}]
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 0}, {"step": 1}]
     (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n{"step": 1}')
-    assert checkpoint.read_metrics(tmp_path / "metrics.jsonl") == [{"step": 0}, {"step": 1}]
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 0}, {"step": 1}]
 
 
 def test_process_of_a_stage_that_is_killed_ends_the_recipe(tmp_path, monkeypatch):
-    (tmp_path / "dying.py").write_text("import os\nConfig = dict\ndef main(cfg):\n    os.kill(os.getpid(), 9)\n")
+    (tmp_path / "dying.py").write_text(
+        "import os\nConfig = dict\ndef main(cfg):\n    os.kill(os.getpid(), 9)\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
-    stage = recipe.Stage("dev1", "dying", {}, tmp_path / "never")
-    with pytest.raises(ValueError, match="the process of dev1 is gone: .*; the same command goes on from what is saved"):
-        recipe.schedule([stage], 1, print)
+    stage = scheduler.Stage("dev1", "dying", {}, tmp_path / "never")
+    with pytest.raises(
+        ValueError,
+        match="dev1: worker died .killed, perhaps out of memory.; rerun the same command to resume",
+    ):
+        scheduler.schedule([stage], 1, print)

@@ -15,44 +15,112 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import score
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import sample
 import train_grpo
-import train_sft
-from r1mini import checkpoint, compare, diagnose, evaluate, recipe, report, rewards, score, template
-from r1mini.data import Bad, evaluation_ngrams, learnable
-from r1mini.journal import Journal
-from r1mini.problems import read_problems
+from r1mini import checkpoint, compare
+from r1mini.checkpoint.chat_template import load_chat_template, plain_template
+from r1mini.checkpoint.tokenizer import END_OF_TEXT
+from r1mini.checkpoint.weights import config_json
+from r1mini.data.decontamination import read_eval_ngrams
+from r1mini.data.encoding import encode_rows
+from r1mini.data.files import RowErrors
+from r1mini.data.problems import read_problems
+from r1mini.data.sft import sft_rows
+from r1mini.evaluation import answer, tables
+from r1mini.evaluation import figures as figures_module
+from r1mini.infra.files import read_metrics, read_run_json
+from r1mini.infra.journal import Journal
+from r1mini.recipe import report, scheduler, stages
 from r1mini.records import Rollout
-from r1mini.tokenizer import END
+from r1mini.rewards import completion, spec
+from r1mini.rl import diagnosis, metrics
 
 LONG = int(os.environ.get("R1MINI_FUZZ", "0"))
 SECONDS = 10.0  # no file of a few lines takes so long
-DATA = sorted((Path(__file__).parent / "data").iterdir())
+DATA = sorted(
+    path for path in (Path(__file__).parent / "data").iterdir() if path.suffix in (".jsonl", ".csv")
+)
 
 
 def examples(count):
-    return settings(max_examples=LONG or count, derandomize=not LONG, deadline=None, database=None,
-                    suppress_health_check=list(HealthCheck))
+    return settings(
+        max_examples=LONG or count,
+        derandomize=not LONG,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
 
 
 # -- damage ------------------------------------------------------------------------------------------------------------
 
-RAW = {"@long": "9" * 5000, "@deep": "[" * 20_000 + "]" * 20_000, "@big": "1e999"}  # what json.dumps does not write
-VALUES = st.sampled_from([
-    None, True, 0, 1, -1, 2**31, 10**400, 0.5, 1e308, math.nan, -math.inf, *RAW, "", " ", "x", "\ud800", "a\u2028b\u0085c", "\0",
-    "9" * 5000, r"\boxed{", r"\boxed{\frac{1}{0}}", "proof", "<think>", "</answer>", "[1, 2", '{"a": 1}', "9**9**9", [], {},
-    [None], [[]], {"a": {"b": None}}, [{}], [1, "x"], [{"role": "user", "content": None}], {"content": "x"}, "model.safetensors",
-]) | st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), lambda inner: st.lists(inner, max_size=3) |
-                  st.dictionaries(st.text(max_size=3), inner, max_size=3), max_leaves=4)
+RAW = {
+    "@long": "9" * 5000,
+    "@deep": "[" * 20_000 + "]" * 20_000,
+    "@big": "1e999",
+}  # what json.dumps does not write
+VALUES = st.sampled_from(
+    [
+        None,
+        True,
+        0,
+        1,
+        -1,
+        2**31,
+        10**400,
+        0.5,
+        1e308,
+        math.nan,
+        -math.inf,
+        *RAW,
+        "",
+        " ",
+        "x",
+        "\ud800",
+        "a\u2028b\u0085c",
+        "\0",
+        "9" * 5000,
+        r"\boxed{",
+        r"\boxed{\frac{1}{0}}",
+        "proof",
+        "<think>",
+        "</answer>",
+        "[1, 2",
+        '{"a": 1}',
+        "9**9**9",
+        [],
+        {},
+        [None],
+        [[]],
+        {"a": {"b": None}},
+        [{}],
+        [1, "x"],
+        [{"role": "user", "content": None}],
+        {"content": "x"},
+        "model.safetensors",
+    ]
+) | st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+    ),
+    max_leaves=4,
+)
 
 
 def places(value):
     """Every (container, key) in a JSON value."""
     found = []
-    for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+    for key, inner in (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    ):
         found += [(value, key), *places(inner)]
     return found
 
@@ -81,7 +149,19 @@ def changed(draw, value):
     return text.encode("utf-8", "surrogatepass")
 
 
-BYTES = (b"\xef\xbb\xbf", b"\0", b"\r\n", b"\n", b"\xff", b"\xc2\x85", b'"', b"{", b"[[", b"NaN", b",")
+BYTES = (
+    b"\xef\xbb\xbf",
+    b"\0",
+    b"\r\n",
+    b"\n",
+    b"\xff",
+    b"\xc2\x85",
+    b'"',
+    b"{",
+    b"[[",
+    b"NaN",
+    b",",
+)
 
 
 @st.composite
@@ -128,7 +208,9 @@ def reads(call, path, *others):
     try:
         call()
     except ValueError as error:
-        assert any(str(name) in str(error) for name in (path, *others)), f"does not name {path}: {error}"
+        assert any(str(name) in str(error) for name in (path, *others)), (
+            f"does not name {path}: {error}"
+        )
     assert time.perf_counter() - began < SECONDS
 
 
@@ -139,14 +221,17 @@ def use(path, tokens):
     """A file of rows, through to the rewards of RL."""
     for problem in read_problems(str(path)):
         tokens.encode(problem.prompt)
-        for text in ("<think>1</think><answer>1</answer>", "no"):  # the rows are checked: nothing may go wrong here
-            json.dumps(score.score(problem, [Rollout((), (1,), (-1.0,), text, True)]), allow_nan=False)
-        json.dumps([problem.prompt, rewards.gold(problem)], ensure_ascii=False).encode()
+        for text in (
+            "<think>1</think><answer>1</answer>",
+            "no",
+        ):  # the rows are checked: nothing may go wrong here
+            json.dumps(score(problem, [Rollout((), (1,), (-1.0,), text, True)]), allow_nan=False)
+        json.dumps([problem.prompt, completion.gold_answer(problem)], ensure_ascii=False).encode()
 
 
 def learn(path, tokens):
-    rows = learnable(path)
-    train_sft.encode(list(rows.values()), tokens, template.plain(END), train_sft.Config(data=str(path)), 10**9, list(rows))
+    rows = sft_rows(path)
+    encode_rows(list(rows.values()), tokens, plain_template(END_OF_TEXT), 10**9, False, list(rows))
 
 
 @pytest.mark.parametrize("source", DATA, ids=lambda path: path.stem)
@@ -160,54 +245,77 @@ def test_rows(source, tokens, tmp_path):
         reads(lambda: use(path, tokens), path)
         reads(lambda: learn(path, tokens), path)
         reads(lambda: read_problems(str(path), skip_bad=True), path)
-        reads(lambda: learnable(path, bad=Bad(True)), path)
-        reads(lambda: evaluation_ngrams([str(path)]), path)
+        reads(lambda: sft_rows(path, errors=RowErrors(True)), path)
+        reads(lambda: read_eval_ngrams([str(path)]), path)
 
     run()
 
 
 def test_prompts(tmp_path):
-    path, form = tmp_path / "prompts.jsonl", template.plain(END)
+    path, chat_template = tmp_path / "prompts.jsonl", plain_template(END_OF_TEXT)
     content = b'{"prompt": "a"}\n{"prompt": [{"role": "user", "content": "b"}], "id": 3}\n'
 
     @examples(20)
     @given(damaged(path, content))
     def run(content):
         path.write_bytes(content)
-        reads(lambda: sample.rendered(path, form, []), path)
+        reads(lambda: answer.render_prompts(path, chat_template, []), path)
 
     run()
 
 
 # -- model folders -------------------------------------------------------------------------------------------------------
 
-CHAT = ("{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] | trim }}{{ eos_token }}\n{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}")
+CHAT = (
+    "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] | trim }}{{ eos_token }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+)
 
 
 @pytest.fixture
 def copied(folder, tmp_path):
     path = tmp_path / "model"
     shutil.copytree(folder, path)
-    (path / "tokenizer_config.json").write_text(json.dumps({
-        "eos_token": {"content": END, "lstrip": False}, "bos_token": "", "pad_token": None, "model_max_length": 100,
-        "chat_template": [{"name": "default", "template": CHAT}, {"name": "tool_use", "template": "x"}]}))
+    (path / "tokenizer_config.json").write_text(
+        json.dumps(
+            {
+                "eos_token": {"content": END_OF_TEXT, "lstrip": False},
+                "bos_token": "",
+                "pad_token": None,
+                "model_max_length": 100,
+                "chat_template": [
+                    {"name": "default", "template": CHAT},
+                    {"name": "tool_use", "template": "x"},
+                ],
+            }
+        )
+    )
     (path / "generation_config.json").write_text('{"eos_token_id": [0], "temperature": 0.6}')
     return path
 
 
-def fold(path):
-    """All that is done with a model's folder before something is sampled from it."""
-    model, tokens = checkpoint.load(path)
-    form = template.load(path)
-    tokens = form.fit(tokens)
-    ids = tokens.begun(tokens.encode(form.render([{"role": "user", "content": "1+1 配? \n"}])))
-    tokens.decode(ids)
-    checkpoint.config_json(model, tokens.stop_ids, model.lm_head.weight.dtype)
+def use_folder(path):
+    """Everything that happens to a model's folder before a sample is drawn."""
+    model, tokenizer = checkpoint.load(path)
+    chat_template = load_chat_template(path)
+    tokenizer = chat_template.adapt_tokenizer(tokenizer)
+    ids = tokenizer.with_bos(
+        tokenizer.encode(chat_template.render([{"role": "user", "content": "1+1 配? \n"}]))
+    )
+    tokenizer.decode(ids)
+    config_json(model, tokenizer.stop_ids, model.lm_head.weight.dtype)
 
 
-@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json",
-                                  "chat_template.jinja"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        "generation_config.json",
+        "tokenizer_config.json",
+        "tokenizer.json",
+        "chat_template.jinja",
+    ],
+)
 def test_files_of_a_model(name, copied):
     path = copied / name
     if name == "chat_template.jinja":
@@ -217,7 +325,7 @@ def test_files_of_a_model(name, copied):
     @given(damaged(path))
     def run(content):
         path.write_bytes(content)
-        reads(lambda: fold(copied), copied)
+        reads(lambda: use_folder(copied), copied)
 
     run()
 
@@ -233,7 +341,7 @@ def test_headers_of_safetensors(copied):
     @given(whole | bent(content[: 8 + size]).map(lambda head: head + data) | bent(content))
     def run(content):
         path.write_bytes(content)
-        reads(lambda: fold(copied), copied)
+        reads(lambda: use_folder(copied), copied)
 
     run()
 
@@ -253,15 +361,59 @@ def test_index_of_shards(copied, model, tokens):
 
 # -- what runs leave -----------------------------------------------------------------------------------------------------
 
-FIGURES = {name: {"pass@1": 0.5, "pass@1_se": 0.1, "pass@16": 0.7, "cons@16": None, "format": 0.9, "language": None, "length": 40.5,
-                  "truncated": 0.0, "unparsed": 0.1, "entropy": 0.2, "problems": 2, "samples": 16, "kl": 0.1}
-           for name in ("kinetics", "elements", "mean")}
-ROWS = [{"task": task, "problem": "x", "prompt": "p\n", "sample": n, "completion": "c", "rewards": {"accuracy": 1.0}}
-        for task in ("kinetics", "elements") for n in range(2)]
-METRICS = [{"step": step, "groups_drawn": 4, "num_tokens": 100 * step, "entropy": 1.0, "frac_reward_zero_std": 0.5, "loss": 0.1,
-            "completions/clipped_ratio": 0.0, "completions/unparsed_ratio": 0.0, "completions/mean_length": 30.0,
-            "rewards/accuracy/mean": 0.5, "rewards/format/mean": 0.5, "rewards/language/mean": 1.0} for step in range(3)]
-RECORD = {"config": {"completions": 8, "seed": 0, "out": "x"}, "finished": True, "steps": 3, "seconds": 1.5}
+FIGURES = {
+    name: {
+        "pass@1": 0.5,
+        "pass@1_se": 0.1,
+        "pass@16": 0.7,
+        "cons@16": None,
+        "format": 0.9,
+        "language": None,
+        "length": 40.5,
+        "truncated": 0.0,
+        "unparsed": 0.1,
+        "entropy": 0.2,
+        "problems": 2,
+        "samples": 16,
+        "kl": 0.1,
+    }
+    for name in ("kinetics", "elements", "mean")
+}
+ROWS = [
+    {
+        "task": task,
+        "problem": "x",
+        "prompt": "p\n",
+        "sample": n,
+        "completion": "c",
+        "rewards": {"accuracy": 1.0},
+    }
+    for task in ("kinetics", "elements")
+    for n in range(2)
+]
+METRICS = [
+    {
+        "step": step,
+        "groups_drawn": 4,
+        "num_tokens": 100 * step,
+        "entropy": 1.0,
+        "frac_reward_zero_std": 0.5,
+        "loss": 0.1,
+        "completions/clipped_ratio": 0.0,
+        "completions/unparsed_ratio": 0.0,
+        "completions/mean_length": 30.0,
+        "rewards/accuracy/mean": 0.5,
+        "rewards/format/mean": 0.5,
+        "rewards/language/mean": 1.0,
+    }
+    for step in range(3)
+]
+RECORD = {
+    "config": {"completions": 8, "seed": 0, "out": "x"},
+    "finished": True,
+    "steps": 3,
+    "seconds": 1.5,
+}
 TITLES = {"base": "base", "r1-zero": "R1-Zero"}
 
 
@@ -288,19 +440,33 @@ def finished(tmp_path):
 def told(folder):
     """What the recipe makes of its folder, but for the drawing itself."""
     report.examples(TITLES, folder).encode()
-    k = evaluate.read_figures(folder / "eval/base.json")["mean"]["samples"]
-    figures = {name: [evaluate.read_figures(folder / f"eval/{name}.json", ("kinetics", "elements"), k)] for name in TITLES}
+    k = figures_module.read_figures(folder / "eval/base.json")["mean"]["samples"]
+    figures = {
+        name: [
+            figures_module.read_figures(folder / f"eval/{name}.json", ("kinetics", "elements"), k)
+        ]
+        for name in TITLES
+    }
     report.stages_table(figures, [folder], ["kinetics", "elements"], TITLES)
     report.training_table(["r1-zero"], [folder], TITLES)
     for name in TITLES:
-        evaluate.table(figures[name][0])
-    recipe.is_done(folder / "r1-zero/run.json")
-    recipe.same_run(folder, "recipe.json", {"tasks": "kinetics elements", "seed": 0})
-    recipe.results_written(folder, 1)
+        tables.figures_table(figures[name][0])
+    scheduler.is_done(folder / "r1-zero/run.json")
+    scheduler.claim_folder(folder, "recipe.json", {"tasks": "kinetics elements", "seed": 0})
+    stages.results_written(folder, 1)
 
 
-@pytest.mark.parametrize("name", ["eval/base.json", "eval/r1-zero.jsonl", "r1-zero/run.json", "r1-zero/metrics.jsonl", "recipe.json",
-                                  "stages.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "eval/base.json",
+        "eval/r1-zero.jsonl",
+        "r1-zero/run.json",
+        "r1-zero/metrics.jsonl",
+        "recipe.json",
+        "stages.json",
+    ],
+)
 def test_what_the_recipe_reads(name, finished):
     path = finished / name
 
@@ -314,7 +480,10 @@ def test_what_the_recipe_reads(name, finished):
     run()
 
 
-@pytest.mark.parametrize("name", ["eval/start.json", "eval/default-0.json", "default-0/run.json", "default-0/metrics.jsonl"])
+@pytest.mark.parametrize(
+    "name",
+    ["eval/start.json", "eval/default-0.json", "default-0/run.json", "default-0/metrics.jsonl"],
+)
 def test_what_the_comparison_reads(name, finished):
     path = finished / name
     cfg = compare.Config(presets=("default",), seeds=1, tasks=("kinetics", "elements"))
@@ -337,10 +506,15 @@ def test_what_a_run_that_goes_on_reads(name, finished):
     def run(content):
         path.write_bytes(content)
         if name == "run.json":
-            reads(lambda: checkpoint.read_record(path), path)
+            reads(lambda: read_run_json(path), path)
         else:
-            read = lambda: checkpoint.read_metrics(path, *diagnose.NEEDED)
-            reads(lambda: list(diagnose.causes(read() + METRICS, train_grpo.Config(), {"format": 1.0}, 1024)), path)
+            read = lambda: read_metrics(path, *metrics.NEEDED)
+            reads(
+                lambda: list(
+                    diagnosis.diagnose(read() + METRICS, train_grpo.Config(), {"format": 1.0}, 1024)
+                ),
+                path,
+            )
 
     run()
 
@@ -362,15 +536,17 @@ def test_journals(tmp_path):
 
 
 def test_files_of_rewards(tmp_path, monkeypatch):
-    monkeypatch.setattr(score, "PATIENCE", 0.5)
+    monkeypatch.setattr(spec, "TIME_LIMIT", 0.5)
     path = tmp_path / "mine.py"
-    content = (b'"""A reward."""\nimport re\n\n\ndef brevity(completions, **columns):\n'
-               b'    return [1 / (1 + len(re.findall(r"(a|b)*", c))) for c in completions]\n')
+    content = (
+        b'"""A reward."""\nimport re\n\n\ndef brevity(completions, **columns):\n'
+        b'    return [1 / (1 + len(re.findall(r"(a|b)*", c))) for c in completions]\n'
+    )
 
     @examples(20)
     @given(bent(content))
     def run(content):
         path.write_bytes(content)
-        reads(lambda: score.functions(f"accuracy,{path}:brevity"), path)
+        reads(lambda: spec.load_rewards(f"accuracy,{path}:brevity"), path)
 
     run()

@@ -11,12 +11,20 @@ from r1mini import config
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {
+    path: path.read_text(encoding="utf-8")
+    for path in [ROOT / "README.md", *(ROOT / "r1mini/docs").glob("*.md")]
+}
 SOURCES = [*sorted((ROOT / "r1mini").rglob("*.py")), *sorted(ROOT.glob("*.py"))]
 TAG = re.compile(r"\[((?:R1|DeepSeekMath|DAPO) (?:§|Eq\. )\d+(?:\.\d+)*)")
 
 
 def commands():
-    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    blocks = [
+        block
+        for page in PAGES.values()
+        for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
+    ]
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     return [line.split("  #")[0].strip() for line in lines if line.startswith(("python ", "make "))]
 
@@ -25,16 +33,20 @@ def test_readme_has_commands():
     assert {"make r1", "make test"} <= set(commands())
 
 
-def test_files_that_the_readme_links_exist():
-    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
-    assert links and all((ROOT / link).exists() for link in links)
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_files_that_the_pages_link_exist(path):
+    links = re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", PAGES[path])
+    assert all((path.parent / link).exists() for link in links)
 
 
-@pytest.mark.parametrize("command", [c for c in commands() if c.startswith("python ")])
+@pytest.mark.parametrize(
+    "command", [c for c in commands() if c.startswith("python ") and "-m pytest" not in c]
+)
 def test_every_python_command_of_the_readme_parses(command):
     words = shlex.split(command)[1:]
     if words[0] == "-m":
-        name, flags = {"r1mini": "r1mini.recipe"}.get(words[1], words[1]), words[2:]
+        mains = {"r1mini": "r1mini.recipe.stages", "r1mini.bench": "r1mini.bench.__main__"}
+        name, flags = mains.get(words[1], words[1]), words[2:]
     else:
         name, flags = Path(words[0]).stem, words[1:]
     module = importlib.import_module(name)
@@ -50,11 +62,13 @@ def test_make_targets_of_the_readme_exist():
 
 def test_the_map_of_the_papers_is_the_codes():
     in_code = {tag for path in SOURCES for tag in TAG.findall(path.read_text(encoding="utf-8"))}
-    table = README[README.index("## Paper → code"):]
+    table = README[README.index("## Paper → code") :]
     table = table[: table.index("\n## ")]
     assert {tag for tag in TAG.findall(table)} == in_code
 
 
 def test_line_counts_of_the_reading_order_are_right():
-    for name, count in re.findall(r"^\| \[`?([\w/.]+\.py)`?\]\([\w/.]+\) \| (\d+) \|", README, re.MULTILINE):
+    for name, count in re.findall(
+        r"^\| \[`?([\w/.]+\.py)`?\]\([\w/.]+\) \| (\d+) \|", README, re.MULTILINE
+    ):
         assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) == int(count), name

@@ -12,15 +12,19 @@ from collections import Counter
 from random import Random
 
 import pytest
-from conftest import ROOT, jsonl
+from conftest import ROOT, jsonl, score
 
 import sample as script_sample
-from r1mini import chat, config, evaluate, rejection, rewards, score, tasks
+from r1mini import config, tasks
+from r1mini.checkpoint.tokenizer import Tokenizer
+from r1mini.evaluation import answer, chat, evaluate, rejection
+from r1mini.evaluation.config import BOXED
 from r1mini.records import Problem, Rollout
-from r1mini.rollout import Sampling, sample
+from r1mini.rewards import rules
+from r1mini.sampler.sampler import sample
+from r1mini.sampler.sampling import SamplingParams
 from r1mini.tasks.corpus import completion
 from r1mini.tasks.trace import Style
-from r1mini.tokenizer import Tokenizer
 
 PROBLEM = Problem("countdown", "k", "en", "p\n", {"numbers": [2, 3, 4], "target": 14})
 
@@ -29,9 +33,17 @@ PROBLEM = Problem("countdown", "k", "en", "p\n", {"numbers": [2, 3, 4], "target"
 def run(folder):
     def call(**changes):
         drawn = {"tasks": ("countdown", "elements"), "problems": 3, "samples": 2}
-        return script_sample.main(script_sample.Config(**{
-            "model": folder, "device": "cpu", "max_new_tokens": 5,
-            **(drawn if changes.get("eval") or changes.get("reject") else {}), **changes}))
+        return script_sample.main(
+            script_sample.Config(
+                **{
+                    "model": folder,
+                    "device": "cpu",
+                    "max_new_tokens": 5,
+                    **(drawn if changes.get("eval") or changes.get("reject") else {}),
+                    **changes,
+                }
+            )
+        )
 
     return call
 
@@ -44,23 +56,25 @@ def no_sampling(monkeypatch):
         raise AssertionError("sampled before the mistake was found")
 
     monkeypatch.setattr(evaluate, "sample", never)
-    monkeypatch.setattr(script_sample, "sample", never)
+    monkeypatch.setattr(answer, "sample", never)
     monkeypatch.setattr(chat, "stream", never)
 
 
-# -- prompts -----------------------------------------------------------------------------------------------------------
+# -- prompts --------------------------------------------------------------------------------------
 
 
 def test_prompt_is_answered_as_the_sampler_does(run, capsys, model, tokens):
     run(prompt="Make 24 from 3, 5, 9.", temperature=0.0)
-    [[expected]] = sample(model, tokens, ["Make 24 from 3, 5, 9.\n"], 1, Sampling(5, 0.0), seed=0)
+    [[expected]] = sample(
+        model, tokens, ["Make 24 from 3, 5, 9.\n"], 1, SamplingParams(5, 0.0), seed=0
+    )
     assert capsys.readouterr().out == expected.text + "\n"
 
 
 def test_each_line_of_a_pipe_is_a_prompt_but_empty_ones(run, capsys, monkeypatch, model, tokens):
     monkeypatch.setattr("sys.stdin", io.StringIO("a\nb\n\nc\n"))
     run(temperature=0.0)
-    expected = sample(model, tokens, ["a\n", "b\n", "c\n"], 1, Sampling(5, 0.0), seed=0)
+    expected = sample(model, tokens, ["a\n", "b\n", "c\n"], 1, SamplingParams(5, 0.0), seed=0)
     assert capsys.readouterr().out == "".join(group[0].text + "\n" for group in expected)
 
 
@@ -70,8 +84,9 @@ def chatting(folder, tmp_path):
     path = tmp_path / "chatting"
     shutil.copytree(folder, path)
     (path / "chat_template.jinja").write_text(
-        "{% for m in messages %}{{ m.role[0] }}:{{ m.content.split('</think>')[-1] }}<answer>{% endfor %}"
-        "{% if add_generation_prompt %}a:<think>{% endif %}")
+        "{% for m in messages %}{{ m.role[0] }}:{{ m.content.split('</think>')[-1] }}<answer>{% "
+        "endfor %}{% if add_generation_prompt %}a:<think>{% endif %}"
+    )
     return str(path)
 
 
@@ -83,13 +98,15 @@ def ending(tokens):
 
 def test_prompt_goes_through_the_template_of_the_folder(run, capsys, model, ending, chatting):
     run(model=chatting, prompt="x", system="s", temperature=0.0, max_new_tokens=60)
-    [[expected]] = sample(model, ending, ["s:s<answer>u:x<answer>a:<think>"], 1, Sampling(60, 0.0), seed=0)
+    [[expected]] = sample(
+        model, ending, ["s:s<answer>u:x<answer>a:<think>"], 1, SamplingParams(60, 0.0), seed=0
+    )
     assert capsys.readouterr().out == "<think>" + expected.text + "\n"
 
 
 def test_template_can_be_chosen(run, capsys, model, tokens, chatting):
     run(model=chatting, prompt="x", template="plain", temperature=0.0)
-    [[expected]] = sample(model, tokens, ["x\n"], 1, Sampling(5, 0.0), seed=0)
+    [[expected]] = sample(model, tokens, ["x\n"], 1, SamplingParams(5, 0.0), seed=0)
     assert capsys.readouterr().out == expected.text + "\n"
 
 
@@ -98,15 +115,26 @@ def test_template_that_the_folder_lacks_is_named(run, no_sampling):
         run(prompt="x", template="chat")
 
 
-# -- prompts of a file -------------------------------------------------------------------------------------------------
+# -- prompts of a file ----------------------------------------------------------------------------
 
 
-def test_prompts_of_a_file_are_answered_as_one_by_one(run, tmp_path, model, ending, chatting, capsys):
-    (tmp_path / "in.jsonl").write_text('{"prompt": "a", "answer": 3}\n\n{"prompt": [{"role": "user", "content": "b"}, '
-                                       '{"role": "assistant", "content": "B"}, {"role": "user", "content": "ü"}]}\n')
-    run(model=chatting, prompts=str(tmp_path / "in.jsonl"), out=str(tmp_path / "new/out.jsonl"), temperature=0.0)
+def test_prompts_of_a_file_are_answered_as_one_by_one(
+    run, tmp_path, model, ending, chatting, capsys
+):
+    (tmp_path / "in.jsonl").write_text(
+        '{"prompt": "a", "answer": 3}\n\n{"prompt": [{"role": "user", "content": "b"}, '
+        '{"role": "assistant", "content": "B"}, {"role": "user", "content": "ü"}]}\n'
+    )
+    run(
+        model=chatting,
+        prompts=str(tmp_path / "in.jsonl"),
+        out=str(tmp_path / "new/out.jsonl"),
+        temperature=0.0,
+    )
     texts = ["u:a<answer>a:<think>", "u:b<answer>a:B<answer>u:ü<answer>a:<think>"]
-    expected = [group[0] for group in sample(model, ending, texts, 1, Sampling(5, 0.0), seed=0)]
+    expected = [
+        group[0] for group in sample(model, ending, texts, 1, SamplingParams(5, 0.0), seed=0)
+    ]
     rows = jsonl(tmp_path / "new/out.jsonl")
     assert [row["completion"] for row in rows] == ["<think>" + rollout.text for rollout in expected]
     assert [row["finished"] for row in rows] == [rollout.finished for rollout in expected]
@@ -117,23 +145,34 @@ def test_prompts_of_a_file_are_answered_as_one_by_one(run, tmp_path, model, endi
 def test_lines_of_a_text_are_prompts(run, tmp_path, model, tokens, capsys):
     (tmp_path / "in.txt").write_text("a\n\n  b  \r\n")
     run(prompts=str(tmp_path / "in.txt"), temperature=0.0, sampler_rows=1)
-    expected = sample(model, tokens, ["a\n", "b\n", "c\n"], 1, Sampling(5, 0.0), seed=0)
+    expected = sample(model, tokens, ["a\n", "b\n", "c\n"], 1, SamplingParams(5, 0.0), seed=0)
     assert capsys.readouterr().out == f"> a\n{expected[0][0].text}\n> b\n{expected[1][0].text}\n"
 
 
-@pytest.mark.parametrize("content, names", [
-    (None, "--prompts .*in.jsonl: no such file"),
-    ("\n", "--prompts .*in.jsonl: no prompts"),
-    ('{"prompt": "a"}\n{"question": "b"}', "in.jsonl:2: no text or messages in column 'prompt'"),
-    ('{"prompt": 7}', "in.jsonl:1: no text or messages"),
-    ('["a"]', "in.jsonl:1: no text or messages"),
-    ('{"prompt": ["a"]}', "in.jsonl:1: message 1 of 1: no text in 'role'"),
-    ('{"prompt": [{"role": "user"}]}', "in.jsonl:1: message 1 of 1: no text in 'content'"),
-    ('{"prompt": "a"}\n{"prompt": ' + json.dumps("<think>" * 130) + "}", "in.jsonl:2: a prompt of 131 tokens.*context of 128"),
-    ('{"prompt": "\\ud800"}', "in.jsonl:1: not a Unicode text"),
-    ("{", "in.jsonl:1: not valid JSON"),
-])
-def test_bad_prompt_of_a_file_is_named_before_anything_is_sampled(run, no_sampling, tmp_path, content, names):
+@pytest.mark.parametrize(
+    "content, names",
+    [
+        (None, "--prompts .*in.jsonl: no such file"),
+        ("\n", "--prompts .*in.jsonl: no prompts"),
+        (
+            '{"prompt": "a"}\n{"question": "b"}',
+            "in.jsonl:2: no text or messages in column 'prompt'",
+        ),
+        ('{"prompt": 7}', "in.jsonl:1: no text or messages"),
+        ('["a"]', "in.jsonl:1: no text or messages"),
+        ('{"prompt": ["a"]}', "in.jsonl:1: message 1 of 1: no text in 'role'"),
+        ('{"prompt": [{"role": "user"}]}', "in.jsonl:1: message 1 of 1: no text in 'content'"),
+        (
+            '{"prompt": "a"}\n{"prompt": ' + json.dumps("<think>" * 130) + "}",
+            "in.jsonl:2: a prompt of 131 tokens.*context of 128",
+        ),
+        ('{"prompt": "\\ud800"}', "in.jsonl:1: not Unicode text"),
+        ("{", "in.jsonl:1: not valid JSON"),
+    ],
+)
+def test_bad_prompt_of_a_file_is_named_before_anything_is_sampled(
+    run, no_sampling, tmp_path, content, names
+):
     if content is not None:
         (tmp_path / "in.jsonl").write_text(content)
     with pytest.raises(ValueError, match=names):
@@ -141,12 +180,16 @@ def test_bad_prompt_of_a_file_is_named_before_anything_is_sampled(run, no_sampli
 
 
 def test_two_system_messages_are_refused(run, no_sampling, tmp_path):
-    (tmp_path / "in.jsonl").write_text('{"prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "a"}]}')
-    with pytest.raises(ValueError, match="in.jsonl:1: has a system message of its own, beside --system 't'"):
+    (tmp_path / "in.jsonl").write_text(
+        '{"prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "a"}]}'
+    )
+    with pytest.raises(
+        ValueError, match="in.jsonl:1: has its own system message, beside --system 't'"
+    ):
         run(prompts=str(tmp_path / "in.jsonl"), system="t")
 
 
-# -- chat --------------------------------------------------------------------------------------------------------------
+# -- chat -----------------------------------------------------------------------------------------
 
 
 class Terminal(io.StringIO):
@@ -177,13 +220,25 @@ def typed(run, monkeypatch, capsys):
 
 
 def test_chat_sees_its_earlier_turns(typed, model, ending, chatting):
-    how = Sampling(5, 0.0)
+    how = SamplingParams(5, 0.0)
     [[first]] = sample(model, ending, ["s:s<answer>u:a<answer>a:<think>"], 1, how, seed=0)
     said = ("<think>" + first.text).split("</think>")[-1]
-    [[second]] = sample(model, ending, [f"s:s<answer>u:a<answer>a:{said}<answer>u:b<answer>a:<think>"], 1, how, seed=0)
+    [[second]] = sample(
+        model,
+        ending,
+        [f"s:s<answer>u:a<answer>a:{said}<answer>u:b<answer>a:<think>"],
+        1,
+        how,
+        seed=0,
+    )
     shown = typed("a", "b", "/new", "a", model=chatting, system="s")
     assert [text.partition(" [")[0] for text in shown] == [
-        "<think>" + first.text, "<think>" + second.text, "", "<think>" + first.text, "\n"]
+        "<think>" + first.text,
+        "<think>" + second.text,
+        "",
+        "<think>" + first.text,
+        "\n",
+    ]
 
 
 def test_each_turn_is_drawn_anew_and_the_same_again(typed, chatting):
@@ -193,7 +248,7 @@ def test_each_turn_is_drawn_anew_and_the_same_again(typed, chatting):
 
 
 def test_chat_without_a_template_answers_each_prompt_on_its_own(typed, model, tokens):
-    expected = sample(model, tokens, ["a\n", "b\n"], 1, Sampling(5, 0.0), seed=0)
+    expected = sample(model, tokens, ["a\n", "b\n"], 1, SamplingParams(5, 0.0), seed=0)
     shown = typed("a", "b")
     assert [text.partition(" [")[0] for text in shown[:2]] == [group[0].text for group in expected]
 
@@ -201,7 +256,11 @@ def test_chat_without_a_template_answers_each_prompt_on_its_own(typed, model, to
 def test_conversation_that_outgrows_the_context_says_so_and_drops_nothing(typed, chatting):
     long = "<think>" * 60
     shown = typed(long, long, "/new", long, model=chatting)
-    assert re.fullmatch(r"not sent: 1[34]\d tokens, and the model's context holds 128; /new begins a new conversation\n", shown[1])
+    assert re.fullmatch(
+        r"not sent: 1[34]\d tokens do not fit the model's context of 128; "
+        r"/new starts a new conversation\n",
+        shown[1],
+    )
     assert shown[3].partition(" [")[0] == shown[0].partition(" [")[0]
 
 
@@ -219,7 +278,9 @@ def test_ctrl_c_stops_the_answer_and_keeps_what_was_said(typed, chatting, monkey
                 raise KeyboardInterrupt
             yield token
 
-    whole = typed("a", model=chatting, max_new_tokens=2)[0].partition(" [")[0].rstrip("\ufffd")  # half a character is not said
+    whole = (
+        typed("a", model=chatting, max_new_tokens=2)[0].partition(" [")[0].rstrip("\ufffd")
+    )  # half a character is not said
     monkeypatch.setattr(chat, "stream", stopped)
     shown = typed("a", "b", model=chatting)
     assert shown[0] == whole + " [stopped]\n"
@@ -247,10 +308,9 @@ def screen(monkeypatch):
             monkeypatch.setenv(name, value)
         shown = Terminal()
         monkeypatch.setattr("sys.stdout", shown)
-        found = chat.Screen()
-        for piece in pieces:
-            found.write(piece)
-        found.close()
+        with chat.Screen() as found:
+            for piece in pieces:
+                found.write(piece)
         assert found.text == "".join(pieces)
         return shown.getvalue()
 
@@ -276,14 +336,23 @@ def test_no_colour_where_it_is_not_wanted(screen):
 
 
 def test_a_text_cannot_take_the_terminal_over(screen):
-    assert screen("a\x1b]0;title\x07\x9b2J\tb\n", NO_COLOR="1") == "a\ufffd]0;title\ufffd\ufffd2J\tb\n\n"
+    assert (
+        screen("a\x1b]0;title\x07\x9b2J\tb\n", NO_COLOR="1")
+        == "a\ufffd]0;title\ufffd\ufffd2J\tb\n\n"
+    )
 
 
 def test_chat_in_a_real_terminal(chatting):
     ours, theirs = pty.openpty()
-    process = subprocess.Popen([sys.executable, ROOT / "sample.py", "--model", chatting, "--max-new-tokens", "5"], stdin=theirs,
-                               stdout=theirs, stderr=theirs, start_new_session=True, preexec_fn=controlling(theirs),
-                               env={**os.environ, "NO_COLOR": ""})
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "sample.py", "--model", chatting, "--max-new-tokens", "5"],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=controlling(theirs),
+        env={**os.environ, "NO_COLOR": ""},
+    )
     os.close(theirs)
     try:
         assert b"Ctrl-C stops an answer" in until(ours, b"> ")
@@ -313,7 +382,7 @@ def until(terminal, end, seconds=60):
     return shown
 
 
-# -- evaluation --------------------------------------------------------------------------------------------------------
+# -- evaluation -----------------------------------------------------------------------------------
 
 
 def test_evaluation_writes_its_figures_and_every_completion(run, tmp_path):
@@ -322,8 +391,20 @@ def test_evaluation_writes_its_figures_and_every_completion(run, tmp_path):
     assert results.keys() == {"countdown", "elements", "mean", "settings"}
     rows = jsonl(tmp_path / "new/eval.jsonl")
     assert [(row["task"], row["sample"]) for row in rows] == [
-        (task, sample) for task in ("countdown", "elements") for _ in range(3) for sample in range(2)]
-    assert rows[0].keys() >= {"prompt", "completion", "answer", "rewards", "finished", "problem", "language"}
+        (task, sample)
+        for task in ("countdown", "elements")
+        for _ in range(3)
+        for sample in range(2)
+    ]
+    assert rows[0].keys() >= {
+        "prompt",
+        "completion",
+        "answer",
+        "rewards",
+        "finished",
+        "problem",
+        "language",
+    }
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["eval.json", "eval.jsonl"]
 
 
@@ -336,33 +417,54 @@ def test_figures_do_not_overwrite_the_completions(run, tmp_path):
         assert len(list(tmp_path.iterdir())) == 2
 
 
-@pytest.mark.parametrize("changes, names", [
-    ({"eval": True, "reject": True}, "--eval and --reject"),
-    ({"reject": True}, "--reject needs --out"),
-    ({"eval": True, "tasks": ("countdwn",)}, "--tasks.*countdwn"),
-    ({"eval": True, "problems": -1}, "--problems"),
-    ({"eval": True, "template": "chat", "instruction": "x"}, "--instruction x: would have no effect .there is no --data"),
-    ({"data": ("x.jsonl",)}, "--data .*: would have no effect .only --eval and --reject"),
-    ({"eval": True, "data": ("absent/aime24.jsonl",), "tasks": tasks.DEFAULT, "problems": 0},
-     "aime24.jsonl: no such file; it is to be had from https://huggingface.co/datasets/HuggingFaceH4/aime_2024"),
-    ({"eval": True, "data": ("x.jsonl",)}, "--tasks .*: would have no effect .problems come from --data"),
-    ({"eval": True, "samples": 0}, "--samples"),
-    ({"eval": True, "top_p": 0.0}, "--top-p"),
-    ({"reference": "base"}, "--reference base: only --eval"),
-    ({"prompt": "a", "prompts": "b"}, "--prompt and --prompts"),
-    ({"prompt": "a", "out": "rows.jsonl"}, "--out rows.jsonl: only --eval, --reject and --prompts"),
-    ({"prompt": "a", "problems": 3}, "--problems 3: would have no effect .only --eval and --reject"),
-    ({"prompt": "a", "keep": 3}, "--keep 3: would have no effect .only --reject"),
-    ({"eval": True, "keep": 3}, "--keep 3: would have no effect"),
-    ({"eval": True, "system": "s"}, "--system s: would have no effect .problems are drawn"),
-    ({"eval": True, "template": "chat"}, "--template chat: would have no effect"),
-    ({"eval": True, "prompt": "a"}, "--prompt a: would have no effect"),
-    ({"sampler_rows": 3}, "--sampler-rows 3: would have no effect"),
-    ({"eval": True, "reference": "base"}, "--reference base: its tokenizer"),
-    ({"eval": True, "reference": "base", "top_p": 0.9}, "--reference base: a KL needs samples of the whole"),
-    ({"eval": True, "reference": "base", "temperature": 0.0}, "--reference base: a KL needs"),
-    ({"model": "absent"}, "absent: no such model folder"),
-])
+@pytest.mark.parametrize(
+    "changes, names",
+    [
+        ({"eval": True, "reject": True}, "--eval and --reject"),
+        ({"reject": True}, "--reject needs --out"),
+        ({"eval": True, "tasks": ("countdwn",)}, "--tasks.*countdwn"),
+        ({"eval": True, "problems": -1}, "--problems"),
+        (
+            {"eval": True, "template": "chat", "instruction": "x"},
+            "--instruction x: has no effect without --data",
+        ),
+        ({"data": ("x.jsonl",)}, "--data x.jsonl: has no effect without --eval or --reject"),
+        (
+            {"eval": True, "data": ("absent/aime24.jsonl",), "tasks": tasks.DEFAULT, "problems": 0},
+            "aime24.jsonl: no such file; download it from "
+            "https://huggingface.co/datasets/HuggingFaceH4/aime_2024",
+        ),
+        (
+            {"eval": True, "data": ("x.jsonl",)},
+            "--tasks countdown elements: has no effect with --data x.jsonl",
+        ),
+        ({"eval": True, "samples": 0}, "--samples"),
+        ({"eval": True, "top_p": 0.0}, "--top-p"),
+        ({"reference": "base"}, "--reference base: has no effect without --eval"),
+        ({"prompt": "a", "prompts": "b"}, "--prompt and --prompts"),
+        (
+            {"prompt": "a", "out": "rows.jsonl"},
+            "--out rows.jsonl: only --eval, --reject and --prompts",
+        ),
+        ({"prompt": "a", "problems": 3}, "--problems 3: has no effect without --eval or --reject"),
+        ({"prompt": "a", "keep": 3}, "--keep 3: has no effect without --reject"),
+        ({"eval": True, "keep": 3}, "--keep 3: has no effect without --reject"),
+        ({"eval": True, "system": "s"}, "--system s: has no effect with --eval"),
+        ({"eval": True, "template": "chat"}, "--template chat: has no effect without --data"),
+        ({"eval": True, "prompt": "a"}, "--prompt a: has no effect with --eval"),
+        (
+            {"sampler_rows": 3},
+            "--sampler-rows 3: has no effect without --eval, --reject or --prompts",
+        ),
+        ({"eval": True, "reference": "base"}, "--reference base: its tokenizer"),
+        (
+            {"eval": True, "reference": "base", "top_p": 0.9},
+            "--reference base: a KL needs samples of the whole",
+        ),
+        ({"eval": True, "reference": "base", "temperature": 0.0}, "--reference base: a KL needs"),
+        ({"model": "absent"}, "absent: no such model folder"),
+    ],
+)
 def test_bad_flag_is_named_before_anything_is_sampled(run, no_sampling, changes, names):
     with pytest.raises(ValueError, match=names):
         run(**changes)
@@ -370,7 +472,9 @@ def test_bad_flag_is_named_before_anything_is_sampled(run, no_sampling, changes,
 
 @pytest.mark.parametrize("mode", ["eval", "reject"])
 @pytest.mark.parametrize("bad", ["file/out.json", "file/deeper/out.json", "folder"])
-def test_out_that_cannot_be_written_is_named_before_anything_is_sampled(run, no_sampling, tmp_path, mode, bad):
+def test_out_that_cannot_be_written_is_named_before_anything_is_sampled(
+    run, no_sampling, tmp_path, mode, bad
+):
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
     with pytest.raises((ValueError, OSError), match=re.escape(str(tmp_path))):
@@ -390,20 +494,29 @@ def test_evaluation_of_files_has_a_line_for_each_and_every_gold(run, tmp_path, c
     assert results["humaneval.jsonl"]["cons@2"] is None
     assert all(row["gold"] for row in rows if row["task"] == "gsm8k.jsonl")
     assert results["settings"]["data"] == [GSM8K, humaneval]
-    assert [line.split("|")[1].strip() for line in capsys.readouterr().out.split("\n")[-5:-2]] == ["---", *list(results)[:2]]
+    assert [line.split("|")[1].strip() for line in capsys.readouterr().out.split("\n")[-5:-2]] == [
+        "---",
+        *list(results)[:2],
+    ]
 
 
 def test_instruction_follows_each_question(run, tmp_path):
-    run(eval=True, data=(GSM8K,), instruction=" Box it.", out=str(tmp_path / "eval.json"), **OF_DATA)
+    run(
+        eval=True, data=(GSM8K,), instruction=" Box it.", out=str(tmp_path / "eval.json"), **OF_DATA
+    )
     assert all(row["prompt"].endswith(" Box it.\n") for row in jsonl(tmp_path / "eval.jsonl"))
 
 
-@pytest.mark.parametrize("mode, file", [({"eval": True}, "eval.json"), ({"reject": True}, "rows.jsonl")])
+@pytest.mark.parametrize(
+    "mode, file", [({"eval": True}, "eval.json"), ({"reject": True}, "rows.jsonl")]
+)
 def test_job_that_was_killed_goes_on_to_the_same_rows(run, tmp_path, monkeypatch, mode, file):
     """Of completions that are all right."""
-    (tmp_path / "sums.jsonl").write_text("".join(f'{{"prompt": "{n}+{n}?", "answer": {2 * n}}}\n' for n in range(4)))
-    monkeypatch.setattr(rewards, "correct", lambda problem, text: True)
-    monkeypatch.setattr(rejection, "unclear", lambda *_: False)
+    (tmp_path / "sums.jsonl").write_text(
+        "".join(f'{{"prompt": "{n}+{n}?", "answer": {2 * n}}}\n' for n in range(4))
+    )
+    monkeypatch.setattr(rules, "is_correct", lambda problem, text: True)
+    monkeypatch.setattr(rejection, "breaks_format", lambda *_: False)
     monkeypatch.setattr(rejection, "verdict", lambda *_: "kept")
     mode = {**mode, "data": (str(tmp_path / "sums.jsonl"),), "sampler_rows": 2, **OF_DATA}
     run(**mode, out=str(tmp_path / "whole" / file))
@@ -422,39 +535,68 @@ def test_job_that_was_killed_goes_on_to_the_same_rows(run, tmp_path, monkeypatch
     calls[:] = [None] * 9
     run(**mode, out=str(tmp_path / "cut" / file))
     assert calls[9] == 2  # two were sampled and kept before the kill
-    rows = [path.with_suffix(".jsonl").read_bytes() for path in (tmp_path / "whole" / file, tmp_path / "cut" / file)]
+    rows = [
+        path.with_suffix(".jsonl").read_bytes()
+        for path in (tmp_path / "whole" / file, tmp_path / "cut" / file)
+    ]
     assert rows[0] == rows[1] and not (tmp_path / "cut" / f"{file}.partial").exists()
 
 
 def test_presets_are_r1s_protocol_on_the_file_that_they_name():
-    cfg = config.parse(script_sample.Config, ["--preset", "aime24"], script_sample.PRESETS, moot=script_sample.moot)
-    assert cfg == script_sample.Config(eval=True, data=("aime24.jsonl",), samples=64, temperature=0.6, top_p=0.95,
-                                       max_new_tokens=32_768, instruction=evaluate.BOXED)
+    cfg = config.parse(script_sample.Config, ["--preset", "aime24"], script_sample.PRESETS)
+    assert cfg == script_sample.Config(
+        eval=True,
+        data=("aime24.jsonl",),
+        samples=64,
+        temperature=0.6,
+        top_p=0.95,
+        max_new_tokens=32_768,
+        instruction=BOXED,
+    )
 
 
-# -- rejection sampling ------------------------------------------------------------------------------------------------
+# -- rejection sampling ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text, finished, thinking_tokens, why", [
-    ("<think>2+3=5 no\n</think><answer>2+3*4</answer>", True, 50, "kept"),
-    ("<think>2+3=5 no\n</think><answer>2+3*4</answer>", True, 51, "long"),
-    ("<think>2+3=5 no\n</think><answer>2+3*4</answer>", False, 50, "cut off"),
-    ("<think>2+3=5 no\n</think><answer>2+3+4</answer>", True, 50, "wrong"),
-    ("<think>2+3=5 no\n</think> so <answer>2+3*4</answer>", True, 50, "format"),
-    ("<think>2+3=5 错\n3*4=12 no\n</think><answer>2+3*4</answer>", True, 50, "mixed languages"),
-    ("<think>2+3=5 no\n3*4=12 no\n2+3=5 no\n</think><answer>2+3*4</answer>", True, 50, "repetition"),
-    (f"<think>2+3=5 {'no ' * 600}\n</think><answer>2+3*4</answer>", True, 50, "long paragraph"),
-    ("<think>2+3=5 no\n```\n2+3*4\n```\n</think><answer>2+3*4</answer>", True, 50, "code block"),
-    ("<think>2+3=5 no\n\n\n3*4=12 no\n</think><answer>2+3*4</answer>", True, 50, "kept"),  # empty lines may repeat
-])
+@pytest.mark.parametrize(
+    "text, finished, thinking_tokens, why",
+    [
+        ("<think>2+3=5 no\n</think><answer>2+3*4</answer>", True, 50, "kept"),
+        ("<think>2+3=5 no\n</think><answer>2+3*4</answer>", True, 51, "long"),
+        ("<think>2+3=5 no\n</think><answer>2+3*4</answer>", False, 50, "cut off"),
+        ("<think>2+3=5 no\n</think><answer>2+3+4</answer>", True, 50, "wrong"),
+        ("<think>2+3=5 no\n</think> so <answer>2+3*4</answer>", True, 50, "format"),
+        ("<think>2+3=5 错\n3*4=12 no\n</think><answer>2+3*4</answer>", True, 50, "mixed languages"),
+        (
+            "<think>2+3=5 no\n3*4=12 no\n2+3=5 no\n</think><answer>2+3*4</answer>",
+            True,
+            50,
+            "repetition",
+        ),
+        (f"<think>2+3=5 {'no ' * 600}\n</think><answer>2+3*4</answer>", True, 50, "long paragraph"),
+        (
+            "<think>2+3=5 no\n```\n2+3*4\n```\n</think><answer>2+3*4</answer>",
+            True,
+            50,
+            "code block",
+        ),
+        (
+            "<think>2+3=5 no\n\n\n3*4=12 no\n</think><answer>2+3*4</answer>",
+            True,
+            50,
+            "kept",
+        ),  # empty lines may repeat
+    ],
+)
 def test_why_a_completion_is_not_kept(text, finished, thinking_tokens, why):
-    [scores] = score.score(PROBLEM, [Rollout((1,), (2,), (0.0,), text, finished)], rejection.REWARDS)
+    [scores] = score(PROBLEM, [Rollout((1,), (2,), (0.0,), text, finished)], rejection.REWARDS)
     assert rejection.verdict(PROBLEM, text, finished, scores, thinking_tokens, 50) == why
 
 
 @pytest.fixture
 def rejected(run, tmp_path, monkeypatch):
-    """Rows of a sampler that demonstrates: of six completions one is wrong, one repeats another, four are good."""
+    """Rows of a sampler that demonstrates: of six completions one is wrong, one repeats another,
+    four are good."""
     drawn, real = {}, tasks.problem
 
     def recording(*args):
@@ -465,23 +607,37 @@ def rejected(run, tmp_path, monkeypatch):
         assert group == 6
         groups = []
         for prompt in prompts:
-            texts = [completion(*tasks.demonstrate(drawn[prompt], Style(), Random(i))[:2], drawn[prompt].language, True, True)
-                     for i in range(4)]
+            texts = [
+                completion(
+                    *tasks.demonstrate(drawn[prompt], Style(), Random(i))[:2],
+                    drawn[prompt].language,
+                    True,
+                    True,
+                )
+                for i in range(4)
+            ]
             texts += [texts[0], re.sub("<answer>.*</answer>", "<answer>1</answer>", texts[0])]
             groups.append([Rollout((1,), (2,), (0.0,), text, True) for text in texts])
         return groups
 
     monkeypatch.setattr(tasks, "problem", recording)
     monkeypatch.setattr(evaluate, "sample", demonstrate)
-    summary = run(reject=True, out=str(tmp_path / "rows.jsonl"), problems=20, samples=6, keep=2, plain_rows=7,
-                  max_thinking=10_000)
+    summary = run(
+        reject=True,
+        out=str(tmp_path / "rows.jsonl"),
+        problems=20,
+        samples=6,
+        keep=2,
+        plain_rows=7,
+        max_thinking=10_000,
+    )
     return summary, jsonl(tmp_path / "rows.jsonl"), drawn
 
 
 def test_rejection_keeps_the_right_ones_and_counts_the_others(rejected):
     summary, rows, drawn = rejected
     reasoned = [row for row in rows if row["task"] == "countdown"]
-    assert all(rewards.correct(drawn[row["prompt"]], row["completion"]) for row in reasoned)
+    assert all(rules.is_correct(drawn[row["prompt"]], row["completion"]) for row in reasoned)
     assert summary["verdicts"] == {"kept": 100, "wrong": 20} and summary["rows"] == len(rows)
 
 
@@ -506,19 +662,51 @@ def test_no_row_of_rejection_is_held_out(rejected):
 
 
 def test_rows_of_a_files_problems_are_messages_with_where_they_come_from(tokens):
-    problem = Problem("gsm8k.jsonl", "7", "", "1+1?<think>\n", {"answer": "2"}, ({"role": "user", "content": "1+1?"},))
-    texts = ["1+1=2\n</think>\n\\boxed{2}", "1+1=2\n</think>\n\\boxed{3}", "1+1=2\n\\boxed{2}", "</think></think>\\boxed{2}"]
+    problem = Problem(
+        "gsm8k.jsonl",
+        "7",
+        "",
+        "1+1?<think>\n",
+        {"answer": "2"},
+        ({"role": "user", "content": "1+1?"},),
+    )
+    texts = [
+        "1+1=2\n</think>\n\\boxed{2}",
+        "1+1=2\n</think>\n\\boxed{3}",
+        "1+1=2\n\\boxed{2}",
+        "</think></think>\\boxed{2}",
+    ]
     rollouts = [Rollout((1,), (2,), (0.0,), text, True) for text in texts]
-    found = rejection.judged(tokens, problem, rollouts, score.score(problem, rollouts, rejection.REWARDS), keep=2,
-                             max_thinking=99, seed=5, model="m")
-    assert found == {"verdicts": {"kept": 1, "wrong": 2, "format": 1}, "rows": [{
-        "prompt": [{"role": "user", "content": "1+1?"}],
-        "completion": [{"role": "assistant", "content": "<think>\n" + texts[0]}],
-        "task": "gsm8k.jsonl", "problem": "7", "model": "m", "seed": 5, "sample": 0,
-        "rewards": {"accuracy": 1.0, "format": 0.0}}]}
+    found = rejection.select_rows(
+        problem,
+        rollouts,
+        score(problem, rollouts, rejection.REWARDS),
+        tokens,
+        keep=2,
+        max_thinking=99,
+        seed=5,
+        model="m",
+    )
+    assert found == {
+        "verdicts": {"kept": 1, "wrong": 2, "format": 1},
+        "rows": [
+            {
+                "prompt": [{"role": "user", "content": "1+1?"}],
+                "completion": [{"role": "assistant", "content": "<think>\n" + texts[0]}],
+                "task": "gsm8k.jsonl",
+                "problem": "7",
+                "model": "m",
+                "seed": 5,
+                "sample": 0,
+                "rewards": {"accuracy": 1.0, "format": 0.0},
+            }
+        ],
+    }
 
 
 def test_nothing_kept_is_an_error_that_says_why(run, tmp_path):
-    with pytest.raises(ValueError, match="no completion.*was kept.*cut off|no completion.*was kept.*wrong"):
+    with pytest.raises(
+        ValueError, match="no completion.*was kept.*cut off|no completion.*was kept.*wrong"
+    ):
         run(reject=True, out=str(tmp_path / "rows.jsonl"), tasks=("kinetics",))
     assert not (tmp_path / "rows.jsonl").exists()

@@ -1,10 +1,8 @@
 """The embedded tasks, R1's four domains in miniature: maths, code, chemistry, facts.
 
-A problem is a function of (task, seed, index, split). One problem in ten is held out, decided by its canonical key
-alone, so no permutation or translation of a held-out problem is ever trained on.
+A problem is a function of (task, seed, index, split). One problem in ten is held out, decided by
+its canonical key alone, so no permutation or translation of a held-out problem is ever trained on.
 """
-
-from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
@@ -19,20 +17,30 @@ from r1mini.tasks.trace import LANGUAGES, Style, Try, write
 
 @dataclass(frozen=True)
 class Task:
-    generate: Callable[[Random, str], Problem | None]  # None: the draw is not a problem worth setting
-    tries: Callable[[Problem, Random], Iterator[Try]]  # the search for its answer
-    mistake: Callable[[Problem, str], str | None]  # what is wrong with an answer; None: it is right
-    give_up: float  # of an imperfect trace, after each failed try: searches differ in length
+    # None: the random draw is no useful problem
+    generate: Callable[[Random, str], Problem | None]
+    tries: Callable[[Problem, Random], Iterator[Try]]  # the search for the answer
+    mistake: Callable[[Problem, str], str | None]  # what is wrong with an answer; None if right
+    give_up: float  # chance that an imperfect demonstration stops after a failed try
     reasoning: bool = True  # False: an answer without thinking is well-formed
-    runs_code: bool = False  # answers are judged in the sandbox
+    runs_code: bool = False  # the sandbox judges the answers
 
 
 TASKS = {
     "countdown": Task(countdown.make(3), countdown.tries, countdown.mistake, give_up=0.16),
     "repair": Task(repair.generate, repair.tries, repair.mistake, give_up=0.5, runs_code=True),
-    "balance": Task(chemistry.generate_balance, chemistry.tries_balance, chemistry.mistake_balance, give_up=0.6),
-    "kinetics": Task(chemistry.generate_kinetics, chemistry.tries_kinetics, chemistry.mistake_kinetics, give_up=0.7),
-    "elements": Task(elements.generate, elements.tries, elements.mistake, give_up=0.0, reasoning=False),
+    "balance": Task(
+        chemistry.generate_balance, chemistry.tries_balance, chemistry.mistake_balance, give_up=0.6
+    ),
+    "kinetics": Task(
+        chemistry.generate_kinetics,
+        chemistry.tries_kinetics,
+        chemistry.mistake_kinetics,
+        give_up=0.7,
+    ),
+    "elements": Task(
+        elements.generate, elements.tries, elements.mistake, give_up=0.0, reasoning=False
+    ),
     "countdown4": Task(countdown.make(4), countdown.tries, countdown.mistake, give_up=0.08),
 }
 REASONING = ("countdown", "repair", "balance", "kinetics")
@@ -40,7 +48,7 @@ DEFAULT = (*REASONING, "elements")
 
 
 def require(names: Iterable[str], judged: bool = True) -> None:
-    """Refuse a `--tasks` that names a task that is not there, or whose answers cannot be judged on this machine."""
+    """ValueError for an unknown task, and for one whose answers this machine cannot judge."""
     for name in names:
         if name not in TASKS:
             raise ValueError(f"--tasks: {name!r} is not one of {', '.join(TASKS)}")
@@ -75,7 +83,11 @@ def check(problem: Problem, answer: str) -> bool:
 
 
 def demonstrate(problem: Problem, style: Style, rng: Random) -> tuple[str, str, bool]:
-    """(thinking, answer, whether it is right) of somebody who works in this style."""
+    """(thinking, answer, whether the answer is right) of a search in this style."""
     task = TASKS[problem.task]
-    thinking, answer, right = write(task.tries(problem, rng), problem.language, style, rng, style.give_up * task.give_up)
-    return (thinking, answer, right) if answer else ("", problem.columns["answer"], True)
+    thinking, answer, is_right = write(
+        task.tries(problem, rng), problem.language, style, rng, style.give_up * task.give_up
+    )
+    if not answer:  # a fact, which needs no search
+        return "", problem.columns["answer"], True
+    return thinking, answer, is_right

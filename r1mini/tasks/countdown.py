@@ -1,64 +1,66 @@
-"""Countdown: reach a target from three (or four) small numbers, each used exactly once, with + - * /.
+"""Countdown: reach a target from three or four small numbers, each used once, with + - * /.
 
-The maths domain. The search visits first steps in random order and, within each, the second steps in a fixed one; it
-never repeats a try, and keeps to results of 0 to 60.
+The maths domain. The search visits first steps in random order, and second steps in a fixed order.
+It never repeats a try, and keeps to results of 0 to 60.
 """
 
-from __future__ import annotations
-
 import ast
+import operator
 from collections import Counter
 from collections.abc import Iterator
 from fractions import Fraction
-from functools import lru_cache
+from functools import cache
 from random import Random
 
 from r1mini.records import Problem
 from r1mini.tasks.trace import Try
 
-LIMIT = 60  # results of a search stay within 0..LIMIT
+LIMIT = 60  # the largest result in a search
 PROMPT = {"en": "Make {target} from {numbers}.\n", "zh": "用 {numbers} 得 {target}。\n"}
 
 
 def steps(a: int, b: int) -> list[tuple[str, int]]:
-    """Every result of joining two numbers, the larger one first, once each: (text, result)."""
+    """Every distinct result of combining two numbers, the larger one first: (text, result)."""
     a, b = max(a, b), min(a, b)
-    found = [(f"{a}+{b}", a + b), (f"{a}-{b}", a - b), (f"{a}*{b}", a * b)]
+    results = [(f"{a}+{b}", a + b), (f"{a}-{b}", a - b), (f"{a}*{b}", a * b)]
     if b and a % b == 0:
-        found.append((f"{a}/{b}", a // b))
-    first = {value: text for text, value in reversed(found)}  # 2*2 after 2+2 would be the same try again
-    return [(text, value) for text, value in found if value <= LIMIT and first[value] == text]
+        results.append((f"{a}/{b}", a // b))
+    first = {value: text for text, value in reversed(results)}  # 2*2 would repeat 2+2
+    return [(text, value) for text, value in results if value <= LIMIT and first[value] == text]
 
 
 def search(numbers: tuple[int, ...], rng: Random) -> Iterator[tuple[list[str], str, int]]:
-    """(steps written out, expression, result) of every way to join all numbers, depth first, first steps in random order."""
+    """(steps as text, expression, result) of every way to combine all numbers, depth first."""
 
     def descend(terms: tuple[tuple[str, int], ...], written: list[str]):
         if len(terms) == 1:
-            yield written, terms[0][0], terms[0][1]
+            yield written, *terms[0]
             return
         moves = {}
         for i in range(len(terms)):
             for j in range(i):
                 for text, value in steps(terms[i][1], terms[j][1]):
-                    moves.setdefault(text, (i, j, value))  # equal numbers give the same step once
+                    moves.setdefault(text, (i, j, value))  # equal numbers give equal steps
         ordered = list(moves.items())
-        for text, (i, j, value) in ordered if written else rng.sample(ordered, len(ordered)):
+        if not written:
+            ordered = rng.sample(ordered, len(ordered))
+        for text, (i, j, value) in ordered:
             (left, a), (right, b) = terms[i], terms[j]
             if a < b:
                 left, right = right, left
-            operator = text.removeprefix(str(max(a, b)))[0]
-            expression = operator.join(e if e.isdigit() else f"({e})" for e in (left, right))
+            sign = text.removeprefix(str(max(a, b)))[0]
+            expression = sign.join(e if e.isdigit() else f"({e})" for e in (left, right))
             rest = tuple(term for index, term in enumerate(terms) if index not in (i, j))
-            yield from descend(rest + ((expression, value),), [*written, f"{text}={value}"])
+            yield from descend((*rest, (expression, value)), [*written, f"{text}={value}"])
 
     yield from descend(tuple((str(n), n) for n in numbers), [])
 
 
-@lru_cache(maxsize=None)
+@cache
 def reachable(numbers: tuple[int, ...]) -> tuple[int, ...]:
-    """The targets of 10 to 50 that `numbers` (sorted) can make."""
-    return tuple(sorted({value for _, _, value in search(numbers, Random(0)) if 10 <= value <= 50}))
+    """The targets from 10 to 50 that `numbers` (sorted) can reach."""
+    results = {value for _, _, value in search(numbers, Random(0))}
+    return tuple(sorted(value for value in results if 10 <= value <= 50))
 
 
 def make(count: int):
@@ -69,11 +71,11 @@ def make(count: int):
             return None
         target = rng.choice(targets)
         return Problem(
-            task="countdown" if count == 3 else f"countdown{count}",
-            key=f"{sorted(numbers)} {target}",
-            language=language,
-            prompt=PROMPT[language].format(target=target, numbers=", ".join(map(str, numbers))),
-            columns={"numbers": numbers, "target": target},
+            "countdown" if count == 3 else f"countdown{count}",
+            f"{sorted(numbers)} {target}",
+            language,
+            PROMPT[language].format(target=target, numbers=", ".join(map(str, numbers))),
+            {"numbers": numbers, "target": target},
         )
 
     return generate
@@ -86,8 +88,9 @@ def tries(problem: Problem, rng: Random) -> Iterator[Try]:
 
 
 def mistake(problem: Problem, answer: str) -> str | None:
-    used: list[int] = []
-    value, target, numbers = evaluate(answer, used), problem.columns["target"], problem.columns["numbers"]
+    used = []
+    value = evaluate(answer, used)
+    target, numbers = problem.columns["target"], problem.columns["numbers"]
     if value is None:
         return "not an expression of + - * /"
     if Counter(used) != Counter(numbers):
@@ -96,10 +99,10 @@ def mistake(problem: Problem, answer: str) -> str | None:
 
 
 def evaluate(text: str, used: list[int]) -> Fraction | None:
-    """Exact value of an expression of + - * / and brackets over numbers of at most two ASCII digits, or None.
+    """The exact value of an expression of + - * / and brackets, or None. Appends to `used`.
 
-    Never `eval`: the text is at most 100 characters of a fixed alphabet, parsed by `ast`, and only the four operators
-    and plain numbers are walked. The numbers met are appended to `used`.
+    Numbers have at most two ASCII digits. Never `eval`: the text has at most 100 characters of a
+    fixed alphabet, `ast` parses it, and only the four operators and plain numbers are evaluated.
     """
     if not text.strip() or len(text) > 100 or set(text) - set("0123456789+-*/() "):
         return None
@@ -121,8 +124,8 @@ def evaluate(text: str, used: list[int]) -> Fraction | None:
 
 
 OPERATORS = {
-    ast.Add: lambda a, b: a + b,
-    ast.Sub: lambda a, b: a - b,
-    ast.Mult: lambda a, b: a * b,
-    ast.Div: lambda a, b: a / b,
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
 }

@@ -1,10 +1,9 @@
-"""Factual questions on the first 36 elements: number, symbol, period, group, common oxidation state.
+"""Factual questions on the first 36 elements: number, symbol, period, group, oxidation state.
 
-Most are answered at once, without thinking: the non-reasoning part of R1's second SFT. A few want a step (protons of
-two elements together). The base model's text states every fact in prose; what is held out is the question.
+Most are answered without thinking: they are the non-reasoning part of R1's second SFT. A few need a
+step (the protons of two elements together). The base model's text states every fact in prose; only
+questions are held out.
 """
-
-from __future__ import annotations
 
 from collections.abc import Iterator
 from random import Random
@@ -12,15 +11,17 @@ from random import Random
 from r1mini.records import Problem
 from r1mini.tasks.trace import Try
 
-# symbol, English name, Chinese name, common oxidation state; atomic number is the place in the list
-TABLE = [row.split() for row in """
-H hydrogen 氢 +1|He helium 氦 0|Li lithium 锂 +1|Be beryllium 铍 +2|B boron 硼 +3|C carbon 碳 +4|N nitrogen 氮 -3
-O oxygen 氧 -2|F fluorine 氟 -1|Ne neon 氖 0|Na sodium 钠 +1|Mg magnesium 镁 +2|Al aluminium 铝 +3|Si silicon 硅 +4
-P phosphorus 磷 +5|S sulfur 硫 -2|Cl chlorine 氯 -1|Ar argon 氩 0|K potassium 钾 +1|Ca calcium 钙 +2|Sc scandium 钪 +3
-Ti titanium 钛 +4|V vanadium 钒 +5|Cr chromium 铬 +3|Mn manganese 锰 +2|Fe iron 铁 +3|Co cobalt 钴 +2|Ni nickel 镍 +2
-Cu copper 铜 +2|Zn zinc 锌 +2|Ga gallium 镓 +3|Ge germanium 锗 +4|As arsenic 砷 +3|Se selenium 硒 -2|Br bromine 溴 -1
-Kr krypton 氪 0
-""".strip().replace("\n", "|").split("|")]
+# symbol, English name, Chinese name, common oxidation state, in the order of atomic numbers
+TABLE = """
+H hydrogen 氢 +1|He helium 氦 0|Li lithium 锂 +1|Be beryllium 铍 +2|B boron 硼 +3|C carbon 碳 +4
+N nitrogen 氮 -3|O oxygen 氧 -2|F fluorine 氟 -1|Ne neon 氖 0|Na sodium 钠 +1|Mg magnesium 镁 +2
+Al aluminium 铝 +3|Si silicon 硅 +4|P phosphorus 磷 +5|S sulfur 硫 -2|Cl chlorine 氯 -1
+Ar argon 氩 0|K potassium 钾 +1|Ca calcium 钙 +2|Sc scandium 钪 +3|Ti titanium 钛 +4
+V vanadium 钒 +5|Cr chromium 铬 +3|Mn manganese 锰 +2|Fe iron 铁 +3|Co cobalt 钴 +2
+Ni nickel 镍 +2|Cu copper 铜 +2|Zn zinc 锌 +2|Ga gallium 镓 +3|Ge germanium 锗 +4|As arsenic 砷 +3
+Se selenium 硒 -2|Br bromine 溴 -1|Kr krypton 氪 0
+"""
+ROWS = [row.split() for row in TABLE.strip().replace("\n", "|").split("|")]
 NOBLE = (2, 10, 18, 36)
 
 
@@ -30,14 +31,16 @@ def period(number: int) -> int:
 
 def group(number: int) -> int:
     before = max((noble for noble in (0, *NOBLE) if noble < number), default=0)
-    place, length = number - before, next(n for n in NOBLE if n >= number) - before
+    place = number - before
+    length = next(noble for noble in NOBLE if noble >= number) - before
     alkaline = min(2, length - 1)  # period 1 has no second group on the left
     return place if place <= alkaline or length == 18 else place + 18 - length
 
 
+COLUMNS = "symbol en zh state number period group".split()
 FACTS = [
-    {"symbol": s, "en": en, "zh": zh, "number": str(n), "period": str(period(n)), "group": str(group(n)), "state": state}
-    for n, (s, en, zh, state) in enumerate(TABLE, 1)
+    dict(zip(COLUMNS, (*row, str(number), str(period(number)), str(group(number)))))
+    for number, row in enumerate(ROWS, 1)
 ]
 PROPERTIES = {
     "symbol": {"en": "symbol", "zh": "符号"},
@@ -53,8 +56,9 @@ WHICH = {"en": "Which element has atomic number {number}?\n", "zh": "序数 {num
 PROTONS = {"en": "How many protons have {a} and {b}?\n", "zh": "{a}和{b}共有质子?\n"}
 
 
-def named(element: dict, language: str, rng: Random) -> str:
-    return element[language] if rng.random() < 0.5 else element["symbol"]
+def element_name(element: dict, language: str, rng: Random, *kinds: str) -> str:
+    """The name, or half of the time the symbol, unless a fact to be stated is the symbol."""
+    return element[language] if "symbol" in kinds or rng.random() < 0.5 else element["symbol"]
 
 
 def generate(rng: Random, language: str) -> Problem | None:
@@ -67,19 +71,23 @@ def generate(rng: Random, language: str) -> Problem | None:
             return None
         pair = sorted((element["symbol"], other["symbol"]))
         a, b = rng.sample((element, other), 2)
-        return Problem("elements", f"protons {pair}", language,
-                       PROTONS[language].format(a=a[language], b=b[language]),
-                       {"answer": str(answer), "terms": [(a["symbol"], a["number"]), (b["symbol"], b["number"])]})
+        prompt = PROTONS[language].format(a=a[language], b=b[language])
+        terms = [(term["symbol"], term["number"]) for term in (a, b)]
+        columns = {"answer": str(answer), "terms": terms}
+        return Problem("elements", f"protons {pair}", language, prompt, columns)
     if kind == "which":
-        prompt, answer, kind = WHICH[language].format(number=element["number"]), element["symbol"], "number"
+        prompt = WHICH[language].format(**element)
+        kind, answer = "number", element["symbol"]
     else:
-        name = element[language] if kind == "symbol" else named(element, language, rng)
-        prompt, answer = ASK[language].format(property=PROPERTIES[kind][language], name=name), element[kind]
-    return Problem("elements", f"{kind} {element['symbol']}", language, prompt, {"answer": answer, "terms": []})
+        name = element_name(element, language, rng, kind)
+        prompt = ASK[language].format(property=PROPERTIES[kind][language], name=name)
+        answer = element[kind]
+    key = f"{kind} {element['symbol']}"
+    return Problem("elements", key, language, prompt, {"answer": answer, "terms": []})
 
 
 def tries(problem: Problem, rng: Random) -> Iterator[Try]:
-    """One line where a step is needed, none where the answer is known or not."""
+    """One line if the question needs a step, otherwise none."""
     answer = problem.columns["answer"]
     if problem.columns["terms"]:
         (a, x), (b, y) = sorted(problem.columns["terms"], key=lambda term: -int(term[1]))
@@ -92,17 +100,20 @@ def mistake(problem: Problem, answer: str) -> str | None:
 
 
 def fact(element: dict, kind: str, language: str, rng: Random) -> str:
-    name = element[language] if kind == "symbol" else named(element, language, rng)
+    name = element_name(element, language, rng, kind)
     if kind == "number" and rng.random() < 0.5:
         return NUMBERED[language].format(number=element["number"], name=name)
-    return FACT[language].format(property=PROPERTIES[kind][language], name=name, value=element[kind])
+    return FACT[language].format(
+        property=PROPERTIES[kind][language], name=name, value=element[kind]
+    )
 
 
 def statement(rng: Random, language: str) -> str:
-    """Prose of the base model's text: one element with some of its facts, in any order, or fact by fact."""
+    """Prose of the base model's text: one element with some of its facts, in any order, or fact by
+    fact."""
     element = rng.choice(FACTS)
     kinds = rng.sample(sorted(PROPERTIES), rng.randint(2, 5))
     if rng.random() < 0.5:
         return "".join(fact(element, kind, language, rng) for kind in kinds)
-    name = element[language] if "symbol" in kinds else named(element, language, rng)
-    return f"{name}: " + ", ".join(f"{PROPERTIES[kind][language]} {element[kind]}" for kind in kinds) + "\n"
+    facts = ", ".join(f"{PROPERTIES[kind][language]} {element[kind]}" for kind in kinds)
+    return f"{element_name(element, language, rng, *kinds)}: {facts}\n"

@@ -1,5 +1,6 @@
-"""Code debugging: a Python function with one planted bug, and two calls with the results they should have; the answer is
-the mended line.
+"""Code debugging: a Python function with one bug, and two calls with the results they should have.
+
+The answer is the corrected line.
 
     1 def f(v):
     2  s=0
@@ -8,10 +9,10 @@ the mended line.
     5  return s+2
     Fix f: 3,1 ?6 & 2,5 ?9
 
-Arithmetic, loops, conditions, lists and strings; the bug is a wrong operator, comparison, constant, function or name, or
-operands in the wrong order. The search goes through the mends in a fixed order, from any of them on and round, and writes
-out what each one computes. The reward puts the answer's line in place and runs the function on these and on hidden calls,
-in the sandbox.
+Arithmetic, loops, conditions, lists and strings. The bug is a wrong operator, comparison, constant,
+function or name, or swapped operands. The search tries the possible fixes in a fixed order,
+starting at a random one, and writes out what each computes. The reward replaces the answer's line
+and runs the function on these calls and on hidden ones, in the sandbox.
 """
 
 from __future__ import annotations
@@ -21,26 +22,30 @@ import json
 import operator
 import re
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cache, lru_cache
 from random import Random
 
 from r1mini import sandbox
 from r1mini.records import Problem
 from r1mini.tasks.trace import Try
 
-Program = tuple[str, ...]  # lines, indented by one space a level
+Program = tuple[str, ...]  # lines, indented by one space per level
 Value = "int | str | tuple[int, ...]"
 
-# Braces hold alternatives, # is a digit. In front, how often one is drawn: those with more to learn make more problems.
+# A weight, then a program; braces hold alternatives, # is a digit. Programs with more to learn have
+# larger weights.
 TEMPLATES = """\
 18 def f(a,b):/ c=a{+ - *}{b #}/ return c{+ - *}{a b #}
 15 def f(v):/ s={0 1}/ for x in v:/  s=s{+ *}x/ return s{+ - *}#
 5 def f(v,b):/ s={0 1}/ for x in v:/  if x{< >}{b #}:/   s+={x b}/ return s
 9 def f(w,b):/ c={max min sum}(w)/ return c{+ - *}{b #}
 9 def f(s,t):/ c={s t}{+s +t *2 *3}/ return {c+s c+t s+c t+c c*2 c*3}""".splitlines()
-TEXT = "def f(s,t):"
-NAMES = {  # that may be mistaken for each other, and where
-    "def f(a,b):": ("ab", r"(?<=c[-+*])[ab]$"), "def f(v,b):": ("xb", r"(?<==)[xb]$"), TEXT: ("st", r"(?<=[=+ ])[st]\b")}
+STRINGS = "def f(s,t):"
+NAMES = {  # first line: (the names that a bug may confuse, where)
+    "def f(a,b):": ("ab", r"(?<=c[-+*])[ab]$"),
+    "def f(v,b):": ("xb", r"(?<==)[xb]$"),
+    STRINGS: ("st", r"(?<=[=+ ])[st]\b"),
+}
 ARGUMENTS = {
     "a": lambda rng: rng.randint(1, 9),
     "b": lambda rng: rng.randint(1, 9),
@@ -50,107 +55,126 @@ ARGUMENTS = {
     "t": lambda rng: rng.choice("DEG"),
 }
 PROMPT = {"en": "Fix f:{calls}\n", "zh": "改 f:{calls}\n"}
-LIMIT = 60  # a search goes on with numbers of 0..60
-MENDS = 8  # of a program at most, so that searches have one length
+LIMIT = 60  # the largest number in a search
+MAX_FIXES = 8  # per program, so that searches have similar lengths
 CALLS, SHOWN, HIDDEN = 20, 2, 8
-LONGEST = 60  # characters of an answer
-SECONDS = 0.5  # CPU time of all calls of an answer
+MAX_ANSWER = 60  # characters
+TIME_LIMIT = 0.5  # seconds of CPU time for all calls of an answer
 
-# -- programs and their mends ------------------------------------------------------------------------------------------
+# -- programs and their possible fixes -------------------------------------------------------------
 
 
-def draw(rng: Random) -> Program:
+def random_program(rng: Random) -> Program:
     weights, programs = zip(*(template.split(" ", 1) for template in TEMPLATES))
-    [template] = rng.choices(programs, list(map(int, weights)))
-    chosen = re.sub(r"{(.*?)}", lambda hole: rng.choice(hole[1].split()), template)
-    return tuple(re.sub("#", lambda _: str(rng.randint(2, 9)), chosen).split("/"))
+    [template] = rng.choices(programs, map(int, weights))
+    text = re.sub(r"{(.*?)}", lambda hole: rng.choice(hole[1].split()), template)
+    return tuple(re.sub("#", lambda _: str(rng.randint(2, 9)), text).split("/"))
 
 
-@lru_cache(maxsize=None)
-def mends(program: Program) -> tuple[Program, ...]:
-    """Every program that could be the right one: another in one sign, constant, function or name, or in the order of two
-    operands."""
+@cache
+def fixes(program: Program) -> tuple[Program, ...]:
+    """Every program with one other sign, constant, function or name, or with swapped operands."""
     names, places = NAMES.get(program[0], ("", "$^"))
     tokens, ordered = rf"max|min|sum|(?<==)[01]|[-+*](?!=)|[<>]|{places}", "-"
-    if program[0] == TEXT:  # of strings, + has an order
+    if program[0] == STRINGS:  # where the order matters for +
         tokens, ordered = rf"{places}|(?<=\*)[23]", "+"
-    kinds = ("+-*", "<>", "01", "23" * (program[0] == TEXT), names, ("max", "min", "sum"))
-    found = []
+    kinds = ("+-*", "<>", "01", "23" * (program[0] == STRINGS), names, ("max", "min", "sum"))
+    programs = []
     for number, line in enumerate(program[1:], 1):
-        changed = [line[: token.start()] + other + line[token.end() :]
-                   for token in re.finditer(tokens, line) for kind in kinds if token[0] in kind
-                   for other in kind if other != token[0]]
+        lines = []
+        for token in re.finditer(tokens, line):
+            for kind in kinds:
+                others = [other for other in kind if token[0] in kind and other != token[0]]
+                lines += [line[: token.start()] + other + line[token.end() :] for other in others]
         operands = re.search(rf"(\w)([{ordered}])(\w)$", line)
         if operands and operands[1] != operands[3]:
-            changed.append(line[: operands.start()] + operands[3] + operands[2] + operands[1])
-        found += [(*program[:number], other, *program[number + 1 :]) for other in changed]
-    return tuple(found)
+            lines.append(line[: operands.start()] + operands[3] + operands[2] + operands[1])
+        programs += [(*program[:number], other, *program[number + 1 :]) for other in lines]
+    return tuple(programs)
 
 
 def canonical(program: Program) -> Program:
-    """The operands of + and * of numbers in order: `a+b` and `b+a` are one program."""
-    if program[0] == TEXT:
+    """Sorts the operands of + and * of numbers: `a+b` and `b+a` are one program."""
+    if program[0] == STRINGS:
         return program
-    return tuple(re.sub(r"(\w)([+*])(\w)$", lambda m: min(m[1], m[3]) + m[2] + max(m[1], m[3]), line) for line in program)
+
+    def ordered(match: re.Match) -> str:
+        return min(match[1], match[3]) + match[2] + max(match[1], match[3])
+
+    return tuple(re.sub(r"(\w)([+*])(\w)$", ordered, line) for line in program)
 
 
 def mirrored(program: Program) -> Program:
-    """With `a` and `b` swapped, if they are arguments of one kind."""
+    """Swaps `a` and `b`, if both are arguments of one kind."""
     if program[0] != "def f(a,b):":
         return program
     return (program[0], *(line.translate(str.maketrans("ab", "ba")) for line in program[1:]))
 
 
-# -- what a program computes, written out ------------------------------------------------------------------------------
+# -- what a program computes -----------------------------------------------------------------------
 
 
-class Left(Exception):
-    """A value that no search goes on with."""
+class OutOfBounds(Exception):
+    """A search ends at this value."""
 
 
-SIGNS = {ast.Add: ("+", operator.add), ast.Sub: ("-", operator.sub), ast.Mult: ("*", operator.mul),
-         ast.Lt: ("<", operator.lt), ast.Gt: (">", operator.gt)}
+SIGNS = {
+    ast.Add: ("+", operator.add),
+    ast.Sub: ("-", operator.sub),
+    ast.Mult: ("*", operator.mul),
+    ast.Lt: ("<", operator.lt),
+    ast.Gt: (">", operator.gt),
+}
 FUNCTIONS = {"max": max, "min": min, "sum": sum}
 
 
-@lru_cache(maxsize=None)
-def parsed(program: Program) -> ast.FunctionDef:
+@cache
+def parse(program: Program) -> ast.FunctionDef:
     return ast.parse("\n".join(program)).body[0]
 
 
 class Run:
-    """A walk through a program of this file. `steps` are its operations with their values, as in `3*2=6`, up to the
-    first value that is out of bounds; then `result` is None."""
+    """Interprets one of this file's programs.
+
+    `steps` holds its operations with their values, like `3*2=6`, up to the first value that is out
+    of bounds; `result` is then None.
+    """
 
     def __init__(self, program: Program, call: tuple[Value, ...]):
-        function = parsed(program)
+        function = parse(program)
         self.names = dict(zip((argument.arg for argument in function.args.args), call))
-        self.steps: list[str] = []
+        self.steps = []
         try:
-            self.result: Value | None = self.block(function.body)
-        except Left:
+            self.result = self.block(function.body)
+        except OutOfBounds:
             self.result = None
 
     def block(self, body: list[ast.stmt]) -> Value | None:
         for node in body:
-            result = None
-            match node:
-                case ast.Return(value=value):
-                    result = self.value(value)
-                case ast.Assign(targets=[ast.Name(id=name)], value=value):
-                    self.names[name] = self.value(value)
-                case ast.AugAssign(target=ast.Name(id=name), op=op, value=value):
-                    self.names[name] = self.operation(op, self.names[name], self.value(value))
-                case ast.For(target=ast.Name(id=name), iter=values, body=inner):
-                    for self.names[name] in self.value(values):
-                        self.block(inner)
-                case ast.If(test=ast.Compare(left=left, ops=[op], comparators=[right]), body=inner):
-                    (sign, compare), left, right = SIGNS[type(op)], self.value(left), self.value(right)
-                    self.steps.append(f"{left}{sign}{right} {'T' if compare(left, right) else 'F'}")
-                    if compare(left, right):
-                        result = self.block(inner)
+            result = self.statement(node)
             if result is not None:
                 return result
+        return None
+
+    def statement(self, node: ast.stmt) -> Value | None:
+        """The value that it returns, if it does."""
+        match node:
+            case ast.Return(value=value):
+                return self.value(value)
+            case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                self.names[name] = self.value(value)
+            case ast.AugAssign(target=ast.Name(id=name), op=op, value=value):
+                self.names[name] = self.operation(op, self.names[name], self.value(value))
+            case ast.For(target=ast.Name(id=name), iter=values, body=body):
+                for item in self.value(values):
+                    self.names[name] = item
+                    self.block(body)
+            case ast.If(test=ast.Compare(left=left, ops=[op], comparators=[right]), body=body):
+                sign, compare = SIGNS[type(op)]
+                left, right = self.value(left), self.value(right)
+                holds = compare(left, right)
+                self.steps.append(f"{left}{sign}{right} {'FT'[holds]}")
+                return self.block(body) if holds else None
         return None
 
     def value(self, node: ast.expr) -> Value:
@@ -173,89 +197,116 @@ class Run:
         within = isinstance(result, str) or 0 <= result <= LIMIT
         self.steps.append(f"{left}{sign}{right}" + f"={result}" * within)
         if not within:
-            raise Left
+            raise OutOfBounds
         return result
 
 
-@lru_cache(maxsize=None)
+@cache
 def calls(arguments: str) -> list[tuple[Value, ...]]:
+    """Distinct argument tuples for functions with these arguments."""
     rng = Random(arguments)
-    return list(dict.fromkeys(tuple(ARGUMENTS[name](rng) for name in arguments.split(",")) for _ in range(CALLS)))
+    names = arguments.split(",")
+    drawn = [tuple(ARGUMENTS[name](rng) for name in names) for _ in range(CALLS)]
+    return list(dict.fromkeys(drawn))
 
 
-@lru_cache(maxsize=None)
-def outcomes(program: Program) -> dict[tuple[Value, ...], Value]:
+@cache
+def results(program: Program) -> dict[tuple[Value, ...], Value]:
     """The results of the calls that stay within the bounds."""
-    found = {call: Run(program, call).result for call in calls(program[0][6:-2])}
-    return {call: result for call, result in found.items() if result is not None}
+    by_call = {call: Run(program, call).result for call in calls(program[0][6:-2])}
+    return {call: result for call, result in by_call.items() if result is not None}
 
 
-# -- the task ----------------------------------------------------------------------------------------------------------
+# -- the task --------------------------------------------------------------------------------------
 
 
 def generate(rng: Random, language: str) -> Problem | None:
-    right = draw(rng)
-    wrong = rng.choice(mends(right))
-    candidates = mends(wrong)
-    if right not in candidates or len(candidates) > MENDS:
+    right = random_program(rng)
+    wrong = rng.choice(fixes(right))
+    candidates = fixes(wrong)
+    if right not in candidates or len(candidates) > MAX_FIXES:
         return None
-    wanted, got = outcomes(right), outcomes(wrong)
-    failing = [call for call in wanted if call in got and wanted[call] != got[call]]
-    if len(failing) < 2 * SHOWN or len(wanted) < HIDDEN:
+    expected, actual = results(right), results(wrong)
+    failing = [call for call in expected if call in actual and expected[call] != actual[call]]
+    if len(failing) < 2 * SHOWN or len(expected) < HIDDEN:
         return None
-    failing.sort(key=lambda call: len(Run(right, call).steps))  # who reports a bug shows short calls
+    failing.sort(key=lambda call: len(Run(right, call).steps))  # bug reports show short calls
     shown = rng.sample(failing[: max(2 * SHOWN, len(failing) // 2)], SHOWN)
     for candidate in candidates:
-        agrees = [call for call in wanted if outcomes(candidate).get(call) == wanted[call]]
-        if set(shown) <= set(agrees) and len(agrees) < len(wanted):
-            return None  # the calls that are shown leave more than one mend open
-    hidden = rng.sample(list(wanted), HIDDEN)
-    text = "".join(f"{number} {line}\n" for number, line in enumerate(wrong, 1))
-    text += PROMPT[language].format(calls=" &".join(f"{written(call)} ?{wanted[call]}" for call in shown))
-    pairs = [tuple(map(canonical, pair)) for pair in ((wrong, right), (mirrored(wrong), mirrored(right)))]
-    return Problem("repair", " ".join(map("/".join, min(pairs))), language, text, {
-        "program": wrong, "shown": [(call, wanted[call]) for call in shown],
-        "hidden": [(call, wanted[call]) for call in hidden]})
+        agrees = [call for call in expected if results(candidate).get(call) == expected[call]]
+        if set(shown) <= set(agrees) and len(agrees) < len(expected):
+            return None  # a wrong fix also explains the calls that are shown
+    hidden = rng.sample(list(expected), HIDDEN)
+    listing = "".join(f"{number} {line}\n" for number, line in enumerate(wrong, 1))
+    examples = " &".join(f"{format_call(call)} ?{expected[call]}" for call in shown)
+    return Problem(
+        "repair",
+        bug_key(wrong, right),
+        language,
+        listing + PROMPT[language].format(calls=examples),
+        {
+            "program": wrong,
+            "shown": [(call, expected[call]) for call in shown],
+            "hidden": [(call, expected[call]) for call in hidden],
+        },
+    )
 
 
-def written(call: tuple[Value, ...]) -> str:
-    """The arguments of a call as in the prompt: `3,1 5` for [3, 1] and 5."""
-    return "".join(" " + (",".join(map(str, value)) if isinstance(value, tuple) else str(value)) for value in call)
+def bug_key(wrong: Program, right: Program) -> str:
+    """The same for a bug, its mirror image, and other orders of operands."""
+    plain = (canonical(wrong), canonical(right))
+    mirror = (canonical(mirrored(wrong)), canonical(mirrored(right)))
+    return " ".join("/".join(program) for program in min(plain, mirror))
+
+
+def format_call(call: tuple[Value, ...]) -> str:
+    """The arguments of a call as the prompt shows them: ` 3,1 5` for [3, 1] and 5."""
+    text = ""
+    for value in call:
+        text += " " + (",".join(map(str, value)) if isinstance(value, tuple) else str(value))
+    return text
 
 
 def tries(problem: Problem, rng: Random) -> Iterator[Try]:
-    program = problem.columns["program"]
-    candidates = mends(program)
-    first = rng.randrange(len(candidates))
-    for candidate in candidates[first:] + candidates[:first]:  # who goes round in order tries nothing twice
+    program, shown = problem.columns["program"], problem.columns["shown"]
+    candidates = fixes(program)
+    start = rng.randrange(len(candidates))
+    for candidate in candidates[start:] + candidates[:start]:  # in order, so that none repeats
         number = next(n for n, line in enumerate(candidate) if line != program[n])
-        answer = f"{number + 1} {candidate[number].strip()}"
-        text, good = answer, True
-        for call, want in problem.columns["shown"]:
+        text = answer = f"{number + 1} {candidate[number].strip()}"
+        for call, want in shown:
             run = Run(candidate, call)
-            # The sign between the calls stands in the trace only where the next one begins: it says which to look up.
-            text += " &" * (call != problem.columns["shown"][0][0]) + " ".join([written(call), *run.steps, f"?{want}"])
-            good = run.result == want
-            if not good:
+            # The & stands only where the next call begins: it says which call to look up.
+            if call != shown[0][0]:
+                text += " &"
+            text += " ".join([format_call(call), *run.steps, f"?{want}"])
+            success = run.result == want
+            if not success:
                 break
-        yield Try(text, good, answer)
+        yield Try(text, success, answer)
 
 
 def mistake(problem: Problem, answer: str) -> str | None:
     program = problem.columns["program"]
-    parts = re.fullmatch(r"([1-9]) +(\S[^\r\n]*)", answer.strip()) if len(answer) <= LONGEST else None
-    if parts is None or not 1 < int(parts[1]) <= len(program):
+    parts = re.fullmatch(r"([1-9]) +(\S[^\r\n]*)", answer.strip())
+    if len(answer) > MAX_ANSWER or not parts or not 1 < int(parts[1]) <= len(program):
         return f"not the number of a line, 2 to {len(program)}, and a line"
-    number = int(parts[1]) - 1
-    indentation = program[number][: -len(program[number].lstrip())]
-    mended = (*program[:number], indentation + parts[2], *program[number + 1 :])
+    index = int(parts[1]) - 1
+    indentation = program[index][: -len(program[index].lstrip())]
+    fixed = (*program[:index], indentation + parts[2], *program[index + 1 :])
     cases = [*problem.columns["shown"], *problem.columns["hidden"]]
-    return None if passes("\n".join(mended), json.dumps(cases)) else "the function still fails one of its calls"
+    if passes("\n".join(fixed), json.dumps(cases)):
+        return None
+    return "the function still fails one of its calls"
 
 
 @lru_cache(maxsize=10_000)
 def passes(code: str, cases: str) -> bool:
-    """Does `f` give what is wanted in every case, [[arguments, wanted], …]? All calls are one test: one process."""
-    given, wanted = map(list, zip(*json.loads(cases)))
+    """Does `f` return the expected value in every case, [[arguments, value], …]?
+
+    One test makes all calls, so that one process is enough.
+    """
+    arguments, expected = map(list, zip(*json.loads(cases)))
     every = "\n\ndef every(calls):\n return [f(*call) for call in calls]\n"
-    return sandbox.judge(code + every, [{"call": "every", "args": [given], "expect": wanted}], SECONDS)
+    test = {"call": "every", "args": [arguments], "expect": expected}
+    return sandbox.judge(code + every, [test], TIME_LIMIT)

@@ -1,0 +1,518 @@
+r"""Answer equivalence, for rule-based rewards on mathematics [R1 §2.2.2].
+
+`formula.py` parses the gold and the answer into trees. This module compares their values: fractions
+exactly, irrational numbers to 75 digits, and expressions with unknowns at fixed sample points.
+Every limit is checked before the work that it bounds.
+
+Policy: where the rules cannot decide, the answer is wrong, because rewarding a wrong answer does
+more harm than missing a right one.
+- A rounded decimal is not the exact value, unless the gold itself must be a rounding (`rounds_to`).
+- A list is wrong where one value is expected. So is an unsolved equation where the gold is `x = …`.
+- `50%` is one half: it equals `0.5`, never `50`. `5 million` is 5000000. `0.\overline{3}` is 1/3.
+- An answer may omit the gold's unit (but not in `5 hours and 30 minutes`, a list of several). A
+  different unit is wrong. Where the gold has no unit, only a currency or degrees may be added:
+  `$18` is `18`, `18 cm` is not.
+- `(1,2)`, `[1,2)` and `{1,2}` differ. `1, 2` lists values in any order, as do `{1,2}`, `1 or 2` and
+  `x=1, x=2`.
+- `1,234` is a number, but inside brackets a comma separates: `(1,234)` is a pair. `1{,}234` is a
+  number anywhere.
+- `x = 5`, `f(x) = 2x`, `x \in [1, 2]` and `x > 5` answer `5`, `2x`, `[1, 2]` and `(5, \infty)`. If
+  both sides name the unknown, the names must agree.
+- `3:2` is a ratio or a time, compared as written: it equals neither `6:4` nor `1.5`.
+- Words ignore case, but `CO` is not `Co`. In a formula a run of letters is a product, unless it is
+  a unit or a function.
+- `\log` is to base 10, `2e-3` is 0.002, `1/2x` is x/2. `0^0` and even roots of negative numbers are
+  undefined.
+Left out: complex numbers (`i` is an unknown), unit conversion, dates, inverse trigonometry,
+calculus. Equivalence does not ask for simplification: `2+3` equals `5`, so a task that asks for a
+calculation must also check the form of the answer.
+"""
+
+import math
+import re
+from dataclasses import dataclass, field, replace
+from decimal import Context, Decimal, Underflow, localcontext
+from fractions import Fraction
+from functools import lru_cache, partial, reduce
+from random import Random
+
+from r1mini.answers.formula import (
+    INFINITY,
+    MAX_LENGTH,
+    MINUS_INFINITY,
+    Node,
+    ParseError,
+    closing_brace,
+    find_unknowns,
+    is_prose,
+    parse,
+)
+
+MAX_BITS = 4096  # of a fraction, numerator and denominator together
+MAX_MIXED_BITS = 220  # of a fraction that is combined with an irrational number
+OPTIONAL_UNITS = "dollar € £ 元 degree".split()  # an answer may add them
+# Relative to the larger number. Numbers are computed to 110 digits.
+TOLERANCE, NOISE, NEGLIGIBLE = Decimal("1e-75"), Decimal("1e-85"), Decimal("1e-20")
+CONTEXT = Context(prec=110, Emax=9999, Emin=-9999)
+CONTEXT.traps[Underflow] = True  # as invalid operations, division by zero and overflow are
+PI = Decimal(
+    "3.14159265358979323846264338327950288419716939937510582097494459230781640628620899862803482534"
+    "21170679821480865132823066470938"
+)
+
+
+class Undecided(ArithmeticError):
+    """A value is undefined, too large, or too close to another one to tell them apart."""
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """One value per sample point (None: undefined there); a single one without unknowns."""
+
+    kind = "quantity"
+    values: tuple[Fraction | Decimal | None, ...]
+    unit: str = ""
+    decimals: int | None = field(default=None, compare=False)  # None: not written as a decimal
+    letter: str = field(default="", compare=False)  # of a lone letter: perhaps a choice's label
+
+
+@dataclass(frozen=True)
+class Collection:
+    kind: str  # brackets like "[)", or set, list, union, matrix, row, equation; "=x": a value of x
+    items: tuple
+    unit = ""  # its items have units
+
+
+Value = Quantity | Collection
+
+
+def extract(completion: str) -> str | None:
+    r"""The final answer of a completion, from the text after its thinking.
+
+    With answer tags, the content of the answer block, of which there must be exactly one; without
+    them, the content of the last `\boxed{…}`. None if there is neither, or if it is cut off.
+
+    >>> extract(r"<think>\boxed{1}</think>It is \boxed{\frac{1}{2}}.")
+    '\\frac{1}{2}'
+    >>> extract("<answer>1</answer><answer>2</answer>") is None
+    True
+    """
+    text = completion.rpartition("</think>")[2]
+    if "<think>" in text:
+        return None  # the thinking never ends
+    if "<answer>" in text or "</answer>" in text:
+        if text.count("<answer>") != 1 or text.count("</answer>") != 1:
+            return None
+        answer, closed, _ = text.partition("<answer>")[2].partition("</answer>")
+        return answer.strip() if closed else None
+    start = text.rfind(r"\boxed{")
+    if start < 0:
+        return None
+    end = closing_brace(text[: start + 10 * MAX_LENGTH], start + len(r"\boxed"))
+    return text[start + len(r"\boxed{") : end].strip() if end >= 0 else None
+
+
+# -- arithmetic: Fractions while exact, else Decimals; ArithmeticError ends it ---------------------
+
+
+def bit_lengths(value: Fraction) -> tuple[int, int]:
+    return value.numerator.bit_length(), value.denominator.bit_length()
+
+
+def to_decimal(value: Fraction | Decimal) -> Decimal:
+    """To 110 digits. A longer fraction could be within TOLERANCE of an irrational number."""
+    if isinstance(value, Decimal):
+        return value
+    if sum(bit_lengths(value)) > MAX_MIXED_BITS:
+        raise Undecided
+    return Decimal(value.numerator) / value.denominator
+
+
+def check_size(value: Fraction) -> Fraction:
+    if sum(bit_lengths(value)) > MAX_BITS:
+        raise Undecided
+    return value
+
+
+def check_distinct(value: Decimal) -> Decimal:
+    """The value, unless it is nearly 1 or 0 without being it, as nested roots come to be."""
+    if 0 < abs(value - 1) < NEGLIGIBLE or 0 < abs(value) < NOISE:
+        raise Undecided
+    return value
+
+
+def add(a, b):
+    if isinstance(a, Fraction) and isinstance(b, Fraction):
+        return check_size(a + b)
+    small, large = sorted((abs(to_decimal(a)), abs(to_decimal(b))))
+    if 0 < small < large * NEGLIGIBLE:
+        raise Undecided  # otherwise pi + 10^-80 would equal pi
+    total = to_decimal(a) + to_decimal(b)
+    return total if abs(total) > large * NOISE else Fraction(0)
+
+
+def multiply(a, b):
+    if isinstance(a, Fraction) and isinstance(b, Fraction):
+        return check_size(a * b)
+    return to_decimal(a) * to_decimal(b) if a and b else Fraction(0)
+
+
+def power(base, exponent):
+    """Real powers. A negative base takes integer exponents and odd roots. 0^0 is undefined."""
+    if base in (0, 1):
+        return Fraction(int(base)) if base == 1 or exponent > 0 else Fraction(1, 0)
+    if isinstance(exponent, Fraction) and exponent.denominator == 1:
+        bits = max(bit_lengths(base)) if isinstance(base, Fraction) else 4
+        if abs(exponent) * (bits - (base in (1, -1))) > MAX_BITS:
+            raise Undecided
+        return base ** int(exponent)
+    if base < 0 and isinstance(exponent, Fraction) and exponent.denominator % 2:
+        return multiply(power(-base, exponent), Fraction((-1) ** exponent.numerator))
+    if not Decimal("1e-4") < abs(to_decimal(exponent)) < 10**4:
+        raise Undecided
+    if exponent == Fraction(1, 2):
+        return check_distinct(to_decimal(base).sqrt())
+    return check_distinct(to_decimal(base) ** to_decimal(exponent))
+
+
+def sine(x: Decimal) -> Decimal:
+    """The Taylor series, after reduction to half a turn."""
+    total = term = x = x - 2 * PI * (x / (2 * PI)).to_integral_value()
+    n = 1
+    while abs(term) > Decimal("1e-112"):
+        n += 2
+        term *= -x * x / (n * (n - 1))
+        total += term
+    return total if abs(total) > NOISE else Decimal(0)
+
+
+def apply_function(name: str, x):
+    """sin, cos and exp for 1e-10 < |x| < 1e9, where 110 digits suffice, or x = 0; ln for x > 0."""
+    x = to_decimal(x)
+    if name == "ln" and x > 0:
+        return x.ln()
+    if name != "ln" and x == 0:
+        return Fraction(name != "sin")
+    if name == "ln" or not Decimal("1e-10") < abs(x) < 10**9:
+        raise Undecided
+    if name == "exp":
+        return x.exp()
+    return sine(x) if name == "sin" else sine(x + PI / 2)
+
+
+def factorial(n) -> Fraction:
+    if not 0 <= n <= 500 or n != int(n):
+        raise Undecided
+    return Fraction(math.factorial(int(n)))
+
+
+def binomial(n, k) -> Fraction:
+    """A polynomial in n, which may be any fraction."""
+    k_factorial, k = factorial(k), int(k)
+    if not isinstance(n, Fraction) or k * max(bit_lengths(n)) > 2 * MAX_BITS:
+        raise Undecided
+    product = math.prod(n.numerator - i * n.denominator for i in range(k))
+    return check_size(product / (k_factorial * n.denominator**k))
+
+
+OPERATIONS = {
+    "sum": lambda *terms: reduce(add, terms),
+    "product": lambda *factors: reduce(multiply, factors),
+    "negative": lambda x: -x,
+    "inverse": lambda x: 1 / x,
+    "percent": lambda x: multiply(x, Fraction(1, 100)),
+    "degree": lambda x: multiply(multiply(x, PI), Fraction(1, 180)),
+    "abs": abs,
+    "power": power,
+    "factorial": factorial,
+    "binomial": binomial,
+    "pi": lambda: PI,
+    "e": lambda: Decimal(1).exp(),
+    "tan": lambda x: multiply(apply_function("sin", x), 1 / apply_function("cos", x)),
+    "cot": lambda x: multiply(apply_function("cos", x), 1 / apply_function("sin", x)),
+    "sec": lambda x: 1 / apply_function("cos", x),
+    "csc": lambda x: 1 / apply_function("sin", x),
+    "log": lambda base, x: multiply(apply_function("ln", x), 1 / apply_function("ln", base)),
+    **{name: partial(apply_function, name) for name in ("sin", "cos", "exp", "ln")},
+}
+
+
+def evaluate(node: Node, point: dict[str, Fraction]):
+    """The value of an expression: a Fraction while it is exact, else a Decimal.
+
+    Raises ArithmeticError, or ParseError for a structure within the expression.
+    """
+    if node.op == "number":
+        return node.args[0]
+    if node.op == "name":
+        return point[node.args[0]]
+    if node.op != "negative" and any(arg in (INFINITY, MINUS_INFINITY) for arg in node.args):
+        raise Undecided
+    if node.op not in OPERATIONS:
+        raise ParseError(f"a {node.op} within an expression")
+    return OPERATIONS[node.op](*[evaluate(arg, point) for arg in node.args])
+
+
+# -- sample points ---------------------------------------------------------------------------------
+
+PRIMES = [n for n in range(3, 98) if all(n % d for d in range(2, n))]
+PARITIES = [
+    [(i & mask).bit_count() % 2 ^ flip for i in range(20)] for mask in range(4) for flip in range(2)
+]
+
+
+def make_points() -> list[list[Fraction]]:
+    r"""Fixed values for 20 unknowns at each point, in three kinds.
+
+    Medium and large, so that |x-1000| is not 1000-x. Below 1, where \sqrt{1-x^2} has a value, with
+    every combination of signs that three unknowns can have. Whole, because n! has no other values
+    and (-1)^n is -1 at all those fractions: with every combination of parities of two unknowns,
+    then negative ones. The whole ones are small, for powers of powers.
+    """
+    rng = Random("points")
+    points = []
+    for scale in (Fraction(1, 7), Fraction(-1, 3), Fraction(10**5, 3), Fraction(-(10**5), 3)):
+        points.append([scale * prime for prime in rng.sample(PRIMES, 20)])
+    for signs in PARITIES:
+        primes = rng.sample(PRIMES, 20)
+        points.append([Fraction(p * (-1) ** bit, 101) for p, bit in zip(primes, signs)])
+    for parity, sign in ((2, 0), (3, 0), (4, 0), (5, 0), (0, 1), (6, 2), (7, 3)):
+        halves = rng.sample(range(1, 5), 4) + rng.sample(range(5, 21), 16)
+        columns = zip(halves, PARITIES[parity], PARITIES[sign])
+        points.append([Fraction((2 * half - odd) * (-1) ** bit) for half, odd, bit in columns])
+    return points
+
+
+POINTS = make_points()
+
+
+def sample_points(unknowns: frozenset[str]) -> list[dict[str, Fraction]]:
+    """Fixed values for the unknowns; a single, empty point if there are none."""
+    ordered = sorted(unknowns - {"±"})
+    if len(ordered) > len(POINTS[0]):
+        raise ParseError("too many unknowns")
+    return [dict(zip(ordered, values)) for values in POINTS] if ordered else [{}]
+
+
+# -- from a tree to what it stands for -------------------------------------------------------------
+
+
+def quantity(node: Node, points: list[dict[str, Fraction]], sign: int = 1) -> Quantity:
+    """An expression's values at the points, with `sign` for its ±."""
+    constant = not find_unknowns(node)
+    values = []
+    for point in points[:1] if constant else points:
+        try:
+            values.append(evaluate(node, {**point, "±": Fraction(sign)}))
+        except ArithmeticError:
+            values.append(None)
+    if constant:
+        values *= len(points)
+    if all(value is None for value in values):
+        raise ParseError("no value, or none within the limits")
+    decimals, written = 0, node
+    while written.op in ("negative", "percent"):
+        decimals += 2 * (written.op == "percent")
+        written = written.args[0]
+    is_decimal = written.op == "number" and written.args[1] is not None
+    decimals = decimals + written.args[1] if is_decimal else None
+    letter = node.args[0] if node.op == "name" else ""
+    return Quantity(tuple(values), decimals=decimals, letter=letter)
+
+
+def interpret(node: Node, points: list[dict[str, Fraction]]) -> Value:
+    """What a tree stands for, with its expressions evaluated at the points. Raises ParseError."""
+    op, args = node
+    if op in ("value of", "interval of"):
+        return Collection(f"={args[0]}", (interpret(args[1], points),))
+    if op == "quantity":
+        return attach_unit(interpret(args[0], points), args[1])
+    if op == "equation":
+        difference = quantity(args[0], points)
+        defined = [value for value in difference.values if value is not None]
+        if "±" in find_unknowns(node) or len(defined) < 2 or not any(defined):
+            raise ParseError("an equation without an unknown, or one that is always true")
+        return Collection(op, (difference,))
+    if op not in ("list", "set", "union", "matrix", "row", "seq"):
+        signs = (1, -1) if "±" in find_unknowns(node) else (1,)
+        values = tuple(quantity(node, points, sign) for sign in signs)
+        return Collection("list", values) if len(values) > 1 else values[0]
+    kind, parts = (args[0], args[1:]) if op == "seq" else (op, args)
+    items = tuple(interpret(part, points) for part in parts)
+    if kind == "[]" and all(item.kind == "[]" for item in items):
+        return Collection("matrix", tuple(Collection("row", item.items) for item in items))
+    return flatten(kind, items) if kind in ("list", "set") else Collection(kind, items)
+
+
+def attach_unit(value: Value, unit: str) -> Value:
+    parts = value.items if value.kind == "list" else (value,)
+    if not all(isinstance(part, Quantity) for part in parts):
+        raise ParseError("a unit after a structure")
+    parts = tuple(replace(part, unit=unit, letter="") for part in parts)
+    return Collection("list", parts) if len(parts) > 1 else parts[0]
+
+
+def flatten(kind: str, items: tuple) -> Collection:
+    r"""A list without nested lists (`\pm 1, 3` has three values), or a set without repetitions.
+
+    If all items that name an unknown name the same one, the collection as a whole names it once.
+    """
+    named = {item.kind for item in items if item.kind[0] == "="}
+    flat = []
+    for item in items:
+        if named == {item.kind}:
+            item = item.items[0]
+        flat += item.items if item.kind == "list" else (item,)
+    if kind == "set":
+        flat = [item for i, item in enumerate(flat) if item not in flat[:i]]
+    collection = Collection(kind, tuple(flat))
+    return Collection(*named, (collection,)) if len(named) == 1 else collection
+
+
+# -- comparison ------------------------------------------------------------------------------------
+
+
+def equal_values(a, b) -> bool:
+    """Fractions are compared exactly, others to 75 digits."""
+    if isinstance(a, Fraction) and isinstance(b, Fraction):
+        return a == b
+    a, b = to_decimal(a), to_decimal(b)
+    return abs(a - b) <= TOLERANCE * max(abs(a), abs(b))
+
+
+def is_rounding(written: Quantity, value: Fraction | Decimal) -> bool:
+    """Is a decimal the value, rounded to as many places, half away from 0?"""
+    exact, half = written.values[0], Fraction(1, 2 * 10**written.decimals)
+    if (value > 0) != (exact > 0):
+        return False
+    excess = abs(to_decimal(value)) - abs(to_decimal(exact))
+    return to_decimal(-half) <= excess < to_decimal(half)
+
+
+def rounds_to(gold: Quantity, answer: Quantity) -> bool:
+    """Must the gold be a rounding, to two places or more, and of this answer?
+
+    It rounds a fraction that is so simple that only one decimal in twenty is near such a fraction:
+    0.67 rounds 2/3 and 0.143 rounds 1/7, but 0.44 may be exact and is not 4/9. That fraction
+    rounded to more places is right too (0.6667). From three digits on it rounds an irrational
+    number (3.14 is pi), unless its own denominator is small (1.25, 1.125).
+    """
+    exact, decimals, value = gold.values[0], gold.decimals or 0, answer.values[0]
+    if decimals < 2 or exact.denominator**2 <= 10**decimals:
+        return False
+    if isinstance(value, Decimal):
+        return abs(exact) * 10**decimals >= 100 and is_rounding(gold, value)
+    simple = exact.limit_denominator(math.isqrt(10 ** (decimals - 1)))
+    if not is_rounding(gold, simple):
+        return False
+    return value == simple or (answer.decimals or 0) > decimals and is_rounding(answer, simple)
+
+
+def same_quantity(gold: Quantity, answer: Quantity) -> bool:
+    if answer.unit not in ("", gold.unit):
+        if gold.unit or len(gold.values) > 1 or answer.unit not in OPTIONAL_UNITS:
+            return False
+    if [v is None for v in gold.values] != [v is None for v in answer.values]:
+        return False
+    if all(equal_values(a, b) for a, b in zip(gold.values, answer.values) if a is not None):
+        return True
+    return len(gold.values) == 1 and rounds_to(gold, answer)
+
+
+def proportional(gold: Quantity, answer: Quantity) -> bool:
+    """Is one equation's difference of sides a multiple of the other's? Then the roots agree."""
+    zeros = [[(v is None, v == 0) for v in side.values] for side in (gold, answer)]
+    if zeros[0] != zeros[1]:
+        return False
+    pairs = [(a, b) for a, b in zip(gold.values, answer.values) if a and b]
+    if len(pairs) < 2:
+        return False
+    first_gold, first_answer = pairs[0]
+    return all(equal_values(multiply(a, first_answer), multiply(b, first_gold)) for a, b in pairs)
+
+
+def same(gold: Value, answer: Value) -> bool:
+    if gold.kind == answer.kind == "quantity":
+        return same_quantity(gold, answer)
+    if gold.kind == answer.kind == "equation":
+        return proportional(*gold.items, *answer.items)
+    unordered = {"list", "set"}
+    if gold.kind != answer.kind and not {gold.kind, answer.kind} <= unordered:
+        return False
+    if len(gold.items) != len(answer.items):
+        return False
+    if gold.kind not in (*unordered, "union"):
+        return all(map(same, gold.items, answer.items))
+    return same_items(gold.items, answer.items)
+
+
+def same_items(golds: tuple, answers: tuple) -> bool:
+    """Do the items match in some order? With several units, each item needs its own unit."""
+    need_units = len({gold.unit for gold in golds} - {""}) > 1
+    remaining = list(answers)
+    for gold in golds:
+        for index, answer in enumerate(remaining):
+            if same(gold, answer) and (not need_units or gold.unit == answer.unit):
+                del remaining[index]
+                break
+        else:
+            return False
+    return True
+
+
+def accepts(gold: Value, answer: Value) -> bool:
+    """`same`, but one side may omit the unknown's name, and a choice's label any case."""
+    if gold.kind[0] == "=" != answer.kind[0]:
+        gold = gold.items[0]
+    elif answer.kind[0] == "=" != gold.kind[0]:
+        answer = answer.items[0]
+    if gold.kind == answer.kind == "quantity" and gold.letter in tuple("ABCDEFGH"):
+        return gold.letter == answer.letter.upper() and not answer.unit
+    return same(gold, answer)
+
+
+def matches(tree: Node, words: frozenset[str], answer: str, prose: bool, value=None) -> bool:
+    """Does the answer match a gold's tree? `value`: what the tree stands for at its own points."""
+    answer_tree, _ = parse(answer, prose, words)
+    unknowns = find_unknowns(tree) | find_unknowns(answer_tree)
+    points = sample_points(unknowns)
+    if value is None or unknowns != find_unknowns(tree):
+        value = interpret(tree, points)  # at the points of both
+    return accepts(value, interpret(answer_tree, points))
+
+
+@lru_cache(maxsize=1024)  # one gold is compared with many answers
+def parse_gold(gold: str) -> tuple[Node, frozenset[str], Value]:
+    """(tree, words, what it stands for) of a gold answer. ValueError if it has no value."""
+    try:
+        tree, words = parse(gold, is_prose(gold))
+        return tree, words, interpret(tree, sample_points(find_unknowns(tree)))
+    except ParseError as error:
+        raise ValueError(f"gold answer {gold[:80]!r}: {error}") from None
+
+
+def equivalent(gold: str, answer: str) -> bool:
+    r"""Is the answer the gold answer, by this module's policy?
+
+    Takes milliseconds for any answer, and no answer raises. ValueError if the gold cannot be parsed
+    or has no value.
+
+    >>> equivalent(r"\frac{1}{2}", "50%"), equivalent(r"\frac{1}{3}", "0.3333333333")
+    (True, False)
+    >>> equivalent("1, 2", r"\{2, 1\}")
+    True
+    """
+    with localcontext(CONTEXT):
+        answer_prose = is_prose(answer)
+        tree, words, value = parse_gold(gold)
+        try:
+            if matches(tree, words, answer, answer_prose, value):
+                return True
+            if not is_prose(gold) or answer_prose:
+                return False
+            if not re.search(r"[-+*/^]|\\(cdot|times|frac)", answer):
+                return False
+            # `xy` alone is a word, but compared with `y * x` it is a product.
+            return matches(*parse(gold, False), answer, False)
+        except (ParseError, ArithmeticError):
+            return False

@@ -1,0 +1,183 @@
+"""Model folders in Hugging Face's layout: `load` and `save`.
+
+A folder holds config.json, generation_config.json, safetensors, tokenizer.json and further files of
+the tokenizer. The embedded base models are such folders. Left out: quantised weights.
+Only `load` and `save` import torch; making a prompt does not need it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokenizers import Tokenizer as Backend
+
+from r1mini.checkpoint.tokenizer import Tokenizer
+from r1mini.infra.files import read_file, read_json, replace_files
+
+if TYPE_CHECKING:
+    import torch
+
+    from r1mini.model.config import ModelConfig
+    from r1mini.model.transformer import Transformer
+
+ASSETS = Path(__file__).parent.parent / "assets"
+EMBEDDED = ("base", "student-base")
+SHARD_BYTES = 5_000_000_000
+TOKENIZER_FILES = (  # saved unchanged
+    "generation_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+)
+HUB_FILES = (
+    "config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    *TOKENIZER_FILES,
+)
+
+
+def resolve(name: str | Path) -> Path:
+    """The folder of a path, of an embedded model's name, or of a Hugging Face hub id (owner/name).
+
+    Takes a hub model from the hub's cache where the hub cannot be reached. If `owner` is a local
+    folder, the name is a path.
+    """
+    if str(name) in EMBEDDED and not Path(name).exists():
+        return ASSETS / name
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) or Path(name).parent.is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download  # comes with tokenizers; slow to import
+
+    try:
+        return Path(snapshot_download(str(name), allow_patterns=list(HUB_FILES)))
+    except Exception as error:  # the hub's own errors, its HTTP library's and the system's
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"{name}: no such model folder, and it could not be downloaded from the "
+            f"Hugging Face hub ({reason})"
+        ) from None
+
+
+def load(
+    folder: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    check_config: Callable[[ModelConfig], None] | None = None,
+) -> tuple[Transformer, Tokenizer]:
+    """(model, tokenizer) of a folder, an embedded model ("base", "student-base") or a hub id.
+
+    `dtype` is float32 by default. `check_config` may refuse the model before its weights are read.
+    ValueError naming the file, and what is missing, unknown or misshaped.
+    """
+    import torch
+
+    from r1mini.checkpoint.weights import load_model, read_config
+
+    folder = resolve(folder)
+    if not folder.is_dir():
+        names = ", ".join(EMBEDDED)
+        raise ValueError(f"{folder}: no such model folder (embedded models: {names})")
+    config = read_config(folder / "config.json")
+    if check_config is not None:
+        check_config(config)
+    tokenizer = load_tokenizer(folder)
+    ids_of = {"tokenizer.json": tokenizer.backend.get_vocab().values()}
+    for name in ("config.json", "generation_config.json"):
+        ids_of[name] = eos_token_ids(folder / name)
+    for name, ids in ids_of.items():
+        largest, size = max(ids, default=0), config.vocab_size
+        if largest >= size:
+            raise ValueError(
+                f"{folder / name}: token id {largest}, but the model has embeddings for {size}"
+            )
+    return load_model(folder, config, device, dtype or torch.float32), tokenizer
+
+
+def save(
+    folder: str | Path,
+    model: Transformer,
+    tokenizer: Tokenizer,
+    dtype: torch.dtype | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write a model folder, with all fields and files that the model was loaded with.
+
+    Called on all ranks, the main one writes. config.json is the last file to appear.
+    """
+    from r1mini.checkpoint.weights import model_files
+    from r1mini.infra.distributed import main_rank_only
+
+    @main_rank_only
+    def write_model(folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        files = model_files(model, tokenizer, dtype, shard_bytes)
+        # The shards of an earlier model would be loaded with this one, or instead of it.
+        shard = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
+        obsolete = [
+            path
+            for path in folder.glob("model*.safetensors*")
+            if path.name not in files and shard.fullmatch(path.name)
+        ]
+        replace_files(folder, files, obsolete)
+
+    write_model(Path(folder))
+
+
+def load_tokenizer(folder: str | Path) -> Tokenizer:
+    """The tokenizer of a model folder.
+
+    It stops at the end token of tokenizer_config.json and at all of config.json's and
+    generation_config.json's. The padding token is unused: masks come from lengths.
+    """
+    folder = resolve(folder)
+    path = folder / "tokenizer.json"
+    content = read_file(path)
+    try:
+        backend = Backend.from_buffer(content)
+        backend.encode("1 + 1 = \u4e8c\n")  # some faults show only in use
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # tokenizers' panics are not Exceptions
+        raise ValueError(f"{path}: not a tokenizer ({error})") from None
+    stop_ids = [
+        *eos_token_ids(folder / "config.json"),
+        *eos_token_ids(folder / "generation_config.json"),
+    ]
+    path = folder / "tokenizer_config.json"
+    eos = read_json(path).get("eos_token") if path.is_file() else None
+    if isinstance(eos, dict):
+        eos = eos.get("content")
+    eos_id = None if eos is None else backend.token_to_id(str(eos))
+    if eos is not None and eos_id is None:
+        raise ValueError(f"{path}: eos_token {eos!r} is not in tokenizer.json")
+    paths = [folder / name for name in TOKENIZER_FILES]
+    files = {path.name: read_file(path) for path in paths if path.is_file()}
+    try:
+        return Tokenizer(backend, stop_ids, eos_id, files)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+
+
+def as_list(value: Any) -> list[Any]:
+    """eos_token_id may be a list, one id or absent."""
+    if isinstance(value, list):
+        return value
+    return [] if value is None else [value]
+
+
+def eos_token_ids(path: Path) -> list[int]:
+    """eos_token_id of a JSON file; none if there is no file."""
+    ids = as_list(read_json(path).get("eos_token_id")) if path.is_file() else []
+    if not all(type(i) is int and i >= 0 for i in ids):
+        raise ValueError(f"{path}: eos_token_id {ids!r} is not a token id")
+    return ids

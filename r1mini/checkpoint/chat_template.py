@@ -1,0 +1,266 @@
+"""Chat templates: messages to the text that the model sees, and the parts of it to learn.
+
+Renders like `apply_chat_template` of Hugging Face's transformers. The text contains its special
+tokens, so encode it without adding any (`Tokenizer.encode`), or BOS appears twice. As in
+transformers, special tokens inside a message take effect: a typed `<|im_end|>` ends the turn.
+Whoever relays messages of strangers has to filter them first.
+
+A template comes with the weights, from strangers. jinja2's sandbox keeps it from Python's internals
+and from side effects; a render of over a second or 10 million characters is an error. Memory is not
+bounded. A single call into C that takes minutes (searching megabytes that the template built) ends
+the process, and off the main thread there is no time limit.
+
+Left out: tools, documents, content other than text, variables such as Qwen3's `enable_thinking`.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+
+import jinja2
+from jinja2.ext import Extension, loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from r1mini.checkpoint import load_tokenizer, resolve
+from r1mini.checkpoint.tokenizer import Tokenizer
+from r1mini.infra.files import read_json
+from r1mini.infra.timeout import TimedOut, time_limit
+from r1mini.records import think_prefix
+
+KINDS = ("auto", "chat", "r1-zero", "plain")
+MAX_SECONDS = 1.0
+MAX_CHARACTERS = 10_000_000  # of a rendered text
+MAX_SOURCE = 100_000  # characters of a template; the longest real one has 20,000
+Messages = Sequence[Mapping[str, str]]
+
+# [R1 §2.2, Table 1], where the question replaces "prompt". No space follows "Assistant:", because
+# the model writes it.
+R1_ZERO = (
+    "A conversation between User and Assistant. The user asks a question, and the Assistant solves "
+    "it. The assistant first thinks about the reasoning process in the mind and then provides the "
+    "user with the answer. The reasoning process and answer are enclosed within <think> </think> "
+    "and <answer> </answer> tags, respectively, i.e., <think> reasoning process here </think> "
+    "<answer> answer here </answer>."
+    "{% for m in messages %}"
+    "{% if m.role == 'assistant' %} Assistant:{{ m.content }}{{ eos_token }}"
+    "{% elif m.role == 'user' %} User: {{ m.content | trim }}."
+    "{% else %}{{ raise_exception('no place for a message of role ' ~ m.role) }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %} Assistant:{% endif %}"
+)
+# The messages' text alone. A prompt ends with a newline, like all prompts of the embedded models.
+PLAIN = (
+    "{% for m in messages %}{{ m.content }}"
+    "{% if m.role == 'assistant' %}{{ eos_token }}"
+    "{% elif not m.content.endswith('\n') %}{{ '\n' }}{% endif %}{% endfor %}"
+)
+
+
+class Generation(Extension):
+    """`{% generation %}…{% endgeneration %}` marks what the assistant wrote; ignored here."""
+
+    tags = {"generation"}
+
+    def parse(self, parser) -> jinja2.nodes.Scope:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return jinja2.nodes.Scope(body, lineno=line)
+
+
+def raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def tojson(value, ensure_ascii=False, **options) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, **options)  # jinja2's escapes <, > and &
+
+
+def strftime_now(format: str) -> str:
+    return datetime.now().strftime(format)
+
+
+ENVIRONMENT = ImmutableSandboxedEnvironment(
+    trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+)
+ENVIRONMENT.filters["tojson"] = tojson
+ENVIRONMENT.globals |= {"raise_exception": raise_exception, "strftime_now": strftime_now}
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A template, its name for errors, and the special tokens by name (`eos_token`, ...)."""
+
+    name: str
+    source: str
+    special_tokens: Mapping[str, str]
+    files: Mapping[str, bytes] = field(default_factory=dict)  # to save with a model trained with it
+    wraps_text: bool = False  # a prompt that is a string becomes a message; else the model sees it
+
+    def adapt_tokenizer(self, tokenizer: Tokenizer) -> Tokenizer:
+        """A copy that also stops where this template ends a turn, and that is saved with it.
+
+        ValueError if the end of a turn is no token.
+        """
+        end = self.end_of_turn.strip()
+        if end and tokenizer.backend.token_to_id(end) is None:
+            raise self._error(f"ends a turn with {end!r}, which is no token of the tokenizer")
+        adapted = tokenizer.with_stop_token(end)
+        adapted.files = {**adapted.files, **self.files}
+        return adapted
+
+    def render(self, messages: Messages, add_generation_prompt: bool = True) -> str:
+        """The text up to where the assistant's next turn begins, or to the end of the last message.
+
+        ValueError naming the template and what is wrong with it or with the messages.
+        """
+        for number, message in enumerate(messages, 1):
+            for key in ("role", "content"):
+                if not isinstance(message, Mapping) or not isinstance(message.get(key), str):
+                    raise ValueError(f"message {number} of {len(messages)}: no text in {key!r}")
+        try:
+            with time_limit(MAX_SECONDS):
+                text = self._compiled.render(
+                    **self.special_tokens,
+                    messages=[dict(message) for message in messages],
+                    tools=None,
+                    documents=None,
+                    add_generation_prompt=add_generation_prompt,
+                )
+        except TimedOut:
+            raise self._error(f"takes longer than {MAX_SECONDS:g} s") from None
+        except Exception as error:  # a template can raise whatever Python can
+            reason = " ".join(str(error).split())
+            raise self._error(f"{reason} ({type(error).__name__})") from None
+        if len(text) > MAX_CHARACTERS:
+            raise self._error(f"renders {len(text)} characters, more than {MAX_CHARACTERS}")
+        return text
+
+    def render_prompt(self, messages: Messages) -> str:
+        """The text before the model's completion.
+
+        It ends where the assistant's turn begins or, if the last message is the assistant's, with
+        that message, to be continued (transformers: `continue_final_message`).
+        """
+        if messages[-1]["role"] != "assistant":
+            return self.render(messages)
+        text, beginning = self.render(messages, False), messages[-1]["content"].strip()
+        if beginning not in text:
+            raise self._error(
+                f"leaves out the message that the assistant continues, {beginning[:60]!r}"
+            )
+        return text[: text.rindex(beginning) + len(beginning)]
+
+    def segments(self, messages: Messages, num_prompt: int = 0) -> list[tuple[str, bool]]:
+        """The conversation as consecutive (text, learned) segments.
+
+        Fine-tuning learns the assistant's messages after the first `num_prompt`, with the end of
+        each turn. Some templates rewrite earlier turns (R1-Distill's drops their thinking); then
+        only the assistant's last turn is learned, after the others as the model will see them, and
+        nothing follows it. ValueError if the template never ends a turn.
+        """
+        whole, segments, at = self.render(messages, False), [], 0
+        for number, message in enumerate(messages, 1):
+            if message["role"] == "assistant" and number > num_prompt:
+                before, learned = self._last_turn(messages[:number])
+                segments += [(before[at:], False), (learned, True)]
+                at = len(before) + len(learned)
+        segments.append((whole[at:], False))
+        if "".join(text for text, _ in segments) != whole:
+            segments = [(before, False), (learned, True)]
+        return [segment for segment in segments if segment[0]]
+
+    def _last_turn(self, messages: Messages) -> tuple[str, str]:
+        """The text before the last turn, the assistant's, and the text of that turn to learn."""
+        if not self.end_of_turn:
+            raise self._error("nothing ends the assistant's turn, so the end cannot be learned")
+        prompt, through = self.render(messages[:-1]), self.render(messages, False)
+        content = messages[-1]["content"]
+        end = through.rfind(self.end_of_turn) + len(self.end_of_turn)
+        opened = think_prefix(prompt)
+        for prefix in (opened, ""):  # a turn without thinking replaces an opened <think>
+            before = prompt.removesuffix(opened) + prefix
+            learned = through[len(before) : end]
+            # Templates trim, and drop thinking: only white space may be lost.
+            kept = "".join(content.split()) in "".join((prefix + learned).split())
+            if through.startswith(before) and kept:
+                return before, learned
+        if opened and "</think>" in content:
+            return prompt, re.sub(r"\A\s*<think>\s*", "", content) + self.end_of_turn
+        return prompt.removesuffix(opened), content + self.end_of_turn
+
+    @cached_property
+    def end_of_turn(self) -> str:
+        """What follows the assistant's content and ends its turn, e.g. `<|im_end|>`; may be ""."""
+        messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "ANSWER"}]
+        _, answer, after = self.render(messages, False).rpartition("ANSWER")
+        return re.match(r"(\s*\S+)?", after)[0] if answer else ""
+
+    @cached_property
+    def _compiled(self) -> jinja2.Template:
+        return ENVIRONMENT.from_string(self.source)
+
+    def _error(self, problem: str) -> ValueError:
+        return ValueError(f"chat template {self.name}: {problem}")
+
+
+def load_chat_template(folder: str | Path, kind: str = "auto") -> ChatTemplate:
+    """The template of a model folder or embedded model.
+
+    `chat` is the folder's own, `auto` that one or else `plain`. ValueError for an unknown kind, and
+    for a folder's own template that is missing or unreadable.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"--template {kind}: not one of {', '.join(KINDS)}")
+    folder = resolve(folder)
+    path, source, special_tokens = read_template(folder)
+    if kind == "chat" and source is None:
+        raise ValueError(
+            f"--template chat: {folder} has none, in tokenizer_config.json or chat_template.jinja; "
+            "choose another"
+        )
+    if "eos_token" not in special_tokens:
+        tokenizer = load_tokenizer(folder)
+        special_tokens["eos_token"] = tokenizer.backend.id_to_token(tokenizer.eos_id)
+    if kind in ("auto", "chat") and source is not None:
+        if not isinstance(source, str) or len(source) > MAX_SOURCE:
+            raise ValueError(
+                f"{path}: its chat template is neither text of at most {MAX_SOURCE} characters "
+                "nor a list with a default"
+            )
+        return ChatTemplate(str(path), source, special_tokens, wraps_text=kind == "chat")
+    if kind == "auto":
+        return ChatTemplate("plain", PLAIN, special_tokens)
+    source = R1_ZERO if kind == "r1-zero" else PLAIN
+    # A model trained with a template that is not its own has to be saved with that template.
+    files = {"chat_template.jinja": source.encode()}
+    return ChatTemplate(kind, source, special_tokens, files, wraps_text=kind == "r1-zero")
+
+
+def read_template(folder: Path) -> tuple[Path, object, dict[str, str]]:
+    """(file, the template in it or None, special tokens) of a folder; the template is unchecked."""
+    path, jinja_path = folder / "tokenizer_config.json", folder / "chat_template.jinja"
+    config = read_json(path) if path.is_file() else {}
+    special_tokens = {}
+    for name, token in config.items():
+        if isinstance(token, dict):
+            token = token.get("content")
+        if name.endswith("_token") and isinstance(token, str):
+            special_tokens[name] = token
+    source = config.get("chat_template")
+    if isinstance(source, list):  # named templates: "default", "tool_use", ...
+        for template in source:
+            if isinstance(template, dict) and template.get("name") == "default":
+                source = template.get("template")
+                break
+    if jinja_path.is_file():
+        path, source = jinja_path, jinja_path.read_bytes().decode("utf-8", errors="replace")
+    return path, source, special_tokens
+
+
+def plain_template(eos_token: str) -> ChatTemplate:
+    """The template of a model that has none."""
+    return ChatTemplate("plain", PLAIN, {"eos_token": eos_token})

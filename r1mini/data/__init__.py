@@ -1,0 +1,1 @@
+"""Rows to train on, from data files or from the embedded tasks."""

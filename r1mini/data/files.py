@@ -1,0 +1,154 @@
+"""Data files: JSON lines, JSON, CSV and Parquet.
+
+A bad row stops the run with an error that names file and line. With `--skip-bad` it is skipped,
+counted and reported. Left out: folders and several files (`cat` joins lines).
+"""
+
+import csv
+import gzip
+import hashlib
+import json
+import math
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class RowErrors:
+    """Takes the error of a bad row: raises it, or with `skip` keeps its message."""
+
+    skip: bool = False
+    messages: list[str] = field(default_factory=list)
+
+    def report(self, message: str) -> None:
+        if not self.skip:
+            raise ValueError(message) from None
+        self.messages.append(" ".join(message.split())[:200])
+
+    def summary(self) -> str:
+        """The number of skipped rows and the first reasons, after a semicolon; "" without any."""
+        if not self.messages:
+            return ""
+        shown = self.messages[:3] + ["…"] * (len(self.messages) > 3)
+        return f"; {len(self.messages)} skipped by --skip-bad ({'; '.join(shown)})"
+
+
+def read_rows(path: Path, errors: RowErrors = RowErrors()) -> Iterator[tuple[str, Any]]:
+    """Yields (file and line, value) of each row of a .jsonl, .json, .csv or .parquet file.
+
+    A .json file holds a list, or JSON lines. JSON may be compressed (.gz). ValueError for a file
+    that cannot be read; a bad row goes to `errors`.
+    """
+    suffix = path.suffix.lower()
+    open_file = gzip.open if suffix == ".gz" else open
+    try:
+        with open_file(path, "rb") as file:
+            start = file.peek(1000).removeprefix(BOM).lstrip()
+            if suffix == ".parquet":
+                yield from read_parquet(path)
+            elif suffix == ".csv":
+                yield from read_csv(path, errors)
+            elif ".json" in map(str.lower, path.suffixes) and start.startswith(b"["):
+                rows = parse_json(path, 1, file.read().removeprefix(BOM))
+                for number, row in enumerate(rows, 1):
+                    yield f"{path}: row {number}", row
+            else:
+                yield from read_json_lines(path, file, errors)
+    except FileNotFoundError:
+        raise ValueError(f"--data {path}: no such file") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: cannot be read ({error})") from None
+
+
+def read_json_lines(path: Path, file: IO[bytes], errors: RowErrors) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(file, 1):
+        line = (line.removeprefix(BOM) if number == 1 else line).strip()
+        if not line:
+            continue
+        try:
+            yield f"{path}:{number}", parse_json(path, number, line)
+        except ValueError as error:
+            errors.report(str(error))
+
+
+def read_csv(path: Path, errors: RowErrors) -> Iterator[tuple[str, dict]]:
+    """The rows of a CSV file whose first line names the columns.
+
+    A byte that is not UTF-8 becomes a lone surrogate, which `formats.text` reports.
+    """
+    csv.field_size_limit(2**31 - 1)
+    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        try:
+            for number, row in enumerate(csv.DictReader(file, strict=True), 1):
+                place = f"{path}: row {number}"
+                if None in row or None in row.values():
+                    errors.report(f"{place}: not as many cells as the first line")
+                else:
+                    yield place, row
+        except csv.Error as error:
+            raise ValueError(f"{path}: not valid CSV ({error})") from None
+
+
+def read_parquet(path: Path) -> Iterator[tuple[str, dict]]:
+    """The rows of a Parquet file, which is read a thousand rows at a time."""
+    try:
+        from pyarrow.parquet import ParquetFile
+    except ImportError:
+        raise ValueError(f"{path}: reading Parquet needs pyarrow: pip install pyarrow") from None
+    count = 0
+    try:
+        for batch in ParquetFile(path).iter_batches(batch_size=1000):
+            for row in batch.to_pylist():
+                count += 1
+                yield f"{path}: row {count}", row
+    except (ValueError, RuntimeError) as error:  # ArrowInvalid, ArrowNotImplementedError
+        raise ValueError(f"{path}: pyarrow cannot read this file ({str(error)[:150]})") from None
+
+
+def parse_json(path: Path, number: int, text: bytes) -> Any:
+    """The JSON value of a text that begins at line `number`. ValueError naming the line."""
+    try:
+        return STRICT_JSON.decode(text.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        number += text.count(b"\n", 0, error.start)
+        reason = f"not UTF-8 ({error.reason}: byte {text[error.start]:#x})"
+    except json.JSONDecodeError as error:
+        number += error.lineno - 1
+        reason = f"not valid JSON (column {error.colno}: {error.msg})"
+    except (ValueError, RecursionError) as error:  # integers too long, values too deep
+        reason = f"not valid JSON ({error})"
+    raise ValueError(f"{path}:{number}: {reason}")
+
+
+def reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. ValueError for a duplicate key, of which Python would take the last."""
+    values = {}
+    for key, value in pairs:
+        if key in values:
+            raise ValueError(f"duplicate key {key[:60]!r}")
+        values[key] = value
+    return values
+
+
+def finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text[:60]} is not a finite number")
+    return value
+
+
+STRICT_JSON = json.JSONDecoder(
+    object_pairs_hook=reject_duplicate_keys, parse_constant=finite, parse_float=finite
+)
+
+
+def fingerprint(source: str) -> dict[str, str]:
+    """The hash of a data file, with which a resumed run checks its data; {} without a file."""
+    path = Path(source)
+    if not path.is_file():
+        return {}
+    return {"data_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}

@@ -1,0 +1,322 @@
+"""Dataset formats: a row of TRL, ShareGPT or a public dataset in TRL's columns.
+
+`FORMATS` is the table, with one reader a format. A reader returns `prompt` and `completion` (both
+text or both messages), `messages` or `text`, and what else rewards need (`answer`). Text is used
+as it is; messages go through a chat template. ValueError for a row that does not fit the format.
+Left out: preference pairs, tool calls, images.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import chain
+from random import Random
+from typing import Any, NamedTuple
+
+from r1mini.sandbox import convert
+from r1mini.sandbox.convert import typed_column
+
+Row = Mapping[str, Any]
+Message = Mapping[str, str]
+# A column is missing or mistyped.
+READ_ERRORS = (ValueError, LookupError, TypeError, AttributeError)
+TEXT_FIELDS = ("messages", "prompt", "completion", "text")
+INVALID_UNICODE = "not valid Unicode (a lone surrogate or a byte that is not UTF-8)"
+
+
+def text(row: Row, name: str) -> str:
+    """A column of text. ValueError for another type, a missing or blank one, or invalid Unicode."""
+    value = row.get(name)
+    if not isinstance(value, str) or not value.strip():
+        actual = f", but {value!r:.60}" if name in row else ""
+        raise ValueError(f"no text in column {name!r}{actual}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"column {name!r}: {INVALID_UNICODE} in {value!r:.60}") from None
+    return value
+
+
+ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bard": "assistant"}
+
+
+def messages(row: Row, name: str) -> list[Message]:
+    """A column of messages: `role` and `content` (text or parts), or ShareGPT's `from`, `value`."""
+    result = []
+    for number, message in enumerate(row[name], 1):
+        content = message.get("content", message.get("value"))
+        if isinstance(content, list):
+            content = "".join(part["text"] for part in content)
+        role = message.get("role", message.get("from"))
+        role = ROLES.get(role, role)
+        try:
+            if role not in ("system", "user", "assistant"):
+                raise ValueError(f"{role!r:.60} is not system, user or assistant")
+            result.append({"role": role, "content": text({"content": content}, "content")})
+        except ValueError as error:
+            raise ValueError(f"column {name!r}, message {number}: {error}") from None
+    return result
+
+
+def chat(question: str, reply: str | None = None, **columns: Any) -> dict:
+    """A user's question and the assistant's reply, if any. ValueError if that is not text."""
+    if not isinstance(reply, str | None):
+        raise ValueError(f"the reply must be text, not {reply!r:.60}")
+    fields = {"prompt": [{"role": "user", "content": question}], **columns}
+    if reply:
+        fields["completion"] = [{"role": "assistant", "content": reply}]
+    return fields
+
+
+def code_chat(question: str, code: str, **columns: Any) -> dict:
+    """A question and its program in a code block; `solution` is the program alone, or None."""
+    fenced = not code.strip() or "```" in code
+    reply = code if fenced else f"```python\n{code.strip()}\n```"
+    return chat(question, reply, **{"solution": code or None, **columns})
+
+
+def to_messages(fields: Row, names: Sequence[str] = TEXT_FIELDS) -> list[Message]:
+    """A reader's fields as messages; text is the user's, or in a completion the assistant's."""
+    result = []
+    for name in names:
+        value = fields.get(name) or []
+        if isinstance(value, str):
+            role = "assistant" if name == "completion" else "user"
+            value = [{"role": role, "content": value}]
+        result += value
+    return result
+
+
+def trl(row: Row) -> dict:
+    """TRL's columns, of text or messages."""
+    if "messages" in row and "prompt" not in row:
+        return {"messages": messages(row, "messages")}
+    names = ["prompt", "completion"] if "completion" in row else ["prompt"]
+    return {
+        name: (messages if isinstance(row.get(name), list) else text)(row, name) for name in names
+    }
+
+
+def trl_text(row: Row) -> dict:
+    return {"text": text(row, "text")}
+
+
+MARKERS = {  # of Bespoke-Stratos
+    r"<\|begin_of_thought\|>": "<think>",
+    r"<\|end_of_thought\|>": "</think>",
+    r"<\|begin_of_solution\|>\s*|\s*<\|end_of_solution\|>": "",
+}
+
+
+def sharegpt(row: Row) -> dict:
+    """Markers of thinking become <think> and </think>, in system prompts too."""
+    turns = list(row["conversations"])
+    if row.get("system"):
+        turns.insert(0, {"from": "system", "value": row["system"]})
+    result = messages({"conversations": turns}, "conversations")
+    for pattern, tag in MARKERS.items():
+        result = [{**m, "content": re.sub(pattern, tag, m["content"])} for m in result]
+    return {"messages": result}
+
+
+def math(row: Row) -> dict:
+    r"""The answer is in `answer`, or else in the last \boxed{} of `solution`."""
+    return chat(text(row, "problem"), row.get("solution"))
+
+
+def open_r1_math(row: Row) -> dict:
+    """The reply is the first complete generation that Math-Verify, or else Llama, found correct."""
+    generations, complete = row["generations"] or [], row.get("is_reasoning_complete") or []
+    for name in ("correctness_math_verify", "correctness_llama"):
+        for reply, *flags in zip(generations, complete, row.get(name) or []):
+            if all(flags):
+                return chat(text(row, "problem"), reply)
+    return chat(text(row, "problem"))
+
+
+def gsm8k(row: Row) -> dict:
+    r"""The answer follows `####`. The reply is the solution without the calculator's `<<…>>`, with
+    the answer in `\boxed{…}`, where rewards look for it.
+
+    >>> row = {"question": "900+300?", "answer": "900+300=<<900+300=1200>>1200\n#### 1,200"}
+    >>> gsm8k(row)["completion"][0]["content"]
+    '900+300=1200\n\\boxed{1200}'
+    """
+    solution = text(row, "answer")
+    steps, marker, answer = re.sub(r"<<.*?>>", "", solution).rpartition("####")
+    answer = answer.strip().replace(",", "")  # of thousands
+    if not marker or not answer or "\n" in answer:
+        raise ValueError(f"column 'answer': no answer after '####' in {solution[-60:]!r}")
+    reply = rf"{steps}\boxed{{{answer}}}"
+    return chat(text(row, "question"), reply, answer=answer, solution=solution)
+
+
+def countdown(row: Row) -> dict:
+    """Checked by the embedded task: each number exactly once. The prompt is TinyZero's."""
+    numbers, target = row["nums"], row["target"]
+    if (
+        not isinstance(numbers, list)
+        or not 1 <= len(numbers) <= 6
+        or not all(type(n) is int and 0 <= n < 100 for n in numbers)
+    ):
+        raise ValueError(
+            f"column 'nums': must be one to six integers from 0 to 99, not {numbers!r:.60}"
+        )
+    if type(target) is not int:
+        raise ValueError(f"column 'target': must be an integer, not {target!r:.60}")
+    question = (
+        f"Using the numbers {numbers}, create an equation that equals {target}. You can use basic "
+        "arithmetic operations (+, -, *, /) and each number can only be used once. Show your work "
+        "in <think> </think> tags. And return the final answer in <answer> </answer> tags, for "
+        "example <answer> (1 + 2) / 3 </answer>."
+    )
+    fields = trl(row) if "prompt" in row else chat(question)
+    return {**fields, "task": "countdown", "numbers": numbers, "target": target}
+
+
+def gpqa(row: Row) -> dict:
+    """The answer is a letter; the order of the choices depends on the question alone."""
+    question = text(row, "Question").strip()
+    names = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
+    choices = [text(row, name).strip() for name in names]
+    correct = choices[0]
+    Random(question).shuffle(choices)
+    if len(set(choices)) < 4:
+        raise ValueError(f"two choices are the same: {choices}")
+    lines = "".join(f"\n{letter}) {choice}" for letter, choice in zip("ABCD", choices))
+    letter = "ABCD"[choices.index(correct)]
+    prompt = f"{question}\n{lines}\n\nAnswer with the letter of the right choice."
+    return chat(prompt, rf"\boxed{{{letter}}}", answer=letter)
+
+
+def humaneval(row: Row) -> dict:
+    """HumanEval (arXiv 2107.03374): the canonical solution continues the prompt."""
+    prompt = text(row, "prompt")
+    return code_chat(prompt, prompt + text(row, "canonical_solution"), id=row.get("task_id"))
+
+
+def mbpp(row: Row) -> dict:
+    """MBPP (arXiv 2108.07732), also sanitized (`prompt`). The text names no function, so the prompt
+    shows the first assert."""
+    question = text(row, "text" if "text" in row else "prompt")
+    prompt = f"{question}\n\nExample:\n{convert.mbpp_asserts(row)[0]}"
+    return code_chat(prompt, text(row, "code"), id=row.get("task_id"))
+
+
+def apps(row: Row) -> dict:
+    """APPS (arXiv 2105.09938), and TACO, which adds `time_limit`."""
+    prompt = f"{text(row, 'question')}\n\n{typed_column(row, 'starter_code', str, '')}".strip()
+    solutions = typed_column(row, "solutions", list, [])
+    fields = code_chat(prompt, str(solutions[0]) if solutions else "", id=row.get("problem_id"))
+    if "time_limit" in row:  # "2.0 seconds", or null
+        seconds = re.match(r"\d+(\.\d+)?", str(row["time_limit"]))
+        fields["time_limit"] = float(seconds[0]) if seconds else 2.0
+    return fields
+
+
+def open_r1_code(row: Row) -> dict:
+    """open-r1's code; its solution may be a reply with a code block."""
+    name = next(filter(row.get, ("prompt", "problem", "problem_statement")), "prompt")
+    reply = typed_column(row, "gold_standard_solution", str, "")
+    code = re.sub(r"(?s).*?```(?:python)?[ \t]*\n(.*?)```.*", r"\1", reply)
+    return code_chat(text(row, name), reply, solution=code or None, id=row.get("problem_id"))
+
+
+def named_columns(prompt: str, answer: str, row: Row) -> dict:
+    """Columns by their names. The answer is in the box of a `solution`, or else the whole column.
+
+    SFT learns the solution, or else the answer.
+    """
+    is_chat = isinstance(row.get(prompt), list)
+    fields = {"prompt": messages(row, prompt)} if is_chat else chat(text(row, prompt))
+    value, solution = row.get(answer), row.get("solution")
+    if value is None or answer == "tests":
+        return fields
+    if isinstance(value, list | dict):
+        raise ValueError(f"column {answer!r}: must be text or a number, not {value!r:.60}")
+    has_solution = answer == "answer" and isinstance(solution, str) and solution.strip()
+    reply = solution if has_solution else str(value)
+    fields["completion"] = [{"role": "assistant", "content": reply}]
+    fields["answer"] = None if answer == "solution" else value
+    return fields
+
+
+class Format(NamedTuple):
+    name: str
+    columns: tuple[str, ...]  # a file is of the first format of which it has all columns
+    read: Callable[[Row], dict]
+    target: str  # what SFT learns; there, a row without it is an error
+    tests: Callable[[Row], convert.Tests] | None = None  # of code datasets
+    answer_marker: str = ""  # must occur in `answer`
+
+
+COMPLETION = "text in column 'completion'"
+SOLUTION = "text in column 'solution'"
+GENERATION = "generation that is complete and verified"
+GOLD = "text in column 'gold_standard_solution'"
+TURN = "turn of an assistant"
+FORMATS = (
+    # huggingface.co/datasets/Jiayi-Pan/Countdown-Tasks-3to4
+    Format("Countdown-Tasks-3to4", ("nums", "target"), countdown, COMPLETION),
+    # huggingface.co/datasets/open-r1/verifiable-coding-problems-python
+    Format("open-r1 code", ("verification_info",), open_r1_code, GOLD, convert.open_r1_row_tests),
+    # github.com/openai/human-eval
+    Format("HumanEval", ("entry_point",), humaneval, SOLUTION, convert.humaneval_tests),
+    # huggingface.co/datasets/google-research-datasets/mbpp
+    Format("MBPP", ("test_list",), mbpp, "text in column 'code'", convert.mbpp_tests),
+    # huggingface.co/datasets/codeparrot/apps
+    Format("APPS", ("input_output",), apps, "text in column 'solutions'", convert.apps_tests),
+    # huggingface.co/docs/trl/dataset_formats
+    Format("TRL prompt-completion", ("prompt", "completion"), trl, COMPLETION),
+    Format("TRL prompt-only", ("prompt",), trl, COMPLETION),
+    # huggingface.co/datasets/open-r1/OpenR1-Math-220k
+    Format("OpenR1-Math-220k", ("problem", "generations"), open_r1_math, GENERATION),
+    # huggingface.co/datasets/AI-MO/NuminaMath-CoT
+    Format("NuminaMath", ("problem", "solution", "source"), math, SOLUTION),
+    # huggingface.co/datasets/HuggingFaceH4/MATH-500
+    Format("MATH-500", ("problem", "answer", "unique_id"), math, SOLUTION),
+    # huggingface.co/datasets/EleutherAI/hendrycks_math
+    Format("MATH", ("problem", "solution", "level", "type"), math, SOLUTION),
+    # huggingface.co/datasets/openai/gsm8k
+    Format("GSM8K", ("question", "answer"), gsm8k, "text in column 'answer'", answer_marker="####"),
+    # huggingface.co/datasets/Idavidrein/gpqa
+    Format("GPQA", ("Question", "Correct Answer"), gpqa, "text in column 'Correct Answer'"),
+    # huggingface.co/datasets/bespokelabs/Bespoke-Stratos-17k
+    Format("Bespoke-Stratos", ("system", "conversations"), sharegpt, TURN),
+    # huggingface.co/datasets/anon8231489123/ShareGPT_Vicuna_unfiltered
+    Format("ShareGPT", ("conversations",), sharegpt, TURN),
+    Format("TRL messages", ("messages",), trl, TURN),
+)
+TEXT = Format("TRL text", ("text",), trl_text, "text in column 'text'")
+PROMPTS = ("prompt", "problem", "question", "text")
+ANSWERS = ("answer", "solution", "ground_truth", "target", "tests")
+
+
+def detect(head: Sequence[Row], prompt_key: str = "", answer_key: str = "") -> Format:
+    """The format of a file by its first rows, of which some may be bad.
+
+    One of `FORMATS`, or else columns with usual names or the given ones.
+    """
+    columns = dict.fromkeys(chain.from_iterable(reversed(head)))
+    for flag, key in (("prompt", prompt_key), ("answer", answer_key)):
+        if key and key not in columns:
+            raise ValueError(f"--{flag}-key {key}: no such column; there are {', '.join(columns)}")
+    custom = prompt_key or answer_key
+    if not custom:
+        for row_format in FORMATS:
+            has_marker = any(row_format.answer_marker in str(row.get("answer")) for row in head)
+            if has_marker and set(row_format.columns) <= columns.keys():
+                return row_format
+    answers = (name for name in ANSWERS if any(row.get(name) is not None for row in head))
+    prompt = prompt_key or next((name for name in PROMPTS if name in columns), None)
+    answer = answer_key or next(answers, None)
+    if prompt and answer:
+        read = partial(named_columns, prompt, answer)
+        return Format(f"columns {prompt}, {answer}", (), read, f"text in column {answer!r}")
+    if "text" in columns and not custom:
+        return TEXT
+    known = "; ".join(f"{known.name} ({', '.join(known.columns)})" for known in (*FORMATS, TEXT))
+    raise ValueError(
+        f"unknown columns: {', '.join(columns) or 'none'}; name the columns with "
+        f"--prompt-key and --answer-key, or use a known format: {known}"
+    )

@@ -1,0 +1,145 @@
+"""The flags of sample.py, and its presets: R1's benchmarks."""
+
+from dataclasses import dataclass
+
+from r1mini import tasks
+from r1mini.config import DataOptions, DeviceOptions, option, validate
+
+ON_PROBLEMS = "eval|reject"
+
+
+@dataclass(frozen=True)
+class SampleConfig(DataOptions, DeviceOptions):
+    model: str = option("base", "model folder, embedded model or hub id")
+    prompt: str = option(
+        "",
+        "a prompt to answer; without it, --prompts, --eval or --reject: chat in the terminal, or "
+        "one prompt per line from a pipe",
+        when="!eval and !reject",
+    )
+    prompts: str = option(
+        "",
+        "file of prompts to answer: .jsonl(.gz) or .json with text or messages in column 'prompt', "
+        "else one per line",
+        when="!eval and !reject",
+    )
+    system: str = option("", "system message before the prompt", when="!eval and !reject")
+    eval: bool = option(False, "evaluate: on held-out problems of --tasks, or on --data")
+    reject: bool = option(
+        False,
+        "rejection sampling: keep the good completions as SFT rows; of training problems, or of "
+        "--data",
+    )
+    data: tuple[str, ...] = option(
+        (),
+        "--eval, --reject: files of problems instead of --tasks (JSONL, JSON, CSV, Parquet)",
+        when=ON_PROBLEMS,
+    )
+    instruction: str = option("", "text to add to each prompt of --data", when="data")
+    template: str = option(
+        "auto",
+        "how messages become text: the model folder's chat template, r1-zero or plain; auto: "
+        "chat if there is one, else plain; prompts of --data that are text stay as they are",
+        choices=("auto", "chat", "r1-zero", "plain"),
+    )
+    reference: str = option("", "--eval: model to measure the KL from", when="eval")
+    out: str = option(
+        "", "file for the figures (--eval, JSON) or the rows (--reject, --prompts; JSONL)"
+    )
+    tasks: tuple[str, ...] = option(tasks.DEFAULT, "embedded tasks", when="eval|reject and !data")
+    problems: int = option(
+        0,
+        "problems of a task or file (0: 60 of a task, all of a file)",
+        bounds="0 <= x",
+        when=ON_PROBLEMS,
+    )
+    samples: int = option(16, "completions per problem", bounds="1 <= x", when=ON_PROBLEMS)
+    temperature: float = option(1.0, "sampling temperature; 0: greedy", bounds="0 <= x")
+    top_k: int = option(0, "keep the k most likely tokens (0: all)", bounds="0 <= x")
+    top_p: float = option(
+        1.0, "keep the most likely tokens that make up this probability", bounds="0 < x <= 1"
+    )
+    min_p: float = option(
+        0.0,
+        "keep tokens at least this fraction as likely as the most likely one",
+        bounds="0 <= x < 1",
+    )
+    max_new_tokens: int = option(400, "length limit of a completion", bounds="1 <= x")
+    keep: int = option(2, "most rows kept per problem", bounds="1 <= x", when="reject")
+    max_thinking: int = option(280, "longest thinking kept, in tokens", when="reject")
+    plain_rows: int = option(
+        400,
+        "non-reasoning rows to add, answered without thinking [R1 §2.3.3]",
+        bounds="0 <= x",
+        when="reject and !data",
+    )
+    bf16: bool = option(False, "weights and compute in bfloat16")
+    sampler_rows: int = option(
+        256,
+        "completions sampled side by side; changes memory, never a completion",
+        bounds="1 <= x",
+        when="eval|reject|prompts",
+    )
+
+
+BOXED = "\nPlease reason step by step, and put your final answer within \\boxed{}."
+BENCHMARKS = {  # [R1 §3]: samples per problem, file, where to download it
+    "aime24": (64, "aime24.jsonl", "https://huggingface.co/datasets/HuggingFaceH4/aime_2024"),
+    "math500": (
+        16,
+        "math500.jsonl",
+        "https://huggingface.co/datasets/HuggingFaceH4/MATH-500 (test.jsonl)",
+    ),
+    "gsm8k": (4, "gsm8k.jsonl", "https://github.com/openai/grade-school-math (data/test.jsonl)"),
+    "gpqa": (
+        64,
+        "gpqa_diamond.csv",
+        "https://huggingface.co/datasets/Idavidrein/gpqa (its authors ask for consent)",
+    ),
+    "humaneval": (16, "HumanEval.jsonl.gz", "https://github.com/openai/human-eval (data)"),
+}
+
+# R1's protocol [R1 §3]: pass@1 as the mean over samples of up to 32,768 tokens, never greedy.
+PRESETS = {
+    name: {
+        "eval": True,
+        "data": (file,),
+        "samples": samples,
+        "temperature": 0.6,
+        "top_p": 0.95,
+        "max_new_tokens": 32_768,
+        "instruction": "" if name == "humaneval" else BOXED,
+    }
+    for name, (samples, file, _) in BENCHMARKS.items()
+}
+
+
+def check(cfg: SampleConfig) -> None:
+    """Raises ValueError for a flag that is invalid or does not fit the others."""
+    validate(cfg)
+    embedded = (cfg.eval or cfg.reject) and not cfg.data
+    tasks.require(cfg.tasks, judged=embedded)
+    if cfg.eval and cfg.reject:
+        raise ValueError("--eval and --reject: choose one")
+    if cfg.reject and not cfg.out:
+        raise ValueError("--reject needs --out, the file for the rows")
+    if cfg.prompt and cfg.prompts:
+        raise ValueError("--prompt and --prompts: choose one")
+    if cfg.out and not (cfg.eval or cfg.reject or cfg.prompts):
+        raise ValueError(f"--out {cfg.out}: only --eval, --reject and --prompts write a file")
+    if cfg.template != "auto" and embedded:
+        raise ValueError(
+            f"--template {cfg.template}: has no effect without --data; the embedded tasks' prompts "
+            "are plain text"
+        )
+    unchanged = cfg.temperature > 0 and cfg.top_k == 0 and cfg.top_p == 1 and cfg.min_p == 0
+    if cfg.reference and not unchanged:
+        raise ValueError(
+            f"--reference {cfg.reference}: a KL needs samples of the whole distribution: "
+            "--temperature over 0, and no --top-k, --top-p or --min-p"
+        )
+    if cfg.eval and cfg.out.endswith(".jsonl"):
+        raise ValueError(
+            f"--out {cfg.out}: must not be a .jsonl, which holds the completions; name a .json for "
+            "the figures"
+        )

@@ -1,0 +1,165 @@
+"""The figures of an evaluation, from its rows alone: pass@1, pass@k, cons@k, KL. [R1 §3]
+
+A problem is one observation: its samples are averaged first. Left out: everything that samples.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from r1mini import answers, tasks
+from r1mini.infra.files import is_finite_number, read_json, read_log
+
+Row = Mapping[str, Any]  # one completion
+Figures = dict  # of one set of problems, or their mean
+
+
+def pass_at_k(n: int, correct: int, k: int) -> float:
+    """The unbiased chance that at least one of k samples is correct, if `correct` of n are.
+    (Chen et al. 2021, Eq. 1)
+
+    >>> pass_at_k(4, 1, 2)
+    0.5
+    """
+    return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
+
+
+def consensus(rows: Sequence[Row]) -> float | None:
+    """cons@k of one problem: is its most frequent answer correct?
+
+    If answers tie, the share of them that are correct. Answers to a file's problem count as one if
+    `answers.equivalent` says so. None for programs.
+    """
+    votes = []  # (answer, accuracy of each completion that gives it)
+    for row in rows:
+        accuracy, vote = row["rewards"]["accuracy"], row["answer"]
+        if accuracy is None:
+            return None
+        if not vote:
+            continue
+        same = (accuracies for answer, accuracies in votes if agree(row["task"], answer, vote))
+        if accuracies := next(same, None):
+            accuracies.append(accuracy)
+        else:
+            votes.append((vote, [accuracy]))
+    if not votes:
+        return 0.0
+    most = max(len(accuracies) for _, accuracies in votes)
+    return fmean(fmean(accuracies) for _, accuracies in votes if len(accuracies) == most)
+
+
+def agree(task: str, one: str, other: str) -> bool:
+    if one == other or task in tasks.TASKS:
+        return one == other
+    try:
+        return answers.equivalent(one, other)
+    except ValueError:  # not readable as a gold answer
+        return False
+
+
+def is_correct(row: Row) -> float:
+    """1 for a correct answer, or a program that passes its tests."""
+    rewards = row["rewards"]
+    return rewards["code"] if rewards["accuracy"] is None else rewards["accuracy"]
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and its standard error over problems; a single problem has none."""
+    return fmean(values), stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+
+
+def mean_known(values: Sequence[float | None]) -> float | None:
+    """The mean of the values that are not None."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
+
+
+def summarise(groups: Sequence[Sequence[Row]]) -> Figures:
+    """The figures of one set; `groups` has the rows of each problem.
+
+    Entropy is in nats per token, of the distribution sampled from: the mean of -log p. The KL from
+    it to the reference is the mean of log p - log p_ref.
+    """
+    rows, k = [row for group in groups for row in group], len(groups[0])
+    correct = [[is_correct(row) for row in group] for group in groups]
+    pass1, error = mean_and_error([fmean(values) for values in correct])
+    tokens = sum(row["tokens"] for row in rows)
+    logprob = sum(row["logprob"] for row in rows)
+    figures = {
+        "pass@1": pass1,
+        "pass@1_se": error,
+        f"pass@{k}": fmean(pass_at_k(k, int(sum(values)), k) for values in correct),
+        f"cons@{k}": mean_known([consensus(group) for group in groups]),
+        "format": mean_known([row["rewards"]["format"] for row in rows]),
+        "language": mean_known([row["rewards"]["language"] for row in rows]),
+        "length": tokens / len(rows),
+        "truncated": fmean(not row["finished"] for row in rows),
+        "unparsed": fmean(row["answer"] is None for row in rows),
+        "entropy": -logprob / tokens,
+        "problems": len(groups),
+        "samples": k,
+    }
+    if "reference_logprob" in rows[0]:
+        figures["kl"] = (logprob - sum(row["reference_logprob"] for row in rows)) / tokens
+    return figures
+
+
+def average(figures: Sequence[Figures]) -> Figures:
+    """The mean over sets. Its standard error follows from the sets': they are independent."""
+    mean = {}
+    for key in figures[0]:
+        values = [f[key] for f in figures if f[key] is not None]
+        mean[key] = sum(values) / len(values) if values else None
+    mean |= {"samples": figures[0]["samples"], "problems": sum(f["problems"] for f in figures)}
+    errors = [f["pass@1_se"] for f in figures]
+    mean["pass@1_se"] = None
+    if None not in errors:
+        mean["pass@1_se"] = math.sqrt(sum(error**2 for error in errors)) / len(figures)
+    return mean
+
+
+# -- reading an evaluation's files ----------------------------------------------------------------
+
+
+def read_figures(
+    path: Path, names: Sequence[str] = (), k: int | None = None, columns: Sequence[str] = ()
+) -> dict[str, Figures]:
+    """{set: figures, ..., "mean": ...} as an evaluation wrote them.
+
+    ValueError if one of the sets `names` or of these columns is missing, the number of samples is
+    not `k` (None: any), or a value is not a finite number.
+    """
+    results = read_json(path)
+    mean = results.get("mean")
+    k = k or (mean.get("samples") if isinstance(mean, dict) else None)
+    sets = [name for name in results if name != "settings"]
+    for name in ["mean", *names, *sets]:  # the mean first: the others have its columns
+        figures, where = results.get(name), f"{path}: {name[:60]}"
+        valid_k = type(k) is int and 0 < k < 10**6
+        if not isinstance(figures, dict) or not valid_k or figures.get("samples") != k:
+            raise ValueError(f"{where}: not the figures of an evaluation with {k!r:.60} samples")
+        required = {"pass@1", f"pass@{k}", "problems", "length", "truncated", "unparsed"}
+        required |= {"entropy", *columns}
+        optional = {"pass@1_se", f"cons@{k}", "format", "language"} | mean.keys() | figures.keys()
+        for column in required | optional:
+            value = figures.get(column, "missing")
+            if not is_finite_number(value) and (value is not None or column in required):
+                raise ValueError(f"{where}: {column[:60]} {value!r:.60} is not a finite number")
+    return results
+
+
+def read_completions(path: Path) -> Iterator[Row]:
+    """The rows that an evaluation wrote. ValueError for one without what the examples need."""
+    for where, row in read_log(path):
+        for name in ("task", "prompt", "completion"):
+            if not isinstance(row.get(name), str):
+                raise ValueError(f"{where}: {name} {row.get(name)!r:.60} is not text")
+        rewards = row.get("rewards")
+        accuracy = rewards.get("accuracy", "missing") if isinstance(rewards, dict) else "missing"
+        if accuracy is not None and not is_finite_number(accuracy):
+            raise ValueError(f"{where}: rewards {rewards!r:.60} are not those of a completion")
+        if not is_finite_number(row.get("sample")):
+            raise ValueError(f"{where}: sample {row.get('sample')!r:.60} is not a number")
+        yield row

@@ -1,0 +1,164 @@
+"""Rejection sampling [R1 §2.3.3]: a policy's correct and readable completions become SFT rows.
+
+Of several completions per problem, those are kept that finish, are correct, keep the format and
+pass every filter; then a few different ones per problem. Rows without reasoning are added. R1
+removes thinking in mixed languages, long paragraphs and code blocks; here also repetition and long
+thinking. Left out: R1's human and model judges.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import cycle
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from r1mini import tasks
+from r1mini.data.sft import cold_start_row
+from r1mini.infra.journal import Journal
+from r1mini.records import Problem, Rollout
+from r1mini.rewards import completion, rules
+from r1mini.rewards.words import repetition_rate, words_and_symbols
+from r1mini.tasks.trace import Style
+
+if TYPE_CHECKING:  # filters need no torch
+    from r1mini.checkpoint.tokenizer import Tokenizer
+
+REWARDS = ("accuracy", "code", "format")
+MAX_PARAGRAPH = 1500  # characters of a line
+MAX_REPEATED = 30  # words in a row that may not be repeated
+Scores = Mapping[str, float | None]
+
+
+def reject(
+    sampled: Iterable[tuple[Problem, Sequence[Rollout], Sequence[Scores]]],
+    tokenizer: Tokenizer,
+    journal: Journal,
+    **options: Any,
+) -> tuple[list[dict], Counter]:
+    """(rows, number of completions with each verdict) of problems with their scored completions.
+
+    Saves each problem's part in the journal; `options` are those of `select_rows`.
+    """
+    for problem, rollouts, scores in sampled:
+        journal.add(select_rows(problem, rollouts, scores, tokenizer, **options))
+    verdicts = sum((Counter(part["verdicts"]) for part in journal.parts), Counter())
+    return [row for part in journal.parts for row in part["rows"]], verdicts
+
+
+def select_rows(
+    problem: Problem,
+    rollouts: Sequence[Rollout],
+    scores: Sequence[Scores],
+    tokenizer: Tokenizer,
+    *,
+    keep: int,
+    max_thinking: int,
+    seed: int,
+    model: str,
+) -> dict:
+    """{"verdicts": their counts, "rows": at most `keep` different completions} of one problem.
+
+    A `<think>` at the end of the prompt belongs to the completion. If a chat template made the
+    prompt, the row has its messages.
+    """
+    prompt, _ = problem.prompt_and_completion(rollouts[0])
+    verdicts, kept = Counter(), {}
+    for number, (rollout, rewards) in enumerate(zip(rollouts, scores)):
+        _, text = problem.prompt_and_completion(rollout)
+        thinking_tokens = len(tokenizer.encode(completion.extract_thinking(text)))
+        why = verdict(problem, text, rollout.finished, rewards, thinking_tokens, max_thinking)
+        verdicts[why] += 1
+        if why == "kept":
+            kept.setdefault(text, number)
+    rows = []
+    for text in Random(f"{seed} {problem.key}").sample(list(kept), min(keep, len(kept))):
+        row = {"prompt": prompt, "completion": text}
+        if problem.messages:
+            reply = {"role": "assistant", "content": text}
+            row = {"prompt": list(problem.messages), "completion": [reply]}
+        row |= {"task": problem.task, "problem": problem.key, "model": model, "seed": seed}
+        rewards = scores[kept[text]].items()
+        row["sample"] = kept[text]
+        row["rewards"] = {name: value for name, value in rewards if value is not None}
+        rows.append(row)
+    return {"verdicts": verdicts, "rows": rows}
+
+
+def verdict(
+    problem: Problem,
+    text: str,
+    finished: bool,
+    scores: Scores,
+    thinking_tokens: int,
+    max_thinking: int,
+) -> str:
+    """Why a completion is not kept, or "kept"."""
+    if not finished:
+        return "cut off"
+    if 1.0 not in (scores["accuracy"], scores["code"]):
+        return "wrong"
+    if breaks_format(problem, text, scores):
+        return "format"
+    for name, removes in FILTERS.items():
+        if removes(problem, text):
+            return name
+    return "long" if thinking_tokens > max_thinking else "kept"
+
+
+def breaks_format(problem: Problem, text: str, scores: Scores) -> bool:
+    r"""The answer to a file's problem may also stand in a `\boxed{…}` or a code block, after one
+    think block or none."""
+    if problem.task in tasks.TASKS or "answer>" in text:
+        return not scores["format"]
+    return completion.TAG.findall(text) not in ([], ["<think>", "</think>"])
+
+
+# -- filters: is a correct completion to be removed? ----------------------------------------------
+
+
+def mixed_languages(problem: Problem, text: str) -> bool:
+    """A word of the thinking is not in the problem's language, or the thinking has no words."""
+    return rules.thinking_consistency(problem, text) not in (None, 1.0)
+
+
+def long_paragraph(problem: Problem, text: str) -> bool:
+    """A line has more than MAX_PARAGRAPH characters."""
+    return any(len(line) > MAX_PARAGRAPH for line in text.split("\n"))
+
+
+def code_block(problem: Problem, text: str) -> bool:
+    """A fenced block in the thinking; or anywhere, if the problem does not ask for a program."""
+    wants_program = problem.task == "repair" or completion.wants_program(problem)
+    searched = completion.extract_thinking(text) if wants_program else text
+    return re.search("```|~~~", searched) is not None
+
+
+def repetition(problem: Problem, text: str) -> bool:
+    """The thinking repeats a line, or MAX_REPEATED words or numbers (Chinese: characters) in a row.
+    Lines without a letter or digit, such as the brackets of formulas, may be repeated."""
+    thinking = completion.extract_thinking(text)
+    lines = Counter(line.strip() for line in thinking.split("\n") if re.search(r"\w", line))
+    units = [unit for unit in words_and_symbols(thinking) if unit.isalnum()]
+    return max(lines.values(), default=0) > 1 or repetition_rate(units, MAX_REPEATED) > 0
+
+
+FILTERS: dict[str, Callable[[Problem, str], bool]] = {
+    "mixed languages": mixed_languages,
+    "long paragraph": long_paragraph,
+    "code block": code_block,
+    "repetition": repetition,
+}
+
+
+def plain_rows(names: Sequence[str], count: int, seed: int) -> list[dict]:
+    """Rows of the tasks without reasoning, in turn.
+
+    DEVIATES: R1's non-reasoning rows come from DeepSeek-V3; here from the task's own writer.
+    """
+    return [
+        {**cold_start_row(name, f"plain {seed}", index, Style()), "task": name}
+        for index, name in zip(range(count), cycle(names))
+    ]

@@ -1,0 +1,1 @@
+"""What is not about models: files, signals, ranks, devices, time limits."""

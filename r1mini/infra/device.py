@@ -1,0 +1,40 @@
+"""The torch device of a run, and the precision of its compute."""
+
+import os
+import re
+
+import torch
+
+from r1mini.infra import distributed
+
+
+def pick_device(name: str, threads: int, deterministic: bool = False) -> torch.device:
+    """The device of `--device auto|cpu|cuda[:n]`; sets the number of CPU threads (0: torch's
+    choice).
+
+    deterministic  on CUDA, kernels that give the same bits every time; torch warns where there are
+                   none. Not undone.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", name):
+        raise ValueError(f"--device {name}: must be auto, cpu or cuda[:n]")
+    name = distributed.rank_device(name)
+    if name != "cpu" and int(name[5:] or 0) >= torch.cuda.device_count():
+        raise ValueError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices")
+    if ":" in name:
+        torch.cuda.set_device(name)  # also for NCCL, CUDA graphs, and tensors on plain "cuda"
+    if threads < 0:
+        raise ValueError(f"--threads {threads}: must be at least 0")
+    if threads:
+        torch.set_num_threads(threads)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first product
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    return torch.device(name)
+
+
+def autocast(device: torch.device, bf16: bool) -> torch.autocast:
+    """A context for a model's compute on `device`: bfloat16 over the weights as they are, or as
+    is."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)

@@ -1,0 +1,332 @@
+"""One run on several devices: data-parallel ranks, started by torchrun.
+
+A step computes the same as on one rank: the ranks divide its problems and micro-batches and add up
+the results. Parameters, gradients and optimizer state are sharded by FSDP2 (`fully_shard`; ZeRO-3).
+Small things (token ids, log-probabilities, rewards) are gathered as objects, so every rank knows
+the whole step and takes the same decisions. On one rank every function returns its input.
+
+docs/distributed.md says how to run it, what is sharded, and how much memory it needs. Left out:
+tensor, pipeline and expert parallelism; ranks that leave or join a run; torch.compile.
+"""
+
+import atexit
+import dataclasses
+import functools
+import io
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TextIO, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from r1mini.infra import signals
+from r1mini.model.transformer import Transformer
+
+# A rank may sample far longer than another. torchrun notices a dead rank at once.
+TIMEOUT = timedelta(hours=2)
+Item = TypeVar("Item")
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def is_main_rank() -> bool:
+    """Whether this rank prints and writes."""
+    return rank() == 0
+
+
+# -- the run ---------------------------------------------------------------------------------------
+
+
+def distributed_main(main: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """`main(cfg)` on every rank that torchrun started; without torchrun, just `main`. An error on
+    one rank stops all of them, and only that rank reports it."""
+
+    @functools.wraps(main)
+    def on_ranks(cfg: Any) -> Any:
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return main(cfg)
+        store = init_process_group()
+        try:
+            require_same("the command line", dataclasses.asdict(cfg))
+            refuse_unsupported(cfg)
+            if not is_main_rank():
+                sys.stdout = open(os.devnull, "w", encoding="utf-8")
+                cfg = dataclasses.replace(cfg, progress=False)
+            result = main(cfg)
+            all_gather([])  # wait for the others
+        except BaseException as error:
+            if not is_first_to_fail(store):
+                sys.exit(signals.EXIT_CODE if isinstance(error, KeyboardInterrupt) else 2)
+            lost = re.search("Connection (closed|reset)|Broken pipe|Socket", str(error))
+            if isinstance(error, RuntimeError) and lost:
+                raise ValueError(f"lost another rank ({first_line(error)})") from None
+            raise
+        dist.destroy_process_group()
+        atexit.register(exit_at_once)
+        return result
+
+    return on_ranks
+
+
+def init_process_group() -> dist.Store:
+    try:
+        store, number, count = next(dist.rendezvous("env://"))
+        # Objects travel by gloo, in CPU memory; NCCL starts with the first tensor on a GPU.
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(
+            backend, store=store, rank=number, world_size=count, timeout=TIMEOUT
+        )
+    except (dist.DistError, RuntimeError) as error:
+        raise ValueError(f"rendezvous of the ranks failed ({first_line(error)})") from None
+    return store
+
+
+def refuse_unsupported(cfg: Any) -> None:
+    if cfg.compile:
+        raise ValueError(f"--compile: not supported on {world_size()} ranks")
+    if cfg.optimizer_on != "device":
+        raise ValueError(
+            f"--optimizer-on {cfg.optimizer_on}: not supported on {world_size()} ranks, "
+            "which shard the optimizer state"
+        )
+
+
+def exit_at_once() -> None:
+    """Ends the process without cleaning up: a thread of torch's store may still run, and would
+    abort the process."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:200]
+
+
+def is_first_to_fail(store: dist.Store) -> bool:
+    """Whether this rank failed before all others, which then fail too: their connection closes."""
+    try:
+        return store.add("failed", 1) == 1
+    except dist.DistError:  # the store ended with the rank that failed
+        return False
+
+
+def rank_device(name: str) -> str:
+    """The device of this rank for `--device name`: each rank has its own GPU."""
+    if world_size() == 1 or name == "cpu":
+        return name
+    if name != "cuda":
+        raise ValueError(
+            f"--device {name}: each of the {world_size()} ranks has its own; use auto, cuda or cpu"
+        )
+    return f"cuda:{os.environ.get('LOCAL_RANK', rank())}"
+
+
+def require_same(what: str, value: Any) -> None:
+    """Raises ValueError unless all ranks pass the same value."""
+    for other, other_value in enumerate(all_gather([repr(value)])):
+        if other_value != repr(value):
+            raise ValueError(f"{what} differs between rank {rank()} and rank {other}")
+
+
+def same_on_all_ranks(read: Callable[..., Item]) -> Callable[..., Item]:
+    """Decorator: every rank calls `read`, and all must get the same result. They do not in a folder
+    that the nodes do not share."""
+
+    @functools.wraps(read)
+    def checked(*args: Any, **kwargs: Any) -> Item:
+        result = read(*args, **kwargs)
+        require_same(f"the content of {args[0]}", result)
+        return result
+
+    return checked
+
+
+def main_rank_only(write: Callable[..., None]) -> Callable[..., None]:
+    """Decorator: every rank calls `write`, only the main rank runs it, the others wait for it."""
+
+    @functools.wraps(write)
+    def on_main_rank(*args: Any, **kwargs: Any) -> None:
+        if is_main_rank():
+            write(*args, **kwargs)
+        all_gather([])
+
+    return on_main_rank
+
+
+class NamedLog(io.TextIOWrapper):
+    """A text file whose errors name it."""
+
+    def flush(self) -> None:
+        with self.name_in_errors():
+            super().flush()
+
+    def close(self) -> None:
+        with self.name_in_errors():
+            super().close()
+
+    @contextmanager
+    def name_in_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ValueError(f"{self.name}: cannot be written ({error.strerror})") from None
+
+
+def open_log(path: os.PathLike) -> TextIO:
+    """A log to append to. Only the main rank's lines reach the file."""
+    return NamedLog(open(path if is_main_rank() else os.devnull, "ab"), encoding="utf-8")
+
+
+# -- dividing work and adding up -------------------------------------------------------------------
+
+
+def rank_slice(count: int) -> slice:
+    """This rank's part of `count` things in order."""
+    ranks = world_size()
+    return slice(count * rank() // ranks, count * (rank() + 1) // ranks)
+
+
+def all_gather(items: Sequence[Item]) -> list[Item]:
+    """The lists of all ranks, concatenated, on every rank."""
+    if world_size() == 1:
+        return list(items)
+    gathered: list[Any] = [None] * world_size()
+    dist.all_gather_object(gathered, items)
+    return [item for of_rank in gathered for item in of_rank]
+
+
+def assign_micro_batches(micro_batches: Sequence[Item]) -> list[tuple[Item, float]]:
+    """This rank's micro-batches of a step, each with the weight 1.0 of its loss. FSDP's collectives
+    need equally many passes on every rank: a rank with one fewer repeats the step's first
+    micro-batch with the weight 0.0.
+
+    >>> assign_micro_batches(["short", "long"])
+    [('short', 1.0), ('long', 1.0)]
+    """
+    own = [(micro_batch, 1.0) for micro_batch in micro_batches[rank() :: world_size()]]
+    passes = -(-len(micro_batches) // world_size())
+    return own + [(micro_batches[0], 0.0)] * (passes - len(own))
+
+
+def rank_rows(rows: Sequence[Item]) -> tuple[Sequence[Item], float]:
+    """This rank's rows of a batch, and the weight of their loss (see `assign_micro_batches`)."""
+    ranks = world_size()
+    [own] = assign_micro_batches([rows[r::ranks] for r in range(min(ranks, len(rows)))])
+    return own
+
+
+def all_reduce_sum(x: Tensor) -> Tensor:
+    """The sum over ranks."""
+    if world_size() > 1:
+        x = x.clone()
+        dist.all_reduce(x)
+    return x
+
+
+def reduce_metrics(metrics: Mapping[str, float], maxima: Iterable[str] = ()) -> dict[str, float]:
+    """The sum over ranks of each metric; the maximum of those in `maxima`."""
+    of_ranks = all_gather([metrics])
+    reduced = {}
+    for name in metrics:
+        values = (of_rank[name] for of_rank in of_ranks)
+        reduced[name] = max(values) if name in maxima else sum(values)
+    return reduced
+
+
+# -- the model -------------------------------------------------------------------------------------
+
+
+def shard(model: Transformer) -> Transformer:
+    """Shards the parameters of each layer, and the rest, over the ranks, in place. Gradients become
+    sums over ranks, not means: the loss is divided by the token count of the whole batch."""
+    if world_size() == 1:
+        return model
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    mesh = init_device_mesh(model.lm_head.weight.device.type, (world_size(),))
+    for module in [*model.model.layers, model]:
+        fully_shard(module, mesh=mesh, reshard_after_forward=True)
+        module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)  # only NCCL has a sum with a factor
+    # The learner calls `forward_with_head` instead of `forward`. FSDP attaches hooks to its
+    # outputs, which therefore must not be views.
+    register_fsdp_forward_method(model, "forward_with_head")
+    return model
+
+
+def is_sharded(x: Any) -> bool:
+    return hasattr(x, "full_tensor")
+
+
+def gather_model(model: Transformer) -> Transformer:
+    """A copy with unsharded parameters on this rank, to sample from and to save: ranks may decode
+    different numbers of tokens. Called by all ranks."""
+    if world_size() == 1:
+        return model
+    with torch.device("meta"):
+        copy = Transformer(model.config)
+    weights = {name: p.detach().full_tensor() for name, p in model.named_parameters()}
+    copy.load_state_dict(weights, strict=False, assign=True)
+    if model.config.tie_word_embeddings:
+        copy.lm_head.weight = copy.model.embed_tokens.weight
+    copy.hf_config = model.hf_config
+    return copy.to(copy.lm_head.weight.device).requires_grad_(False)
+
+
+def gather_state(state: Any) -> Any:
+    """An optimizer's state with unsharded tensors on the main rank, with None in their place on the
+    others. Called by all ranks."""
+    if isinstance(state, dict):
+        return {key: gather_state(value) for key, value in state.items()}
+    if isinstance(state, list):
+        return [gather_state(value) for value in state]
+    if not is_sharded(state):
+        return state
+    tensor = state.full_tensor()
+    return tensor.cpu() if is_main_rank() else None
+
+
+def load_state(into: nn.Module | torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """`into.load_state_dict(state)` with unsharded tensors, of which each rank takes its shards."""
+    if isinstance(into, nn.Module):
+        current = into.state_dict()
+        state = {name: shard_like(current.get(name), value) for name, value in state.items()}
+    else:
+        parameters = [p for group in into.param_groups for p in group["params"]]
+        sharded = {}
+        for i, values in state["state"].items():
+            sharded[i] = {name: shard_like(parameters[i], x) for name, x in values.items()}
+        state = {**state, "state": sharded}
+    into.load_state_dict(state)
+
+
+def shard_like(like: Any, value: Any) -> Any:
+    if not is_sharded(like) or value.shape != like.shape:
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    value = value.to(like.device)
+    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def replicate(x: Tensor) -> Tensor:
+    """The same tensor, unsharded on every rank. Called by all ranks."""
+    if not is_sharded(x):
+        return x
+    from torch.distributed.tensor import Replicate
+
+    return x.redistribute(placements=[Replicate()])

@@ -1,0 +1,1 @@
+"""The whole pipeline of R1. Read `stages.py`."""

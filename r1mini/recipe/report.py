@@ -1,0 +1,204 @@
+"""What a recipe leaves to read: the stage tables, the curves, and one problem answered by each
+model."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+
+from r1mini.evaluation.figures import Figures, mean_known, read_completions, read_figures
+from r1mini.evaluation.tables import MISSING, figures_table, format_figure, markdown_table, spread
+from r1mini.infra import files
+
+Titles = Mapping[str, str]  # of models, by their folder
+PANELS = (
+    ("rewards/accuracy/mean", "accuracy on training problems", "report, figure 2"),
+    ("completions/mean_length", "response length (tokens)", "report, figure 3"),
+    ("rewards/language/mean", "language consistency", ""),
+    ("rewards/format/mean", "format", ""),
+)
+
+
+def model_titles(rounds: int) -> dict[str, str]:
+    """Folder and title of every model in the tables."""
+    titles = {
+        "base": "base",
+        "r1-zero": "R1-Zero",
+        "dev1": "Dev1: cold start",
+        "dev2": "Dev2: reasoning RL",
+        "dev3": "Dev3: SFT on rejection-sampled rows",
+        "r1": "R1: RL for all scenarios",
+    }
+    for number in range(2, rounds + 1):
+        titles[f"dev3-{number}"] = f"Dev3, round {number}"
+        titles[f"r1-{number}"] = f"R1, round {number}"
+    titles["student-base"] = "student base"
+    titles["student-rl"] = "student, direct RL"
+    titles["distilled" + (f"-{rounds}" if rounds > 1 else "")] = "student, distilled from R1"
+    return titles
+
+
+def write_results(folders: Sequence[Path], out: Path, tasks: Sequence[str], rounds: int) -> str:
+    """Write stages.json, curves.png, examples.md and, last, stages.md, from the evaluations of one
+    or several seeds. Returns the first part of stages.md: the summary."""
+    titles = model_titles(rounds)
+    k = read_figures(folders[0] / "eval/base.json")["mean"]["samples"]
+    figures, stages = {}, {}
+    for name in titles:
+        figures[name] = [read_figures(f / "eval" / f"{name}.json", tasks, k) for f in folders]
+        stages[name] = [
+            {**one, "seconds": run_seconds(folder / name)}
+            for one, folder in zip(figures[name], folders)
+        ]
+    files.write_json(out / "stages.json", stages)
+    rl = ["dev2", "r1", *(f"r1-{number}" for number in range(2, rounds + 1))]
+    first = folders[0]
+    curves = {
+        "R1-Zero": [first / "r1-zero"],
+        "R1 (reasoning RL, then RL for all scenarios)": [first / name for name in rl],
+    }
+    draw_curves(curves, out / "curves.png")
+    files.write_text(out / "examples.md", examples(titles, first))
+    training = training_table(["r1-zero", *rl, "student-rl"], folders, titles)
+    summary = stages_table(figures, folders, tasks, titles) + "\n" + training
+    note = " (first seed)" if len(folders) > 1 else ""
+    details = [
+        f"{title}{note}:\n\n{figures_table(figures[name][0])}\n" for name, title in titles.items()
+    ]
+    files.write_text(out / "stages.md", "\n".join([summary, *details]))
+    return summary
+
+
+def run_seconds(folder: Path) -> float | None:
+    path = folder / "run.json"
+    return files.read_run_json(path).get("seconds") if path.is_file() else None
+
+
+# -- tables ---------------------------------------------------------------------------------------
+
+
+def stages_table(
+    figures: Mapping[str, Sequence[Mapping[str, Figures]]],
+    folders: Sequence[Path],
+    tasks: Sequence[str],
+    titles: Titles,
+) -> str:
+    """`figures` has an evaluation for each model and folder; each folder is a seed."""
+    first = figures["base"][0]["mean"]
+    k = first["samples"]
+    columns = [f"pass@{k}", f"cons@{k}", "format", "language", "length"]
+    by_model, by_task = [], []
+    for name, title in titles.items():
+        seeds = figures[name]
+        averages = [
+            format_figure(mean_known([one["mean"][column] for one in seeds]), column)
+            for column in columns
+        ]
+        seconds = mean_known([run_seconds(folder / name) for folder in folders])
+        cost = MISSING if seconds is None else f"{seconds:.0f}"
+        passes = [
+            spread([one[task]["pass@1"] for one in seeds], "pass@1", seeds[0][task]["pass@1_se"])
+            for task in (*tasks, "mean")
+        ]
+        by_model.append([title, passes[-1], *averages, cost])
+        by_task.append([title, *passes])
+    kind = "deviation over seeds" if len(folders) > 1 else "error over problems"
+    return (
+        f"Held-out problems: {first['problems']} in {len(tasks)} tasks, {k} samples each at "
+        f"temperature 1; seeds: {len(folders)}; ± is the standard {kind}.\n\n"
+        + markdown_table(["model", "pass@1", *columns, "seconds"], by_model)
+        + "\n\npass@1 by task:\n\n"
+        + markdown_table(["model", *tasks, "mean"], by_task)
+        + "\n"
+    )
+
+
+def training_table(names: Sequence[str], folders: Sequence[Path], titles: Titles) -> str:
+    keys = [key for key, *_ in PANELS]
+    columns = ["run", "accuracy", "response length", "language consistency", "format"]
+    rows = [[titles[name], *(first_and_last(name, key, folders) for key in keys)] for name in names]
+    return (
+        "Reinforcement learning, first tenth of the steps against the last (training problems):"
+        f"\n\n{markdown_table(columns, rows)}\n"
+    )
+
+
+def first_and_last(name: str, key: str, folders: Sequence[Path]) -> str:
+    """A metric's mean over the first and the last tenth of a run's steps, and over the seeds."""
+    runs = [metric_values(folder / name, key) for folder in folders]
+    if not all(runs):
+        return MISSING
+    first, last = [], []
+    for values in runs:
+        tenth = max(1, len(values) // 10)
+        first.append(fmean(values[:tenth]))
+        last.append(fmean(values[-tenth:]))
+    column = "length" if "length" in key else key
+    return f"{format_figure(fmean(first), column)} → {format_figure(fmean(last), column)}"
+
+
+def metric_values(folder: Path, key: str) -> list[float]:
+    return [row[key] for row in files.read_metrics(folder / "metrics.jsonl") if key in row]
+
+
+def examples(titles: Titles, folder: Path) -> str:
+    """For each task, every model's first completion of the same held-out problem."""
+    by_task = {}
+    for name in titles:
+        for row in read_completions(folder / "eval" / f"{name}.jsonl"):
+            if row["sample"] == 0:
+                by_task.setdefault(row["task"], {}).setdefault(name, row)
+    parts = ["# One held-out problem of each task, before and after\n"]
+    for task, rows in by_task.items():
+        prompt = next(iter(rows.values()))["prompt"]
+        parts.append(f"\n## {task}\n\n```\n{prompt}```\n")
+        for name, row in rows.items():
+            verdict = "right" if row["rewards"]["accuracy"] else "wrong"
+            completion = row["completion"].rstrip()
+            parts.append(f"\n{titles[name]} ({verdict}):\n\n```\n{completion}\n```\n")
+    return "".join(parts)
+
+
+# -- curves, like the report's figures ------------------------------------------------------------
+
+
+def smooth(values: Sequence[float], window: int = 5) -> list[float]:
+    """Trailing mean.
+
+    >>> smooth([0.0, 1.0, 2.0], window=2)
+    [0.0, 0.5, 1.5]
+    """
+    return [fmean(values[max(0, i + 1 - window) : i + 1]) for i in range(len(values))]
+
+
+def draw_curves(curves: Mapping[str, Sequence[Path]], out: Path) -> None:
+    """A line per label, through its RL runs one after another; a dotted line where one starts."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(2, 2, figsize=(10, 6.4), constrained_layout=True)
+    for axis, (key, title, note) in zip(axes.flat, PANELS):
+        for (label, folders), colour in zip(curves.items(), ("tab:orange", "tab:blue")):
+            draw_runs(axis, [metric_values(folder, key) for folder in folders], label, colour)
+        axis.set_title(title + (f"  ({note})" if note else ""), fontsize=10)
+        axis.set_xlabel("RL step")
+        axis.grid(alpha=0.25)
+        if "length" not in key:
+            axis.set_ylim(0, 1.02)
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
+    figure.savefig(out, dpi=110)
+    plt.close(figure)
+
+
+def draw_runs(axis, runs: Sequence[Sequence[float]], label: str, colour: str) -> None:
+    start = 0
+    for values in runs:
+        steps = range(start, start + len(values))
+        if start and values:
+            axis.axvline(start - 0.5, color=colour, linestyle=":", linewidth=1)
+        axis.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
+        label = None if start else label
+        axis.plot(steps, smooth(values), color=colour, linewidth=1.8, label=label)
+        start += len(values)

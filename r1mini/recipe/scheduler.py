@@ -1,0 +1,165 @@
+"""Runs the stages of a recipe in processes: each stage as soon as its inputs exist.
+
+A stage is the `main` of a script, in a single-threaded process per core. A finished stage is not
+run again; an interrupted one resumes. At a signal, running stages save their state and end.
+"""
+
+import importlib
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from r1mini.infra import files, signals
+from r1mini.infra.device import pick_device
+from r1mini.training import run_state
+
+# These flags change only memory and speed: small batches stay in a core's cache, large ones fill a
+# GPU.
+ON_CPU = {"train_grpo": {"learner_tokens": 2048}, "sample": {"sampler_rows": 512}}
+ON_GPU = {
+    "train_grpo": {"sampler_rows": 4096, "learner_tokens": 65_536},
+    "sample": {"sampler_rows": 4096},
+}
+
+
+def worker_flags(script: str, device: str) -> dict:
+    """The flags of a script in a worker process on a device."""
+    flags = ON_GPU if pick_device(device, 0).type == "cuda" else ON_CPU
+    return {"device": device, "threads": 1, "progress": False, **flags.get(script, {})}
+
+
+@dataclass(frozen=True)
+class Stage:
+    name: str
+    script: str  # train_sft, train_grpo or sample
+    settings: dict
+    output: Path  # complete when the stage has finished
+    inputs: tuple[Path, ...] = ()
+
+
+def is_done(path: Path) -> bool:
+    """The file exists; a run.json also says that its run has finished."""
+    return path.is_file() and (path.name != "run.json" or files.read_run_json(path)["finished"])
+
+
+def schedule(stages: Sequence[Stage], workers: int, say: Callable[[str], None]) -> None:
+    """Run the stages, each as soon as its inputs are complete and a worker is free."""
+    waiting = [stage for stage in stages if not is_done(stage.output)]
+    running = {}  # future: (stage, start)
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker)
+    try:
+        while waiting or running:
+            for stage in list(waiting):
+                if len(running) < workers and all(map(is_done, stage.inputs)):
+                    waiting.remove(stage)
+                    say(f"start {stage.name}")
+                    running[submit(pool, stage)] = (stage, time.perf_counter())
+            if not running:
+                inputs = {path for stage in waiting for path in stage.inputs}
+                missing = sorted(str(path) for path in inputs if not is_done(path))
+                raise ValueError(f"--stages: {waiting[0].name} needs {', '.join(missing)}")
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                stage, start = running.pop(future)
+                check_result(future, stage, [other for other, _ in running.values()])
+                say(f"finished {stage.name} in {time.perf_counter() - start:.0f} s")
+    finally:
+        if running:  # after an error or a signal: the other stages save their state
+            for worker in multiprocessing.active_children():
+                worker.terminate()
+        pool.shutdown(cancel_futures=True)
+
+
+def submit(pool: ProcessPoolExecutor, stage: Stage) -> Future:
+    """Signals are blocked in a worker process that starts, until it can handle them."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals.SIGNALS)
+    future = pool.submit(run_stage, stage)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.SIGNALS)
+    return future
+
+
+def check_result(future: Future, stage: Stage, others: Iterable[Stage]) -> None:
+    """Raises ValueError for a stage that failed."""
+    try:
+        future.result()
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{stage.name}: {error}") from error
+    except BrokenProcessPool:  # the pool does not know whose worker it was
+        names = sorted(one.name for one in [stage, *others])
+        raise ValueError(
+            f"{' or '.join(names)}: worker died (killed, perhaps out of memory); rerun the same "
+            "command to resume"
+        ) from None
+
+
+# -- in a worker process --------------------------------------------------------------------------
+
+
+def start_worker() -> None:
+    """The first signal waits until a stage runs; later ones are for the parent process, without
+    which a worker ends."""
+    for number in signals.SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:  # as in the parent
+            signal.signal(number, signals.on_first_signal)
+    signals.defer()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.SIGNALS)
+    tqdm.set_lock(threading.RLock())
+
+    def follow_parent() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=follow_parent, daemon=True).start()
+
+
+def run_stage(stage: Stage) -> None:
+    """Call the script's `main`."""
+    try:
+        signals.allow()
+        script = importlib.import_module(stage.script)
+        script.main(script.Config(**stage.settings))
+    finally:
+        signals.defer()
+
+
+# -- around the schedule --------------------------------------------------------------------------
+
+
+def claim_folder(root: Path, file: str, settings: dict) -> None:
+    """Record in `root` the flags that decide the results, and lock it.
+
+    ValueError if the folder has results of other flags, or another process uses it.
+    """
+    before = files.read_json(root / file) if (root / file).is_file() else settings
+    for key, value in settings.items():
+        if before.get(key, value) != value:
+            raise ValueError(
+                f"--out {root}: holds a run with --{key} {before[key]}, not {value}; choose "
+                "another folder"
+            )
+    files.prepare_folder(root)
+    run_state.lock(root)
+    files.write_json(root / file, settings)
+
+
+def timed_printer() -> Callable[[str], None]:
+    """A function that prints a line after the seconds since this call."""
+    start = time.perf_counter()
+    return lambda text: print(f"[{time.perf_counter() - start:4.0f} s] {text}", flush=True)
+
+
+def default_workers(device: str) -> int:
+    """One worker on a GPU, one per core on a CPU."""
+    if pick_device(device, 0).type == "cuda":
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,180 @@
+"""The R1 recipe: `python -m r1mini`. [R1 §2.2] [R1 §2.3] [R1 §2.4]
+
+    base ── GRPO ───────────────────────────────────────────────► R1-Zero
+      ├──── cold-start SFT ─► Dev1 ── reasoning RL ─► Dev2
+      │                                                 │ rejection sampling
+      └──── SFT, from the base again ◄──────────────── rows
+                  └─► Dev3 ── RL for all scenarios ─► R1 ── its samples ─► distilled student
+                                                        student ── GRPO ─► (for comparison)
+
+Each stage runs a script. Stages that do not need each other run side by side. Started again, the
+recipe skips finished stages and resumes interrupted ones.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from r1mini import checkpoint, tasks
+from r1mini.config import option, validate
+from r1mini.infra import files
+from r1mini.recipe.report import model_titles, write_results
+from r1mini.recipe.scheduler import (
+    Stage,
+    claim_folder,
+    default_workers,
+    is_done,
+    schedule,
+    timed_printer,
+    worker_flags,
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    out: str = option("runs/r1", "folder for all results of the recipe")
+    stages: tuple[str, ...] = option((), "run only these stages (names as in the folder)")
+    tasks: tuple[str, ...] = option(tasks.DEFAULT, "tasks to train and evaluate on")
+    rounds: int = option(
+        1, "rounds of rejection sampling, SFT from the base and RL", bounds="1 <= x"
+    )
+    seed: int = option(0, "seed of everything random; the first one with --seeds")
+    seeds: int = option(
+        1, "runs with different seeds; the tables then show mean and spread", bounds="1 <= x"
+    )
+    scale: float = option(
+        1.0,
+        "steps, rows and problems of every stage, as a fraction of the recipe's",
+        bounds="0 < x",
+    )
+    device: str = option("auto", "auto, cpu or cuda[:n]")
+    workers: int = option(
+        0, "processes side by side (0: one per core on a CPU, one on a GPU)", bounds="0 <= x"
+    )
+
+
+PRESETS = {"quick": {"out": "runs/quick", "scale": 0.04}}
+
+
+# (name, script, model, settings) of a stage, without paths, seed and device; the setting `data`
+# names the stage that makes its rows.
+Draft = tuple[str, str, str, dict]
+
+
+def sft(name: str, model: str, data: str, **settings) -> Draft:
+    return name, "train_sft", model, {"data": data, **settings}
+
+
+def grpo(name: str, model: str, **settings) -> Draft:
+    return name, "train_grpo", model, {"minibatch_of": "problems", **settings}
+
+
+def reject(name: str, model: str, **settings) -> Draft:
+    return name, "sample", model, {"reject": True, "samples": 4, **settings}
+
+
+def evaluate(model: str, **settings) -> Draft:
+    return f"eval/{model}", "sample", model, {"eval": True, "samples": 16, **settings}
+
+
+def recipe(cfg: Config, seed: int, out: Path) -> list[Stage]:
+    """The stages. A free core takes the first one that is ready: what others need comes first."""
+    reasoning = tuple(task for task in cfg.tasks if tasks.TASKS[task].reasoning)
+    if not reasoning:
+        raise ValueError(f"--tasks {' '.join(cfg.tasks)}: the recipe needs a task with reasoning")
+    plain = tuple(task for task in cfg.tasks if not tasks.TASKS[task].reasoning)
+    hardest = ("repair",) if "repair" in reasoning else ()  # twice in each step of RL
+    on_reasoning, on_all = hardest + reasoning, hardest + reasoning + plain
+
+    def scaled(count: int) -> int:
+        return max(2, round(count * cfg.scale))
+
+    sampling = {"tasks": cfg.tasks, "plain_rows": scaled(2000)}
+
+    # R1 [R1 §2.3]
+    drafts = [
+        sft("dev1", "base", "cold-start", tasks=reasoning, rows=scaled(1500), epochs=2),
+        grpo("dev2", "dev1", steps=scaled(40), tasks=on_reasoning),
+    ]
+    best = "dev2"
+    for number in range(1, cfg.rounds + 1):
+        n = f"-{number}" if number > 1 else ""
+        drafts += [
+            reject(f"rows{n}", best, problems=scaled(600), **sampling),
+            sft(f"dev3{n}", "base", f"rows{n}", rows=0, epochs=3),
+            grpo(f"r1{n}", f"dev3{n}", steps=scaled(24), tasks=on_all, learning_rate=2e-4),
+        ]
+        best = f"r1{n}"
+    drafts += [
+        # Distillation [R1 §2.4]: R1's samples train the student.
+        reject(f"distill-rows{n}", best, problems=scaled(300), **sampling),
+        sft(f"distilled{n}", "student-base", f"distill-rows{n}", rows=0, epochs=5),
+        # R1-Zero: accuracy and format alone; the language reward came with R1. [R1 §2.2.2]
+        grpo("r1-zero", "base", steps=scaled(80), tasks=on_all, reward="accuracy,format:0.5"),
+        # The student with RL of its own, to compare with distillation.
+        grpo("student-rl", "student-base", steps=scaled(30), tasks=reasoning + plain),
+    ]
+    for model in model_titles(cfg.rounds):
+        drafts.append(evaluate(model, tasks=cfg.tasks, problems=scaled(32), seed=seed))
+    # Each stage that makes something has its own seed: no two see the same problems.
+    first = seed * 1000
+    return [complete(draft, out, first + i, cfg.device) for i, draft in enumerate(drafts)]
+
+
+def complete(draft: Draft, out: Path, seed: int, device: str) -> Stage:
+    name, script, model, settings = draft
+    if script == "sample":
+        target = output = out / f"{name}.{'json' if 'eval' in settings else 'jsonl'}"
+    else:
+        target, output = out / name, out / name / "run.json"
+    if model in checkpoint.EMBEDDED:
+        source, inputs = checkpoint.resolve(model), []
+    else:
+        source, inputs = out / model, [out / model / "run.json"]
+    if settings.get("data", "cold-start") != "cold-start":
+        rows = out / f"{settings['data']}.jsonl"
+        settings, inputs = settings | {"data": str(rows)}, [*inputs, rows]
+    common = {
+        "model": str(source),
+        "out": str(target),
+        "seed": seed,
+        **worker_flags(script, device),
+    }
+    return Stage(name, script, common | settings, output, tuple(inputs))
+
+
+def main(cfg: Config) -> None:
+    tasks.require(cfg.tasks)
+    validate(cfg)
+    say, root = timed_printer(), Path(cfg.out)
+    seeds = range(cfg.seed, cfg.seed + cfg.seeds)
+    folders = [root / f"seed-{seed}" if cfg.seeds > 1 else root for seed in seeds]
+    stages = [stage for seed, out in zip(seeds, folders) for stage in recipe(cfg, seed, out)]
+    names = {stage.name for stage in stages}
+    for name in cfg.stages:
+        if name not in names:
+            raise ValueError(f"--stages: {name!r} is not one of {', '.join(sorted(names))}")
+    settings = {"tasks": " ".join(cfg.tasks), "seed": cfg.seed, "seeds": cfg.seeds}
+    settings["scale"] = cfg.scale
+    claim_folder(root, "recipe.json", settings)
+    chosen = [stage for stage in stages if not cfg.stages or stage.name in cfg.stages]
+    if all(is_done(stage.output) for stage in chosen):
+        if cfg.stages or results_written(root, cfg.rounds):
+            print(f"{root}: everything has run already; see {root / 'stages.md'}")
+            return
+    for folder in folders:
+        files.prepare_folder(folder / "eval")
+    schedule(chosen, cfg.workers or default_workers(cfg.device), say)
+    if not all(is_done(stage.output) for stage in stages):
+        return
+    for folder in folders:
+        summary = write_results([folder], folder, cfg.tasks, cfg.rounds)
+    if cfg.seeds > 1:
+        summary = write_results(folders, root, cfg.tasks, cfg.rounds)
+    print(summary)
+    say(f"done; {root}/stages.md, stages.json, curves.png, examples.md")
+
+
+def results_written(root: Path, rounds: int) -> bool:
+    if not (root / "stages.md").is_file():
+        return False
+    return set(model_titles(rounds)) == set(files.read_json(root / "stages.json"))

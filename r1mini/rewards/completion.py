@@ -1,0 +1,197 @@
+r"""What a completion says, and what its problem has to judge it by.
+
+Extracts the thinking, the answer and the program of a completion; finds the gold answer or the
+tests of a problem. Left out: programs in other languages than Python, special checkers for
+problems with several right answers.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from r1mini import answers, sandbox, tasks
+from r1mini.records import Problem
+from r1mini.sandbox.convert import Dropped, open_r1_tests
+
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+TAG = re.compile(r"</?(?:think|answer)>")
+LITERAL = re.compile(r"[-+]?(?:\d+/\d+|\\[dt]?frac\d+|[\d.,]+|[A-Za-z ]*)%?")
+OPERATION = re.compile(r"[\w)!][-+*/^!]|\\[a-z]{3}|\)\(")
+FENCED = re.compile(
+    r"""
+    ^ [^\S\n]* ``` ([^`\n]*) \n       # a fence with a label
+    (.*?)                             # any lines
+    (^ [^\S\n]* ``` [^\S\n]* $ | \Z)  # a fence alone, or the end of the text
+    """,
+    re.VERBOSE | re.MULTILINE | re.DOTALL,
+)
+SPACING = re.compile(r"[\s{}$]|\\(?:left|right|[,;!])")
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a reward sees of a completion."""
+
+    text: str  # starts with the `<think>` that its prompt may end with
+    length: int  # in tokens; in characters if TRL's caller passes no `completion_ids`
+    max_length: int | None = None  # the sampler's limit in tokens; None: unknown
+
+
+def parse(text: str) -> tuple[str | None, str] | None:
+    """Thinking and answer of a completion that keeps the format strictly; None if it does not.
+
+    The format is at most one think block, then exactly one answer block. Only white space may stand
+    between and after them, nothing before them, and no tag inside.
+
+    >>> parse("<think>5+8=13</think><answer>5+8</answer>")
+    ('5+8=13', '5+8')
+    >>> parse("<answer>5+8</answer>")
+    (None, '5+8')
+    >>> parse("<think>5+8=13</think><answer>5+8</answer> and more") is None
+    True
+    """
+    match TAG.findall(text):
+        case ["<think>", "</think>", "<answer>", "</answer>"]:
+            before, thinking, between, answer, after = TAG.split(text)
+        case ["<answer>", "</answer>"]:
+            before, answer, after = TAG.split(text)
+            thinking, between = None, ""
+        case _:
+            return None
+    return None if (before + between + after).strip() else (thinking, answer)
+
+
+def is_blank(text: str) -> bool:
+    """Does the text have no visible character? Zero-width characters are invisible too."""
+    return not any(char.isprintable() and not char.isspace() for char in text)
+
+
+def extract_thinking(text: str) -> str:
+    """The text of the think block, closed or not; "" without one."""
+    return text.partition("<think>")[2].partition("</think>")[0]
+
+
+def extract_answer(problem: Problem, text: str) -> str | None:
+    """The answer of a completion: a program if the problem asks for one; None without an answer."""
+    if problem.task not in tasks.TASKS and wants_program(problem):
+        return extract_program(text)
+    return answers.extract(text)
+
+
+def extract_program(text: str) -> str | None:
+    """The program of a completion; None without one.
+
+    It is the last fenced block after the thinking (inside the answer block, if there is one) with
+    a Python label, or else the last block without a label. Without any fence it is the whole
+    answer block.
+
+    >>> extract_program("<think>```x```</think>So:\\n```python\\nprint(1)\\n```\\nIt prints 1.")
+    'print(1)\\n'
+    """
+    after = text.rpartition("</think>")[2]
+    if "<think>" in after:
+        return None
+    if "<answer>" in after or "</answer>" in after:
+        after = answers.extract(text)
+        if after is None or "```" not in after:
+            return after
+    blocks = fenced_blocks(after)
+    return blocks.get("python", blocks.get(""))
+
+
+def fenced_blocks(text: str) -> dict[str, str]:
+    """The last closed block of each label; "python" stands for "py" and "python3" too."""
+    blocks = {}
+    for label, lines, is_closed in FENCED.findall(text):
+        label = label.strip().lower()
+        if is_closed:
+            blocks["python" if label in ("py", "python3") else label] = lines or "\n"
+    return blocks
+
+
+def copied_from_prompt(answer: str, gold: str, prompt: str) -> bool:
+    r"""Is the answer an expression of the prompt, written in another way than the gold answer?
+
+    Otherwise `2+3` would answer "What is 2+3?", and `\sqrt{48}` would be its own simplification.
+    A number, fraction, word or label may stand in the prompt.
+    """
+    answer, gold, prompt = (SPACING.sub("", text) for text in (answer, gold, prompt))
+    if answer == gold or answer not in prompt or LITERAL.fullmatch(answer):
+        return False
+    return OPERATION.search(answer) is not None
+
+
+# -- the problem -------------------------------------------------------------------------------
+
+
+def needs_reasoning(problem: Problem) -> bool:
+    """Does the problem ask for thinking?"""
+    return problem.task not in tasks.TASKS or tasks.TASKS[problem.task].reasoning
+
+
+def gold_answer(problem: Problem) -> str | None:
+    r"""The gold answer of a data file's row; None where a task's checker or tests decide.
+
+    It is the column `answer`, or without one the last `\boxed{…}` of the column `solution`.
+    """
+    if problem.task in tasks.TASKS or wants_program(problem):
+        return None
+    answer, solution = problem.columns.get("answer"), problem.columns.get("solution")
+    if answer is None or not str(answer).strip():
+        return None if solution is None else answers.extract(str(solution))
+    return answers.extract(str(answer)) or str(answer)
+
+
+def wants_program(problem: Problem) -> bool:
+    """Does the problem ask for a program?"""
+    info = json_column(problem, "verification_info")
+    has_cases = isinstance(info, dict) and "test_cases" in info
+    return problem.columns.get("tests") is not None or has_cases
+
+
+def problem_tests(problem: Problem) -> list[dict] | None:
+    """The sandbox's tests of a problem; None without any. ValueError if no test can be run.
+
+    They are the column `tests`, or else open-r1's `verification_info`; both may be JSON text.
+    """
+    tests = json_column(problem, "tests")
+    if tests is not None or not wants_program(problem):
+        return tests
+    try:
+        tests, dropped = open_r1_tests(json_column(problem, "verification_info"))
+    except Dropped as reason:
+        raise ValueError(f"verification_info: {reason}") from None
+    if not tests:
+        raise ValueError(f"verification_info: no test can be run ({', '.join(dropped)})")
+    return tests
+
+
+def json_column(problem: Problem, name: str) -> Any:
+    """A column, read if it is JSON text."""
+    value = problem.columns.get(name)
+    return parse_json(value) if isinstance(value, str) else value
+
+
+@lru_cache(maxsize=1000)
+def parse_json(text: str) -> Any:
+    """Cached: all completions of a problem share its columns."""
+    return json.loads(text)
+
+
+def check_problem(problem: Problem) -> None:
+    """ValueError if a data file's row has no gold answer or tests, or unusable ones."""
+    gold = gold_answer(problem)
+    if gold is not None:
+        answers.equivalent(gold, "")
+        return
+    tests = problem_tests(problem)
+    if tests is None:
+        raise ValueError(
+            "nothing to judge an answer by: no column 'answer', 'solution' with a box, or 'tests'"
+        )
+    sandbox.check(tests)
+    limit = problem.columns.get("time_limit", 2.0)
+    if not isinstance(limit, int | float) or not 0.05 <= limit <= 86400:
+        raise ValueError(f"time_limit {limit!r}: must be 0.05 to 86400 seconds")

@@ -1,0 +1,1 @@
+"""GRPO. Read `grpo.py` first."""

@@ -1,0 +1,94 @@
+"""The memory of a step of GRPO in the worst case: every completion goes to its limit."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from r1mini.checkpoint.tokenizer import Tokenizer
+from r1mini.infra import distributed
+from r1mini.infra.device import autocast
+from r1mini.model.config import ModelConfig
+from r1mini.model.transformer import Transformer
+from r1mini.records import Group, Problem, Rollout
+from r1mini.rl.config import GRPOConfig
+from r1mini.rl.learner import accumulate_gradient
+from r1mini.rl.metrics import bf16_weights
+from r1mini.rl.rollouts import problems_of_step
+from r1mini.rl.samples import make_samples, minibatches
+from r1mini.sampler import sampler
+from r1mini.sampler.kv_cache import cache_bytes
+from r1mini.sampler.sampling import SamplingParams
+from r1mini.training import memory
+
+
+def memory_needed(cfg: GRPOConfig, device: torch.device, config: ModelConfig) -> dict[str, int]:
+    """Bytes by purpose."""
+    ranks = distributed.world_size()
+    longest = min(cfg.max_new_tokens, config.max_position_embeddings)
+    sizes = memory.training_bytes(
+        config,
+        max(cfg.learner_tokens, longest),
+        optimizer=cfg.optimizer,
+        optimizer_on=cfg.optimizer_on,
+        reference=bool(cfg.beta),
+        gradient_checkpointing=cfg.gradient_checkpointing,
+        ranks=ranks,
+    )
+    rows = min(cfg.sampler_rows, -(-cfg.problems // ranks) * cfg.completions)
+    bytes_per_number = 2 if device.type == "cuda" and cfg.bf16 else 4
+    cache = cache_bytes(config, rows, longest, bytes_per_number)
+    if cache > sizes["learner"]:  # sampler and learner take turns
+        del sizes["learner"]
+        sizes["sampler"] = cache
+    return sizes
+
+
+def fit_micro_batches(
+    cfg: GRPOConfig, device: torch.device, config: ModelConfig, free: int | None
+) -> GRPOConfig:
+    """`--learner-tokens 0` becomes the largest number of tokens that fits."""
+    if cfg.learner_tokens:
+        return cfg
+
+    def sizes(tokens: int) -> dict[str, int]:
+        return memory_needed(replace(cfg, learner_tokens=tokens), device, config)
+
+    tokens = memory.largest_fitting(sizes, free, device)
+    print(f"--learner-tokens {tokens} fit")
+    return replace(cfg, learner_tokens=tokens)
+
+
+def worst_case_step(
+    cfg: GRPOConfig,
+    policy: Transformer,
+    reference: Transformer | None,
+    tokenizer: Tokenizer,
+    data: Sequence[Problem],
+) -> None:
+    """Sample and learn as a step whose prompts are all the longest one (of the file, or of the
+    first step) and whose completions all reach their limit: one token of each, then one
+    micro-batch, without the optimizer."""
+    texts = [problem.prompt for problem in data or problems_of_step(cfg, data, 0)]
+    prompt = max(sampler.encode_prompts(policy, tokenizer, texts), key=len)
+    prompts = [prompt] * -(-cfg.problems // distributed.world_size())
+    params = SamplingParams(cfg.max_new_tokens, cfg.temperature)
+    with autocast(policy.device, cfg.bf16):
+        whole = distributed.gather_model(policy)
+        sampler.dry_run(whole, tokenizer, prompts, cfg.completions, params, cfg.sampler_rows)
+    limit = min(cfg.max_new_tokens, policy.config.max_position_embeddings - len(prompt))
+    size = len(minibatches(cfg, cfg.problems, "")[0])
+    same_prompt = (
+        cfg.completions if cfg.minibatch_of == "problems" else max(1, size // cfg.problems)
+    )
+    rows = memory.longest_rows(cfg.learner_tokens, size, len(prompt), limit, same_prompt)
+    rollouts = [
+        Rollout(tuple(ids), tuple(completion), (0.0,) * len(completion), "", True)
+        for ids, completion in rows
+    ]
+    weights = bf16_weights(policy) if cfg.bf16 else None  # as in a step
+    group = Group(Problem("", "", "", ""), rollouts, [], ())
+    samples = make_samples(cfg, policy, [group], torch.ones(1, len(rows)))
+    accumulate_gradient(cfg, policy, reference, samples, cfg.learner_tokens)
+    del weights
+    policy.zero_grad()

@@ -1,0 +1,239 @@
+"""What a step of RL looked like: metrics under TRL's names, and the logs of a run."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from statistics import fmean, stdev
+from typing import Any
+
+from torch import Tensor
+
+from r1mini.infra import files
+from r1mini.infra.distributed import replicate
+from r1mini.model.transformer import Transformer
+from r1mini.records import Group, Rollout
+from r1mini.rewards.completion import extract_answer, extract_thinking
+from r1mini.rewards.words import words
+from r1mini.rl import diagnosis
+from r1mini.rl.config import GRPOConfig
+from r1mini.training.run_state import Run
+
+LOGS = ("metrics.jsonl", "rollouts.jsonl")
+# A resumed run needs these of its earlier steps.
+NEEDED = (
+    "step",
+    "num_tokens",
+    "entropy",
+    "frac_reward_zero_std",
+    "completions/clipped_ratio",
+    "completions/unparsed_ratio",
+)
+# R1's words of reflection (Nature, Supplementary), and their Chinese counterparts. A bare 错 is a
+# verdict, as "no".
+REFLECTION = {
+    "en": (
+        *("wait", "mistake", "however", "but", "retry"),
+        *("error", "verify", "wrong", "evaluate", "check"),
+    ),
+    "zh": (*("等等", "等一下", "错误", "然而", "但是", "重试"), *("验证", "不对", "评估", "检查")),
+}
+
+
+def reflection(thinking: str, language: str) -> float:
+    """Reflective words per word of the thinking; 0 without words."""
+    spoken, known = words(thinking), REFLECTION.get(language, ())
+    if language == "zh":
+        hits = [any(reflective in word for reflective in known) for word in spoken]
+    else:
+        hits = [word.lower() in known for word in spoken]
+    return sum(hits) / len(spoken) if spoken else 0.0
+
+
+def entropy(rollouts: Sequence[Rollout]) -> float:
+    """Nats per token of the distribution that was sampled from: the mean of -log p of the
+    tokens."""
+    total = sum(sum(rollout.logprobs) for rollout in rollouts)
+    return -total / sum(len(rollout.logprobs) for rollout in rollouts)
+
+
+def deviation(values: Sequence[float]) -> float:
+    """Sample standard deviation; 0 for a single value."""
+    return stdev(values) if len(values) > 1 else 0.0
+
+
+def sampling_metrics(groups: Sequence[Group]) -> dict[str, Any]:
+    """Metrics of all completions of a step, also of groups that were replaced."""
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    scores = [score for group in groups for score in group.scores]
+    problems = [group.problem for group in groups for _ in group.rollouts]
+    texts = [p.prompt_and_completion(rollout)[1] for p, rollout in zip(problems, rollouts)]
+    answers = list(map(extract_answer, problems, texts))
+    languages = [problem.language for problem in problems]
+    lengths = [len(rollout.completion_ids) for rollout in rollouts]
+    finished = [rollout.finished for rollout in rollouts]
+    unparsed = [done and answer is None for done, answer in zip(finished, answers)]
+    wrong = [
+        answer is not None and score["accuracy"] == 0 for answer, score in zip(answers, scores)
+    ]
+    row = {
+        "reward": fmean([reward for group in groups for reward in group.rewards]),
+        "reward_std": fmean([deviation(group.rewards) for group in groups]),
+        "frac_reward_zero_std": fmean([group.has_zero_variance for group in groups]),
+        "groups_drawn": len(groups),
+        "completions/mean_length": fmean(lengths),
+        "completions/min_length": min(lengths),
+        "completions/max_length": max(lengths),
+        "completions/clipped_ratio": fmean([not done for done in finished]),
+        "completions/unparsed_ratio": fmean(unparsed),
+        "completions/wrong_ratio": fmean(wrong),
+        "completions/reflection": fmean(map(reflection, map(extract_thinking, texts), languages)),
+        "entropy": entropy(rollouts),
+    }
+    for name in scores[0]:
+        if values := [score[name] for score in scores if score[name] is not None]:
+            row[f"rewards/{name}/mean"] = fmean(values)
+            row[f"rewards/{name}/std"] = deviation(values)
+    return row
+
+
+def learning_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Means over the minibatches that had something to learn; empty if none had. Shares and
+    distances are per token of the completions that taught something."""
+    row = {}
+    if skipped := sum(not math.isfinite(stats.get("grad_norm", 0.0)) for stats in updates):
+        row["updates_skipped"] = skipped
+    if updates := [stats for stats in updates if math.isfinite(stats.get("grad_norm", math.nan))]:
+        names = [name for name in updates[0] if name not in ("tokens", "gap", "gap_mean")]
+        row |= {name: fmean([stats[name] for stats in updates]) for name in names}
+        # Before the first update, sampler and learner have the same weights: rounding alone.
+        row["sampling/sampling_logp_difference/max"] = updates[0]["gap"]
+        row["sampling/sampling_logp_difference/mean"] = updates[0]["gap_mean"]
+    return row
+
+
+def count_tokens(groups: Sequence[Group]) -> int:
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    return sum(len(rollout.prompt_ids) + len(rollout.completion_ids) for rollout in rollouts)
+
+
+def bf16_weights(policy: Transformer) -> list[Tensor]:
+    """The weights as bf16 compute sees them."""
+    return [parameter.detach().bfloat16() for parameter in policy.parameters()]
+
+
+def changed_fraction(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
+    changed = [int(replicate((old != new).sum())) for old, new in zip(before, after)]
+    return sum(changed) / sum(old.numel() for old in before)
+
+
+def rollout_rows(step: int, groups: Sequence[Group], adv_NG: Tensor) -> list[dict[str, Any]]:
+    """The lines of rollouts.jsonl: every completion with its rewards and its advantage."""
+    rows = []
+    for n, group in enumerate(groups):
+        for g, (rollout, scores) in enumerate(zip(group.rollouts, group.scores)):
+            prompt, completion = group.problem.prompt_and_completion(rollout)
+            rows.append(
+                {
+                    "step": step,
+                    "problem": n,
+                    "sample": g,
+                    "task": group.problem.task,
+                    "prompt": prompt,
+                    "completion": completion,
+                    "tokens": len(rollout.completion_ids),
+                    "finished": rollout.finished,
+                    "rewards": scores,
+                    "reward": round(group.rewards[g], 6),
+                    "advantage": round(float(adv_NG[n, g]), 6),
+                }
+            )
+    return rows
+
+
+class StepLog:
+    """Writes the logs of a run, and prints a line and a diagnosis for each step."""
+
+    def __init__(self, run: Run, cfg: GRPOConfig, weights: Mapping[str, float], context: int):
+        self.run, self.cfg, self.reward_weights, self.context = run, cfg, weights, context
+        self.rows = files.read_metrics(run.out / "metrics.jsonl", *NEEDED)
+
+    def sampled(self, step: int, groups: Sequence[Group], policy: Transformer) -> None:
+        self.run.lap("sample")
+        self.weights_before = bf16_weights(policy) if self.cfg.bf16 else None
+        if step == 0:
+            print(diagnosis.first_look(groups[0], self.reward_weights), flush=True)
+            if self.cfg.max_new_tokens > self.context:
+                print(
+                    f"--- --max-new-tokens {self.cfg.max_new_tokens}: the model's context of "
+                    f"{self.context} tokens is the limit"
+                )
+
+    def updated(
+        self,
+        step: int,
+        groups: Sequence[Group],
+        drawn: Sequence[Group],
+        adv_NG: Tensor,
+        policy: Transformer,
+        updates: Sequence[Mapping[str, float]],
+        learning_rate: float,
+        done: float,
+    ) -> None:
+        """Log a step: the groups it learned from, all that were drawn for them, and its updates."""
+        self.run.lap("update")
+        tokens = self.rows[-1]["num_tokens"] if self.rows else 0
+        row = {
+            "step": step,
+            **sampling_metrics(drawn),
+            **learning_metrics(updates),
+            "learning_rate": learning_rate,
+            **self.run.times(),
+            "num_tokens": tokens + count_tokens(drawn),
+            "seconds": round(self.run.seconds, 3),
+        }
+        if self.weights_before and "loss" in row:
+            now = bf16_weights(policy)
+            row["weights/moved_in_bf16"] = changed_fraction(self.weights_before, now)
+        self.rows.append(row)
+        self.run.write("metrics.jsonl", row)
+        self.run.write("rollouts.jsonl", *rollout_rows(step, groups, adv_NG))
+        self.print_step(row, groups)
+        if step % 5 == 4 or done == 1:
+            for advice in diagnosis.diagnose(
+                self.rows, self.cfg, self.reward_weights, self.context
+            ):
+                print(f"{self.run.name}: {advice}", flush=True)
+
+    def print_step(self, row: Mapping[str, Any], groups: Sequence[Group]) -> None:
+        name, step = self.run.name, row["step"]
+        print(f"{name} {step + 1}/{self.cfg.steps}: {summary(row)}", flush=True)
+        if "grad_norm" not in row and not row.get("updates_skipped"):
+            if all(group.has_zero_variance for group in groups):
+                reason = "in every group all rewards are equal"
+            else:
+                reason = (
+                    "only completions cut at the limit have a different reward; they are masked"
+                )
+            print(f"{name}: step {step} changes nothing: {reason}", flush=True)
+        if warning := diagnosis.check_sampler_gap(row, self.cfg):
+            print(f"{name}: {warning}", flush=True)
+        if self.cfg.show and step and step % 10 == 0:  # the first step is shown by first_look
+            for group in groups[: self.cfg.show]:
+                text = f"{group.problem.prompt}{group.rollouts[0].text}"
+                print(f"--- {text}\n--- reward {group.rewards[0]:.2f}", flush=True)
+
+
+def summary(row: Mapping[str, Any]) -> str:
+    """The metrics of a step in one line."""
+    names = [name for name in row if re.fullmatch("rewards/.*/mean", name)]
+    parts = [f"{name.split('/')[1]} {row[name]:.2f}" for name in names]
+    parts += [
+        f"length {row['completions/mean_length']:.0f}",
+        f"cut {row['completions/clipped_ratio']:.2f}",
+        f"zero-variance {row['frac_reward_zero_std']:.2f}",
+        f"entropy {row['entropy']:.2f}",
+        f"grad {row['grad_norm']:.2f}" if "grad_norm" in row else "no update",
+        f"{row['step_time']:.1f} s (sample {row['time/sample']:.1f}, "
+        f"update {row['time/update']:.1f})",
+    ]
+    return " ".join(parts)

@@ -1,0 +1,138 @@
+"""What the learner learns from: a sample per completion, and the tensors of a minibatch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from random import Random
+
+import torch
+from torch import Tensor
+
+from r1mini.infra import distributed
+from r1mini.infra.device import autocast
+from r1mini.model.transformer import Transformer
+from r1mini.records import Group, Rollout
+from r1mini.rl import corrections, grpo
+from r1mini.rl.config import GRPOConfig
+from r1mini.training.logprobs import collate, targets, token_logprobs_and_entropy
+from r1mini.training.micro_batches import by_prompt
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A completion to learn from. The lists have an item per token of the completion."""
+
+    rollout: Rollout
+    advantage: float
+    old_logps: Sequence[float]  # log pi_old: the sampler's, or recomputed before the updates
+    entropies: Sequence[float]
+
+    @property
+    def ids(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return self.rollout.prompt_ids, self.rollout.completion_ids
+
+
+def make_samples(
+    cfg: GRPOConfig, policy: Transformer, groups: Sequence[Group], adv_NG: Tensor
+) -> list[Sample]:
+    """The step's completions with log pi_old: the sampler's log-probabilities, but computed again
+    if the sampler's are to be corrected, or entropies are needed."""
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    old = [(rollout.logprobs, [0.0] * len(rollout.logprobs)) for rollout in rollouts]
+    if cfg.correction != "none" or cfg.top_entropy < 1:
+        rows = [(rollout.prompt_ids, rollout.completion_ids) for rollout in rollouts]
+        computed = []
+        for chosen, _ in distributed.assign_micro_batches(by_prompt(rows, cfg.learner_tokens)):
+            batch = collate([rows[b] for b in chosen]).to(policy.device)
+            with torch.no_grad(), autocast(policy.device, cfg.bf16):
+                logp_BT, entropy_BT = token_logprobs_and_entropy(policy, batch, cfg.temperature)
+            for b, logp_T, entropy_T, target_T in zip(chosen, logp_BT, entropy_BT, batch.target_BT):
+                computed.append((b, (logp_T[target_T].tolist(), entropy_T[target_T].tolist())))
+        for b, values in distributed.all_gather(computed):
+            old[b] = values
+    return [
+        Sample(rollout, advantage, *values)
+        for rollout, advantage, values in zip(rollouts, adv_NG.flatten().tolist(), old)
+    ]
+
+
+def minibatches(cfg: GRPOConfig, groups: int, seed: str) -> list[list[int]]:
+    """The numbers of a step's samples, in random minibatches of completions or of whole groups.
+
+    >>> cfg = GRPOConfig(completions=2, minibatches=2, minibatch_of="problems")
+    >>> minibatches(cfg, 3, "seed")
+    [[0, 1, 2, 3], [4, 5]]
+    """
+    size = cfg.completions if cfg.minibatch_of == "problems" else 1
+    count = groups * cfg.completions // size
+    order = Random(seed).sample(range(count), count)
+    units = [order[k :: cfg.minibatches] for k in range(cfg.minibatches)]
+    return [[unit * size + i for unit in part for i in range(size)] for part in units]
+
+
+@dataclass(frozen=True)
+class LossInputs:
+    """What the loss needs beside the policy: a row for each sample of a minibatch."""
+
+    adv_B: Tensor
+    mask_BT: Tensor
+    weight_BT: Tensor
+    entropy_weight_BT: Tensor
+    correction_BT: Tensor
+    policy_weight_BT: Tensor
+    old_logp_BT: Tensor
+    sampler_logp_BT: Tensor
+
+    def select(self, rows: Sequence[int], T: int, device: torch.device) -> LossInputs:
+        """These rows, cut to T columns, on the device."""
+        tensors = [getattr(self, field.name)[rows] for field in fields(self)]
+        tensors = [x if x.ndim == 1 else x[:, :T] for x in tensors]
+        return LossInputs(*(x.to(device, non_blocking=True) for x in tensors))
+
+
+def loss_inputs(
+    cfg: GRPOConfig,
+    policy: Transformer,
+    samples: Sequence[Sample],
+    kept_B: Tensor,
+    micro_batches: Sequence[list[int]],
+) -> LossInputs:
+    """Of a whole minibatch, on the CPU."""
+    target_BT = targets([sample.ids for sample in samples])
+
+    def by_token(rows: Sequence[Sequence[float]]) -> Tensor:
+        values = torch.tensor([value for row in rows for value in row])
+        return torch.zeros(target_BT.shape).masked_scatter(target_BT, values)
+
+    sampler_BT = by_token([sample.rollout.logprobs for sample in samples])
+    old_BT = by_token([sample.old_logps for sample in samples])
+    entropy_BT = by_token([sample.entropies for sample in samples])
+    mask_BT = target_BT & kept_B[:, None]
+    micro_batch_B = torch.zeros(len(samples), dtype=torch.long)
+    for number, chosen in enumerate(micro_batches):
+        micro_batch_B[chosen] = number
+    longest = min(cfg.max_new_tokens, policy.config.max_position_embeddings)
+    # A row that is left out keeps its share of the weight, so that the others do not count for more
+    # (but not in "microbatch", as in TRL).
+    weight_BT = grpo.token_weights(
+        mask_BT if cfg.loss_per == "microbatch" else target_BT,
+        cfg.loss_per,
+        longest=longest,
+        micro_batch_B=micro_batch_B,
+    )
+    bonus_BT = cfg.entropy_bonus * grpo.token_weights(target_BT, "token")
+    correction_BT = corrections.sampler_correction(
+        old_BT, sampler_BT, mask_BT, cfg.correction, cap=cfg.correction_cap
+    )
+    return LossInputs(
+        adv_B=torch.tensor([sample.advantage for sample in samples]),
+        mask_BT=mask_BT,
+        weight_BT=weight_BT * kept_B[:, None],
+        entropy_weight_BT=bonus_BT * kept_B[:, None],
+        correction_BT=correction_BT,
+        policy_weight_BT=corrections.top_entropy(entropy_BT, mask_BT, cfg.top_entropy)
+        * correction_BT,
+        old_logp_BT=old_BT,
+        sampler_logp_BT=sampler_BT,
+    )

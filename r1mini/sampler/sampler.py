@@ -1,0 +1,341 @@
+"""The sampler: prompts in, rollouts out.
+
+Continuous batching (Orca, Yu et al. 2022): a fixed number of slots decode side by side, and when a
+completion ends, the next one takes its slot. Each prompt is prefilled once, and its keys and values
+serve all G completions [R1 §2.2.1]. Each token is drawn with a uniform number that belongs to
+(seed, step, attempt, row, token), so a rollout does not depend on the rows beside it.
+
+`sample` returns all rollouts; `stream` yields one completion token by token. Left out: a cache kept
+from one turn of a conversation to the next.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from r1mini.checkpoint.tokenizer import Tokenizer
+from r1mini.model.attention import PackedAttention
+from r1mini.model.transformer import Transformer
+from r1mini.records import Rollout
+from r1mini.sampler.cuda_graphs import EagerRunner, GraphRunner, graphs_enabled, round_up
+from r1mini.sampler.decode import FusedDecoder
+from r1mini.sampler.kv_cache import INITIAL_CAPACITY, KVCache
+from r1mini.sampler.sampling import (
+    SamplingParams,
+    inverse_cdf_sample,
+    next_token_probs,
+    row_uniforms,
+)
+from r1mini.training.micro_batches import pack_greedily
+
+PREFILL_TOKENS = 8192  # prompt tokens in one forward pass
+
+
+@torch.inference_mode()
+def sample(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    completions: int,
+    params: SamplingParams,
+    *,
+    seed: int,
+    step: int = 0,
+    attempt: int = 0,
+    first: int = 0,
+    max_rows: int = 256,
+    progress: str | None = None,
+    on_finished: Callable[[int, list[Rollout]], None] = lambda n, rollouts: None,
+) -> list[list[Rollout]]:
+    """Samples `completions` rollouts of each prompt.
+
+    `first` is the number of the first prompt, if the prompts are a later part of a longer list;
+    `attempt` draws other rollouts in the same step. `max_rows` bounds the rows that decode side by
+    side. `progress` names a progress bar. `on_finished(n, rollouts)` is called for each prompt, in
+    order, as soon as all its rollouts are complete.
+
+    Raises ValueError for a prompt that leaves no room in the context.
+    """
+    prompt_ids = encode_prompts(model, tokenizer, prompts)
+    sampler = Sampler(
+        model, tokenizer, prompt_ids, completions, params, seed, step, attempt, first, max_rows
+    )
+    groups: list[list[Rollout | None]] = [[None] * completions for _ in prompts]
+    reported = 0
+    total, hidden = len(prompts) * completions, None if progress else True
+    with tqdm(total=total, desc=progress, leave=False, disable=hidden) as bar:
+        while sampler.has_unfinished:
+            sampler.step()
+            for n, g, rollout in sampler.pop_finished():
+                groups[n][g] = rollout
+                bar.update()
+            while reported < len(groups) and all(groups[reported]):
+                on_finished(reported, groups[reported])
+                reported += 1
+    return groups
+
+
+@torch.inference_mode()
+def stream(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    prompt: str,
+    params: SamplingParams,
+    *,
+    seed: int,
+    step: int = 0,
+) -> Iterator[int]:
+    """Yields the tokens of the completion that `sample` returns for this one prompt, each as soon
+    as it is drawn, the end token included.
+
+    Raises ValueError, at the first token, for a prompt that leaves no room in the context.
+    """
+    prompt_ids = encode_prompts(model, tokenizer, [prompt])
+    sampler = Sampler(model, tokenizer, prompt_ids, 1, params, seed=seed, step=step, block=1)
+    while sampler.has_unfinished:
+        [[token]] = sampler.step()
+        yield token
+
+
+@torch.inference_mode()
+def dry_run(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    prompt_ids: Sequence[Sequence[int]],
+    completions: int,
+    params: SamplingParams,
+    max_rows: int,
+) -> Sampler:
+    """Takes as much memory as `sample` can: fills every slot, grows the cache to its limit, and
+    decodes one block that reads all of it, also as a CUDA graph."""
+    sampler = Sampler(model, tokenizer, prompt_ids, completions, params, seed=0, max_rows=max_rows)
+    sampler.admit()
+    sampler.ensure_capacity(sampler.max_length)
+    sampler.decode(sampler.max_length)
+    return sampler
+
+
+def encode_prompts(
+    model: Transformer, tokenizer: Tokenizer, prompts: Sequence[str]
+) -> list[list[int]]:
+    """Token ids of each prompt, each as the beginning of a document.
+
+    Raises ValueError for a prompt that is empty or leaves no room in the context.
+    """
+    prompt_ids = [tokenizer.with_bos(ids) for ids in tokenizer.encode_batch(list(prompts))]
+    context = model.config.max_position_embeddings
+    for prompt, ids in zip(prompts, prompt_ids):
+        if not 0 < len(ids) < context:
+            raise ValueError(
+                f"a prompt of {len(ids)} tokens does not fit the model's context of {context}: "
+                f"{prompt[:60]!r}"
+            )
+    return prompt_ids
+
+
+@dataclass
+class Row:
+    """A completion in progress."""
+
+    n: int  # number of its prompt
+    g: int  # number in its group
+    max_tokens: int
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+
+
+class Sampler:
+    """Slots that decode side by side; the completions of all prompts pass through them.
+
+    A slot holds a row, its last token, the position of that token, and the number of tokens drawn.
+    A decoding step advances every slot by one token and does not synchronize with the host: on
+    CUDA the host reads the drawn tokens only after every `block` steps.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        prompt_ids: Sequence[Sequence[int]],
+        completions: int,
+        params: SamplingParams,
+        seed: int,
+        step: int = 0,
+        attempt: int = 0,
+        first: int = 0,
+        max_rows: int = 256,
+        block: int | None = None,
+        runner: EagerRunner | None = None,
+    ):
+        self.model, self.tokenizer, self.params = model, tokenizer, params
+        self.prompt_ids, self.completions, self.first = prompt_ids, completions, first
+        self.uniforms = partial(row_uniforms, seed, step, attempt)
+        self.device = device = model.device
+        on_gpu = device.type == "cuda"
+        self.block = block or (16 if on_gpu else 1)
+        self.runner = runner or (GraphRunner(device) if graphs_enabled(device) else EagerRunner())
+        self.decoder = FusedDecoder(model)
+
+        self.waiting = deque((n, g) for n in range(len(prompt_ids)) for g in range(completions))
+        self.slots: list[Row | None] = [None] * min(max_rows, len(self.waiting))  # None: idle
+        self.finished: list[tuple[int, int, Rollout]] = []
+        self.prompts: list[int] = []  # the numbers of those in the cache
+
+        B = len(self.slots)
+        max_tokens = min(params.max_new_tokens, model.config.max_position_embeddings)
+        self.max_length = max_tokens + self.block  # a row may overrun its limit inside a block
+        capacity = round_up(min(max_tokens, INITIAL_CAPACITY) + self.block)
+        dtype = self.decoder.head.dtype if on_gpu else torch.float32
+        self.cache = KVCache(model.config, B, capacity, device, dtype, self.runner.rounded)
+        self.token_B = torch.zeros(B, dtype=torch.long, device=device)
+        self.position_B = torch.zeros_like(self.token_B)
+        self.count_B = torch.zeros_like(self.token_B)
+        self.uniform_BT = torch.zeros(B, self.max_length, device=device)
+
+    @property
+    def has_unfinished(self) -> bool:
+        return bool(self.waiting) or any(self.slots)
+
+    def step(self) -> list[list[int]]:
+        """Admits waiting rows, then draws `block` tokens in every slot: returns them [block][B]."""
+        self.admit()
+        length = max(len(row.ids) for row in self.slots if row) + self.block
+        self.ensure_capacity(length)
+        tokens, logprobs = (torch.stack(x).tolist() for x in zip(*self.decode(length)))
+        self.append(tokens, logprobs)
+        return tokens
+
+    def pop_finished(self) -> list[tuple[int, int, Rollout]]:
+        """The rollouts that finished since the last call, as (n, g, rollout)."""
+        finished, self.finished = self.finished, []
+        return finished
+
+    def admit(self) -> None:
+        """Gives idle slots to waiting rows. When none waits, drops idle slots."""
+        idle = [slot for slot, row in enumerate(self.slots) if row is None]
+        new = idle[: len(self.waiting)]
+        if new:
+            self.start_rows(new)
+        shrunk = self.shrink()
+        in_use = list(dict.fromkeys(row.n for row in self.slots if row))
+        missing = [n for n in in_use if n not in self.prompts]
+        if missing or shrunk:
+            self.prefill(missing)
+        if new or shrunk:
+            index = {n: i for i, n in enumerate(self.prompts)}
+            idle_prompt = self.runner.idle_prompt
+            self.cache.assign_prompts([index[row.n] if row else idle_prompt for row in self.slots])
+
+    def start_rows(self, slots: Sequence[int]) -> None:
+        """Puts a waiting row into each of these slots, at the last token of its prompt."""
+        context = self.model.config.max_position_embeddings
+        last, position, number = [], [], []
+        for slot in slots:
+            n, g = self.waiting.popleft()
+            ids = self.prompt_ids[n]
+            self.slots[slot] = Row(n, g, min(self.params.max_new_tokens, context - len(ids)))
+            last.append(ids[-1])
+            position.append(len(ids) - 1)
+            number.append((self.first + n) * self.completions + g)
+        self.token_B[slots] = torch.tensor(last, device=self.device)
+        self.position_B[slots] = torch.tensor(position, device=self.device)
+        self.count_B[slots] = 0
+        count = max(self.slots[slot].max_tokens for slot in slots)
+        self.uniform_BT[slots, :count] = self.uniforms(number, count).to(self.device)
+
+    def shrink(self) -> bool:
+        """Drops idle slots if there are many of them; whether it did."""
+        used = [slot for slot, row in enumerate(self.slots) if row]
+        size = self.runner.rounded(len(used))
+        if size >= self.runner.shrink_below * len(self.slots):
+            return False
+        idle = size - len(used)
+        self.slots = [self.slots[slot] for slot in used] + [None] * idle
+        kept = used + used[:1] * idle  # the contents of an idle slot do not matter
+        self.cache.select_rows(kept)
+        self.token_B, self.position_B = self.token_B[kept], self.position_B[kept]
+        self.count_B, self.uniform_BT = self.count_B[kept], self.uniform_BT[kept]
+        return True
+
+    def prefill(self, new: Sequence[int]) -> None:
+        """Computes these prompts, all but their last token, which belongs to the first decoding
+        step. Drops the prompts that no row needs any more."""
+        needed = {row.n for row in self.slots if row}
+        if self.waiting:
+            needed.add(self.waiting[0][0])  # a group may be split between slots and queue
+        keep = [i for i, n in enumerate(self.prompts) if n in needed]
+        lengths = [len(self.prompt_ids[n]) for n in new]
+        for part in pack_greedily(lengths, range(len(new)), PREFILL_TOKENS) or [[]]:
+            numbers = [new[i] for i in part]
+            prefixes = [self.prompt_ids[n][:-1] for n in numbers]
+            attend = PackedAttention(list(map(len, prefixes)), keep_kv=True, device=self.device)
+            if any(prefixes):
+                token_M = torch.tensor(sum(prefixes, [])).to(self.device)
+                position_M = torch.cat([torch.arange(len(ids)) for ids in prefixes])
+                self.model.hidden(token_M, position_M.to(self.device), attend)
+            self.cache.add_prompts(keep, attend.kept_kv, attend.lengths)
+            self.prompts = [self.prompts[i] for i in keep] + numbers
+            keep = range(len(self.prompts))
+
+    def ensure_capacity(self, length: int) -> None:
+        while length > self.cache.capacity:
+            self.cache.grow(min(2 * self.cache.capacity, round_up(self.max_length)))
+
+    def decode(self, length: int) -> list[tuple[Tensor, Tensor]]:
+        """`block` decoding steps, after which no row has more than `length` tokens."""
+        length = min(self.runner.rounded_length(length), self.cache.capacity)
+        state = self.token_B, self.position_B, self.count_B, self.uniform_BT
+        reads = *self.cache.tensors(), *state
+        step = partial(self.decode_step, length)
+        return [self.runner.run(step, length, reads) for _ in range(self.block)]
+
+    def decode_step(self, length: int) -> tuple[Tensor, Tensor]:
+        """Draws the next token of every slot: (token_B, its log-probability logp_B)."""
+        # Idle slots go on counting; the clamp keeps them inside the cache.
+        limit = min(self.cache.capacity, self.uniform_BT.shape[1])
+        count_B = self.count_B.clamp(max=limit - 1)
+        with torch.autocast(self.device.type, enabled=False):
+            attend = self.cache.attention(count_B, length)
+            logits_BV = self.decoder.logits(self.token_B, self.position_B, attend)
+        p_BV = next_token_probs(logits_BV, self.params)
+        uniform_B1 = self.uniform_BT.gather(1, count_B[:, None])
+        token_B = inverse_cdf_sample(p_BV, uniform_B1[:, 0])
+        self.token_B.copy_(token_B)
+        self.position_B += 1
+        self.count_B += 1
+        return token_B, p_BV.gather(-1, token_B[:, None])[:, 0].log()
+
+    def append(self, tokens: Sequence[Sequence[int]], logprobs: Sequence[Sequence[float]]) -> None:
+        """Appends what was drawn, [block][B], to the rows. A finished row leaves its slot."""
+        for slot, row in enumerate(self.slots):
+            if row is None:
+                continue
+            for token_B, logp_B in zip(tokens, logprobs):
+                row.ids.append(token_B[slot])
+                row.logprobs.append(logp_B[slot])
+                if row.ids[-1] in self.tokenizer.stop_ids or len(row.ids) == row.max_tokens:
+                    self.finished.append((row.n, row.g, self.rollout(row)))
+                    self.slots[slot] = None
+                    break
+
+    def rollout(self, row: Row) -> Rollout:
+        """Raises ValueError if a probability of the row is NaN."""
+        prompt_ids = self.prompt_ids[row.n]
+        if not math.isfinite(sum(row.logprobs)):
+            prompt = self.tokenizer.decode(prompt_ids)[:60]
+            raise ValueError(
+                "the model's probabilities are not numbers: "
+                f"completion {row.g + 1} of prompt {prompt!r}"
+            )
+        finished = row.ids[-1] in self.tokenizer.stop_ids
+        text = self.tokenizer.decode(row.ids[:-1] if finished else row.ids)
+        ids, logprobs = tuple(row.ids), tuple(row.logprobs)
+        return Rollout(tuple(prompt_ids), ids, logprobs, text, finished)

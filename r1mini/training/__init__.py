@@ -1,0 +1,1 @@
+"""What SFT and RL share: log-probabilities, optimizers, memory, saved states."""

@@ -1,0 +1,112 @@
+"""Token sequences to tensors, and log pi(o_t | q, o_<t) of their target tokens.
+
+The only place that aligns logits with the tokens they predict: column t of every `_BT` tensor
+describes token t, so its log-probability comes from the logits at column t-1, and column 0 has
+none. The model never sees padding, and the logits of all tokens are never stored. Neighbouring rows
+with the same prompt share its computation, except in attention.
+"""
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from r1mini.model.attention import PackedAttention
+from r1mini.model.transformer import Transformer
+from r1mini.records import Batch
+from r1mini.training.chunked_logprobs import ChunkedLogprobs
+
+
+def collate(rows: Sequence[Sequence[Sequence[int]]]) -> Batch:
+    """A row alternates segments of context and of targets, as in (prompt, completion). Neighbours
+    with the same first segment share it.
+
+    >>> batch = collate([([5, 6], [7, 8, 9]), ([5, 6], [7])])
+    >>> batch.tokens_BT.tolist()
+    [[5, 6, 7, 8, 9], [5, 6, 7, 0, 0]]
+    >>> batch.target_BT.int().tolist()
+    [[0, 0, 1, 1, 1], [0, 0, 1, 0, 0]]
+    >>> batch.lengths, batch.parent
+    ((2, 3, 1), (-1, 0, 0))
+    >>> batch.flat_of_token_BT.tolist()
+    [[0, 1, 2, 3, 4], [0, 1, 5, 0, 0]]
+    """
+    target_BT = targets(rows)
+    B, T = target_BT.shape
+    tokens_BT = torch.zeros(B, T, dtype=torch.long)
+    flat_of_token_BT = torch.zeros(B, T, dtype=torch.long)
+    token_of_flat, lengths, parent = [], [], []
+
+    def add_segment(b: int, begin: int, end: int, parent_segment: int) -> None:
+        start = sum(lengths)
+        flat_of_token_BT[b, begin:end] = torch.arange(start, start + end - begin)
+        token_of_flat.append(torch.arange(b * T + begin, b * T + end))
+        lengths.append(end - begin)
+        parent.append(parent_segment)
+
+    prompts = [tuple(row[0]) for row in rows]
+    prompt_segment = -1
+    for b, row in enumerate(rows):
+        ids = [token for segment in row for token in segment]
+        tokens_BT[b, : len(ids)] = torch.tensor(ids, dtype=torch.long)
+        same_as_last = b > 0 and prompts[b] == prompts[b - 1]
+        same_as_next = b + 1 < B and prompts[b] == prompts[b + 1]
+        shared = len(prompts[b]) if same_as_last or same_as_next else 0
+        if not shared:
+            prompt_segment = -1
+        elif same_as_last:
+            flat_of_token_BT[b, :shared] = flat_of_token_BT[b - 1, :shared]
+        else:
+            prompt_segment = len(lengths)
+            add_segment(b, 0, shared, -1)
+        if shared < len(ids):
+            add_segment(b, shared, len(ids), prompt_segment)
+    token_of_flat_M, target_Q = torch.cat(token_of_flat), target_BT.flatten().nonzero()[:, 0]
+    indices = token_of_flat_M, flat_of_token_BT, target_Q
+    return Batch(tokens_BT, target_BT, *indices, tuple(lengths), tuple(parent))
+
+
+def targets(rows: Sequence[Sequence[Sequence[int]]]) -> Tensor:
+    """[B, T] bool: the tokens of the target segments, as in `collate`; never a row's first token,
+    which has no context."""
+    ends_B = [list(accumulate(map(len, row))) for row in rows]
+    T = max((ends[-1] for ends in ends_B), default=0)
+    if not T:
+        raise ValueError(f"{len(rows)} rows without a token: nothing to learn from")
+    target_BT = torch.zeros(len(rows), T, dtype=torch.bool)
+    for target_T, ends in zip(target_BT, ends_B):
+        for begin, end in zip(ends[::2], ends[1::2]):
+            target_T[max(begin, 1) : end] = True
+    return target_BT
+
+
+def on_targets(values_Q: Tensor, batch: Batch) -> Tensor:
+    """One value for each target token, row after row, as [B, T] with zeros elsewhere."""
+    zeros = torch.zeros(batch.tokens_BT.numel(), device=values_Q.device)
+    return zeros.index_copy(0, batch.target_Q, values_Q).view(batch.tokens_BT.shape)
+
+
+def token_logprobs(model: Transformer, batch: Batch, temperature: float = 1.0) -> Tensor:
+    """[B, T] log pi(o_t | q, o_<t) in nats, fp32, of the target tokens; zero elsewhere."""
+    return token_logprobs_and_entropy(model, batch, temperature, with_entropy=False)[0]
+
+
+def token_logprobs_and_entropy(
+    model: Transformer, batch: Batch, temperature: float = 1.0, with_entropy: bool = True
+) -> tuple[Tensor, Tensor | None]:
+    """(logp_BT, entropy_BT): also the entropy of each target token's distribution."""
+    tokens = batch.tokens_BT.flatten()
+    token_of_flat_M, T = batch.token_of_flat_M, batch.tokens_BT.shape[1]
+    attend = PackedAttention(batch.lengths, batch.parent, device=tokens.device)
+
+    # A callback: FSDP gathers `lm_head` only inside of the model's forward methods.
+    def head(hidden_MD: Tensor, weight_VD: Tensor) -> tuple[Tensor, Tensor | None]:
+        flat_Q = batch.flat_of_token_BT.flatten()[batch.target_Q - 1]  # column t-1 predicts t
+        hidden_QD, target_ids_Q = hidden_MD.index_select(0, flat_Q), tokens[batch.target_Q]
+        return ChunkedLogprobs.apply(hidden_QD, weight_VD, target_ids_Q, temperature, with_entropy)
+
+    logp_Q, entropy_Q = model.forward_with_head(
+        tokens[token_of_flat_M], token_of_flat_M % T, attend, head
+    )
+    return on_targets(logp_Q, batch), on_targets(entropy_Q, batch) if with_entropy else None

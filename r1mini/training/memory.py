@@ -1,0 +1,223 @@
+"""How much memory a run takes, before it takes any.
+
+What the learner keeps for its backward pass is counted on the meta device, where tensors have
+shapes and no memory, so the count follows the model's code. The rest is arithmetic. Left out: the
+prompts' part of the cache and its copies in attention, the logits of one decoding step, bf16
+copies, memory lost to fragmentation, the tokenizer, Python.
+
+On a CPU the count decides: a process that takes too much is killed without a word. On CUDA running
+out of memory raises an error, so the count refuses only what cannot work, and the worst case is
+tried before the run begins (`dry_run`).
+"""
+
+import dataclasses
+import re
+from bisect import bisect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from r1mini.config import memory_flags
+from r1mini.infra import distributed
+from r1mini.model.config import ModelConfig
+from r1mini.model.transformer import Transformer
+from r1mini.training.chunked_logprobs import MAX_LOGITS
+
+GIB = 2**30
+CERTAIN = ("weights", "gradients", "optimizer")  # arithmetic, and there at the same time
+USABLE = 0.9  # share of the free memory that --learner-tokens 0 fills; the rest is not counted
+# Sizes of micro-batches to choose from; larger ones are no faster.
+BUDGETS = {"cuda": [2**k for k in range(8, 17)], "cpu": [2**k for k in range(8, 13)]}
+Result = TypeVar("Result")
+
+
+def activation_bytes(config: ModelConfig, tokens: int, gradient_checkpointing: bool = False) -> int:
+    """Bytes in fp32 that a forward pass over so many tokens keeps for the backward pass."""
+    with torch.device("meta"):
+        model = Transformer(config).to("meta")
+        tokens_M = torch.zeros(tokens, dtype=torch.long)
+    parameters = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        storage = x.untyped_storage()
+        if storage._cdata not in parameters:
+            kept[storage._cdata] = storage  # held, so that no other takes its address
+        return x
+
+    def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        if not gradient_checkpointing:
+            keep(q), keep(k), keep(v)  # as the fused kernels do
+        return q * 1
+
+    model.gradient_checkpointing = gradient_checkpointing
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        model.hidden(tokens_M, tokens_M, attend)
+    total = sum(storage.nbytes() for storage in kept.values())
+    if gradient_checkpointing:  # and one layer at a time in full
+        total += activation_bytes(dataclasses.replace(config, num_hidden_layers=1), tokens)
+    return total
+
+
+def training_bytes(
+    config: ModelConfig,
+    tokens: int,
+    *,
+    optimizer: str,
+    optimizer_on: str = "device",
+    reference: bool = False,
+    gradient_checkpointing: bool = False,
+    ranks: int = 1,
+) -> dict[str, int]:
+    """Bytes by purpose, on each rank's device, for steps with micro-batches of so many tokens. The
+    learner's passes need a fifth more than what they keep."""
+    with torch.device("meta"):
+        model = Transformer(config)
+    weights = sum(p.numel() for p in model.parameters())
+    matrices = sum(p.numel() for p in model.model.layers.parameters() if p.ndim > 1)
+    moments = 2 * weights - (matrices if optimizer == "muon" else 0)  # Muon has one per matrix
+    numbers = {
+        "weights": weights * (2 if reference else 1),
+        "gradients": weights,
+        "optimizer": moments if optimizer_on == "device" else 0,
+    }
+    sizes = {name: 4 * -(-count // ranks) for name, count in numbers.items()}
+    if ranks > 1:  # whole weights to sample from and to save; Muon's matrices
+        sizes["whole weights"] = 4 * weights + (8 * matrices if optimizer == "muon" else 0)
+    # Logits, their softmax, its gradient and a copy; the gradient of the head.
+    head = config.vocab_size * config.hidden_size
+    logits = 4 * min(MAX_LOGITS, tokens * config.vocab_size) + head
+    activations = activation_bytes(config, tokens, gradient_checkpointing)
+    return {**sizes, "learner": round(1.2 * activations) + 4 * logits}
+
+
+def available(device: torch.device) -> int | None:
+    """Bytes that are free for this rank; None if the system does not say. Limits of cgroup v1, or
+    of a parent group, are not seen."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = []
+    info = Path("/proc/meminfo")
+    if info.is_file() and (match := re.search(r"MemAvailable:\s+(\d+) kB", info.read_text())):
+        free.append(int(match[1]) * 1024)
+    group = Path("/sys/fs/cgroup")
+    limit = group / "memory.max"
+    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
+        statistics = (group / "memory.stat").read_text()
+        reclaimable = r"^(?:active_file|inactive_file|slab_reclaimable) (\d+)"
+        cache = sum(map(int, re.findall(reclaimable, statistics, re.M)))
+        free.append(int(text) - int((group / "memory.current").read_text()) + cache)
+    return min(free) // distributed.world_size() if free else None
+
+
+def raises_oom(device: torch.device) -> bool:
+    """Whether too little memory is an error, and not the end of the process."""
+    return device.type == "cuda"
+
+
+def require(sizes: Mapping[str, int], device: torch.device, config: Any) -> None:
+    """Raises ValueError if the sum of the sizes is more than is free, with the flags that lower
+    it."""
+    free, takes = available(device), "about"
+    if free is None:
+        return
+    there = f"{free / GIB:.1f} GiB are free"
+    advice = f"in the worst case, and {there}: lower {memory_flags(config)}"
+    if raises_oom(device):
+        sizes, takes = {name: sizes[name] for name in CERTAIN}, "at least"
+        offload = sizes["optimizer"] and distributed.world_size() == 1
+        less = "add --optimizer-on cpu, or use" if offload else "use"
+        advice = f"whatever the other flags, and {there}: {less} more ranks"
+    if (needed := sum(sizes.values())) > free:
+        large = {name: size for name, size in sizes.items() if size >= 0.05 * GIB}
+        parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in large.items())
+        raise ValueError(f"this run takes {takes} {needed / GIB:.1f} GiB ({parts}) {advice}")
+
+
+def largest_fitting(
+    sizes: Callable[[int], Mapping[str, int]], free: int | None, device: torch.device
+) -> int:
+    """The largest number of tokens per micro-batch, a power of two, whose `sizes(tokens)` fit the
+    memory that was free before the run took any: so coarse that one machine mostly gives the same
+    number, and with it the same bits."""
+    if free is None:
+        raise ValueError(
+            "--learner-tokens 0: this system does not say how much memory is free; give a number"
+        )
+    budgets = BUDGETS[device.type]
+    fitting = bisect(budgets, USABLE * free, key=lambda tokens: sum(sizes(tokens).values()))
+    return min(distributed.all_gather([budgets[max(0, fitting - 1)]]))
+
+
+def longest_rows(
+    tokens: int, rows: int, prompt: int, completion: int, group: int = 1
+) -> list[tuple[list[int], list[int]]]:
+    """A micro-batch that fills its budget of tokens: at most so many rows of the longest prompt and
+    completion, `group` of them to a prompt; the last is cut to what is left.
+
+    >>> rows = longest_rows(20, 9, prompt=2, completion=5, group=2)
+    >>> [(len(prompt), len(completion)) for prompt, completion in rows]
+    [(2, 5), (2, 5), (2, 5), (2, 1)]
+    """
+    batch: list[tuple[list[int], list[int]]] = []
+    for number in range(rows):
+        tokens -= 0 if number % group else prompt
+        size = min(completion, tokens) if batch else completion  # there is always one row
+        if size < 1:
+            break
+        batch.append(([number // group % 256] * prompt, [0] * size))  # ids of any vocabulary
+        tokens -= size
+    return batch
+
+
+def dry_run(
+    worst_case_step: Callable[[], None], sizes: Mapping[str, int], free: int, device: torch.device
+) -> None:
+    """Run the worst case once before the run begins, beside as much memory as the optimizer will
+    take, and print the peak. If it does not fit, torch raises OutOfMemoryError."""
+    if not raises_oom(device):
+        return
+    moments = torch.empty(sizes["optimizer"], dtype=torch.uint8, device=device)
+    worst_case_step()
+    torch.empty_like(moments)  # the optimizer's step: gradients and AdamW's denominators
+    peak, estimate = free - available(device), sum(sizes.values())
+    print(
+        f"peak memory in the dry run: {peak / GIB:.1f} GiB of {free / GIB:.1f}, "
+        f"{estimate / GIB:.1f} estimated",
+        flush=True,
+    )
+    del moments
+    torch.cuda.empty_cache()  # the run begins with a fresh allocator
+
+
+def retry_with_half(
+    passes: Callable[[int], Result], tokens: int, model: nn.Module, config: Any, exact: bool = True
+) -> Result:
+    """`passes(tokens)` adds up a gradient in micro-batches of so many tokens. If a GPU runs out of
+    memory in it, do all of it again with half the size, where that gives the same gradient
+    (`exact`). Raises ValueError if that is not enough. On several ranks the others are in the same
+    pass and cannot start again."""
+    retry = exact and distributed.world_size() == 1
+    sizes = [tokens, max(1, tokens // 2)] if retry else [tokens]
+    for size in sizes:
+        try:
+            return passes(size)
+        except torch.OutOfMemoryError as error:
+            reason = str(error).split("\n")[0][:200]
+        # Outside of the handler, which would hold the frames of the passes and their tensors.
+        model.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+        if size != sizes[-1]:
+            print(
+                f"out of memory with micro-batches of {size} tokens: retrying with half the size "
+                f"(lower {memory_flags(config)} if this happens again)",
+                flush=True,
+            )
+    tried = " or ".join(map(str, sizes))
+    raise ValueError(
+        f"not enough memory for micro-batches of {tried} tokens; lower {memory_flags(config)} "
+        f"({reason})"
+    )

@@ -1,0 +1,81 @@
+"""Row indices cut into micro-batches by a budget of tokens. A row over the budget comes alone."""
+
+from collections.abc import Iterable, Sequence
+from random import Random
+
+
+def by_length(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+    """Rows of similar length, at most `token_budget` tokens with padding.
+
+    >>> by_length([3, 9, 4, 8], token_budget=18)
+    [[0, 2], [3, 1]]
+    """
+    batches = []
+    for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if not batches or (len(batches[-1]) + 1) * lengths[index] > token_budget:
+            batches.append([])
+        batches[-1].append(index)
+    return batches
+
+
+def by_prompt(rows: Sequence[Sequence[Sequence[int]]], token_budget: int) -> list[list[int]]:
+    """Rows of one prompt side by side, at most `token_budget` tokens; a prompt counts once.
+
+    >>> by_prompt([([1, 2], [3]), ([4], [5]), ([1, 2], [6]), ([1, 2], [7])], token_budget=4)
+    [[0, 2], [3], [1]]
+    """
+    prompts = [tuple(row[0]) for row in rows]
+    order = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
+    batches = []
+    free, last_prompt = 0, None
+    for index in sorted(range(len(rows)), key=lambda i: order[prompts[i]]):
+        prompt = prompts[index]
+        completion = sum(map(len, rows[index][1:]))
+        needed = completion if prompt == last_prompt else completion + len(prompt)
+        if not batches or needed > free:
+            batches.append([])
+            free, needed = token_budget, completion + len(prompt)
+        batches[-1].append(index)
+        free, last_prompt = free - needed, prompt
+    return batches
+
+
+def length_bucketed(
+    lengths: Sequence[int], token_budget: int, seed: str, window: int = 4096
+) -> list[list[int]]:
+    """`by_length` in random order: shuffles rows, sorts them within windows, shuffles batches."""
+    rng = Random(seed)
+    order = list(range(len(lengths)))
+    rng.shuffle(order)
+    batches = []
+    for start in range(0, len(order), window):
+        part = order[start : start + window]
+        for batch in by_length([lengths[i] for i in part], token_budget):
+            batches.append([part[i] for i in batch])
+    rng.shuffle(batches)
+    return batches
+
+
+def packed_batches(lengths: Sequence[int], token_budget: int, seed: str) -> list[list[int]]:
+    """Rows in random order, at most `token_budget` tokens without padding."""
+    order = Random(seed).sample(range(len(lengths)), len(lengths))
+    return pack_greedily(lengths, order, token_budget)
+
+
+def pack_greedily(
+    lengths: Sequence[int], order: Iterable[int], token_budget: int
+) -> list[list[int]]:
+    """Rows in this order, at most `token_budget` tokens.
+
+    >>> pack_greedily([3, 9, 4, 8], range(4), token_budget=12)
+    [[0, 1], [2, 3]]
+    """
+    batches = []
+    free = 0
+    for index in order:
+        if not batches or lengths[index] > free:
+            batches.append([])
+            free = token_budget
+        batches[-1].append(index)
+        free -= lengths[index]
+    return batches

@@ -1,0 +1,220 @@
+"""The optimizers and the learning rate's schedule.
+
+Muon (orthogonalised momentum) updates the matrices of the layers, AdamW the rest. They share one
+learning rate: Muon's update is scaled to AdamW's usual size (Moonlight §2.2). At the embedded
+models' size it is clearly the better one.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from r1mini.infra.distributed import is_sharded, replicate
+
+Number = TypeVar("Number", Tensor, float)
+
+
+class Muon(torch.optim.Muon):
+    """torch's Muon, also for sharded matrices. Newton-Schulz needs whole matrices, and in bfloat16
+    the order of its sums would change the result. So every rank gathers the gradient and the
+    momentum, and updates its own shard."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad = replicate(parameter.grad)
+                for name, value in self.state.get(parameter, {}).items():
+                    self.state[parameter][name] = replicate(value)
+        return super().step(closure)
+
+
+class CPUOffload:
+    """Optimizer state offloaded to CPU, moved to the device one parameter at a time [ZeRO-Offload].
+    Results and saved states are bit for bit those of an optimizer without offload."""
+
+    def step(self, closure=None):
+        groups = self.param_groups
+        parameters = [p for group in groups for p in group["params"]]
+        for group in groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self.param_groups = [{**group, "params": [parameter]}]
+                    self.step_one(parameter)
+        self.param_groups = groups
+        for device in {p.device for p in parameters if p.is_cuda}:
+            # Copies from a GPU may still be running. Wait only for this stream: another thread may
+            # be capturing a graph in its own.
+            torch.cuda.current_stream(device).synchronize()
+
+    def step_one(self, parameter: nn.Parameter) -> None:
+        on_cpu = self.state.get(parameter, {})
+        self.state[parameter] = {
+            name: self.to_device(value, parameter.device) for name, value in on_cpu.items()
+        }
+        super().step()
+        self.state[parameter] = {
+            name: self.to_cpu(value, on_cpu.get(name))
+            for name, value in self.state[parameter].items()
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        # Without the state, which torch would move to the device.
+        super().load_state_dict({**saved, "state": {}})
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        for number, values in saved["state"].items():
+            parameter = parameters[number]
+            self.state[parameter] = {
+                name: self.to_cpu(value, pinned=parameter.is_cuda) for name, value in values.items()
+            }
+
+    def to_device(self, value: Tensor, device: torch.device) -> Tensor:
+        if not value.ndim:  # AdamW's step count is always on the CPU
+            return value
+        return value.to(device, non_blocking=True)
+
+    def to_cpu(self, value: Tensor, out: Tensor | None = None, pinned: bool = False) -> Tensor:
+        """Copies into `out`, or into new memory; pinned, so that a GPU copies at full speed."""
+        if not value.ndim:
+            return value
+        if out is None:
+            out = torch.empty_like(value, device="cpu", pin_memory=pinned or value.is_cuda)
+        return out.copy_(value, non_blocking=True)
+
+
+class OffloadedAdamW(CPUOffload, torch.optim.AdamW):
+    pass
+
+
+class OffloadedMuon(CPUOffload, Muon):
+    pass
+
+
+def build_optimizers(
+    model: nn.Module,
+    kind: str,
+    learning_rate: float,
+    weight_decay: float,
+    adamw_scale: float = 1.0,
+    state_on: str = "device",
+) -> list[torch.optim.Optimizer]:
+    """`kind`: "adamw" or "muon". With Muon, AdamW updates embeddings, head, norms and biases, at
+    `adamw_scale` times the learning rate. `state_on`: where the state lies between steps, "device"
+    or "cpu". No weight decay for norms and biases."""
+    if kind not in ("adamw", "muon"):
+        raise ValueError(f"--optimizer {kind}: must be adamw or muon")
+    if state_on not in ("device", "cpu"):
+        raise ValueError(f"--optimizer-on {state_on}: must be device or cpu")
+    matrices, embeddings, vectors = [], [], []
+    for name, parameter in model.named_parameters():
+        if parameter.ndim < 2:
+            vectors.append(parameter)
+        elif "embed" in name or "lm_head" in name:
+            embeddings.append(parameter)
+        else:
+            matrices.append(parameter)
+    AdamW = OffloadedAdamW if state_on == "cpu" else torch.optim.AdamW
+    if kind == "adamw":
+        decayed, scale = embeddings + matrices, 1.0
+    else:
+        decayed, scale = embeddings, adamw_scale
+    groups = [
+        {"params": decayed, "weight_decay": weight_decay, "share": scale},
+        {"params": vectors, "weight_decay": 0.0, "share": scale},
+    ]
+    optimizers = [AdamW(groups, lr=learning_rate, betas=(0.9, 0.95))]
+    if kind == "muon":
+        muon = OffloadedMuon if state_on == "cpu" else Muon
+        optimizers.append(
+            muon(
+                matrices,
+                lr=learning_rate,
+                weight_decay=weight_decay,
+                adjust_lr_fn="match_rms_adamw",
+            )
+        )
+    return optimizers
+
+
+def learning_rate_at(progress: float, peak: float, warmup: float, final: float) -> float:
+    """Linear warm-up over the first `warmup` of the run, then a cosine to `final` times the peak.
+
+    >>> progress = 0.0, 0.05, 0.1, 0.55, 1.0
+    >>> [round(learning_rate_at(p, 1.0, warmup=0.1, final=0.1), 3) for p in progress]
+    [0.0, 0.5, 1.0, 0.55, 0.1]
+    """
+    if progress < warmup:
+        return peak * progress / warmup
+    cosine = 0.5 * (1 + math.cos(math.pi * (progress - warmup) / max(1 - warmup, 1e-9)))
+    return peak * (final + (1 - final) * cosine)
+
+
+def nan_if_not_finite(x: Number) -> Number:
+    """0 where x is finite, else NaN. Added to a result, it reveals what a branch or clamp hid."""
+    return 0.0 * x
+
+
+def step(
+    optimizers: Iterable[torch.optim.Optimizer],
+    parameters: Iterable[Tensor],
+    learning_rate: float,
+    max_grad_norm: float,
+    loss: Tensor | float = 0.0,
+) -> float:
+    """One update with clipped gradients; clears the gradients. Returns their norm before clipping.
+    If that norm or the loss is not finite, no weight and no optimizer state changes, and the
+    returned norm is not finite."""
+    norm = nn.utils.clip_grad_norm_(list(parameters), max_grad_norm)
+    if is_sharded(norm):
+        norm = norm.full_tensor()
+    norm = float(norm + nan_if_not_finite(loss))  # one number, so the device synchronizes once
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * group.get("share", 1.0)
+        if math.isfinite(norm):
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
+class NonFiniteSteps:
+    """Reports each update that `step` skipped, and ends the run at `LIMIT` of them in a row."""
+
+    LIMIT = 3
+
+    def __init__(self):
+        self.in_a_row = 0
+
+    def check(self, norm: float | None, where: str, rows: Iterable[str]) -> None:
+        """After each update. `norm`: as returned by `step`, None if there was nothing to learn.
+        `where`: the run and its step. `rows`: names of the update's rows, read only if needed."""
+        if norm is None:
+            return
+        if math.isfinite(norm):
+            self.in_a_row = 0
+            return
+        self.in_a_row += 1
+        rows = list(rows)
+        names = ", ".join(rows[:4])
+        if len(rows) > 4:
+            names += f" and {len(rows) - 4} more"
+        message = (
+            f"{where}: the loss or its gradient is not finite, no update "
+            f"({self.in_a_row} in a row); rows: {names}"
+        )
+        print(message, flush=True)
+        if self.in_a_row == self.LIMIT:
+            raise ValueError(
+                f"{message}. The run ends: lower --learning-rate, or inspect these rows; the "
+                "weights of the last good update are not saved"
+            )
+
+
+@torch.no_grad()
+def lerp_(reference: nn.Module, policy: nn.Module, mix: float) -> None:
+    """Move the reference towards the policy, all the way with mix 1."""
+    for old, new in zip(reference.parameters(), policy.parameters(), strict=True):
+        old.lerp_(new, mix)

@@ -1,0 +1,465 @@
+"""A training run's folder: its lock and record, its logs, the saved states that it resumes from,
+and the signals that end it. Knows nothing of losses: both training scripts use it.
+
+A state is a folder `OUT/checkpoints/step-00000040`: the model as any model folder, what else
+decides the run's next bits (other models and optimizer moments as safetensors, plain values as
+JSON), and a manifest with the size and SHA-256 of each file. It gets its name when all of it is on
+the disk, and it is verified before it is read. It holds no state of a random generator: everything
+random is a function of (seed, step, row). docs/survival.md has the rest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from r1mini import checkpoint
+from r1mini.checkpoint.tokenizer import Tokenizer
+from r1mini.checkpoint.weights import model_files, weight_files, write_tensors
+from r1mini.infra import distributed, signals
+from r1mini.infra.distributed import main_rank_only, same_on_all_ranks
+from r1mini.infra.files import (
+    fsync,
+    json_text,
+    lock_file,
+    prepare_folder,
+    read_json,
+    read_run_json,
+    write_file,
+    write_json,
+)
+from r1mini.model.transformer import Transformer
+
+MANIFEST, VALUES, MOMENTS = "manifest.json", "state.json", "optimizer.safetensors"
+# Flags that decide no bit of what a run writes.
+IGNORED = {"out", "progress", "show", "save_every", "keep", "allow_changes"}
+# Flags that decide which tensors a state has: --allow-changes does not cover them.
+SHAPE = {"hidden_size", "layers", "heads", "kv_heads", "intermediate_size", "vocab_size"}
+FIXED = {"model", "optimizer", "beta", *SHAPE}
+LOCKS: dict[Path, BinaryIO] = {}  # held by this process
+
+Files = Mapping[str, bytes | Callable[[Path], None]]
+
+
+class Run:
+    """One training run in its folder.
+
+        run = Run(out, settings, logs=("metrics.jsonl",))
+        if run.has_finished(): return run.record()
+        run.start(model, tokenizer, optimizers)        # lock the folder; resume the last state
+        with run:
+            for step in run.steps(count):              # saves a state every --save-every steps
+                ...                                    # a signal here ends the run at once
+                run.begin_update()                     # from here on it waits for the step's end
+                ...
+                run.write("metrics.jsonl", row)
+        run.finish(steps=count)
+
+    `values` are plain numbers that a state saves beside the tensors; a resumed run has them back.
+    Whatever ends the run, a signal or an error, the last whole step is saved.
+    """
+
+    def __init__(self, out: str, settings: Mapping[str, Any], logs: Sequence[str]):
+        self.out, self.settings, self.logs = Path(out), settings, logs
+        self.step = self.saved_step = 0
+        self.values: dict[str, Any] = {}
+        self.step_is_whole = True  # what is in memory is the state after `step` steps
+
+    @property
+    def name(self) -> str:
+        return self.out.name
+
+    @property
+    def seconds(self) -> float:
+        """Since the run began, without the time between an interruption and its resumption."""
+        return time.perf_counter() - self.started
+
+    def has_finished(self) -> bool:
+        """Whether the same run has finished in this folder. Raises ValueError if another one
+        has."""
+        if not has_finished(self.out, self.settings):
+            return False
+        print(f"{self.out}: this run has finished already; nothing to do")
+        return True
+
+    def record(self) -> dict[str, Any]:
+        return read_run_json(self.out / "run.json")
+
+    def start(
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        optimizers: Sequence[torch.optim.Optimizer],
+        others: Mapping[str, Transformer] | None = None,
+    ) -> None:
+        """Make and lock the folder, then put the model, the optimizers and `others` (a reference
+        model) into the latest saved state. Called after everything that a wrong flag could
+        stop."""
+        distributed.require_same("the content of --data", self.settings.get("data_sha256"))
+        start_run(self.out, self.settings)
+        self.resume(model, tokenizer, optimizers, others or {})
+
+    def resume(
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        optimizers: Sequence[torch.optim.Optimizer],
+        others: Mapping[str, Transformer],
+    ) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.files = partial(state_files, model, tokenizer, optimizers, others)
+        state = resume(self.out, self.settings, model, optimizers, self.logs, others)
+        self.step = self.saved_step = state["step"]
+        self.started = time.perf_counter() - state["seconds"]
+        self.values = state.get("values", {})
+
+    def __enter__(self) -> Run:
+        self.open_logs = {name: distributed.open_log(self.out / name) for name in self.logs}
+        if distributed.world_size() > 1:
+            signals.defer()
+        return self
+
+    def steps(self, count: int) -> Iterator[int]:
+        """The numbers of the steps that are left. A loop that breaks out of its last step saves no
+        state for it: the finished run follows."""
+        for step in range(self.step, count):
+            self.step_began, self.laps = time.perf_counter(), []
+            yield step
+            self.end_step(step + 1)
+
+    def lap(self, name: str) -> None:
+        """The part of the step that has this name ends here."""
+        self.laps.append((name, time.perf_counter()))
+
+    def times(self) -> dict[str, float]:
+        """Seconds of the step so far, and of each of its parts."""
+        times, start = {"step_time": time.perf_counter() - self.step_began}, self.step_began
+        for name, end in self.laps:
+            times[f"time/{name}"], start = end - start, end
+        return times
+
+    def begin_update(self) -> None:
+        """Weights, logs and values change from here on: a signal waits for `end_step`."""
+        signals.defer()
+        self.step_is_whole = False
+
+    def end_step(self, step: int) -> None:
+        """So many steps are whole. On several ranks signals are looked at only here."""
+        self.step, self.step_is_whole = step, True
+        if self.settings["save_every"] and step % self.settings["save_every"] == 0:
+            self.save()
+        if any(distributed.all_gather([signals.requested()])):
+            raise KeyboardInterrupt
+        if distributed.world_size() == 1:
+            signals.allow()
+
+    def write(self, log: str, *rows: Mapping[str, Any]) -> None:
+        """Append rows to a log, as JSON lines."""
+        for row in rows:
+            self.open_logs[log].write(json.dumps(row, ensure_ascii=False) + "\n")
+        self.open_logs[log].flush()
+
+    def save(self) -> None:
+        values = json.loads(json.dumps(self.values, default=float))  # tensors of one number
+        values = {"seconds": self.seconds, "config": self.settings, "values": values}
+        keep = self.settings["keep"]
+        save_state(self.out, self.step, values, self.files(), self.logs, keep)
+        self.saved_step = self.step
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        signals.defer()  # to the end: what is left is short
+        # An error may be one rank's alone; then the others cannot take part in saving.
+        all_ranks = (
+            distributed.world_size() == 1 or kind is None or issubclass(kind, KeyboardInterrupt)
+        )
+        try:
+            if kind and all_ranks and self.step_is_whole and self.saved_step < self.step:
+                self.save()
+        finally:
+            for log in self.open_logs.values():
+                log.close()
+            if kind:
+                unlock(self.out)
+
+    def finish(self, **summary: Any) -> dict[str, Any]:
+        """Save the trained model, record the run as finished, and delete its states."""
+        checkpoint.save(self.out, distributed.gather_model(self.model), self.tokenizer)
+        summary["seconds"] = round(self.seconds, 1)
+        finish_run(self.out, **summary)
+        return summary
+
+
+# -- the folder's lock and record ------------------------------------------------------------------
+
+
+def lock(out: Path) -> None:
+    """Keep other processes out of this folder until this one ends or has finished the run."""
+    if out.resolve() not in LOCKS:
+        LOCKS[out.resolve()] = lock_file(out / ".lock", f"--out {out}")
+
+
+def unlock(out: Path) -> None:
+    if file := LOCKS.pop(out.resolve(), None):
+        file.close()
+
+
+@same_on_all_ranks
+def has_finished(out: Path, config: Mapping[str, Any]) -> bool:
+    """Whether a run with this configuration has finished in `out`. Raises ValueError if the folder
+    holds a run with another one."""
+    return is_recorded_as_finished(out, config)
+
+
+def is_recorded_as_finished(out: Path, config: Mapping[str, Any]) -> bool:
+    if not (out / "run.json").is_file():
+        return False
+    record = read_run_json(out / "run.json")
+    changes(out, record["config"], config, record["finished"])
+    return record["finished"]
+
+
+def changes(
+    out: Path, before: Mapping[str, Any], config: Mapping[str, Any], finished: bool = False
+) -> list[str]:
+    """What has changed in a configuration, each with both values. Raises ValueError for what may
+    not change, or not any more."""
+    config, messages = json.loads(json.dumps(config)), []
+    for key in sorted((config.keys() | before.keys()) - IGNORED):
+        if config.get(key) == before.get(key):
+            continue
+        name = "the content of --data" if key == "data_sha256" else f"--{key.replace('_', '-')}"
+        messages.append(f"{name} was {before.get(key)!r}, now {config.get(key)!r}")
+        may_change = key not in FIXED and not finished
+        if not (may_change and config.get("allow_changes")):
+            advice = ", or add --allow-changes to resume it" if may_change else ""
+            raise ValueError(
+                f"--out {out}: holds another run ({messages[-1]}); choose another folder{advice}"
+            )
+    return messages
+
+
+@main_rank_only
+def start_run(out: Path, config: Mapping[str, Any]) -> None:
+    """Make the folder, lock it and record the configuration."""
+    prepare_folder(out)
+    lock(out)
+    if is_recorded_as_finished(out, config):
+        raise ValueError(f"--out {out}: another process has just finished this run")
+    write_json(out / "run.json", {"config": config, "finished": False})
+
+
+@main_rank_only
+def finish_run(out: Path, **summary: Any) -> None:
+    write_json(out / "run.json", {**read_json(out / "run.json"), "finished": True, **summary})
+    if (out / "checkpoints").is_dir():
+        shutil.rmtree(out / "checkpoints")  # optimizer states are large
+    unlock(out)
+
+
+# -- writing a state -------------------------------------------------------------------------------
+
+
+@main_rank_only
+def save_state(
+    out: Path, step: int, values: Mapping[str, Any], files: Files, logs: Sequence[str], keep: int
+) -> None:
+    """Write a state, then delete older ones beyond `keep`. If writing fails, the earlier states are
+    untouched."""
+    root = out / "checkpoints"
+    root.mkdir(exist_ok=True)
+    for leftover in root.glob("*.tmp"):
+        shutil.rmtree(leftover)
+    target = root / f"step-{step:08d}"
+    folder = root / f"{target.name}.tmp"
+    folder.mkdir()
+    try:
+        write_state(out, folder, target, {"step": step, **values}, files, logs)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    if target.exists():  # it is damaged, or the run would have resumed from it
+        target.rename(root / f"{target.name}.old.tmp")
+    folder.rename(target)
+    fsync(root)
+    fsync(out)
+    earlier = [path for path in list_states(out) if path < target]
+    later = [path for path in list_states(out) if path > target]  # were skipped as damaged
+    for path in [*earlier[: 1 - keep or None], *later, *root.glob("*.tmp")]:
+        # Renamed first: a half deleted state would look like a damaged one.
+        shutil.rmtree(path.rename(path.with_name(f"{path.name}.gone.tmp")))
+
+
+def write_state(
+    out: Path, folder: Path, target: Path, values: dict[str, Any], files: Files, logs: Sequence[str]
+) -> None:
+    """Write the files of a state to `folder`; error messages name them in `target`."""
+    for name in logs:
+        fsync(out / name)
+    values |= {"ranks": distributed.world_size(), "torch": str(torch.__version__)}
+    values["logs"] = {name: digest(out / name) for name in logs}
+    for name, content in {**files, VALUES: json_text(values).encode()}.items():
+        write_file(folder / name, content, target / name)
+    digests = {path.name: digest(path) for path in folder.iterdir()}
+    write_file(folder / MANIFEST, manifest(digests), target / MANIFEST)
+    fsync(folder)
+
+
+def list_states(out: Path) -> list[Path]:
+    states = [
+        path for path in (out / "checkpoints").glob("step-*") if not path.name.endswith(".tmp")
+    ]
+    return sorted(states)
+
+
+def digest(path: Path, size: int | None = None) -> dict[str, Any]:
+    """Size and SHA-256 of a file, or of its first `size` bytes."""
+    sha256, limit, done = hashlib.sha256(), path.stat().st_size if size is None else size, 0
+    with path.open("rb") as file:
+        while part := file.read(min(limit - done, 1 << 20)):
+            sha256.update(part)
+            done += len(part)
+    return {"bytes": done, "sha256": sha256.hexdigest()}
+
+
+def manifest(digests: Mapping[str, Mapping[str, Any]]) -> bytes:
+    return json_text({name: digests[name] for name in sorted(digests)}).encode()
+
+
+def state_files(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    optimizers: Sequence[torch.optim.Optimizer],
+    others: Mapping[str, Transformer],
+) -> Files:
+    """The files of a state, the same for any number of ranks. Called by all ranks."""
+    moments = {}
+    for number, optimizer in enumerate(optimizers):
+        for parameter, values in distributed.gather_state(optimizer.state_dict())["state"].items():
+            for name, value in values.items():
+                moments[f"{number}.{parameter}.{name}"] = value
+    files = {
+        **model_files(distributed.gather_model(model), tokenizer),
+        MOMENTS: partial(write_tensors, moments, None),
+    }
+    for name, other in others.items():
+        weights = dict(distributed.gather_model(other).named_parameters())
+        files[f"{name}.safetensors"] = partial(write_tensors, weights, None)
+    return files
+
+
+# -- reading a state -------------------------------------------------------------------------------
+
+
+def find_corruption(folder: Path) -> str:
+    """What is wrong with a state; "" if every byte is what was written."""
+    try:
+        content = (folder / MANIFEST).read_bytes()
+        listed = json.loads(content)
+        for name, before in listed.items():
+            now = digest(folder / name)
+            if now["bytes"] < before["bytes"]:
+                return f"{name} is cut to {now['bytes']} of {before['bytes']} bytes"
+            if now != before:
+                return f"{name} is not what was written"
+        # Written again it must be the same bytes: JSON alone would overlook some changes.
+        is_whole = content == manifest(listed) and listed.keys() >= {VALUES, MOMENTS}
+        return "" if is_whole else f"{MANIFEST} is damaged"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except OSError as error:
+        return f"it cannot be read ({error.strerror})"
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        return f"{MANIFEST} is damaged ({type(error).__name__})"
+
+
+def latest_valid(out: Path) -> Path | None:
+    """The latest undamaged state; prints which later ones are skipped. Raises ValueError if there
+    are states and all are damaged."""
+    states = list_states(out)
+    for folder in reversed(states):
+        if not (corruption := find_corruption(folder)):
+            return folder
+        print(f"{folder}: skipped, {corruption}", flush=True)
+    if states:
+        raise ValueError(
+            f"{out / 'checkpoints'}: every saved state is damaged; delete this folder to start "
+            "again"
+        )
+    return None
+
+
+def resume(
+    out: Path,
+    config: Mapping[str, Any],
+    model: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    logs: Sequence[str],
+    others: Mapping[str, nn.Module],
+) -> dict[str, Any]:
+    """Load the latest valid state and cut the logs back to it. Returns its values; for a new run
+    `step` and `seconds` are 0."""
+    values: dict[str, Any] = {"step": 0, "seconds": 0.0, "logs": {}}
+    if folder := latest_valid(out):
+        values = read_json(folder / VALUES)
+        if values["step"] > config.get("steps", values["step"]):
+            raise ValueError(
+                f"--steps {config['steps']}: the run in --out {out} has already made "
+                f"{values['step']}"
+            )
+        for change in changes(out, values["config"], config):
+            print(f"{out}: {change}", flush=True)
+        weights: dict[str, Tensor] = {}
+        for path in weight_files(folder)[1]:
+            weights |= load_file(path)
+        load_weights(model, weights)
+        for name, other in others.items():
+            load_weights(other, load_file(folder / f"{name}.safetensors"))
+        load_moments(optimizers, load_file(folder / MOMENTS))
+        print(f"{out}: resuming from step {values['step']}", flush=True)
+    distributed.require_same(f"the state in --out {out}", values["step"])
+    truncate_logs(out, logs, values)
+    return values
+
+
+def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    if model.config.tie_word_embeddings:  # stored once
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+    distributed.load_state(model, weights)
+
+
+def load_moments(optimizers: Sequence[torch.optim.Optimizer], moments: dict[str, Tensor]) -> None:
+    """Moments are named "optimizer number.parameter number.name"."""
+    states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
+    for key, value in moments.items():
+        number, parameter, name = key.split(".")
+        # Copied: an optimizer keeps the tensor, and this one is a view of the mapped file.
+        states[int(number)].setdefault(int(parameter), {})[name] = value.clone()
+    for optimizer, state in zip(optimizers, states, strict=True):
+        groups = optimizer.state_dict()["param_groups"]
+        distributed.load_state(optimizer, {"state": state, "param_groups": groups})
+
+
+@main_rank_only
+def truncate_logs(out: Path, logs: Sequence[str], values: Mapping[str, Any]) -> None:
+    """Drop what was logged after the state was saved: the resumed run logs it again."""
+    for name in logs:
+        path, before = out / name, values["logs"].get(name, {"bytes": 0})
+        size = before["bytes"]
+        if size and (not path.is_file() or digest(path, size) != before):
+            raise ValueError(
+                f"{path}: its first {size} bytes have changed since step {values['step']}, from "
+                "which the run would resume; restore them, or choose another --out"
+            )
+        if path.is_file():
+            os.truncate(path, size)

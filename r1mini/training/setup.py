@@ -1,0 +1,42 @@
+"""The steps that both training scripts take from a configuration to a model that can be trained."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+
+from r1mini import checkpoint
+from r1mini.checkpoint.chat_template import ChatTemplate, load_chat_template
+from r1mini.checkpoint.tokenizer import Tokenizer
+from r1mini.config import TrainOptions
+from r1mini.infra import distributed
+from r1mini.model.config import ModelConfig
+from r1mini.model.transformer import Transformer
+from r1mini.training import memory, optim
+
+
+def load_model(
+    cfg: TrainOptions,
+    device: torch.device,
+    memory_needed: Callable[[ModelConfig], Mapping[str, int]],
+) -> tuple[Transformer, Tokenizer, ChatTemplate]:
+    """Raises ValueError, before a weight is read, if the run would not fit the device's memory."""
+
+    def check_memory(config: ModelConfig) -> None:
+        memory.require(memory_needed(config), device, cfg)
+
+    model, tokenizer = checkpoint.load(cfg.model, device, check_config=check_memory)
+    template = load_chat_template(cfg.model, cfg.template)
+    return model, template.adapt_tokenizer(tokenizer), template
+
+
+def prepare(
+    model: Transformer, cfg: TrainOptions, adamw_scale: float = 1.0
+) -> tuple[Transformer, list[torch.optim.Optimizer]]:
+    """The model, compiled and sharded over the ranks, and its optimizers."""
+    model.gradient_checkpointing = cfg.gradient_checkpointing
+    if cfg.compile:
+        model.compile_layers()
+    model = distributed.shard(model)
+    return model, optim.build_optimizers(
+        model, cfg.optimizer, cfg.learning_rate, cfg.weight_decay, adamw_scale, cfg.optimizer_on
+    )

@@ -1,0 +1,225 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, normalizers, pre_tokenizers
+
+from r1mini.checkpoint.tokenizer import END_OF_TEXT, TAGS, StreamDecoder, Tokenizer, train
+from r1mini.tasks.corpus import document
+
+
+@given(st.text())
+def test_any_text_comes_back(tokens, text):
+    assert tokens.decode(tokens.encode(text)) == text
+
+
+def test_documents_come_back_shorter(tokens):
+    texts = [
+        row["prompt"] + row["completion"]
+        for row in (document(0, index) for index in range(1000, 1100))
+    ]
+    encoded = tokens.encode_batch(texts)
+    assert [tokens.decode(ids) for ids in encoded] == texts
+    assert sum(map(len, encoded)) < 0.65 * sum(len(text.encode()) for text in texts)
+
+
+def test_each_tag_is_one_token_that_decoding_shows(tokens):
+    for tag in TAGS:
+        assert len(tokens.encode(tag)) == 1
+    text = "<think>a</think><answer>b</answer>"
+    assert tokens.decode(tokens.encode(text)) == text
+
+
+def test_digit_and_its_sign_are_one_piece_and_so_is_a_number_of_two_digits(tokens):
+    pieces = tokens.backend.pre_tokenizer.pre_tokenize_str("5+8=13 ?24 ?7")
+    assert [piece.replace("Ġ", " ") for piece, _ in pieces] == [
+        "5",
+        "+8",
+        "=",
+        "13",
+        " ?",
+        "24",
+        " ?7",
+    ]
+
+
+def test_batch_is_one_by_one(tokens):
+    texts = ["5+8=13", "", "配平 H2"]
+    assert tokens.encode_batch(texts) == [tokens.encode(text) for text in texts]
+
+
+def test_text_that_no_utf8_can_hold_is_quoted(tokens):
+    for encode in (tokens.encode, lambda text: tokens.encode_batch(["a", text])):
+        with pytest.raises(ValueError, match=r"not Unicode text.*'b\\ud800'"):
+            encode("b\ud800")
+
+
+def test_equal_texts_give_the_same_vocabulary_of_the_size_asked_for(tokens):
+    texts = ["5+8=13 no\n"] * 20 + ["配平 H2 + O2 -> H2O\n"] * 20
+    one, two = train(texts, 300), train(texts, 300)
+    assert one.backend.to_str() == two.backend.to_str()
+    assert tokens.vocab_size == 400
+    assert max(tokens.backend.get_vocab().values()) == 399  # no gap: ids are rows of the embedding
+
+
+def test_end_token_stops_and_is_not_shown(tokens):
+    assert tokens.stop_ids == {tokens.eos_id} == {tokens.backend.token_to_id(END_OF_TEXT)}
+    assert tokens.decode([*tokens.encode("a"), tokens.eos_id]) == "a"
+
+
+def test_stop_ids_of_a_config_are_added(tokens):
+    assert Tokenizer(tokens.backend, [7, 9]).stop_ids == {7, 9, tokens.eos_id}
+    foreign = Tokenizer(Backend(models.BPE(vocab={"a": 0, "b": 1}, merges=[])), [1])
+    assert (foreign.stop_ids, foreign.eos_id) == ({1}, 1)
+
+
+def test_tokenizer_without_an_end_is_refused():
+    with pytest.raises(ValueError, match="no token that ends"):
+        Tokenizer(Backend(models.BPE(vocab={"a": 0}, merges=[])))
+
+
+def test_end_of_a_chat_templates_turn_is_one_stop_more(tokens):
+    assert tokens.with_stop_token("<think>").stop_ids == {tokens.eos_id, *tokens.encode("<think>")}
+    assert tokens.stop_ids == tokens.with_stop_token("<|im_end|>").stop_ids == {tokens.eos_id}
+
+
+# -- token by token ----------------------------------------------------------------------------------------------------
+
+BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
+
+
+def streamed(tokens, ids):
+    decoder = StreamDecoder(tokens)
+    return [*map(decoder.add, ids), decoder.flush()]
+
+
+@pytest.fixture(scope="module")
+def llama():
+    """As Llama 2's: a space is part of the word after it, what is no word is bytes, a text's first space is dropped."""
+    pieces = [
+        "<unk>",
+        "</s>",
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+        "▁",
+        "▁▁",
+        "a",
+        "b",
+        "▁a",
+        "▁b",
+        "ab",
+        "▁ab",
+    ]
+    backend = Backend(
+        models.BPE(
+            {piece: i for i, piece in enumerate(pieces)},
+            [("▁", "▁"), ("a", "b"), ("▁", "ab"), ("▁", "a"), ("▁", "b")],
+            byte_fallback=True,
+            unk_token="<unk>",
+        )
+    )
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    backend.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    backend.add_special_tokens(["</s>"])
+    return Tokenizer(backend, [1])
+
+
+@given(st.lists(st.integers(0, 399), max_size=60) | st.lists(st.sampled_from(BYTES), max_size=100))
+def test_any_tokens_streamed_are_those_decoded_at_once(tokens, ids):
+    ids = [tokens.backend.token_to_id(i) if isinstance(i, str) else i for i in ids]
+    assert "".join(streamed(tokens, ids)) == tokens.decode(ids)
+
+
+@given(st.text() | st.text(alphabet="配平🎉é \ufffd"))
+def test_no_half_character_is_streamed(tokens, text):
+    text = text.replace("\ufffd", "?")
+    ids = (
+        [
+            tokens.backend.token_to_id(byte)
+            for byte in pre_tokenizers.ByteLevel(
+                add_prefix_space=False, use_regex=False
+            ).pre_tokenize_str(text)[0][0]
+        ]
+        if text
+        else []
+    )
+    pieces = streamed(tokens, ids)
+    assert "".join(pieces) == text and "\ufffd" not in "".join(pieces)
+    assert all(len(piece) == 1 for piece in pieces if piece)  # and each as soon as it is whole
+
+
+def test_characters_that_no_token_ends_with():
+    """Every token is the end of one character and the beginning of the next."""
+    text = "配平" * 60
+    [(letters, _)] = pre_tokenizers.ByteLevel(
+        add_prefix_space=False, use_regex=False
+    ).pre_tokenize_str(text)
+    cuts = (
+        [letters[:1]] + [letters[i : i + 3] for i in range(1, len(letters) - 2, 3)] + [letters[-2:]]
+    )
+    backend = Backend(models.BPE({cut: i for i, cut in enumerate(sorted({*cuts}))}, []))
+    backend.decoder = decoders.ByteLevel()
+    tokens = Tokenizer(backend, [99])
+    pieces = streamed(tokens, [backend.token_to_id(cut) for cut in cuts])
+    assert pieces == ["", *text, ""]
+
+
+@given(st.text(alphabet="ab 配🎉\ufffdé"))
+def test_first_space_and_byte_tokens_of_sentencepiece(llama, text):
+    ids = llama.encode(text)
+    pieces = streamed(llama, ids)
+    assert "".join(pieces) == llama.decode(ids) == text
+    assert streamed(llama, [ids[0], 1, *ids[1:]] if ids else [1]) == [
+        *pieces[:1],
+        "",
+        *pieces[1:],
+    ]  # </s> is not shown
+
+
+def test_bytes_that_are_no_character_come_out_in_the_end(tokens, llama):
+    half = [tokens.backend.token_to_id(byte) for byte in "éħ"]  # 配 is three bytes
+    assert streamed(tokens, half) == ["", "", "\ufffd"]
+    assert streamed(tokens, [*half, *tokens.encode("a")]) == ["", "", "\ufffda", ""]
+    assert streamed(llama, [2 + 0xFF, *llama.encode("a")]) == ["", "\ufffd a", ""]
+
+
+def test_time_is_linear_and_memory_bounded_however_long_the_completion(tokens):
+    decoded = []
+
+    class Counting:
+        def decode(self, ids):
+            decoded.append(len(ids))
+            return tokens.decode(ids)
+
+    for ids in (
+        tokens.encode("Make 24 from 3, 5, 9. 配平\n" * 100),
+        [tokens.backend.token_to_id("ÿ")] * 1000,
+    ):
+        decoded.clear()
+        assert "".join(streamed(Counting(), ids)) == tokens.decode(ids)
+        assert max(decoded) < 40 and sum(decoded) < 40 * len(ids)
+
+
+def test_documents_begin_as_the_post_processor_says_once(tokens):
+    from tokenizers import processors
+
+    backend = Backend.from_str(tokens.backend.to_str())
+    backend.post_processor = processors.TemplateProcessing(
+        single="<think> $A", special_tokens=[("<think>", backend.token_to_id("<think>"))]
+    )
+    documents = Tokenizer(backend)
+    assert documents.bos_ids == [backend.token_to_id("<think>")] and tokens.bos_ids == []
+    ids = documents.encode("a")
+    assert documents.with_bos(ids) == [*documents.bos_ids, *ids]
+    assert documents.with_bos(documents.with_bos(ids)) == documents.with_bos(ids)
+    assert documents.with_bos(documents.encode("<think>a")) == documents.encode(
+        "<think>a"
+    )  # a template wrote it

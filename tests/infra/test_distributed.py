@@ -1,0 +1,343 @@
+# ruff: noqa: E402
+"""Two ranks compute what one rank does: two gloo processes, run by torchrun from this file."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(TESTS), str(TESTS.parent)]
+
+import pytest
+import torch
+import torch.distributed as dist
+from conftest import ROOT, interrupt_at_call, jsonl, random_model
+from safetensors.torch import load_file
+
+import train_grpo
+import train_sft
+from r1mini.infra import distributed, files, signals
+from r1mini.records import Group, Problem, Rollout
+from r1mini.rl import learner, metrics
+from r1mini.rl.samples import make_samples
+from r1mini.training import memory, run_state
+
+LETTERS = """import os
+def letters(completions, **columns):
+    if os.environ.get("RANK") == os.environ.get("FAULTY", "none"):
+        raise ValueError("no letters here")
+    return [text.count("a") + 0.1 * text.count("e") for text in completions]
+"""
+
+
+def sft(folder, out, **changes):
+    return train_sft.Config(
+        **{
+            "model": folder,
+            "out": str(out),
+            "rows": 40,
+            "epochs": 1,
+            "tasks": ("elements",),
+            "batch_tokens": 384,
+            "optimizer": "adamw",
+            "learning_rate": 1e-4,
+            "device": "cpu",
+            "progress": False,
+            **changes,
+        }
+    )
+
+
+def grpo(folder, out, **changes):
+    """Five problems, and micro-batches that two ranks cannot share out evenly."""
+    return train_grpo.Config(
+        **{
+            "model": folder,
+            "out": str(out),
+            "steps": 3,
+            "problems": 5,
+            "completions": 4,
+            "minibatches": 2,
+            "max_new_tokens": 12,
+            "tasks": ("elements",),
+            "reward": f"{Path(out).parent / 'letters.py'}:letters",
+            "beta": 0.1,
+            "reference_every": 1,
+            "learner_tokens": 256,
+            "learning_rate": 2e-5,
+            "device": "cpu",
+            "progress": False,
+            "show": 0,
+            "save_every": 2,
+            **changes,
+        }
+    )
+
+
+class Kept:
+    """An optimizer that keeps the gradients."""
+
+    param_groups = ()
+
+    def __init__(self, model):
+        self.model = model
+
+    def step(self):
+        self.gradients = {
+            name: p.grad.detach().clone() for name, p in self.model.named_parameters()
+        }
+
+    def zero_grad(self, set_to_none):
+        self.model.zero_grad()
+
+
+def gradients(beta):
+    """(gradients, metrics) of one update of a random model."""
+    generator = torch.Generator().manual_seed(0)
+    rollouts = []
+    for count in (3, 9, 4, 7, 5, 8, 2):
+        ids = torch.randint(3, 300, (count + 2,), generator=generator).tolist()
+        rollouts.append(Rollout(tuple(ids[:2]), tuple(ids[2:]), (-5.0,) * count, "", True))
+    cfg = train_grpo.Config(
+        beta=beta,
+        entropy_bonus=0.01,
+        learner_tokens=20,
+        max_grad_norm=1e9,
+        clip_high=1e9,
+        clip_low=1.0,
+    )
+    policy, reference = random_model(), random_model(initializer_range=0.1).requires_grad_(False)
+    policy, reference = distributed.shard(policy), distributed.shard(reference)
+    optimizer = Kept(policy)
+    adv_NG = torch.tensor([[1.0, -1.0, 0.5, 0.3, -0.7, 0.2, -0.4]])
+    samples = make_samples(cfg, policy, [Group(Problem("", "", "", ""), rollouts, [], ())], adv_NG)
+    stats = learner.update_minibatch(
+        cfg, policy, reference if beta else None, [optimizer], samples, 0.0
+    )
+    return {name: distributed.gather_state(g) for name, g in optimizer.gradients.items()}, stats
+
+
+def moved():
+    """Share of a model's weights that a change of a thousandth moves in bf16."""
+    policy = distributed.shard(random_model())
+    before = metrics.bf16_weights(policy)
+    with torch.no_grad():
+        for p in policy.parameters():
+            p.mul_(1.001)
+    return metrics.changed_fraction(before, metrics.bf16_weights(policy))
+
+
+def on_two(cfg):
+    """What each of two ranks does: all that is compared, in one start of the processes."""
+    folder, out = cfg.model, Path(cfg.out).parent
+    for beta in (0.0, 0.1):
+        values, stats = gradients(beta)
+        if distributed.is_main_rank():
+            torch.save({"gradients": values, "metrics": stats}, out / f"gradients-{beta}.pt")
+    assert moved() == float(os.environ["MOVED"])
+    with pytest.MonkeyPatch.context() as patch:  # as on GPUs; the one rank beside it does without
+        patch.setattr(memory, "raises_oom", lambda device: True)
+        train_sft.main(sft(folder, out / "sft-2"))
+        train_grpo.main(grpo(folder, out / "grpo-2"))
+    train_grpo.main(grpo(folder, out / "from-1"))
+    interrupted(out / "from-2", folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            signals, "first_time", None if distributed.is_main_rank() else 0.0
+        )  # one of them was signalled
+        with pytest.raises(KeyboardInterrupt):
+            train_grpo.main(grpo(folder, out / "asked"))
+
+
+def interrupted(out, folder):
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_at_call(patch, metrics.StepLog, "print_step", 3)
+        with pytest.raises(KeyboardInterrupt):
+            train_grpo.main(grpo(folder, out))
+
+
+@pytest.fixture(scope="module")
+def runs(folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("ranks")
+    (out / "letters.py").write_text(LETTERS)
+    interrupted(out / "from-1", folder)
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
+    done = subprocess.run(
+        [*torchrun, __file__, folder, out],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "MOVED": str(moved())},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Warning" not in done.stderr, done.stderr[-3000:]
+    train_sft.main(sft(folder, out / "sft-1"))
+    train_grpo.main(grpo(folder, out / "grpo-1"))
+    return out
+
+
+def difference(one, other):
+    one, other = (load_file(run / "model.safetensors") for run in (one, other))
+    assert list(one) == list(other)
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+def test_gradients_and_metrics_of_two_ranks_are_those_of_one(runs, beta):
+    saved = torch.load(runs / f"gradients-{beta}.pt")
+    expected, stats = gradients(beta)
+    assert saved["gradients"].keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert torch.allclose(saved["gradients"][name], gradient, rtol=1e-5, atol=1e-6), name
+    assert saved["metrics"] == pytest.approx(stats, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["sft", "grpo"])
+def test_a_run_on_two_ranks_is_that_of_one(runs, kind):
+    one, two = runs / f"{kind}-1", runs / f"{kind}-2"
+    assert sorted(path.name for path in one.iterdir()) == sorted(
+        path.name for path in two.iterdir()
+    )
+    assert (
+        0
+        < difference(one, two)
+        < 1e-5
+        < difference(one, Path(files.read_json(one / "run.json")["config"]["model"]))
+    )
+    for mine, theirs in zip(
+        jsonl(one / "metrics.jsonl"), jsonl(two / "metrics.jsonl"), strict=True
+    ):
+        assert mine.keys() == theirs.keys()
+        for name in mine.keys() - {"seconds", "step_time", "time/sample", "time/update"}:
+            assert theirs[name] == pytest.approx(mine[name], rel=1e-3, abs=1e-5), name
+    if kind == "grpo":
+        assert (one / "rollouts.jsonl").read_bytes() == (two / "rollouts.jsonl").read_bytes()
+
+
+def test_a_saved_state_has_the_same_files_and_resumes_on_any_number_of_ranks(
+    runs, folder, tmp_path
+):
+    (tmp_path / "letters.py").write_text(LETTERS)
+    interrupted(tmp_path / "one", folder)
+    mine, theirs = (run_state.latest_valid(run) for run in (tmp_path / "one", runs / "from-2"))
+    assert sorted(path.name for path in mine.iterdir()) == sorted(
+        path.name for path in theirs.iterdir()
+    )
+    for path in mine.glob("*.safetensors"):
+        one, two = load_file(path), load_file(theirs / path.name)
+        assert one.keys() == two.keys()
+        assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in one), path
+    one, two = (files.read_json(folder / run_state.VALUES) for folder in (mine, theirs))
+    assert (
+        one.keys() == two.keys()
+        and (one["ranks"], two["ranks"]) == (1, 2)
+        and one["step"] == two["step"]
+    )
+    train_grpo.main(grpo(folder, runs / "from-2"))
+    assert difference(runs / "from-2", runs / "grpo-1") < 1e-5
+    assert difference(runs / "from-1", runs / "grpo-1") < 1e-5
+
+
+def test_a_signal_to_one_rank_ends_all_behind_the_same_step(runs):
+    assert run_state.latest_valid(runs / "asked").name == "step-00000001"
+
+
+def on_ranks(cwd, *argv, faulty=""):
+    """(exit codes, all of stderr) of two ranks, as torchrun would start them."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    env = os.environ | {
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "FAULTY": faulty,
+    }
+    started = [
+        subprocess.Popen(
+            [sys.executable, *map(str, argv)],
+            cwd=cwd,
+            text=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]
+    try:
+        stderr = [process.communicate(timeout=60)[1] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    return [process.returncode for process in started], "".join(stderr)
+
+
+def test_an_error_of_one_rank_is_one_line_and_stops_all(folder, tmp_path):
+    (tmp_path / "letters.py").write_text(LETTERS)
+    codes, stderr = on_ranks(
+        tmp_path,
+        ROOT / "train_grpo.py",
+        "--model",
+        folder,
+        "--reward",
+        "letters.py:letters",
+        "--problems",
+        2,
+        "--max-new-tokens",
+        4,
+        "--tasks",
+        "elements",
+        "--no-progress",
+        "--device",
+        "cpu",
+        faulty="1",
+    )
+    assert codes == [2, 2]
+    assert len(stderr.splitlines()) == 1 and "no letters here" in stderr
+
+
+def test_only_the_first_rank_to_fail_reports_the_error():
+    store = dist.HashStore()
+    assert [distributed.is_first_to_fail(store) for _ in range(3)] == [True, False, False]
+
+
+def test_each_rank_has_its_own_gpu(monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert [distributed.rank_device(name) for name in ("cpu", "cuda")] == ["cpu", "cuda:1"]
+    with pytest.raises(ValueError, match="--device cuda:0: each of the 2 ranks has its own"):
+        distributed.rank_device("cuda:0")
+
+
+@pytest.mark.parametrize(("parts", "ranks"), [(5, 2), (1, 3), (6, 3), (7, 4)])
+def test_every_rank_runs_equally_many_passes_and_each_micro_batch_counts_once(
+    monkeypatch, parts, ranks
+):
+    monkeypatch.setattr(distributed, "world_size", lambda: ranks)
+    shares, slices = [], []
+    for rank in range(ranks):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        shares.append(distributed.assign_micro_batches(list(range(parts))))
+        slices += range(parts)[distributed.rank_slice(parts)]
+    assert len({len(share) for share in shares}) == 1
+    assert (
+        sorted(part for share in shares for part, weight in share if weight)
+        == slices
+        == list(range(parts))
+    )
+
+
+if __name__ == "__main__":
+    distributed.distributed_main(on_two)(grpo(sys.argv[1], Path(sys.argv[2]) / "none"))

@@ -1,0 +1,60 @@
+import json
+
+import pytest
+
+from r1mini.recipe import stages as recipe
+
+
+def test_a_tiny_pipeline_end_to_end_then_nothing_left_to_do(tmp_path, capsys):
+    cfg = recipe.Config(
+        out=str(tmp_path / "r1"),
+        tasks=("kinetics", "elements"),
+        scale=0.03,
+        workers=1,
+        device="cpu",
+    )
+    recipe.main(cfg)
+    root = tmp_path / "r1"
+    for stage in ("r1-zero", "dev1", "dev2", "dev3", "r1", "distilled", "student-rl"):
+        assert json.loads((root / stage / "run.json").read_text())["finished"], stage
+        assert {"config.json", "model.safetensors", "tokenizer.json", "metrics.jsonl"} <= {
+            p.name for p in (root / stage).iterdir()
+        }
+    figures = json.loads((root / "stages.json").read_text())
+    assert set(figures) == set(recipe.model_titles(1))
+    for seeds in figures.values():
+        assert 0 <= seeds[0]["mean"]["pass@1"] <= 1
+    table = (root / "stages.md").read_text()
+    assert all(title in table for title in recipe.model_titles(1).values())
+    assert (root / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "## kinetics" in (root / "examples.md").read_text()
+
+    capsys.readouterr()
+    recipe.main(cfg)
+    assert "has run already" in capsys.readouterr().out
+
+
+def test_rounds_repeat_rejection_sampling_sft_from_the_base_and_rl(tmp_path):
+    stages = {s.name: s for s in recipe.recipe(recipe.Config(rounds=2), 0, tmp_path)}
+    assert stages["rows-2"].settings["model"] == str(tmp_path / "r1")
+    assert stages["dev3-2"].settings["model"] == stages["dev3"].settings["model"]  # the base again
+    assert stages["r1-2"].settings["model"] == str(tmp_path / "dev3-2")
+    assert stages["distill-rows-2"].settings["model"] == str(tmp_path / "r1-2")
+
+
+def test_a_stage_whose_input_is_missing_is_refused_by_name(tmp_path):
+    with pytest.raises(ValueError, match="r1 needs .*dev3"):
+        recipe.main(recipe.Config(out=str(tmp_path / "r1"), stages=("r1",), workers=1))
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ({"tasks": ("chess",)}, "chess"),
+        ({"stages": ("dev9",)}, "dev9"),
+        ({"tasks": ("elements",)}, "elements"),
+    ],
+)
+def test_what_does_not_exist_is_named(tmp_path, change, named):
+    with pytest.raises(ValueError, match=named):
+        recipe.main(recipe.Config(out=str(tmp_path), **change))

@@ -1,0 +1,734 @@
+import time
+
+import pytest
+from conftest import score
+from hypothesis import given
+from hypothesis import strategies as st
+
+from r1mini import rewards
+from r1mini.answers import extract
+from r1mini.records import Problem, Rollout
+from r1mini.rewards.completion import check_problem, gold_answer, parse
+from r1mini.rewards.rules import consistency
+from r1mini.rewards.runner import call_checked, weighted_sum
+from r1mini.rewards.spec import reward_weights
+from r1mini.rewards.words import words
+
+COUNTDOWN = Problem(
+    "countdown",
+    "[3, 5, 9] 24",
+    "en",
+    "Make 24 from 3, 5, 9.\n",
+    {"numbers": [3, 5, 9], "target": 24},
+)
+FACT = Problem("elements", "symbol Fe", "zh", "铁的符号?\n", {"answer": "Fe", "terms": []})
+
+
+def one(reward, problem, text, max_completion_len=None):
+    """A reward of one completion."""
+    rollout = Rollout((), (1,) * len(text), (), text, True)
+    [value] = call_checked("x", reward, problem, [rollout], max_completion_len)
+    return value
+
+
+# completion, strict format of a reasoning task, extracted answer
+TABLE = [
+    ("<think>a</think><answer>b</answer>", 1, "b"),
+    ("<think>a\n</think>\n\n<answer>\nb\n</answer>\n \t", 1, "b"),
+    ("\n<think>a</think><answer>b</answer>", 1, "b"),
+    (
+        "<think>a < b > c </thinking></think><answer>b</answer>",
+        1,
+        "b",
+    ),  # no tag, only looks like one
+    ("<think></think><answer>b</answer>", 0, "b"),
+    ("<think> \n</think><answer>b</answer>", 0, "b"),
+    ("<think>a</think><answer> </answer>", 0, ""),
+    ("<think>a</think><answer></answer>", 0, ""),
+    ("<answer>b</answer>", 0, "b"),
+    ("hello <think>a</think><answer>b</answer>", 0, "b"),
+    ("<think>a</think> so <answer>b</answer>", 0, "b"),
+    ("<think>a</think><answer>b</answer>\nGARBAGE", 0, "b"),
+    ("<think>a<answer>b</answer>", 0, None),  # thinking that never ends
+    ("<think>the <answer> now</think><answer>b</answer>", 0, "b"),
+    ("<think>a</think><answer>\u200b</answer>", 0, "\u200b"),
+    ("<think>\u200b\u2060</think><answer>b</answer>", 0, "b"),
+    ("a</think><answer>b</answer>", 0, "b"),
+    ("<think>a</think><answer>b", 0, None),
+    ("<think>a</think>b</answer>", 0, None),
+    ("<think>a</think>b", 0, None),
+    ("<think>a", 0, None),
+    ("", 0, None),
+    ("<think>a</think><answer>b</answer><answer>c</answer>", 0, None),
+    ("<think>a</think><answer>b<answer>c</answer></answer>", 0, None),
+    ("<think>a</think><answer>b</answer></answer>", 0, None),
+    ("<think>a</think><think>a</think><answer>b</answer>", 0, "b"),
+    ("<think><think>a</think></think><answer>b</answer>", 0, "b"),
+    ("<think>a</think><answer><think>b</think></answer>", 0, None),
+    ("<think>a</answer></think><answer>b", 0, None),
+    ("</answer>b<answer>", 0, None),
+    ("<THINK>a</THINK><ANSWER>b</ANSWER>", 0, None),
+    ("<Think>a</Think><answer>b</answer>", 0, "b"),
+    ("< think>a</ think><answer>b</answer>", 0, "b"),
+]
+
+
+@pytest.mark.parametrize("text, strict, answer", TABLE)
+def test_format_and_answer_of(text, strict, answer):
+    assert one(rewards.format, COUNTDOWN, text) == strict
+    assert extract(text) == answer
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<think>a<answer>b</answer></think>",
+        "<answer>b</answer><think>a</think>",
+        "<think>a<answer>b</answer> no</think> c",
+    ],
+)
+def test_answer_that_thinking_follows_is_none(text):
+    assert one(rewards.format, COUNTDOWN, text) == 0
+    assert extract(text) is None
+
+
+def test_parsed_blocks_are_verbatim():
+    assert parse("<think> a\n</think> <answer> b </answer>\n") == (" a\n", " b ")
+
+
+TAGS = ["<think>", "</think>", "<answer>", "</answer>"]
+
+
+@given(st.lists(st.sampled_from([*TAGS, "x", " ", "\n", "<", "24"]), max_size=9).map("".join))
+def test_what_has_the_format_is_the_blocks_put_together(text):
+    parsed = parse(text)
+    if parsed is not None:
+        think = "" if parsed.thinking is None else f"<think>{parsed.thinking}</think>"
+        assert "".join(text.split()) == "".join(f"{think}<answer>{parsed.answer}</answer>".split())
+        assert not any(tag in parsed.answer + (parsed.thinking or "") for tag in TAGS)
+
+
+@given(st.text(), st.sampled_from([COUNTDOWN, FACT]))
+def test_no_text_breaks_a_reward(text, problem):
+    for wrapped in (text, f"<think>{text}</think><answer>{text}</answer>"):
+        scores = score(problem, [Rollout((), (), (), wrapped, True)])[0]
+        assert all(value is None or 0 <= value <= 1 for value in scores.values())
+
+
+def test_short_answer_has_the_format_where_no_reasoning_is_asked_for():
+    assert one(rewards.format, FACT, "<answer>Fe</answer>") == 1
+    assert one(rewards.format, FACT, "<think>铁</think><answer>Fe</answer>") == 1
+    assert one(rewards.format, FACT, "<think></think><answer>Fe</answer>") == 0
+    assert one(rewards.format, FACT, "Fe") == 0
+
+
+def test_accuracy_is_the_tasks_checker_on_the_answer():
+    assert one(rewards.accuracy, COUNTDOWN, "however untidy <answer> 3*5+9 </answer>") == 1
+    assert (
+        one(rewards.accuracy, COUNTDOWN, "<think>a</think><answer>9+9+9-3</answer>") == 0
+    )  # 24, of other numbers
+    assert one(rewards.accuracy, COUNTDOWN, "3*5+9") == 0
+
+
+@pytest.mark.parametrize(
+    "text, found",
+    [
+        ("5+8=13 ?24 no", ["no"]),
+        ("H2O Fe NaCl C6H12O6", []),
+        ("c=a+b return c*2", []),  # a keyword of the notation, in both languages
+        ("ln 3/1=1.10", []),
+        ("so x1 is f(a)", ["so", "is"]),
+        ("算了 stop 对", ["算了", "stop", "对"]),
+        ("错no", ["错", "no"]),
+        ("让我们想一想", ["让我", "们想", "一想"]),  # a run of Han characters is not one word
+        ("AEEE ABAB STOP ДА", ["STOP", "ДА"]),
+        ("theValue is_it_so O_H KCl weKnow", ["theValue", "weKnow"]),
+    ],
+)
+def test_words_are_what_is_not_notation(text, found):
+    assert words(text) == found
+
+
+@pytest.mark.parametrize(
+    "thinking, english",
+    [
+        ("5+8=13 no\n5*8=40 yes", 1.0),
+        ("5+8=13 错\n5*8=40 对", 0.0),
+        ("5+8=13 no\n5*8=40 对", 1 / 2),
+        ("no no 错 no", 3 / 4),
+    ],
+)
+def test_language_consistency_by_hand(thinking, english):
+    assert consistency(thinking, "en") == english
+    assert consistency(thinking, "zh") == 1 - english
+
+
+def test_thinking_without_words_is_consistent_in_no_language():
+    assert consistency("5+8=13", "en") == consistency("5+8=13", "zh") == consistency("", "en") == 0
+
+
+def test_language_is_of_the_thinking_alone():
+    assert one(rewards.language, COUNTDOWN, "<think>5+8=13 no</think><answer>错</answer>") == 1
+    assert one(rewards.language, COUNTDOWN, "no <think>错") == 0
+    assert one(rewards.language, COUNTDOWN, "no<answer>5</answer>") == 0
+
+
+def test_language_does_not_apply_to_facts():
+    assert one(rewards.language, FACT, "<think>iron</think><answer>Fe</answer>") is None
+    scores = score(FACT, [Rollout((), (), (), "<answer>Fe</answer>", True)])[0]
+    assert weighted_sum(scores, {"accuracy": 1.0, "format": 0.1, "language": 0.1}) == 1.1
+
+
+def test_total_is_the_weighted_sum():
+    scores = {"accuracy": 1.0, "format": 0.0, "language": 0.5}
+    assert weighted_sum(scores, {"accuracy": 2.0, "format": 5.0, "language": 0.2}) == pytest.approx(
+        2.1
+    )
+    assert weighted_sum(scores, {"language": 1.0}) == 0.5
+
+
+@pytest.mark.parametrize(
+    "text", ["acuracy", "accuracy,", "accuracy:high", "", "accuracy:nan", "accuracy:inf"]
+)
+def test_bad_reward_weights_are_quoted(text):
+    with pytest.raises(ValueError, match=f"--reward {text}"):
+        reward_weights(text)
+
+
+def test_hostile_completions_are_scored_at_once():
+    for text in [
+        "<answer>" * 20_000,
+        "<think>" * 20_000 + "</think>" * 20_000,
+        "<" * 200_000,
+        "\n" * 200_000,
+        "<answer>" + "(" * 100_000 + "</answer>",
+        "a1" * 100_000,
+    ]:
+        assert one(rewards.accuracy, COUNTDOWN, text) == 0
+
+
+# -- answers: the embedded tasks' checkers, and a data file's own -------------------------------------------------------
+
+MATH = Problem("math", "", "en", "What is a third?\n", {"answer": r"\frac{1}{3}"})
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "99**98**97",
+        "9**9**9",
+        "(3,5,9)",
+        "9//3*5+9",
+        "24",
+        "3*5+9+0",
+        "3*5+9=24",
+        "3*5+9 or 24",
+        "__import__('os')",
+        "3*5+9 #",
+        "３*5+9",
+        "3*5+9\n3*5+9",
+        "9*5-3*5-3*2",
+        "35+9",
+        "3*5--9",
+        "",
+        " ",
+        "3*5+9,",
+    ],
+)
+def test_countdown_answers_that_earn_nothing(answer):
+    assert one(rewards.accuracy, COUNTDOWN, f"<think>a</think><answer>{answer}</answer>") == 0
+
+
+@pytest.mark.parametrize(
+    "text, right",
+    [
+        ("<think>a</think><answer>1/3</answer>", 1),
+        (r"<think>a</think>So \boxed{\frac13}.", 1),
+        (r"\boxed{1/3}", 1),
+        ("<think>a</think><answer>\\boxed{1/3}</answer>", 1),
+        ("<think>a</think><answer>0.3333333333</answer>", 0),  # Math-Verify says yes
+        ("<think>a</think><answer>1/3, 1/2</answer>", 0),  # hedging
+        ("<think>a</think><answer>1/3 or 1/2</answer>", 0),
+        (r"<think>a</think>\boxed{1/3} or \boxed{1/2}", 0),  # the last box counts
+        (r"<think>\boxed{1/3}</think>I do not know.", 0),  # thinking is no answer
+        (r"<think>\boxed{1/3}", 0),
+        ("<think>a<answer>1/3</answer>", 0),
+        ("<think>a</think><answer>1/3</answer><answer>1/3</answer>", 0),
+        ("<think>a</think><answer>1/3", 0),
+        ("<think>a</think>1/3", 0),  # nowhere an answer
+        (
+            "<think>a</think><answer>0123456789 1/3 /1 1 2 3</answer>",
+            0,
+        ),  # tiny-grpo: the answer is in it somewhere
+        ("<think>a</think><answer></answer>", 0),
+        ("<think>a</think><answer>9**9**9</answer>", 0),
+        ("<think>a</think><answer>\\frac{1}{</answer>", 0),
+    ],
+)
+def test_accuracy_of_a_data_files_row(text, right):
+    assert one(rewards.accuracy, MATH, text) == right
+
+
+@pytest.mark.parametrize(
+    "prompt, gold, answer, right",
+    [
+        ("Compute 2^{10}.", "1024", "1024", 1),
+        ("Compute $2^{10}$.", "1024", "2^{10}", 0),
+        ("Compute 2^{10}.", "1024", "4^5", 1),
+        (r"Simplify $\sqrt{48}$.", r"4\sqrt{3}", r"\sqrt{48}", 0),
+        (r"Simplify $\sqrt{48}$.", r"4\sqrt3", r"4\sqrt{3}", 1),
+        ("Expand (x+2)(x+3).", "x^2+5x+6", "(x + 2)(x + 3)", 0),
+        ("Is it 3 or 4?", "3", "3", 1),
+        ("Which, A or B?", "B", "B", 1),
+        ("Is 1/2 or 2/4 reduced?", "1/2", "1/2", 1),
+        ("Find -3+5 or so.", "2", "2", 1),
+        ("What is -5?", "-5", "-5", 1),
+        ("Is x^2+1 or x+1 even?", "x^{2} + 1", "x^2+1", 1),
+        (r"Which is more, 1/3 or \frac{1}{4}?", r"\frac{1}{3}", "1/3", 1),
+        (r"Which is more, $\frac{1}{3}$ or $\frac{1}{4}$?", "1/3", r"\frac{1}{3}", 1),
+        ("On y=x: (3,-4) or (4,4)?", r"\left(4, 4\right)", "(4,4)", 1),
+        ("Compute 2+3.", "5", "2 + 3", 0),
+        ("Compute 4!.", "24", "4!", 0),
+    ],
+)
+def test_the_questions_own_expression_is_no_answer(prompt, gold, answer, right):
+    problem = Problem("data", "", "en", prompt, {"answer": gold})
+    assert one(rewards.accuracy, problem, f"<think>a</think><answer>{answer}</answer>") == right
+
+
+def test_thinking_that_the_prompt_has_opened_belongs_to_the_completion():
+    problem = Problem("data", "", "en", "1+1?\n<think>\n", {"answer": "2"})
+    assert one(rewards.accuracy, problem, "so it is</think><answer>2</answer>") == 1
+    assert one(rewards.format, problem, "so it is</think><answer>2</answer>") == 1
+    assert one(rewards.tag_count, problem, "so it is</think><answer>2</answer>") == 1
+    assert one(rewards.language, problem, "so it is 对</think><answer>2</answer>") == 3 / 4
+    assert (
+        one(rewards.accuracy, problem, r"let me see \boxed{2} hm") == 0
+    )  # it never stopped thinking
+
+
+def test_messages_may_have_parts():
+    parts = [
+        {"type": "image"},
+        {"type": "text", "text": "<answer>"},
+        {"type": "text", "text": "2</answer>"},
+    ]
+    assert rewards.accuracy(
+        [[{"content": "p"}]], [[{"role": "assistant", "content": parts}]], answer=["2"]
+    ) == [1.0]
+
+
+@pytest.mark.parametrize(
+    "columns, complaint",
+    [
+        ({}, "nothing to judge"),
+        ({"solution": "Therefore it holds."}, "nothing to judge"),
+        ({"answer": "½("}, "gold answer"),
+        ({"verification_info": [1]}, "nothing to judge"),
+        ({"verification_info": {"test_cases": []}}, "no tests"),
+        ({"verification_info": {"test_cases": [{"input": "1"}]}}, "no test can be run"),
+        ({"tests": [{"stdin": "", "stdout": "1"}], "time_limit": None}, "time_limit None"),
+        ({"tests": [{"stdin": "", "stdout": "1"}], "time_limit": "2"}, "time_limit '2'"),
+    ],
+)
+def test_row_that_cannot_be_judged_is_refused(columns, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        check_problem(Problem("data", "", "en", "p", columns))
+
+
+@pytest.mark.parametrize(
+    "columns, gold",
+    [
+        ({"answer": "72"}, "72"),
+        ({"answer": 72}, "72"),
+        ({"answer": None, "solution": r"So \boxed{1} then \boxed{72}."}, "72"),
+        ({"answer": "5", "solution": r"\boxed{72}"}, "5"),
+        ({"solution": "72"}, None),
+        ({}, None),
+        ({"answer": " ", "solution": r"\boxed{72}"}, "72"),
+        ({"answer": "4", "verification_info": {"ground_truth": "4"}}, "4"),
+        ({"answer": "7", "tests": [{"stdin": "", "stdout": ""}]}, None),
+        ({"solution": "print(1)", "verification_info": "{}"}, None),
+    ],
+)
+def test_where_the_gold_answer_comes_from(columns, gold):
+    if columns.get("verification_info") == "{}":
+        columns = {**columns, "verification_info": '{"language": "python", "test_cases": []}'}
+    problem = Problem("data", "", "en", "p", columns)
+    assert gold_answer(problem) == gold
+    assert (one(rewards.accuracy, problem, f"<answer>{gold}</answer>") == 1) == (gold is not None)
+
+
+def test_the_task_column_finds_the_checker_row_by_row():
+    found = rewards.accuracy(
+        prompts=["a", [{"role": "user", "content": "b"}], "c"],
+        completions=[
+            "<answer>3*5+9</answer>",
+            [{"role": "assistant", "content": "<answer>0.5</answer>"}],
+            "<answer>x</answer>",
+        ],
+        task=["countdown", None, None],
+        numbers=[[3, 5, 9], None, None],
+        target=[24, None, None],
+        answer=[None, "1/2", None],
+        trainer_state=object(),
+        log_metric=print,
+    )
+    assert found == [1.0, 1.0, None]
+
+
+def test_columns_of_another_length_are_refused():
+    with pytest.raises(ValueError):
+        rewards.accuracy(prompts=["a", "b"], completions=["x", "y"], answer=["1"])
+
+
+# -- code ---------------------------------------------------------------------------------------------------------------
+
+DOUBLE = Problem(
+    "code",
+    "",
+    "en",
+    "Print the double of each number.\n",
+    {
+        "verification_info": {
+            "language": "python",
+            "test_cases": [
+                {"input": "1\n2\n", "output": "2\n4\n", "type": "stdin_stdout"},
+                {"input": "5\n", "output": "10\n", "type": "stdin_stdout"},
+            ],
+        }
+    },
+)
+RIGHT = "import sys\nfor line in sys.stdin:\n    print(2 * int(line))\n"
+
+
+def fenced(program, label="python"):
+    return f"<think>hm</think>Here:\n```{label}\n{program}\n```\n"
+
+
+@pytest.mark.parametrize(
+    "text, earned",
+    [
+        (fenced(RIGHT), 1),
+        (fenced(RIGHT, ""), 1),
+        (fenced(RIGHT, "py"), 1),
+        (f"<think>a</think><answer>{RIGHT}</answer>", 1),
+        (f"<answer>{RIGHT}</answer>", 1),
+        (f"```python\n{RIGHT}```", 1),
+        ("<answer>print(2)</answer>", 0),
+        (f"<think>a</think><answer>\n```python\n{RIGHT}```\n</answer>", 1),
+        (fenced("print(1)") + fenced(RIGHT).partition("</think>")[2], 1),  # the last one counts
+        (fenced(RIGHT) + fenced("print(1)").partition("</think>")[2], 0),
+        (fenced("print(2)"), 0),  # open-r1: the first expected line is enough
+        (fenced("print('2\\n4\\n10')"), 0),
+        (fenced("print('passed')\nexit(0)"), 0),
+        (fenced(""), 0),
+        (fenced("print(2)\nprint(4)"), 0),  # one test of two: open-r1 gives a half
+        (fenced(RIGHT, "cpp"), 0),
+        (fenced(RIGHT) + "It prints\n```\n2\n4\n```\n", 1),
+        (fenced(RIGHT) + "or\n```c\nx\n```\n", 1),
+        (fenced("print(2)") + "```\n" + RIGHT + "```\n", 0),
+        (
+            fenced(RIGHT).replace("<think>", "").replace("</think>", "<think>"),
+            0,
+        ),  # in thinking that never ends
+        (f"<think>\n```python\n{RIGHT}```\n</think>Done.", 0),
+        (f"<think>a</think>\n```python\n{RIGHT}", 0),  # cut off
+        (f"<think>a</think><answer>{RIGHT}</answer><answer>{RIGHT}</answer>", 0),
+        (f"<think>a</think>{RIGHT}", 0),
+        ("", 0),
+    ],
+)
+def test_code(text, earned):
+    assert one(rewards.code, DOUBLE, text) == earned
+
+
+def test_code_takes_tests_in_every_form_and_nothing_it_cannot_run():
+    call = [{"call": "f", "args": [2], "expect": 4}]
+    for tests in (call, '[{"call": "f", "args": [2], "expect": 4}]'):
+        problem = Problem("code", "", "en", "p", {"tests": tests})
+        assert one(rewards.code, problem, fenced("def f(x):\n    return 2 * x")) == 1
+        assert one(rewards.code, problem, fenced("def f(x):\n    return 4.0")) == 0
+    called = {
+        "language": "Python",
+        "test_cases": [{"fn_name": "f", "type": "function_call", "input": "[2]", "output": "4"}],
+    }
+    problem = Problem("code", "", "en", "p", {"verification_info": called})
+    assert one(rewards.code, problem, fenced("def f(x):\n    return 2 * x")) == 1
+    assert (
+        one(rewards.code, COUNTDOWN, fenced(RIGHT)) is None
+        and one(rewards.accuracy, DOUBLE, fenced(RIGHT)) is None
+    )
+    for bad in (
+        {"tests": []},
+        {"tests": ["assert f(2) == 4"]},
+        {"verification_info": {"language": "cpp", "test_cases": []}},
+        {
+            "verification_info": {
+                "language": "python",
+                "test_cases": [{"type": "other", "input": "2", "output": "4"}],
+            }
+        },
+    ):
+        with pytest.raises(ValueError, match="reward x: .*row 1 of 1"):
+            one(rewards.code, Problem("code", "", "en", "p", bad), fenced(RIGHT))
+
+
+# -- the rewards under open-r1's names ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "answer, earned",
+    [
+        ("B", 1),
+        ("(B)", 1),
+        ("b", 1),
+        ("B.", 1),
+        (r"\text{B}", 1),
+        (r"\mathrm{(B)}", 1),
+        ("A", 0),
+        ("A or B", 0),
+        ("A, B", 0),
+        ("AB", 0),
+        ("B. or C", 0),
+        ("B) since A is wrong", 0),
+        ("ABCD", 0),
+        ("", 0),
+        ("not A", 0),
+        ("В", 0),  # the last one is Cyrillic
+    ],
+)
+def test_multiple_choice(answer, earned):
+    problem = Problem("science", "", "en", "p", {"answer": "(B)"})
+    assert (
+        one(rewards.multiple_choice, problem, f"<think>A B C D</think><answer>{answer}</answer>")
+        == earned
+    )
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [MATH, FACT, DOUBLE, Problem("d", "", "en", "p", {"answer": "x"})],
+    ids=lambda p: p.task,
+)
+def test_multiple_choice_applies_to_labels_alone(problem):
+    assert one(rewards.multiple_choice, problem, "<answer>B</answer>") is None
+
+
+@pytest.mark.parametrize(
+    "text, earned",
+    [
+        ("<think>a</think><answer>b</answer>", 1),
+        ("<think>\na\n</think>\n<answer>\nb\n</answer>", 1),
+        ("<think>a</think>b", 0.5),
+        ("<think>a</think><answer>b", 0.75),
+        ("<answer>b</answer>", 0.5),
+        ("a", 0),
+        ("", 0),
+        ("</answer><answer></think><think>", 0),
+        ("<answer>b</answer><think>a</think>", 0),  # out of order
+        ("<think>" * 4 + "</think><answer></answer>", 0.75),
+        ("<think></think><answer></answer>" * 2, 0),
+        ("<think>" * 100_000, 0),
+    ],
+)
+def test_tag_count(text, earned):
+    assert one(rewards.tag_count, COUNTDOWN, text) == earned
+
+
+@pytest.mark.parametrize(
+    "thinking, earned",
+    [
+        ("Step 1: add\nStep 2: double\nStep 3: stop", 1),
+        ("First, add 2\nNext, double\n", 2 / 3),
+        ("1. a\n2. b\n3. c\n4. d", 1),
+        ("- a\n* b", 2 / 3),
+        ("首先 相加\n其次 相乘\n最后 得", 1),
+        ("plain words", 0),
+        ("\n-\n-\n-", 0),
+        ("First,First,First,", 1 / 3),
+        ("1.\n2.\n3.", 0),
+        ("1. a\n1. a\n2. a", 1 / 3),
+        ("- -\n- *\n- !", 0),  # open-r1: 1
+    ],
+)
+def test_reasoning_steps(thinking, earned):
+    assert one(
+        rewards.reasoning_steps, COUNTDOWN, f"<think>{thinking}</think><answer>b</answer>"
+    ) == pytest.approx(earned)
+
+
+def test_steps_outside_the_thinking_are_none():
+    assert one(rewards.reasoning_steps, COUNTDOWN, "<think>a</think>1. a\n2. b\n3. c") == 0
+
+
+@pytest.mark.parametrize(
+    "text, low, high",
+    [
+        ("a b c d", 0, 0),
+        ("", 0, 0),
+        ("a b", 0, 0),
+        ("a b c a b c", -1 / 4, -1 / 4),  # 3 distinct of 4
+        ("no " * 100, -1, -0.95),
+        ("no. no! no? " * 50, -1, -0.9),
+        ("!" * 300, -1, -0.95),
+        ("错" * 100, -1, -0.95),
+        ("ha" * 2000, -1, -0.95),
+        ("NO no No " * 50, -1, -0.95),
+        ("等等" * 60, -1, -0.95),
+        ("1" * 5000, -1, -0.95),
+        ("The cat sat on the mat, and then it went away again.", 0, 0),
+    ],
+)
+def test_repetition_penalty(text, low, high):
+    assert low <= one(rewards.repetition_penalty, COUNTDOWN, text) <= high
+
+
+def test_repetition_penalty_has_open_r1s_parameters():
+    found = rewards.repetition_penalty(["p"], ["a b a b"], ngram_size=2, max_penalty=-0.5)
+    assert found == [pytest.approx(-0.5 / 3)]
+    with pytest.raises(ValueError, match="max_penalty 1.0"):
+        rewards.repetition_penalty(["p"], ["a b a b"], max_penalty=1.0)
+
+
+def graded(reward, *cases, **parameters):
+    """A reward of several answers to COUNTDOWN, (right?, length in tokens) each."""
+    return reward(
+        prompts=[COUNTDOWN.prompt] * len(cases),
+        task=["countdown"] * len(cases),
+        numbers=[[3, 5, 9]] * len(cases),
+        target=[24] * len(cases),
+        completion_ids=[[0] * length for _, length in cases],
+        completions=[
+            "<answer>3*5+9</answer>" if right else "<answer>3</answer>" for right, _ in cases
+        ],
+        **parameters,
+    )
+
+
+def test_cosine_by_hand_and_beyond_its_end():
+    lengths = (0, 50, 100, 150, 200, 400)  # open-r1 at twice the length: full reward again
+    assert graded(rewards.cosine, *((True, n) for n in lengths), max_len=100) == pytest.approx(
+        [1.0, 0.75, 0.5, 0.5, 0.5, 0.5]
+    )
+    assert graded(rewards.cosine, *((False, n) for n in lengths), max_len=100) == pytest.approx(
+        [-1.0, -0.75, -0.5, -0.5, -0.5, -0.5]
+    )
+    assert graded(rewards.cosine, (True, 100), max_len=100, min_value_correct=0.0) == pytest.approx(
+        [0.0]
+    )
+
+
+def test_length_is_kimis_by_hand():
+    assert graded(
+        rewards.length, (True, 10), (True, 20), (True, 30), (False, 10), (False, 30)
+    ) == pytest.approx([0.5, 0.0, -0.5, 0.0, -0.5])
+    assert graded(rewards.length, (True, 7), (False, 7)) == [0.0, 0.0]
+
+
+def test_lengths_are_in_characters_where_tokens_are_not_known():
+    found = rewards.length(
+        ["p", "p"], ["<answer>1</answer>", "<answer>1 </answer>"], answer=["1", "1"]
+    )
+    assert found == [0.5, -0.5]
+    assert rewards.cosine(["p"], ["<answer>1</answer>"], answer=["1"], max_len=18) == [0.5]
+    assert (
+        rewards.cosine(["p"], ["<answer>1</answer>"])
+        == rewards.length(["p"], ["<answer>1</answer>"])
+        == [None]
+    )
+
+
+def test_soft_overlong_punishment_of_each_row_at_its_own_limit():
+    given = {
+        "prompts": "abc",
+        "completions": "abc",
+        "completion_ids": [[0] * 80, [0] * 90, [0] * 100],
+    }
+    assert rewards.soft_overlong_punishment(
+        **given, max_completion_len=100, soft_punish_cache=20
+    ) == [0.0, -0.5, -1.0]
+    assert rewards.soft_overlong_punishment(**given, max_completion_len=100) == [
+        0.0,
+        -0.5,
+        -1.0,
+    ]  # a fifth
+    assert rewards.soft_overlong_punishment(**given, max_completion_len=[100, 1000, 50]) == [
+        0.0,
+        0.0,
+        -1.0,
+    ]
+
+
+@pytest.mark.parametrize(
+    "thinking, english",
+    [
+        ("yes слово слово слово", 1 / 4),
+        ("yes ありがとう", 1 / 2),
+        ("yes", 1),
+        ("yes θ α", 1),
+        ("yes на", 1 / 2),
+        ("так", 0),
+    ],
+)
+def test_a_third_script_is_no_hiding_place(thinking, english):
+    assert consistency(thinking, "en") == english and consistency(thinking, "zh") == 0
+
+
+def test_capitals_are_no_hiding_place():
+    assert consistency("对 WAIT CHECK", "zh") == 1 / 3 and words("NaOH HCN KOH") == []
+
+
+def test_a_column_may_limit_the_time_of_each_problem():
+    problem = Problem(
+        "code", "", "en", "p", {"tests": [{"stdin": "", "stdout": "1"}], "time_limit": 0.2}
+    )
+    assert (
+        one(rewards.code, problem, fenced("while True: pass")) == 0
+        and one(rewards.code, problem, fenced("print(1)")) == 1
+    )
+
+
+def test_language_applies_to_english_and_chinese():
+    assert one(rewards.language, Problem("data", "", "", "p", {}), "<think>yes</think>") is None
+    assert (
+        one(rewards.language, Problem("data", "", "python", "p", {}), "<think>yes</think>") is None
+    )
+    assert one(rewards.language, Problem("data", "", "en", "p", {}), "<think>yes 对</think>") == 0.5
+
+
+@given(
+    st.text(),
+    st.sampled_from([COUNTDOWN, FACT, MATH, Problem("d", "", "en", "p", {"answer": "B"})]),
+)
+def test_no_text_breaks_any_reward(text, problem):
+    for wrapped in (
+        text,
+        f"<think>{text}</think><answer>{text}</answer>",
+        f"1. {text}\n```{text}\n```",
+    ):
+        for reward in rewards.REWARDS.values():
+            value = one(reward, problem, wrapped, max_completion_len=50)
+            assert value is None or -1 <= value <= 1
+
+
+def test_hostile_texts_cost_every_reward_little():
+    hostile = [
+        "<answer>" * 20_000,
+        "```python\n" * 20_000,
+        "```\n" * 20_001,
+        "- " * 100_000,
+        " " * 200_000,
+        "1." * 100_000,
+        "!" * 200_000,
+        "\\boxed{" * 30_000,
+        "<think>" + "-\t" * 100_000,
+        "ab" * 100_000,
+        "`" * 200_000,
+        "~" * 200_000,
+    ]
+    for text in hostile:
+        for name, reward in rewards.REWARDS.items():
+            started = time.process_time()
+            one(reward, DOUBLE if name == "code" else MATH, text, max_completion_len=50)
+            assert time.process_time() - started < 2, (name, text[:10])

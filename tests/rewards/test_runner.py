@@ -1,0 +1,490 @@
+"""Calling the rewards: command line, pasted functions of other projects, checks, threads."""
+
+import importlib.util
+import json
+import re
+import textwrap
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, jsonl, score
+
+from r1mini import rewards
+from r1mini.records import Problem, Rollout
+from r1mini.rewards import rules
+from r1mini.rewards.runner import call_checked, group_rewards, score_async, worker_pool
+from r1mini.rewards.spec import load_rewards, reward_weights
+from r1mini.rewards.trl_adapter import Text, per_completion
+
+PROBLEM = Problem(
+    "countdown", "k", "en", "Make 14 from 2, 3, 4.\n", {"numbers": [2, 3, 4], "target": 14}
+)
+DATA = Problem("data", "", "en", "What is 2+2?", {"answer": "4", "solution": r"It is \boxed{4}."})
+GOOD = "<think>\n2+2 is 4\n</think>\n<answer>\n4\n</answer>"
+
+
+def rollouts(*texts):
+    return [Rollout((1,), tuple(range(len(text))), (), text, True) for text in texts]
+
+
+def called(reward, *texts, **columns):
+    problem = replace(DATA, columns={**DATA.columns, **columns})
+    return call_checked("mine", reward, problem, rollouts(*texts))
+
+
+@pytest.fixture
+def file(tmp_path):
+    def write(text, name="my_rewards.py"):
+        (tmp_path / name).write_text(textwrap.dedent(text), encoding="utf-8")
+        return str(tmp_path / name)
+
+    return write
+
+
+# -- the command line --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "flag, found",
+    [
+        ("accuracy", {"accuracy": 1.0}),
+        (" accuracy , format:0.1", {"accuracy": 1.0, "format": 0.1}),
+        ("length:-0.5", {"length": -0.5}),
+        ("my.py:brevity", {"brevity": 1.0}),
+        ("a/b.py:f:2,cosine:1e-1", {"f": 2.0, "cosine": 0.1}),
+        (r"C:\my.py:f:0.5", {"f": 0.5}),
+    ],
+)
+def test_weights_of_the_command_line(flag, found):
+    assert reward_weights(flag) == found
+
+
+@pytest.mark.parametrize(
+    "flag, why",
+    [
+        ("my.py:f,f", "'f' is not one of"),
+        ("my.py:f,other.py:f", "'f' is listed twice"),
+        ("my.py:f:x", "'x' is not a number"),
+        ("my.py:", "no function ''"),
+        ("my.py", "'my.py' is not one of"),
+        ("my.py:accuracy", "name of a built-in reward"),
+        ("absent.py:f", "absent.py: no such file"),
+        ("my.py:absent", "no function 'absent'"),
+        ("my.py:NUMBER", "no function 'NUMBER'"),
+        ("broken.py:f", "broken.py: SyntaxError"),
+        ("exits.py:f", "exits.py: SystemExit"),
+        ("accuracy:1e300", "1e300.*finite"),
+    ],
+)
+def test_what_is_wrong_with_a_reward_flag_is_one_line(file, monkeypatch, tmp_path, flag, why):
+    file(
+        "NUMBER = 3\ndef f(completions, **kwargs):\n    return [1.0] * len(completions)\n", "my.py"
+    )
+    file("def f(:\n", "broken.py")
+    file("raise SystemExit(0)\n", "exits.py")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=why) as error:
+        load_rewards(flag)
+    assert "\n" not in str(error.value)
+
+
+def test_functions_of_one_file_share_its_state(file):
+    path = file("""
+        seen = []
+        def first(completions, **kwargs):
+            seen.append(len(completions))
+            return [0.0] * len(completions)
+        def second(completions, **kwargs):
+            return [float(len(seen))] * len(completions)
+    """)
+    found = load_rewards(f"{path}:first,{path}:second:0.5")
+    assert list(found) == ["accuracy", "format", "language", "first", "second"]
+    assert [row["second"] for row in score_async(DATA, rollouts("a", "b"), found)()] == [1.0, 1.0]
+
+
+# -- rewards of other projects, pasted ---------------------------------------------------------------------------------
+
+# Typed anew after the public signatures of open-r1 and TRL: message lists, keywords, columns, completion ids, factories.
+PASTED = r"""
+import math
+import re
+from typing import Optional
+
+def format_reward(completions, **kwargs):
+    pattern = r"^<think>\n.*?\n</think>\n<answer>\n.*?\n</answer>$"
+    contents = [completion[0]["content"] for completion in completions]
+    matches = [re.match(pattern, content, re.DOTALL | re.MULTILINE) for content in contents]
+    return [1.0 if match else 0.0 for match in matches]
+
+def tag_count_reward(completions, **kwargs) -> list[float]:
+    def count_tags(text: str) -> float:
+        return 0.25 * sum(text.count(tag) == 1 for tag in ("<think>\n", "\n</think>\n", "\n<answer>\n", "\n</answer>"))
+    return [count_tags(completion[0]["content"]) for completion in completions]
+
+def accuracy_reward(completions: list[list[dict[str, str]]], solution: list[str], **kwargs) -> list[Optional[float]]:
+    rewards = []
+    for content, sol in zip([completion[0]["content"] for completion in completions], solution):
+        gold = re.search(r"\\boxed\{(.*?)\}", sol)
+        rewards.append(float(gold.group(1) in content) if gold else None)
+    return rewards
+
+def len_reward(completions: list[dict[str, str]], solution: list[str], **kwargs) -> float:
+    lengths = [len(completion[0]["content"]) for completion in completions]
+    low, high = min(lengths), max(lengths)
+    return [0.0 if high == low else 0.5 - (length - low) / (high - low) for length in lengths]
+
+def get_soft_overlong_punishment(max_completion_len: int, soft_punish_cache: int):
+    def soft_overlong_punishment_reward(completion_ids: list[list[int]], **kwargs) -> list[float]:
+        rewards = []
+        for ids in completion_ids:
+            length = len(ids)
+            if length <= max_completion_len - soft_punish_cache:
+                rewards.append(0.0)
+            elif length <= max_completion_len:
+                rewards.append((max_completion_len - soft_punish_cache - length) / soft_punish_cache)
+            else:
+                rewards.append(-1.0)
+        return rewards
+    return soft_overlong_punishment_reward
+
+soft_overlong = get_soft_overlong_punishment(20, 10)
+
+def code_reward(completions, **kwargs) -> list[float]:
+    snippets = [re.findall(r"```python\n(.*?)```", completion[-1]["content"], re.DOTALL) for completion in completions]
+    return [float(bool(found) and info["language"] == "python") for found, info in zip(snippets, kwargs["verification_info"])]
+
+def correctness_reward_func(prompts, completions, answer, **kwargs) -> list[float]:
+    question = prompts[0][-1]["content"]
+    responses = [completion[0]["content"] for completion in completions]
+    return [2.0 if "2+2" in question and a in r else 0.0 for r, a in zip(responses, answer)]
+
+# TRL's documentation: completions that are strings.
+def reward_len(completions, **kwargs):
+    return [float(len(set(completion))) for completion in completions]
+
+def starts(completions, **kwargs):
+    return [1.0 if completion[0] == "<" and completion[-1] == ">" and re.match("<think>", completion) else 0.0
+            for completion in completions]
+
+def mixed(prompts, completions, completion_ids, task, **kwargs):
+    return [None if t != "data" else float(len(ids)) for t, ids in zip(task, completion_ids)]
+"""
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("format_reward", [1.0, 0.0]),
+        ("tag_count_reward", [1.0, 0.0]),
+        ("accuracy_reward", [1.0, 0.0]),
+        ("len_reward", [-0.5, 0.5]),
+        ("soft_overlong", [-1.0, 0.0]),
+        ("code_reward", [0.0, 0.0]),
+        ("correctness_reward_func", [2.0, 0.0]),
+        ("reward_len", [float(len(set(GOOD))), 2.0]),
+        ("starts", [1.0, 0.0]),
+        ("mixed", [float(len(GOOD)), 2.0]),
+    ],
+)
+def test_pasted_rewards_run_unchanged(file, name, expected):
+    function = load_rewards(f"{file(PASTED)}:{name}")[name]
+    assert called(function, GOOD, "no", verification_info={"language": "python"}) == expected
+
+
+@pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="TRL is not installed")
+def test_trls_own_files_run_unchanged(file):
+    folder = Path(importlib.util.find_spec("trl").origin).parent / "rewards"
+    path = file(
+        (folder / "format_rewards.py").read_text()
+        + (folder / "other_rewards.py").read_text()
+        + "\ntoo_long = get_soft_overlong_punishment(max_completion_len=20, soft_punish_cache=10)\n"
+        + "repetition = get_repetition_penalty_reward()\n"
+    )
+    for name, expected in (
+        ("think_format_reward", [1.0, 0.0]),
+        ("too_long", [-1.0, 0.0]),
+        ("repetition", [0.0, 0.0]),
+    ):
+        assert called(load_rewards(f"{path}:{name}")[name], GOOD, "no") == expected
+
+
+def test_language_is_passed_only_where_a_row_has_one():
+    seen = []
+    reward = lambda completions, **given: (
+        seen.append("language" in given) or [1.0] * len(completions)
+    )
+    for language in ("", "en"):
+        problem = Problem("data", "", language, "p", {})
+        call_checked("mine", reward, problem, rollouts("a"))
+    assert seen == [False, True]
+
+
+def test_pasted_reward_trains_and_is_logged_by_its_name(script, file, folder, tmp_path):
+    path = file(PASTED)
+    code, out, err = script(
+        "train_grpo.py",
+        "--model",
+        folder,
+        "--out",
+        tmp_path / "out",
+        "--steps",
+        1,
+        "--problems",
+        2,
+        "--completions",
+        2,
+        "--minibatches",
+        1,
+        "--max-new-tokens",
+        5,
+        "--device",
+        "cpu",
+        "--no-progress",
+        "--reward",
+        f"{path}:tag_count_reward:0.5,{path}:reward_len:0.25,soft_overlong_punishment",
+    )
+    assert code == 0, err
+    for row in jsonl(tmp_path / "out/rollouts.jsonl"):
+        given = row["rewards"]
+        assert list(given) == [
+            "accuracy",
+            "format",
+            "language",
+            "tag_count_reward",
+            "reward_len",
+            "soft_overlong_punishment",
+        ]
+        assert given["reward_len"] == len(set(row["completion"]))
+        assert row["reward"] == pytest.approx(
+            0.5 * given["tag_count_reward"]
+            + 0.25 * given["reward_len"]
+            + given["soft_overlong_punishment"]
+        )
+    assert (
+        "rewards/reward_len/mean" in jsonl(tmp_path / "out/metrics.jsonl")[0]
+        and "reward_len" in out
+    )
+
+
+def test_a_text_is_a_string_and_a_message():
+    text = Text("ab")
+    assert (
+        text == "ab"
+        and text[0] == "a"
+        and text[-1] == "b"
+        and text[:1] == "a"
+        and list(text) == ["a", "b"]
+    )
+    assert (
+        text[0]["content"] == text[-1]["content"] == "ab"
+        and json.dumps(text) == '"ab"'
+        and Text("")[0]["content"] == ""
+    )
+    with pytest.raises(KeyError):
+        text[0]["contents"]
+
+
+# -- nothing that goes wrong is a number -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "returned, why",
+    [
+        ([1.0], "returned 1 values for 2 completions"),
+        ([1.0, 1.0, 1.0], "returned 3 values"),
+        ([], "returned 0 values"),
+        (None, "returned a NoneType"),
+        (1.0, "returned a float"),
+        ("11", "returned a str"),
+        ({0: 1.0, 1: 1.0}, "returned a dict"),
+        ({0.0, 1.0}, "returned a set"),
+        ([1.0, float("nan")], "'nan' is not a finite number.*row 2 of 2"),
+        ([float("inf"), 1.0], "'inf' is not a finite.*row 1 of 2"),
+        ([1.0, 1e39], "1e.39.*row 2"),
+        ([1.0, 10**400], "not a number.*row 2"),
+        ([1.0, "1.0"], "'1.0' is not a finite number.*row 2"),
+        ([1.0, [1.0]], "not a number.*row 2"),
+        ([1j, 1.0], "not a number.*row 1"),
+    ],
+)
+def test_what_is_no_list_of_finite_numbers_stops_with_the_row(returned, why):
+    with pytest.raises(ValueError, match=f"reward mine: .*{why}") as error:
+        called(lambda **given: returned, "first", "second\n\x1b[31m")
+    assert re.search(
+        r"task 'data', prompt 'What is 2\+2\?', completion '(first|second\\n\\x1b)",
+        str(error.value),
+    )
+
+
+def test_numbers_of_any_kind_are_numbers():
+    torch = pytest.importorskip("torch")
+    assert called(lambda **given: (True, 0), "a", "b") == [1.0, 0.0]
+    assert called(lambda **given: torch.tensor([0.5, 1.5]), "a", "b") == [0.5, 1.5]
+    assert called(
+        lambda **given: (None if c == "a" else 1 for c in given["completions"]), "a", "b"
+    ) == [None, 1.0]
+
+
+@pytest.mark.parametrize(
+    "bad", [KeyError("answer"), ZeroDivisionError(), SystemExit(0), ValueError("two\nlines\x1b[0m")]
+)
+def test_exception_stops_with_the_row_that_caused_it(bad):
+    def reward(completions, **kwargs):
+        if "poison" in completions:
+            raise bad
+        return [1.0] * len(completions)
+
+    with pytest.raises(
+        ValueError, match=f"reward mine: {type(bad).__name__}.*row 2 of 3.*completion 'poison'"
+    ) as error:
+        called(reward, "a", "poison", "b")
+    assert str(error.value).isprintable()
+
+
+def test_interrupt_is_none_of_the_rewards_business():
+    def reward(**given):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        called(reward, "a")
+
+
+def test_bad_reward_ends_the_run_with_one_line_and_code_2(script, file, folder, tmp_path):
+    path = file("def bad(completions, **kwargs):\n    return [1 / 0 for _ in completions]\n")
+    code, out, err = script(
+        "train_grpo.py",
+        "--model",
+        folder,
+        "--out",
+        tmp_path / "out",
+        "--max-new-tokens",
+        3,
+        "--device",
+        "cpu",
+        "--no-progress",
+        "--reward",
+        f"accuracy,{path}:bad",
+    )
+    assert code == 2 and re.fullmatch(
+        r"train_grpo\.py: reward bad: ZeroDivisionError: [^\n]*; row 1 of 8: task 'countdown', "
+        r"prompt '[^\n]*', completion [^\n]*\n",
+        err,
+    )
+
+
+def test_a_fault_of_the_sandbox_is_no_reward(monkeypatch):
+    def broken(*args):
+        raise rules.sandbox.SandboxError("no seccomp here")
+
+    monkeypatch.setattr(rules.sandbox, "judge", broken)
+    problem = Problem("code", "", "en", "p", {"tests": [{"stdin": "", "stdout": "1"}]})
+    with pytest.raises(ValueError, match="reward code: SandboxError: no seccomp here; row 2 of 2"):
+        score(problem, rollouts("<think>", "```\nprint(1)\n```"), ("code",))
+
+
+def test_gold_that_cannot_be_read_is_no_reward():
+    with pytest.raises(ValueError, match="reward accuracy: ValueError: gold answer"):
+        score(
+            Problem("data", "", "en", "p", {"answer": r"\frac{1}{"}), rollouts("<answer>1</answer>")
+        )
+
+
+def test_a_problem_that_no_reward_applies_to_is_an_error():
+    scores = score(PROBLEM, rollouts("a", "b"), ("code", "accuracy"))
+    assert group_rewards(PROBLEM, scores, {"code": 1.0, "accuracy": 1.0}) == (0.0, 0.0)
+    with pytest.raises(
+        ValueError,
+        match="--reward code: none applies to the problem of task 'countdown', prompt 'Make 14",
+    ):
+        group_rewards(PROBLEM, scores, {"code": 1.0})
+
+
+def test_a_reward_cannot_change_what_the_next_one_sees():
+    def greedy(completions, **columns):
+        found = [1.0] * len(completions)
+        completions.clear()
+        return found
+
+    [row] = score_async(DATA, rollouts(GOOD), {"greedy": greedy, "format": rewards.format})()
+    assert row == {"greedy": 1.0, "format": 1.0}
+
+
+# -- threads -----------------------------------------------------------------------------------------------------------
+
+
+def test_builtin_rewards_run_in_threads_and_users_functions_in_the_main_thread(monkeypatch):
+    where, begun = {}, threading.Event()
+
+    @per_completion
+    def slow(problem, completion):
+        where["slow"] = threading.current_thread()
+        begun.set()
+        return 1.0
+
+    def users(completions, **columns):
+        where["users"] = threading.current_thread()
+        return [2.0] * len(completions)
+
+    monkeypatch.setitem(rewards.REWARDS, "slow", slow)
+    with worker_pool() as pool:
+        collect = score_async(DATA, rollouts("a"), {"slow": slow, "users": users}, pool)
+        assert begun.wait(10) and "users" not in where  # before anybody asks for the result
+        assert collect() == [{"slow": 1.0, "users": 2.0}]
+    assert where["users"] is threading.main_thread() is not where["slow"]
+
+
+def test_an_error_does_not_wait_for_what_has_not_begun():
+    with pytest.raises(ZeroDivisionError), worker_pool() as pool:
+        jobs = [pool.submit(time.sleep, 0.2) for _ in range(400)]
+        raise ZeroDivisionError
+    assert jobs[-1].cancelled()
+
+
+def test_threads_give_what_one_thread_gives():
+    problem = Problem("code", "", "en", "p", {"tests": [{"stdin": "3\n", "stdout": "6\n"}]})
+    texts = [
+        "```python\nprint(2 * int(input()))\n```",
+        "```\nprint(7)\n```",
+        "```\nprint(6)\n```",
+        "none",
+    ]
+    with worker_pool() as pool:
+        pending = [
+            score_async(problem, rollouts(*texts), {"code": rewards.code}, pool) for _ in range(6)
+        ]
+        assert [[row["code"] for row in collect()] for collect in pending] == [
+            [1.0, 0.0, 1.0, 0.0]
+        ] * 6
+
+
+def test_groups_are_scored_while_others_are_sampled(model, tokens):
+    from r1mini.sampler.sampler import sample
+    from r1mini.sampler.sampling import SamplingParams
+
+    told = []
+    found = sample(
+        model,
+        tokens,
+        ["a\n", "b\n", "c\n"],
+        2,
+        SamplingParams(3),
+        seed=0,
+        max_rows=3,
+        on_finished=lambda n, rollouts: told.append((n, list(rollouts))),
+    )
+    assert told == list(enumerate(found)) and all(len(group) == 2 for group in found)
+
+
+def test_no_branch_per_reward_in_the_loop():
+    loop = (ROOT / "train_grpo.py").read_text(encoding="utf-8")
+    assert not [name for name in rewards.REWARDS if f'== "{name}"' in loop]
+
+
+def test_column_called_as_a_setting_of_a_reward_is_not_passed_to_it():
+    problem = Problem("x.jsonl", "0", "", "p", {"answer": "2", "max_len": 3, "ngram_size": "x"})
+    rollouts = [Rollout((1,), (2,), (0.0,), r"\boxed{2}", True)]
+    [found] = score(problem, rollouts, ("cosine", "repetition_penalty"))
+    assert found["cosine"] > 0.99

@@ -1,0 +1,233 @@
+import math
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import score
+
+from r1mini.records import Group, Problem, Rollout
+from r1mini.rl import diagnosis, metrics
+from r1mini.rl.config import GRPOConfig
+
+PROBLEM = Problem(
+    "countdown", "", "en", "Make 14 from 2, 3, 4.\n", {"numbers": [2, 3, 4], "target": 14}
+)
+RIGHT, WRONG = (
+    "<think>wait 14 ok</think><answer>2+3*4</answer>",
+    "<think>wait ok</think><answer>2*3+4</answer>",
+)
+
+
+def rollout(text):
+    return Rollout((1,), (2,), (-1.0,), text, True)
+
+
+def group(*texts, rewards=None, finished=True):
+    rollouts = [
+        Rollout((1,), (2,) * n, (-1.0,) * n, text, finished) for n, text in enumerate(texts, 1)
+    ]
+    scores = [{"accuracy": float(text == RIGHT), "format": 1.0, "language": None} for text in texts]
+    return Group(PROBLEM, rollouts, scores, tuple(rewards or [s["accuracy"] for s in scores]))
+
+
+def test_metrics_of_a_step_by_hand():
+    row = metrics.sampling_metrics([group(RIGHT, WRONG), group("stop", "stop")])
+    assert row["reward"] == 0.25 and row["reward_std"] == pytest.approx(0.5**0.5 / 2)
+    assert row["frac_reward_zero_std"] == 0.5 and row["groups_drawn"] == 2 and row["entropy"] == 1.0
+    assert (
+        row["completions/min_length"],
+        row["completions/mean_length"],
+        row["completions/max_length"],
+    ) == (1, 1.5, 2)
+    assert row["completions/unparsed_ratio"] == 0.5 and row["completions/wrong_ratio"] == 0.25
+    assert row["rewards/accuracy/mean"] == 0.25 and "rewards/language/mean" not in row
+    assert row["completions/reflection"] == pytest.approx(
+        (1 / 2 + 1 / 2) / 4
+    )  # "wait" of "wait ok", twice
+
+
+def test_cut_completions_count_as_cut_and_not_as_unparsed():
+    row = metrics.sampling_metrics([group("<think>", "<think>", finished=False)])
+    assert row["completions/clipped_ratio"] == 1 and row["completions/unparsed_ratio"] == 0
+
+
+@pytest.mark.parametrize(
+    "thinking, language, share",
+    [
+        ("wait, check it", "en", 2 / 3),
+        ("so wait", "en", 1 / 2),
+        ("", "en", 0.0),
+        ("检查 好", "zh", 0.5),
+        ("错\n错\n对", "zh", 0.0),
+    ],
+)
+def test_share_of_reflective_words(thinking, language, share):
+    assert metrics.reflection(thinking, language) == pytest.approx(share)
+
+
+def test_first_look_gives_each_reward_its_reason():
+    text = diagnosis.first_look(
+        group(WRONG, RIGHT), {"accuracy": 1.0, "format": 0.2, "language": 1.0}
+    )
+    assert "Make 14 from 2, 3, 4." in text and WRONG in text
+    assert "accuracy (weight 1): 0.00 (10 ≠ 14)" in text
+    assert "language (weight 1): does not apply" in text
+    mixed = group("<think>wait 好 好</think><answer>2*3+4</answer>", RIGHT)
+    mixed.scores[0].update(language=1 / 3, overlong=-0.5)
+    text = diagnosis.first_look(mixed, {"accuracy": 1.0, "language": 1.0, "overlong": 1.0})
+    assert (
+        "language (weight 1): 0.33 (2 of 3 words are not en)" in text
+        and "overlong (weight 1): -0.50" in text
+    )
+    assert "no <answer>" in diagnosis.first_look(group("x", RIGHT), {"accuracy": 1.0})
+
+
+def test_first_look_at_problems_of_a_data_file():
+    texts = (rollout("<answer>1</answer>"), rollout("no"))
+    for columns, expected in (
+        ({"answer": "2"}, "accuracy (weight 1): 0.00 ('1' is not '2')"),
+        ({"tests": [{"stdin": "", "stdout": "1"}]}, "accuracy (weight 1): does not apply"),
+    ):
+        problem = Problem("data", "", "", "p", columns)
+        look = Group(problem, texts, score(problem, texts), (0.0, 0.0))
+        assert expected in diagnosis.first_look(look, {"accuracy": 1.0})
+        row = metrics.sampling_metrics([look])
+        assert row["completions/unparsed_ratio"] == 0.5 and row[
+            "completions/wrong_ratio"
+        ] == 0.5 * ("answer" in columns)
+
+
+HEALTHY = {
+    "completions/clipped_ratio": 0.0,
+    "completions/unparsed_ratio": 0.1,
+    "frac_reward_zero_std": 0.2,
+    "rewards/accuracy/mean": 0.5,
+    "rewards/format/mean": 0.9,
+    "entropy": 0.4,
+    "kl": 0.01,
+    "loss": 0.1,
+    "sampling/sampling_logp_difference/max": 1e-6,
+}
+CONFIG = GRPOConfig(max_new_tokens=256)
+
+
+def advice(rows, weighting={"accuracy": 1.0, "format": 0.5}, **changes):
+    return list(diagnosis.diagnose(rows, replace(CONFIG, **changes), weighting, 1024))
+
+
+def test_healthy_run_is_left_in_peace():
+    assert not advice([HEALTHY] * 10)
+    assert not advice([HEALTHY] * 10, bf16=True)
+
+
+@pytest.mark.parametrize(
+    "change, flag",
+    [
+        (
+            {"completions/clipped_ratio": 0.97},
+            "97% of completions were cut at 256 tokens.*--max-new-tokens",
+        ),
+        ({"completions/unparsed_ratio": 0.95}, "<answer>.*cold-start"),
+        ({"rewards/format/mean": 0.01}, "only 1% of completions keep the format.*cold-start"),
+        ({"frac_reward_zero_std": 0.9, "rewards/accuracy/mean": 0.0}, "too hard.*--resample"),
+        ({"frac_reward_zero_std": 0.9, "rewards/accuracy/mean": 0.99}, "too easy.*--resample"),
+        ({"frac_reward_zero_std": 0.9}, "little is learned.*--completions.*--resample"),
+        ({"entropy": 0.01}, "entropy fell from 0.40 to 0.01.*--learning-rate"),
+        ({"kl": 5.0}, "KL.*--beta"),
+        ({"approx_kl": 0.3}, "one step move the policy by 0.30 nats.*--learning-rate"),
+        (
+            {"weights/moved_in_bf16": 2e-4},
+            "changes 0.02% of the weights in bf16.*--learning-rate.*--no-bf16",
+        ),
+    ],
+)
+def test_each_trouble_is_named_once_with_its_flag(change, flag):
+    sentences = advice([HEALTHY] + [{**HEALTHY, **change}] * 4)
+    assert len(sentences) == 1 and re.search(flag, sentences[0])
+
+
+@pytest.mark.parametrize(
+    "change, options, sentence",
+    [
+        (
+            {"completions/clipped_ratio": 0.97},
+            {"max_new_tokens": 4096},
+            "context of 1024 tokens.*--overlong-cache",
+        ),
+        ({}, {"learning_rate": 0.0}, "raise --learning-rate"),
+        ({"weights/moved_in_bf16": 0.0}, {"learning_rate": 0.0}, "raise --learning-rate"),
+        ({"frac_reward_zero_std": 0.9}, {"resample": 3}, "raise --completions$"),
+        (
+            {"frac_reward_zero_std": 0.9, "rewards/accuracy/mean": 0.99},
+            {"weighting": {"format": 1.0}},
+            "little is learned",
+        ),
+    ],
+)
+def test_no_flag_is_advised_that_is_set_already_or_would_do_nothing(change, options, sentence):
+    sentences = advice([HEALTHY] + [{**HEALTHY, **change}] * 4, **options)
+    assert len(sentences) == 1 and re.search(sentence, sentences[0])
+
+
+GAPS = [f"sampling/sampling_logp_difference/{name}" for name in ("max", "mean")]
+
+
+@pytest.mark.parametrize(
+    "largest, mean, options, sentence",
+    [
+        (7e-4, 8e-7, {}, None),
+        (0.1, 3e-4, {"bf16": True}, None),
+        (0.7, 0.05, {"bf16": True}, None),  # as measured
+        (0.5, 1e-4, {}, "0.5 nats on a token.*: try --correction token-truncate$"),
+        (2.0, 0.05, {"bf16": True}, "try --no-bf16 or --correction token-truncate$"),
+        (
+            0.5,
+            0.3,
+            {"correction": "token-mask"},
+            "0.3 in the mean, though their weights are the same$",
+        ),
+    ],
+)
+def test_disagreement_of_sampler_and_learner_is_reported_at_once(largest, mean, options, sentence):
+    message = diagnosis.check_sampler_gap(
+        {"step": 3, **dict(zip(GAPS, (largest, mean)))}, replace(CONFIG, **options)
+    )
+    assert message is None if sentence is None else re.search(sentence, message)
+    assert diagnosis.check_sampler_gap({"step": 3}, CONFIG) is None  # nothing was learned
+
+
+@pytest.mark.parametrize(
+    "mean, options", [(0.011, {}), (0.11, {"bf16": True}), (math.nan, {}), (math.inf, {})]
+)
+def test_sampler_and_learner_that_disagree_in_the_mean_end_the_run(mean, options):
+    with pytest.raises(
+        ValueError,
+        match="step 3: sampler and learner differ by 0.5 nats .* --correction token-truncate",
+    ):
+        diagnosis.check_sampler_gap(
+            {"step": 3, **dict(zip(GAPS, (0.5, mean)))}, replace(CONFIG, **options)
+        )
+
+
+def test_groups_without_a_baseline_are_never_flat():
+    assert not advice([{**HEALTHY, "frac_reward_zero_std": 0.9}] * 5, baseline="none", scale="none")
+
+
+def test_one_bad_step_is_no_trend():
+    for change in (
+        {"frac_reward_zero_std": 1.0},
+        {"completions/clipped_ratio": 0.9},
+        {"rewards/format/mean": 0.0},
+    ):
+        assert not advice([HEALTHY] * 5 + [{**HEALTHY, **change}])
+
+
+def test_an_update_below_the_rounding_of_bf16_moves_nothing():
+    # Next to 1.0 bf16 has steps of 2^-7 (above) and 2^-8 (below): 2^-10 is lost, 2^-7 is not.
+    model = torch.nn.Linear(4, 1, bias=False)
+    torch.nn.init.ones_(model.weight)
+    before = metrics.bf16_weights(model)
+    with torch.no_grad():
+        model.weight += torch.tensor([2.0**-10, 2.0**-7, -(2.0**-8), 0.0])
+    assert metrics.changed_fraction(before, metrics.bf16_weights(model)) == 0.5

@@ -1,0 +1,220 @@
+import dataclasses
+
+import pytest
+import torch
+from conftest import random_model, shape
+from hypothesis import given
+from hypothesis import strategies as st
+from sampler.test_cuda_graphs import Taped
+
+from r1mini.rl.config import GRPOConfig
+from r1mini.rl.memory import memory_needed
+from r1mini.sampler import sampler
+from r1mini.sampler.kv_cache import KVCache, cache_bytes
+from r1mini.sampler.sampler import dry_run
+from r1mini.sampler.sampling import SamplingParams
+from r1mini.training import memory
+from r1mini.training.logprobs import collate, token_logprobs
+from r1mini.training.micro_batches import by_prompt
+
+CPU = torch.device("cpu")
+
+
+def fits(cfg, config=None):
+    memory.require(memory_needed(cfg, CPU, config or shape()), CPU, cfg)
+
+
+def kept_by_a_pass(model, tokens):
+    """What a real pass keeps, weights aside."""
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    storages = {}
+
+    def keep(x):
+        if (at := x.untyped_storage().data_ptr()) not in parameters:
+            storages[at] = x.untyped_storage()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        token_logprobs(model, collate([([1], [2] * (tokens - 1))]))
+    return sum(storage.nbytes() for storage in storages.values())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"qk_norm": True, "head_dim": 16}, {"attention_bias": True, "num_key_value_heads": 1}],
+)
+def test_the_count_is_what_a_pass_keeps(changes):
+    model, tokens = random_model(**changes), 100
+    counted = memory.activation_bytes(model.config, tokens)
+    assert kept_by_a_pass(model, tokens) == pytest.approx(counted, rel=0.15)
+
+
+def test_the_count_grows_with_tokens_and_layers_and_falls_with_checkpointing():
+    one = shape()
+    count = memory.activation_bytes
+    assert count(one, 200) == pytest.approx(2 * count(one, 100), rel=0.01)
+    deep = dataclasses.replace(one, num_hidden_layers=20)
+    assert count(deep, 100) == pytest.approx(10 * count(one, 100), rel=0.1)
+    assert count(deep, 100, gradient_checkpointing=True) < count(deep, 100) / 5
+
+
+def test_weights_and_moments_by_hand():
+    config = shape()
+    model = random_model()
+    weights = sum(p.numel() for p in model.parameters())
+    adamw, muon = (memory.training_bytes(config, 10, optimizer=kind) for kind in ("adamw", "muon"))
+    assert (
+        adamw["weights"] == adamw["gradients"] == 4 * weights and adamw["optimizer"] == 8 * weights
+    )
+    assert muon["optimizer"] == 8 * weights - 4 * sum(
+        p.numel() for p in model.model.layers.parameters() if p.ndim == 2
+    )
+    assert (
+        memory.training_bytes(config, 10, optimizer="adamw", reference=True)["weights"]
+        == 8 * weights
+    )
+    two = memory.training_bytes(config, 10, optimizer="adamw", ranks=2)
+    assert (
+        two["optimizer"] == 4 * weights
+        and two["whole weights"] == 4 * weights
+        and two["learner"] == adamw["learner"]
+    )
+    # 3 rows of 5 tokens, a key and a value in each of 2 layers, 2 heads of 8 numbers, 2 bytes each
+    assert (
+        cache_bytes(dataclasses.replace(config, num_key_value_heads=2), 3, 5, 2)
+        == 3 * 5 * 2 * 2 * 2 * 8 * 2
+    )
+
+
+def test_a_run_that_cannot_fit_stops_with_what_it_takes_and_the_flags(monkeypatch):
+    monkeypatch.setattr(memory, "available", lambda device: 2**30)
+    cfg, large = GRPOConfig(), dataclasses.replace(shape(), num_hidden_layers=200)
+    fits(cfg)
+    with pytest.raises(
+        ValueError,
+        match=r"takes about .* GiB \(.*sampler .*\) .* 1.0 GiB are free: lower --sampler-rows.*checkpoint",
+    ):
+        fits(
+            dataclasses.replace(cfg, problems=512, sampler_rows=4096, max_new_tokens=10_000),
+            dataclasses.replace(large, max_position_embeddings=20_000),
+        )
+    with pytest.raises(ValueError, match="learner "):
+        fits(dataclasses.replace(cfg, learner_tokens=100_000), large)
+
+
+def test_moments_on_the_cpu_take_none_of_the_device():
+    there, away = (
+        memory.training_bytes(shape(), 10, optimizer="muon", optimizer_on=where)
+        for where in ("device", "cpu")
+    )
+    assert away == {**there, "optimizer": 0} and there["optimizer"]
+
+
+def test_where_it_is_told_only_what_cannot_be_is_refused(monkeypatch):
+    """There the worst is tried instead."""
+    parts = memory.training_bytes(shape(), 4096, optimizer="adamw")
+    monkeypatch.setattr(memory, "raises_oom", lambda device: True)
+    monkeypatch.setattr(
+        memory, "available", lambda device: sum(parts[name] for name in memory.CERTAIN)
+    )
+    fits(GRPOConfig(optimizer="adamw"))
+    with pytest.raises(
+        ValueError, match=r"at least .* GiB .* and .* are free: add --optimizer-on cpu, or"
+    ):
+        fits(GRPOConfig(optimizer="adamw", beta=0.1))
+    fits(GRPOConfig(optimizer="adamw", optimizer_on="cpu", beta=0.1))
+
+
+@pytest.mark.parametrize(
+    "free, tokens",
+    [(10**9, 4096), (2_048_000 / 0.9 + 1, 2048), (2_048_000 / 0.9 - 1, 1024), (0, 256)],
+)
+def test_tokens_of_a_micro_batch_are_the_most_that_fit(free, tokens):
+    assert (
+        memory.largest_fitting(lambda n: {"weights": 0, "learner": 1000 * n}, free, CPU) == tokens
+    )
+
+
+def test_tokens_of_a_micro_batch_are_not_guessed():
+    with pytest.raises(ValueError, match="--learner-tokens 0: this system does not say"):
+        memory.largest_fitting(lambda n: {}, None, CPU)
+
+
+@given(
+    st.integers(1, 300),
+    st.integers(1, 40),
+    st.integers(1, 9),
+    st.integers(1, 20),
+    st.integers(1, 5),
+)
+def test_longest_rows_are_one_full_micro_batch(tokens, rows, prompt, completion, group):
+    made = memory.longest_rows(tokens, rows, prompt, completion, group)
+    assert len(by_prompt(made, tokens)) == 1
+    used = len(collate(made).token_of_flat_M)
+    # What is left is too little for one token more, or nobody is there to take it.
+    assert len(made) == rows or used >= tokens or tokens - used <= prompt
+    assert {len(learned) for _, learned in made[:-1]} <= {completion}
+
+
+def test_the_worst_of_the_sampler_is_the_cache_at_its_limit(model, tokens, monkeypatch):
+    grown, real = [], KVCache.grow
+    monkeypatch.setattr(
+        KVCache,
+        "grow",
+        lambda cache, slots: grown.append((real(cache, slots), cache.key.nbytes)[1]),
+    )
+    dry_run(model, tokens, [[1, 2, 3]] * 3, 4, SamplingParams(125), max_rows=8)
+    assert grown == []  # there from the beginning
+    monkeypatch.setattr(sampler, "INITIAL_CAPACITY", 16)
+    dry_run(model, tokens, [[1, 2, 3]] * 3, 4, SamplingParams(125), max_rows=8)
+    assert 2 * grown[-1] == pytest.approx(cache_bytes(model.config, 8, 128, 4), rel=0.01)
+
+
+def test_the_worst_of_the_sampler_is_with_its_graph(model, tokens, monkeypatch):
+    graphs = Taped()
+    monkeypatch.setattr(sampler, "graphs_enabled", lambda device: True)
+    monkeypatch.setattr(sampler, "GraphRunner", lambda device: graphs)
+    real = sampler.Sampler
+    monkeypatch.setattr(
+        sampler, "Sampler", lambda *args, **settings: real(*args, **settings, block=2)
+    )  # as on a GPU, some
+    worst = dry_run(model, tokens, [[1, 2, 3]] * 3, 4, SamplingParams(100), max_rows=8)
+    assert (
+        list(graphs.graphs) == [worst.cache.capacity]
+        and graphs.records == 1
+        and worst.cache.capacity > 100
+    )
+
+
+def test_the_worst_is_tried_beside_the_memory_of_the_moments(monkeypatch, capsys):
+    done, real = [], torch.empty
+    monkeypatch.setattr(memory, "raises_oom", lambda device: True)
+    monkeypatch.setattr(memory, "available", lambda device: 2**30)
+    monkeypatch.setattr(
+        torch, "empty", lambda size, **kind: done.append(size) or real(size, **kind)
+    )
+    memory.dry_run(
+        lambda: done.append("worst"), {"weights": 2**30, "optimizer": 123}, 4 * 2**30, CPU
+    )
+    assert done == [123, "worst"] and "3.0 GiB of 4.0, 1.0 estimated" in capsys.readouterr().out
+
+
+def test_memory_of_this_machine_is_known_or_unasked():
+    free = memory.available(CPU)
+    assert free is None or 0 < free < 2**50
+
+
+def test_what_the_group_holds_as_cache_is_free(monkeypatch):
+    files = {
+        "/proc/meminfo": "MemFree: 1 kB\nMemAvailable:   2000 kB\n",
+        "/sys/fs/cgroup/memory.max": "1000000\n",
+        "/sys/fs/cgroup/memory.current": "900000\n",
+        "/sys/fs/cgroup/memory.stat": "anon 100\nfile 700000\nactive_file 200000\ninactive_file 300000\nslab_reclaimable 5\n",
+    }
+    monkeypatch.setattr(memory.Path, "is_file", lambda path: str(path) in files)
+    monkeypatch.setattr(memory.Path, "read_text", lambda path: files[str(path)])
+    assert memory.available(CPU) == 100_000 + 500_005
+    files["/sys/fs/cgroup/memory.max"] = "max\n"
+    assert memory.available(CPU) == 2_048_000
+    files.clear()
+    assert memory.available(CPU) is None
