@@ -33,7 +33,7 @@ Config = GRPOConfig  # as in every script
 def main(cfg: GRPOConfig) -> dict:
     """Train a policy. Returns the summary of the run."""
     cfg = resolve(cfg)
-    rewards = Rewards.of(cfg)
+    rewards = Rewards.from_config(cfg)
     run = Run(cfg.out, asdict(cfg) | fingerprint(cfg.data), LOGS)
     if run.has_finished():
         return run.record()
@@ -64,7 +64,7 @@ def main(cfg: GRPOConfig) -> dict:
             # 3. Advantages: each completion against its group. [R1 Eq. 3]
             adv_NG = group_advantages(rewards_NG, baseline=cfg.baseline, scale=cfg.scale)
 
-            run.begin_update()  # from here on a signal waits for the end of the step
+            run.begin_update()  # from here on, a signal waits for the end of the step
             # 4. Reset the reference to the policy now and then (R1: every 25 steps). [R1 §2.2.1]
             if reference and step and cfg.reference_every and step % cfg.reference_every == 0:
                 optim.lerp_(reference, policy, cfg.reference_mix)
@@ -77,10 +77,10 @@ def main(cfg: GRPOConfig) -> dict:
                 cfg, policy, reference, optimizers, groups, adv_NG, step, rate, non_finite
             )
             log.updated(step, groups, drawn, adv_NG, policy, updates, rate, fraction)
-            if fraction == 1:  # sooner than --steps with a --sample-budget
+            if fraction == 1:  # --sample-budget may end the run before --steps
                 break
     summary = run.finish(steps=len(log.rows))
-    print(f"{run.out}: {run.seconds:.0f} s; now: python sample.py --model {run.out}")
+    print(f"{run.out}: {run.seconds:.0f} s; next: python sample.py --model {run.out}")
     return summary
 
 

@@ -1,9 +1,9 @@
 """Supervised fine-tuning: base pre-training, cold start, rejection-sampled data, distillation.
 
-Cross-entropy of the completion, its end token included [R1 §2.3.1] [R1 §2.3.3] [R1 §2.4]; in a
-conversation, of every turn of the assistant. Rows come from a file of any known layout, or are made
-by the embedded tasks (`--data corpus`, `--data cold-start`). Rows of similar length share a batch;
-`--pack` fills batches with rows of any length.
+The loss is the cross-entropy of the completion with its end token [R1 §2.3.1] [R1 §2.3.3]
+[R1 §2.4]; in a conversation, of every assistant turn. Rows come from a file of any known layout, or
+the embedded tasks generate them (`--data corpus`, `--data cold-start`). Rows of similar length
+share a batch; `--pack` fills batches with rows of any length.
 """
 
 import math
@@ -39,7 +39,7 @@ from r1mini.training.run_state import Run
 from r1mini.training.setup import load_model, prepare
 
 Finite = Sequence[tuple[list[Segments], Tensor]]  # rows, and whether the loss of each is finite
-CORPUS_WINDOW = 16_384  # rows of the endless corpus that are made, sorted and batched at a time
+CORPUS_WINDOW = 16_384  # rows of the endless corpus to generate, sort and batch at a time
 NEW = "model=new"
 
 
@@ -55,21 +55,21 @@ class Config(TrainOptions):
     )
     template: str = option(
         "auto",
-        "how messages become text: the model folder's chat template, r1-zero or plain; auto: "
-        "chat if there is one, else plain; rows that are text already stay as they are",
+        "how messages become text: chat (the model's own template), r1-zero or plain; auto: chat "
+        "if the model has a template, else plain; rows of text are used unchanged",
         choices=("auto", "chat", "r1-zero", "plain"),
         when="data!=cold-start|corpus and model!=new",
     )
     tasks: tuple[str, ...] = option(
-        tasks.REASONING, "embedded tasks that cold-start rows are made of", when="data=cold-start"
+        tasks.REASONING, "embedded tasks that generate the cold-start rows", when="data=cold-start"
     )
     rows: int = option(
-        1500, "rows to make for cold-start or corpus; limit for a file (0: all)", bounds="0 <= x"
+        1500, "rows to generate for cold-start or corpus; limit of a file (0: all)", bounds="0 <= x"
     )
     epochs: int = option(2, "passes over the rows", bounds="1 <= x")
     batch_tokens: int = option(1024, "padded tokens per optimizer step", bounds="1 <= x")
-    pack: bool = option(False, "fill each batch with rows of any length, instead of similar ones")
-    train_on_prompt: bool = option(False, "learn the prompt's tokens too, as in pre-training")
+    pack: bool = option(False, "fill each batch with rows of any length, not of similar length")
+    train_on_prompt: bool = option(False, "also learn the prompt's tokens, as in pre-training")
     learning_rate: float = option(2e-3, "peak learning rate", bounds="0 <= x")
     save_every: int = option(
         500,
@@ -150,7 +150,7 @@ def main(cfg: Config) -> dict:
                 partial(accumulate_gradient, cfg, model, batch), cfg.batch_tokens, model, cfg
             )
             rate = optim.learning_rate_at(progress, cfg.learning_rate, cfg.warmup, cfg.final_lr)
-            run.begin_update()  # from here on a signal waits for the end of the step
+            run.begin_update()  # from here on, a signal waits for the end of the step
             norm = optim.step(optimizers, model.parameters(), rate, cfg.max_grad_norm, loss)
             bad = [] if math.isfinite(norm) else bad_rows(tokenizer, batch, finite)
             non_finite.check(norm, f"{run.name}: step {step}", bad)
@@ -183,13 +183,13 @@ def main(cfg: Config) -> dict:
     summary = run.finish(steps=step, loss=values["loss"], tokens=values["tokens"])
     print(
         f"{run.out}: {step} steps, {summary['tokens']} tokens, loss {summary['loss']:.4f}, "
-        f"{summary['seconds']:.0f} s; now: python sample.py --model {run.out}"
+        f"{summary['seconds']:.0f} s; next: python sample.py --model {run.out}"
     )
     return summary
 
 
 def check(cfg: Config) -> None:
-    """Raises ValueError for flags that do not go together."""
+    """Raises ValueError for flags that conflict."""
     validate(cfg)
     tasks.require(cfg.tasks, judged=False)
     if cfg.rows < 1 and cfg.data in ("corpus", "cold-start"):
@@ -236,7 +236,7 @@ def load_rows(
     if 0 < cfg.rows < len(rows):
         print(f"{path}: using the first {cfg.rows} (--rows)", flush=True)
         rows = dict(islice(rows.items(), cfg.rows))
-    errors = RowErrors(cfg.skip_bad)  # the earlier ones are reported already
+    errors = RowErrors(cfg.skip_bad)  # earlier ones are already reported
     encoded = encode_rows(
         list(rows.values()), tokenizer, template, context, cfg.train_on_prompt, list(rows), errors
     )
@@ -255,8 +255,8 @@ def make_batches(
     position: Sequence[int] = (0, 0),
 ) -> Iterator[tuple[list[Segments], float, tuple[int, int]]]:
     """(rows, progress of the run from 0 to 1, position after them), in an order that depends on the
-    seed alone. `rows` are all rows, or None for the corpus, whose rows are made when they are
-    needed. A position is (part, batches of it done); the batches before it are skipped."""
+    seed alone. `rows` are all rows, or None for the corpus, whose rows are generated when they are
+    needed. A position is (part, finished batches in it); the batches before it are skipped."""
     if cfg.data == "corpus":
         starts = range(0, cfg.rows, CORPUS_WINDOW)
         parts = [(epoch, start) for epoch in range(cfg.epochs) for start in starts]
@@ -282,7 +282,7 @@ def make_batches(
 def accumulate_gradient(
     cfg: Config, model: Transformer, rows: Sequence[Segments], tokens: int
 ) -> tuple[Tensor, int, Finite]:
-    """Add up the gradient of the rows in micro-batches of at most so many tokens. Returns the loss,
+    """Add up the gradient of the rows, in micro-batches with a token limit. Returns the loss,
     the number of learned tokens, and whether the log-probabilities of each row are finite."""
     mine, factor = distributed.rank_rows(rows)
     parts = pack_greedily([sum(map(len, row)) for row in mine], range(len(mine)), tokens)
@@ -302,7 +302,7 @@ def accumulate_gradient(
 
 
 def bad_rows(tokenizer: Tokenizer, batch: Sequence[Segments], finite: Finite) -> list[str]:
-    """The beginnings of the rows whose loss is not finite; of all rows, if there is no such row."""
+    """The beginnings of the rows whose loss is not finite; of all rows, if every loss is finite."""
     bad = [row for part, good_B in finite for row, good in zip(part, good_B.tolist()) if not good]
     rows = distributed.all_gather(bad) or batch
     return [repr(tokenizer.decode(sum(row, []))[:60]) for row in rows]

@@ -1,9 +1,8 @@
-"""Presets side by side: `python -m r1mini.compare --model runs/r1/dev1`.
+"""Compares presets: `python -m r1mini.compare --model runs/r1/dev1`.
 
-Every preset of train_grpo.py starts from the same model, samples the same number of completions,
-with several seeds, and is evaluated on held-out problems, including the KL from that model. A
-preset whose sizes are meant for another model changes nothing here: it shows how much two equal
-runs differ.
+Every preset of train_grpo.py starts from the same model and samples the same number of completions,
+with several seeds. Each run is evaluated on held-out problems, including the KL from that model. A
+preset with settings for a larger model changes nothing here: it shows how much equal runs differ.
 """
 
 import math
@@ -46,7 +45,7 @@ class Config:
     seeds: int = option(3, "runs of each preset", bounds="1 <= x")
     device: str = option("auto", "auto, cpu or cuda[:n]")
     workers: int = option(
-        0, "processes side by side (0: one per core on a CPU, one on a GPU)", bounds="0 <= x"
+        0, "processes to run in parallel (0: one per core on a CPU, one on a GPU)", bounds="0 <= x"
     )
 
     def all_seeds(self) -> range:
@@ -54,8 +53,8 @@ class Config:
 
 
 def preset_settings(preset: str, budget: int) -> dict:
-    """A preset's flags, with the number of steps that sample `budget` completions if none are
-    refills."""
+    """A preset's flags, with the number of steps that sample `budget` completions without
+    resampling."""
     settings = dict(PRESETS.get(preset, {}))
     cfg = GRPOConfig(**settings)
     settings["steps"] = math.ceil(budget / (cfg.problems * cfg.completions))
@@ -115,7 +114,7 @@ def run_record(folder: Path) -> dict:
 
 
 def completions_sampled(folder: Path) -> int:
-    """Including the refills of --resample."""
+    """Includes the groups that --resample replaced."""
     steps = files.read_metrics(folder / "metrics.jsonl", "groups_drawn")
     groups = sum(step["groups_drawn"] for step in steps)
     return run_record(folder)["config"]["completions"] * groups
@@ -124,7 +123,7 @@ def completions_sampled(folder: Path) -> int:
 def main(cfg: Config) -> None:
     tasks.require(cfg.tasks)
     validate(cfg)
-    checkpoint.load(cfg.model)  # an error here is not one of a run
+    checkpoint.load(cfg.model)  # report an error before any run starts
     out, say = Path(cfg.out), timed_printer()
     settings = {"model": cfg.model, "sample-budget": cfg.sample_budget}
     settings |= {"tasks": " ".join(cfg.tasks), "problems": cfg.problems}

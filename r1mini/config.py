@@ -1,11 +1,12 @@
-"""Command lines from frozen dataclasses: a field is a flag, and everything about the flag stands on
-its line: default, help, choices, bounds, and the flags without which it has no effect.
+"""Command lines from frozen dataclasses. A field is a flag, and its line says all about it:
+default, help, choices, bounds, and the flags that it needs to have an effect.
 
     clip_low: float = option(0.2, "lower clip of the ratio", bounds="0 <= x <= 1",
                              when="objective=clip and minibatches>1")
 
-Defaults < `--preset` < flags. A mistake is one line on standard error and exit code 2. A job that a
-signal ended, and that the same command resumes, is one line and exit code 75.
+Flags override `--preset`, which overrides the defaults. A user's mistake prints one line to
+standard error and exits with code 2. A job that a signal interrupts prints one line and exits with
+code 75; the same command resumes it.
 """
 
 import argparse
@@ -48,7 +49,7 @@ def option(
 
 @dataclass(frozen=True)
 class DeviceOptions:
-    seed: int = option(0, "seed of everything random")
+    seed: int = option(0, "random seed")
     device: str = option("auto", "auto, cpu or cuda[:n]")
     threads: int = option(1, "CPU threads (0: torch's choice)", bounds="0 <= x")
     progress: bool = option(True, "show progress bars")
@@ -58,13 +59,13 @@ class DeviceOptions:
 @dataclass(frozen=True)
 class DataOptions:
     prompt_key: str = option(
-        "", "column of the prompts, if --data has no known layout", when=FROM_FILE
+        "", "prompt column of --data, if its layout is unknown", when=FROM_FILE
     )
-    answer_key: str = option("", "column of the answers", when=FROM_FILE)
+    answer_key: str = option("", "answer column of --data", when=FROM_FILE)
     template: str = option(
         "auto",
-        "how messages become text: the model folder's chat template, r1-zero or plain; auto: "
-        "chat if there is one, else plain; rows that are text already stay as they are",
+        "how messages become text: chat (the model's own template), r1-zero or plain; auto: chat "
+        "if the model has a template, else plain; rows of text are used unchanged",
         choices=("auto", "chat", "r1-zero", "plain"),
         when=FROM_FILE,
     )
@@ -77,9 +78,7 @@ class DataOptions:
 class TrainOptions(DataOptions, DeviceOptions):
     model: str = option("base", "model folder, embedded model or hub id to start from")
     decontaminate: tuple[str, ...] = option(
-        (),
-        "evaluation files; rows that share ten words in a row with them are left out",
-        when=FROM_FILE,
+        (), "evaluation files; drop rows that share ten consecutive words with them", when=FROM_FILE
     )
     # DEVIATES: Muon, where R1 uses AdamW.
     optimizer: str = option(
@@ -87,18 +86,18 @@ class TrainOptions(DataOptions, DeviceOptions):
     )
     optimizer_on: str = option(
         "device",
-        "where the optimizer state is kept between steps: device, or cpu (slower, the same bits)",
+        "where to keep the optimizer state between steps: device or cpu (slower, the same bits)",
         choices=("device", "cpu"),
         when="device!=cpu",
     )
     learning_rate: float = option(1e-3, "peak learning rate", bounds="0 <= x")
     warmup: float = option(0.05, "warm-up, as a fraction of the run", bounds="0 <= x < 1")
-    final_lr: float = option(0.1, "last learning rate, as a fraction of the peak", bounds="0 <= x")
+    final_lr: float = option(0.1, "final learning rate, as a fraction of the peak", bounds="0 <= x")
     weight_decay: float = option(0.0, "decoupled weight decay", bounds="0 <= x")
     max_grad_norm: float = option(1.0, "clip the gradient to this norm", bounds="0 < x")
     deterministic: bool = option(
         False,
-        "on CUDA, kernels that give the same bits every time; slower (a CPU's always do)",
+        "on CUDA, use slower, deterministic kernels (CPU kernels are always deterministic)",
         when="device!=cpu",
     )
     gradient_checkpointing: bool = option(
@@ -124,24 +123,26 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def validate(config: Any) -> None:
-    """Raises ValueError naming the first flag that is not finite, not among its choices, out of its
-    bounds, or set and without effect."""
+    """Raises ValueError naming the first flag that is not finite, not among its choices, out of
+    bounds, or set without effect."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         for one in value if isinstance(value, tuple) else (value,):
-            if problem := why_invalid(config, one, **field.metadata):
+            if problem := invalid_reason(config, one, **field.metadata):
                 raise ValueError(f"{flag(field.name)} {one}: {problem}")
     for name, reason in ineffective(config).items():
         if getattr(config, name) != getattr(type(config)(), name):
-            raise ValueError(f"{flag(name)} {shown(getattr(config, name))}: has no effect {reason}")
+            raise ValueError(
+                f"{flag(name)} {format_value(getattr(config, name))}: has no effect {reason}"
+            )
 
 
-def why_invalid(config: Any, value: Any, choices: Sequence[str], bounds: str, **_: str) -> str:
+def invalid_reason(config: Any, value: Any, choices: Sequence[str], bounds: str, **_: str) -> str:
     """What is wrong with one value; "" if nothing is."""
     if isinstance(value, float) and not math.isfinite(value):
         return "must be a finite number"
@@ -179,24 +180,24 @@ def in_bounds(config: Any, value: float, bounds: str) -> bool:
 def describe_bounds(config: Any, bounds: str) -> str:
     """
     >>> describe_bounds(None, "0 < x <= 1"), describe_bounds(None, "1 <= x")
-    ('over 0 and at most 1', 'at least 1')
+    ('above 0 and at most 1', 'at least 1')
     """
     low, over, under, high = split_bounds(bounds)
     if hasattr(config, high):
         high = f"{flag(high)} {getattr(config, high)}"
-    parts = [{"<": "over ", "<=": "at least "}[over] + low] if low else []
-    parts += [{"<": "under ", "<=": "at most "}[under] + high] if high else []
+    parts = [{"<": "above ", "<=": "at least "}[over] + low] if low else []
+    parts += [{"<": "below ", "<=": "at most "}[under] + high] if high else []
     return " and ".join(parts)
 
 
 def ineffective(config: Any) -> dict[str, str]:
-    """The flags that have no effect beside the others, and why."""
+    """The flags that have no effect, given the other flags, and why."""
     reasons = {}
     for field in dataclasses.fields(config):
         conditions = field.metadata["when"].split(" and ") if field.metadata["when"] else []
         unmet = [condition for condition in conditions if not is_met(config, condition)]
         if unmet:
-            reasons[field.name] = why_unmet(config, unmet[0])
+            reasons[field.name] = unmet_reason(config, unmet[0])
     return reasons
 
 
@@ -220,14 +221,14 @@ def is_met(config: Any, condition: str) -> bool:
     return (str(values[0]) in other.split("|")) == (comparison == "=")
 
 
-def why_unmet(config: Any, condition: str) -> str:
-    """Behind "has no effect": with which flag as it is, or without which."""
+def unmet_reason(config: Any, condition: str) -> str:
+    """What follows "has no effect": with which value of a flag, or without which flags."""
     name, comparison, other = split_condition(condition)
     names = name.lstrip("!").split("|")
     value = getattr(config, names[0])
     if value in ("", (), False):
         return f"without {any_of([flag(one) for one in names])}"
-    reason = f"with {flag(names[0])} {shown(value)}".removesuffix(" True")
+    reason = f"with {flag(names[0])} {format_value(value)}".removesuffix(" True")
     if hasattr(config, other):
         reason += f" and {flag(other)} {getattr(config, other)}"
     return reason
@@ -249,8 +250,8 @@ def parse(
     prog: str | None = None,
     description: str | None = None,
 ) -> Config:
-    """The configuration of a command line. Values of a preset that the typed flags make ineffective
-    are dropped."""
+    """The configuration of a command line. Drops values of a preset that the typed flags make
+    ineffective."""
     style = argparse.RawDescriptionHelpFormatter
     parser = Parser(prog=prog, description=description, allow_abbrev=False, formatter_class=style)
     if presets:
@@ -280,7 +281,7 @@ def add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field, kind: An
         text += f"; {describe_bounds(None, field.metadata['bounds'])}"
     if field.metadata["when"]:
         text += f"; only with {field.metadata['when']}"
-    text = f"{text} (default: {shown(field.default) or 'none'})".replace("%", "%%")
+    text = f"{text} (default: {format_value(field.default) or 'none'})".replace("%", "%%")
     metavar = "{" + ",".join(choices) + "}" if choices else field.name.upper()
     if kind is bool:
         options = {"action": argparse.BooleanOptionalAction}
@@ -299,10 +300,10 @@ def run_script(
     presets: Mapping[str, Mapping[str, Any]] | None = None,
     description: str | None = None,
 ) -> None:
-    """A script's entry point: a user's mistake ends in one line and exit code 2."""
+    """A script's entry point. A user's mistake prints one line and exits with code 2."""
     name = sys.argv[0].rsplit("/", 1)[-1]
     config = parse(cls, presets=presets, description=description, prog=name)
-    resumable = bool(getattr(config, "out", ""))  # what writes no file, as chat, just stops
+    resumable = bool(getattr(config, "out", ""))  # chat, for example, writes no file
     try:
         with signals.listening() if resumable else nullcontext():
             main(config)
@@ -329,7 +330,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def memory_flags(config: Any, cuda: bool = False) -> str:
-    """The flags of a script that decide how much memory it takes."""
+    """The flags of a script that lower its memory use."""
     known = ("sampler_rows", "learner_tokens", "batch_tokens", "max_new_tokens")
     lower = [flag(name) for name in known if hasattr(config, name)]
     add = [] if getattr(config, "gradient_checkpointing", True) else ["--gradient-checkpointing"]
@@ -342,7 +343,7 @@ def memory_flags(config: Any, cuda: bool = False) -> str:
 
 def fail(name: str, error: Exception) -> int:
     text = str(error) or type(error).__name__
-    if len(text) > 2000:  # it may quote what a file holds
+    if len(text) > 2000:  # it may quote a file's content
         text = text[:2000] + " …"
     print(f"{name}: {text}".replace("\n", " "), file=sys.stderr)
     return 2

@@ -22,23 +22,23 @@ if TYPE_CHECKING:  # problems and rewards need no torch
 
 
 def think_prefix(prompt: str) -> str:
-    """The `<think>` and white space that a prompt ends with; "" if it does not."""
+    """The `<think>` and white space at the end of a prompt; "" if there is none."""
     return re.search(r"(<think>\s*)?\Z", prompt)[0]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A prompt with all that its checker needs. Equal `key`: the same problem, reworded or not."""
+    """A prompt and what its checker needs. Rewordings of the same problem have the same `key`."""
 
     task: str
     key: str
     language: str  # "en" or "zh": of the prompt, and the language that the thinking should be in
     prompt: str
     columns: Mapping[str, Any] = field(default_factory=dict)
-    messages: Sequence[Mapping[str, str]] = ()  # of the chat that the prompt was rendered from
+    messages: Sequence[Mapping[str, str]] = ()  # the chat that the prompt was rendered from
 
     def prompt_and_completion(self, rollout: Rollout) -> tuple[str, str]:
-        """As a reader wants them: a `<think>` at the prompt's end belongs to the completion."""
+        """Their texts for a reader: a `<think>` at the prompt's end belongs to the completion."""
         prefix = think_prefix(self.prompt)
         return self.prompt.removesuffix(prefix), prefix + rollout.text
 

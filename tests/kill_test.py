@@ -216,12 +216,12 @@ def start(job: str, cwd: Path, warm: bool, sabotage: str = "") -> subprocess.Pop
         return Warm(command, cwd, sabotage)
     if sabotage:
         command = [__file__, "--sabotage", sabotage, *command]
-    with (cwd / "stderr").open("w") as told:
+    with (cwd / "stderr").open("w") as stderr_file:
         return subprocess.Popen(
             [sys.executable, *command],
             cwd=cwd,
             stdout=subprocess.DEVNULL,
-            stderr=told,
+            stderr=stderr_file,
             env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         )
 
@@ -260,17 +260,17 @@ def finish(job: str, cwd: Path, warm: bool, sabotage: str = "") -> float:
     return time.monotonic() - started
 
 
-def kill(job: str, cwd: Path, how: str, after: float, seen: Seen) -> bool:
+def kill(job: str, cwd: Path, way: str, after: float, seen: Seen) -> bool:
     """Start, and end it `after` seconds of work, or after its first save, or in its next. Whether it was still there."""
     fresh = not begun(cwd)
     process, number = (
         start(job, cwd, seen.warm),
-        signal.SIGTERM if how == "SIGTERM" else signal.SIGKILL,
+        signal.SIGTERM if way == "SIGTERM" else signal.SIGKILL,
     )
-    if how == "after a save":
+    if way == "after a save":
         while process.poll() is None and not any((cwd / "out/checkpoints").glob("step-*0")):
             time.sleep(0.001)
-    elif how == "in a save":
+    elif way == "in a save":
         left = set(saving(cwd))  # by an earlier kill
         while process.poll() is None and not set(saving(cwd)) - left:
             left &= set(saving(cwd))
@@ -289,23 +289,23 @@ def kill(job: str, cwd: Path, how: str, after: float, seen: Seen) -> bool:
     process.send_signal(number)
     code = process.wait(60)
     if number == signal.SIGTERM:
-        told = (cwd / "stderr").read_text().strip().splitlines()[-1:]
+        last_line = (cwd / "stderr").read_text().strip().splitlines()[-1:]
         # On a second start it is not known whether it listens already; a finished one does no longer.
         assert code in (0, 75) or code == -signal.SIGTERM and (not fresh or finished(cwd)), (
             code,
-            told,
+            last_line,
         )
-        assert code != 75 or "rerun the same command to resume" in told[0], told
+        assert code != 75 or "rerun the same command to resume" in last_line[0], last_line
         seen.slowest = max(seen.slowest, time.monotonic() - sent)
-    if how == "in a save" and not saving(cwd):
-        how = "SIGKILL"  # it was faster
-    seen.kills[how] += code != 0
+    if way == "in a save" and not saving(cwd):
+        way = "SIGKILL"  # it was faster
+    seen.kills[way] += code != 0
     return code != 0
 
 
 def digests(cwd: Path) -> dict[str, str]:
     """Of each result, its SHA-256."""
-    found = {}
+    hashes = {}
     for path in sorted((cwd / "out").rglob("*")):
         if (
             "checkpoints" not in path.parts
@@ -319,8 +319,8 @@ def digests(cwd: Path) -> dict[str, str]:
                     for line in content.splitlines()
                 ]
                 content = json.dumps(rows).encode()
-            found[str(path.relative_to(cwd))] = hashlib.sha256(content).hexdigest()
-    return found
+            hashes[str(path.relative_to(cwd))] = hashlib.sha256(content).hexdigest()
+    return hashes
 
 
 def disturbed(
@@ -337,9 +337,9 @@ def disturbed(
     seen.runs += 1
     for number in range(kills):
         ways = ["SIGKILL", "SIGTERM"] + ["in a save"] * 2 * (job in SAVES)
-        how = ways[(number + seen.runs) % len(ways)]
+        way = ways[(number + seen.runs) % len(ways)]
         if not kill(
-            job, cwd, how, rng.uniform(0, 2 if how == "in a save" else length / kills), seen
+            job, cwd, way, rng.uniform(0, 2 if way == "in a save" else length / kills), seen
         ):
             break
     finish(job, cwd, seen.warm)
@@ -365,8 +365,8 @@ def break_state(what: str) -> None:
 
     if what == "moments":
         restore = distributed.load_state
-        distributed.load_state = lambda into, given: (
-            hasattr(into, "config") and restore(into, given)
+        distributed.load_state = lambda into, state: (
+            hasattr(into, "config") and restore(into, state)
         )
     elif what == "position":
         resume = run_state.resume
@@ -416,8 +416,10 @@ def endured(kills: int, jobs: tuple[str, ...], seed: int, work: Path, warm: bool
         f"\n{sum(seen.kills.total() for seen in table.values())} kills, "
         f"{sum(seen.kills['in a save'] for seen in table.values())} of them in a save."
     )
-    for control, found in controlled.items():
-        print(f"Negative control, {control} not put back: {'noticed' if found else 'NOT NOTICED'}.")
+    for control, was_noticed in controlled.items():
+        print(
+            f"Negative control, {control} not put back: {'noticed' if was_noticed else 'NOT NOTICED'}."
+        )
     return all(seen.alike == seen.runs for seen in table.values()) and all(controlled.values())
 
 
@@ -434,10 +436,10 @@ def main() -> None:
     parser.add_argument(
         "--warm", action="store_true", help="fork scripts from a process that has torch loaded"
     )
-    given = parser.parse_args()
+    args = parser.parse_args()
     work = Path(tempfile.mkdtemp(prefix="r1mini-kill-"))
     started = time.monotonic()
-    passed = endured(given.kills, tuple(given.jobs), given.seed, work, given.warm)
+    passed = endured(args.kills, tuple(args.jobs), args.seed, work, args.warm)
     print(
         f"{time.monotonic() - started:.0f} s. "
         + ("Passed." if passed else f"FAILED; the runs are in {work}")

@@ -206,7 +206,7 @@ def their_config(name):
     return AutoConfig.for_model(fields.pop("model_type"), **fields)
 
 
-def theirs(name):
+def transformers_model(name):
     from transformers import AutoModelForCausalLM
 
     return filled(AutoModelForCausalLM.from_config(their_config(name), dtype=torch.float32))
@@ -233,7 +233,7 @@ def their_rope(name):
 
 
 def their_numbers(name):
-    model = theirs(name)
+    model = transformers_model(name)
     return {
         "logits": [model(row[None]).logits[0, -1].tolist() for row in rows()],
         "greedy": their_greedy(model, rows()[1], 64),
@@ -297,7 +297,7 @@ def test_rows_of_several_lengths_are_those_of_left_padding(name, tmp_path):
     tokens_BT, mask_BT = torch.zeros(2, len(rows()), longest, dtype=torch.long)
     for i, row in enumerate(rows()):
         tokens_BT[i, longest - len(row) :], mask_BT[i, longest - len(row) :] = row, 1
-    wanted = theirs(name)(
+    wanted = transformers_model(name)(
         tokens_BT, attention_mask=mask_BT, position_ids=(mask_BT.cumsum(-1) - 1).clamp(min=0)
     ).logits
     model = ours(name, tmp_path)
@@ -316,7 +316,7 @@ def test_rows_of_several_lengths_are_those_of_left_padding(name, tmp_path):
 def test_folders_load_in_both_directions_with_equal_logits(name, tmp_path):
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-    model, end = theirs(name), {"eos_token": "w07", "pad_token": "w07"}
+    model, end = transformers_model(name), {"eos_token": "w07", "pad_token": "w07"}
     for folder, size in ((tmp_path / "one", "1GB"), (tmp_path / "sharded", "20KB")):
         model.save_pretrained(folder, max_shard_size=size)
         PreTrainedTokenizerFast(
@@ -353,13 +353,13 @@ def test_folders_load_in_both_directions_with_equal_logits(name, tmp_path):
 
 
 if __name__ == "__main__":
-    found = {
+    reference = {
         **{name: their_numbers(name) for name in CASES},
         **{name: their_rope(name) for name in ROPES},
     }
-    shorter = json.loads(json.dumps(found), parse_float=lambda x: float(f"{float(x):.8g}"))
+    shorter = json.loads(json.dumps(reference), parse_float=lambda x: float(f"{float(x):.8g}"))
     for name in ROPES:
-        shorter[name]["factor"] = found[name]["factor"]
+        shorter[name]["factor"] = reference[name]["factor"]
     NUMBERS.write_text(
         "{\n" + ",\n".join(f'"{k}": {json.dumps(v)}' for k, v in shorter.items()) + "\n}\n"
     )

@@ -82,16 +82,16 @@ CASES = {
         {"off_policy_mask_threshold": 0.05},
     ),
     **{
-        f"correction {how}": (
+        f"correction {kind}": (
             "token",
             {
-                "factor": lambda c, how=how: corrections.sampler_correction(
-                    c.old_BT, c.sampler_BT, c.mask_BT, how, cap=3.0
+                "factor": lambda c, kind=kind: corrections.sampler_correction(
+                    c.old_BT, c.sampler_BT, c.mask_BT, kind, cap=3.0
                 )
             },
-            {"vllm_importance_sampling_mode": how.replace("-", "_")},
+            {"vllm_importance_sampling_mode": kind.replace("-", "_")},
         )
-        for how in corrections.CORRECTIONS[1:]
+        for kind in corrections.CORRECTIONS[1:]
     },
     "entropy bonus": (
         "sequence",
@@ -144,11 +144,11 @@ def ours(name):
     return loss.item(), logp_BT.grad
 
 
-def theirs(name):
+def trl_loss(name):
     """TRL's `_compute_loss` on a stand-in for the trainer: what it reads of it, and nothing else."""
     from trl.trainer.grpo_trainer import GRPOTrainer
 
-    per, _, given = CASES[name]
+    per, _, settings = CASES[name]
     field = {
         "loss_type": "dapo",
         "epsilon": 0.2,
@@ -163,7 +163,7 @@ def theirs(name):
         "sapo_temperature_neg": 1.05,
         "vllm_importance_sampling_mode": None,
         "entropy_coef": 0.0,
-        **given,
+        **settings,
     }
     c, mode = rows(), field["vllm_importance_sampling_mode"]
     logp_BT = c.logp_BT.requires_grad_(True)
@@ -225,7 +225,7 @@ def theirs(name):
 @pytest.mark.parametrize("name", CASES)
 def test_loss_and_gradient_are_trls(name):
     if importlib.util.find_spec("trl"):
-        wanted, slope = theirs(name)
+        wanted, slope = trl_loss(name)
     else:
         wanted, slope = json.loads(NUMBERS.read_text())[name]
     loss, gradient = ours(name)
@@ -236,7 +236,7 @@ def test_loss_and_gradient_are_trls(name):
 
 if __name__ == "__main__":
     numbers = {
-        name: [loss, gradient.tolist()] for name in CASES for loss, gradient in [theirs(name)]
+        name: [loss, gradient.tolist()] for name in CASES for loss, gradient in [trl_loss(name)]
     }
     NUMBERS.write_text(
         "{\n" + ",\n".join(f'"{k}": {json.dumps(v)}' for k, v in numbers.items()) + "\n}\n"

@@ -97,11 +97,13 @@ def test_problem_longer_than_the_context_stops_training(script, tmp_path, tokens
 
 def test_script_in_a_process_of_its_own(folder):
     """What the tests above see from within is what a shell sees."""
-    found = subprocess.run(
+    process = subprocess.run(
         [sys.executable, ROOT / "sample.py", "--model", folder, "--prompt", "<think>" * 200],
         capture_output=True,
         cwd=folder,
         timeout=60,
         text=True,
     )
-    assert_one_line((found.returncode, found.stdout, found.stderr), "sample.py", "context of 128")
+    assert_one_line(
+        (process.returncode, process.stdout, process.stderr), "sample.py", "context of 128"
+    )

@@ -91,10 +91,10 @@ class Bounded:
     "changes, line",
     [
         ({"mode": "odd"}, "--mode odd: must be fast or slow"),
-        ({"share": 0.0}, "--share 0.0: must be over 0 and at most 1"),
+        ({"share": 0.0}, "--share 0.0: must be above 0 and at most 1"),
         ({"share": float("nan")}, "--share nan: must be a finite number"),
         ({"most": 0}, "--most 0: must be at least 1"),
-        ({"count": 4}, "--count 4: must be at least 0 and under --most 4"),
+        ({"count": 4}, "--count 4: must be at least 0 and below --most 4"),
         ({"depth": 9}, "--depth 9: has no effect with --mode fast"),
         ({"wide": True}, "--wide True: has no effect with --mode fast"),
         ({"wide": True, "mode": "slow"}, "--wide True: has no effect with --depth 3"),
@@ -127,8 +127,8 @@ def test_help_shows_choices_bounds_and_conditions(capsys):
     with pytest.raises(SystemExit):
         config.parse(Bounded, ["--help"], prog="prog")
     text = " ".join(capsys.readouterr().out.split())
-    assert "--mode {fast,slow}" in text and "a share; over 0 and at most 1 (default: 0.5)" in text
-    assert "a number; at least 0 and under most (default: 2)" in text
+    assert "--mode {fast,slow}" in text and "a share; above 0 and at most 1 (default: 0.5)" in text
+    assert "a number; at least 0 and below most (default: 2)" in text
     assert "depth of slow; only with mode=slow (default: 3)" in text
 
 

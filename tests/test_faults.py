@@ -127,14 +127,14 @@ def weights_of(folder):
 
 @pytest.fixture(scope="module")
 def rollouts(model, tokens):
-    found = [
+    rows = [
         r
         for group in sample(
             model, tokens, ["Make 24 from 3, 5, 9.\n", "x\n"], 3, SamplingParams(8), seed=0
         )
         for r in group
     ]
-    return found
+    return rows
 
 
 ADVANTAGES = torch.tensor([1.0, -1.0, 0.5, -0.5, 1.0, 2.0])
@@ -163,8 +163,8 @@ def test_update_that_is_no_number_leaves_weights_and_moments(
         poisoned(monkeypatch, learner, math.nan, {1}, row=2)
     else:
         policy.model.norm.weight.register_hook(lambda grad: grad * math.inf)
-    found = update()
-    assert not math.isfinite(found["grad_norm"]) and found.get("bad") == (
+    stats = update()
+    assert not math.isfinite(stats["grad_norm"]) and stats.get("bad") == (
         [2] if fault == "nan loss" else None
     )
     after = [policy.state_dict(), *(optimizer.state_dict()["state"] for optimizer in optimizers)]
@@ -275,7 +275,7 @@ def test_step_without_a_signal_changes_neither_weights_nor_moments(
     rl(weight_decay=0.1, optimizer="adamw")
     out = capsys.readouterr().out
     assert (
-        "out: step 0 changes nothing: in every group all rewards are equal" in out
+        "out: step 0 makes no update: in every group all rewards are equal" in out
         and " no update " in out
     )
     assert weights_of(tmp_path / "out") == weights_of(folder)
@@ -323,7 +323,7 @@ def test_sampler_that_is_not_the_learner_ends_the_run(rl, tmp_path, monkeypatch)
     monkeypatch.setattr(rl_rollouts, "sample", off)
     with pytest.raises(
         ValueError,
-        match=r"step 0: sampler and learner differ by 0.05 nats on a token .*, 0.05 in the mean",
+        match=r"step 0: sampler and learner differ by up to 0.05 nats per token .*, 0.05 on average",
     ):
         rl()
     assert not (tmp_path / "out/model.safetensors").exists()
@@ -511,9 +511,9 @@ def test_bad_rows_are_refused_at_load_with_their_line(tmp_path, row, complaint):
     path = tmp_path / "rows.jsonl"
     path.write_text(f"{GOOD}\n{row}\n", encoding="utf-8")
     for load in (lambda: read_problems(str(path)), lambda: sft_rows(path)):
-        with pytest.raises(ValueError, match=f"{re.escape(str(path))}:2: .*{complaint}") as told:
+        with pytest.raises(ValueError, match=f"{re.escape(str(path))}:2: .*{complaint}") as error:
             load()
-        assert len(str(told.value)) < 400
+        assert len(str(error.value)) < 400
 
 
 def test_half_a_character_of_a_code_problem_is_refused_at_load(tmp_path):

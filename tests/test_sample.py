@@ -184,7 +184,7 @@ def test_two_system_messages_are_refused(run, no_sampling, tmp_path):
         '{"prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "a"}]}'
     )
     with pytest.raises(
-        ValueError, match="in.jsonl:1: has its own system message, beside --system 't'"
+        ValueError, match="in.jsonl:1: has its own system message, so it cannot take --system 't'"
     ):
         run(prompts=str(tmp_path / "in.jsonl"), system="t")
 
@@ -220,15 +220,15 @@ def typed(run, monkeypatch, capsys):
 
 
 def test_chat_sees_its_earlier_turns(typed, model, ending, chatting):
-    how = SamplingParams(5, 0.0)
-    [[first]] = sample(model, ending, ["s:s<answer>u:a<answer>a:<think>"], 1, how, seed=0)
+    params = SamplingParams(5, 0.0)
+    [[first]] = sample(model, ending, ["s:s<answer>u:a<answer>a:<think>"], 1, params, seed=0)
     said = ("<think>" + first.text).split("</think>")[-1]
     [[second]] = sample(
         model,
         ending,
         [f"s:s<answer>u:a<answer>a:{said}<answer>u:b<answer>a:<think>"],
         1,
-        how,
+        params,
         seed=0,
     )
     shown = typed("a", "b", "/new", "a", model=chatting, system="s")
@@ -271,9 +271,9 @@ def test_answer_that_is_cut_off_says_so(typed, chatting):
 def test_ctrl_c_stops_the_answer_and_keeps_what_was_said(typed, chatting, monkeypatch):
     real, seen = chat.stream, []
 
-    def stopped(model, tokens, prompt, how, **keywords):
+    def stopped(model, tokens, prompt, params, **keywords):
         seen.append(prompt)
-        for number, token in enumerate(real(model, tokens, prompt, how, **keywords)):
+        for number, token in enumerate(real(model, tokens, prompt, params, **keywords)):
             if len(seen) == 1 and number == 2:
                 raise KeyboardInterrupt
             yield token
@@ -295,7 +295,7 @@ def test_ctrl_c_or_ctrl_d_at_the_prompt_leaves(run, monkeypatch, capsys, leaving
     monkeypatch.setattr("sys.stdin", Terminal())
     monkeypatch.setattr("builtins.input", typing)
     run()
-    assert capsys.readouterr().out.endswith("each prompt stands alone.\n\n")
+    assert capsys.readouterr().out.endswith("no chat template: each prompt is independent.\n\n")
 
 
 @pytest.fixture
@@ -308,10 +308,10 @@ def screen(monkeypatch):
             monkeypatch.setenv(name, value)
         shown = Terminal()
         monkeypatch.setattr("sys.stdout", shown)
-        with chat.Screen() as found:
+        with chat.Screen() as screen:
             for piece in pieces:
-                found.write(piece)
-        assert found.text == "".join(pieces)
+                screen.write(piece)
+        assert screen.text == "".join(pieces)
         return shown.getvalue()
 
     return call
@@ -343,27 +343,27 @@ def test_a_text_cannot_take_the_terminal_over(screen):
 
 
 def test_chat_in_a_real_terminal(chatting):
-    ours, theirs = pty.openpty()
+    terminal, terminal_end = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, ROOT / "sample.py", "--model", chatting, "--max-new-tokens", "5"],
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
+        stdin=terminal_end,
+        stdout=terminal_end,
+        stderr=terminal_end,
         start_new_session=True,
-        preexec_fn=controlling(theirs),
+        preexec_fn=controlling(terminal_end),
         env={**os.environ, "NO_COLOR": ""},
     )
-    os.close(theirs)
+    os.close(terminal_end)
     try:
-        assert b"Ctrl-C stops an answer" in until(ours, b"> ")
-        os.write(ours, b"a\n")
-        shown = until(ours, b"> ")
+        assert b"Ctrl-C stops an answer" in until(terminal, b"> ")
+        os.write(terminal, b"a\n")
+        shown = until(terminal, b"> ")
         assert (DIM + "<think>").encode() in shown and PLAIN.encode() in shown
-        os.write(ours, b"\n")
+        os.write(terminal, b"\n")
         assert process.wait(timeout=60) == 0
     finally:
         process.kill()
-        os.close(ours)
+        os.close(terminal)
 
 
 def controlling(terminal):
@@ -459,9 +459,9 @@ def test_figures_do_not_overwrite_the_completions(run, tmp_path):
         ({"eval": True, "reference": "base"}, "--reference base: its tokenizer"),
         (
             {"eval": True, "reference": "base", "top_p": 0.9},
-            "--reference base: a KL needs samples of the whole",
+            "--reference base: the KL needs samples of the full",
         ),
-        ({"eval": True, "reference": "base", "temperature": 0.0}, "--reference base: a KL needs"),
+        ({"eval": True, "reference": "base", "temperature": 0.0}, "--reference base: the KL needs"),
         ({"model": "absent"}, "absent: no such model folder"),
     ],
 )
@@ -603,7 +603,7 @@ def rejected(run, tmp_path, monkeypatch):
         problem = real(*args)
         return drawn.setdefault(problem.prompt, problem)
 
-    def demonstrate(model, tokens, prompts, group, how, **rest):
+    def demonstrate(model, tokens, prompts, group, params, **rest):
         assert group == 6
         groups = []
         for prompt in prompts:
@@ -677,7 +677,7 @@ def test_rows_of_a_files_problems_are_messages_with_where_they_come_from(tokens)
         "</think></think>\\boxed{2}",
     ]
     rollouts = [Rollout((1,), (2,), (0.0,), text, True) for text in texts]
-    found = rejection.select_rows(
+    result = rejection.select_rows(
         problem,
         rollouts,
         score(problem, rollouts, rejection.REWARDS),
@@ -687,7 +687,7 @@ def test_rows_of_a_files_problems_are_messages_with_where_they_come_from(tokens)
         seed=5,
         model="m",
     )
-    assert found == {
+    assert result == {
         "verdicts": {"kept": 1, "wrong": 2, "format": 1},
         "rows": [
             {

@@ -17,13 +17,13 @@ SCRIPTS = {"train_sft", "train_grpo", "sample"}
 def imports(path, anywhere=True):
     """Names of the modules a file imports; without `anywhere` only those of its top level."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    found = set()
+    imports = set()
     for node in ast.walk(tree) if anywhere else tree.body:
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            imports |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+            imports |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return imports
 
 
 def packages(names):
@@ -96,12 +96,12 @@ def test_no_library_module_imports_a_script():
 def test_text_is_executed_nowhere_but_behind_the_sandbox():
     for path in PACKAGE:
         allowed = ["exec", "compile"] if path == ROOT / "r1mini/sandbox/child.py" else []
-        found = []
+        calls = []
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 if node.func.id in ("eval", "exec", "compile", "__import__"):
-                    found.append(node.func.id)
-        assert found == allowed, path
+                    calls.append(node.func.id)
+        assert calls == allowed, path
 
 
 def test_no_error_is_swallowed():

@@ -91,13 +91,13 @@ def weights_of(folder):
 @pytest.fixture(scope="module")
 def rollouts(model, tokens):
     prompts = ["Make 24 from 3, 5, 9.\n", "x\n", "Balance H2 + O2 -> H2O\n"]
-    found = [
+    rollouts = [
         r for group in sample(model, tokens, prompts, 4, SamplingParams(20), seed=0) for r in group
     ]
     # Completions of lengths 1 to 12, so that per-sequence and per-token weights differ.
     return [
         replace(r, completion_ids=r.completion_ids[:n], logprobs=r.logprobs[:n], finished=False)
-        for n, r in enumerate(found, 1)
+        for n, r in enumerate(rollouts, 1)
     ]
 
 
@@ -485,7 +485,9 @@ def test_limit_of_the_overlong_penalty_is_the_contexts_where_that_is_shorter(
         return [[rollout]]
 
     monkeypatch.setattr(rl_rollouts, "sample", one_rollout)
-    [group] = rl_rollouts.sample_groups(cfg, model, tokens, [problem], inputs.Rewards.of(cfg), 0, 0)
+    [group] = rl_rollouts.sample_groups(
+        cfg, model, tokens, [problem], inputs.Rewards.from_config(cfg), 0, 0
+    )
     assert group.scores[0]["overlong"] == -1.0
 
 
@@ -560,10 +562,10 @@ def test_reference_is_mixed_with_the_policy(run, tmp_path, monkeypatch):
         ({"weight_decay": math.nan}, "--weight-decay"),
         ({"temperature": math.inf}, "--temperature"),
         ({"reward": "accuracy,accuracy:0.1"}, "--reward.*'accuracy' is listed twice"),
-        ({"delta": 1.1}, "--delta 1.1: must be 0 or over 1 . --clip-high, which is 1.28"),
+        ({"delta": 1.1}, "--delta 1.1: must be 0 or above 1 . --clip-high, which is 1.28"),
         (
             {"overlong_cache": 6},
-            "--overlong-cache 6: must be at least 0 and under --max-new-tokens 6",
+            "--overlong-cache 6: must be at least 0 and below --max-new-tokens 6",
         ),
         (
             {"loss_per": "microbatch", "learner_tokens": 0},
@@ -682,7 +684,10 @@ def test_trying_the_worst_leaves_weights_gradients_and_random_numbers_alone(mode
     state = torch.get_rng_state()
     rl_memory.worst_case_step(resolve(cfg), policy, None, tokens, [])
     assert all(p.grad is None for p in policy.parameters()) and torch.get_rng_state().equal(state)
-    assert all(mine.equal(theirs) for mine, theirs in zip(policy.parameters(), model.parameters()))
+    assert all(
+        trained.equal(original)
+        for trained, original in zip(policy.parameters(), model.parameters())
+    )
 
 
 def test_the_worst_prompt_is_the_one_of_most_tokens(model, tokens, monkeypatch):
@@ -727,11 +732,11 @@ def test_micro_batches_as_large_as_memory_allows_are_those_of_the_number_found(
     run, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(memory, "BUDGETS", {"cpu": [32, 64]})
-    run("found", learner_tokens=0)
-    assert "--learner-tokens 64 fit" in capsys.readouterr().out
-    run("given", learner_tokens=64)
-    assert weights_of(tmp_path / "found") == weights_of(tmp_path / "given")
-    assert run("found", learner_tokens=0)["config"]["learner_tokens"] == 0  # the same command
+    run("fitted", learner_tokens=0)
+    assert "using --learner-tokens 64, the most that fit" in capsys.readouterr().out
+    run("fixed", learner_tokens=64)
+    assert weights_of(tmp_path / "fitted") == weights_of(tmp_path / "fixed")
+    assert run("fitted", learner_tokens=0)["config"]["learner_tokens"] == 0  # the same command
 
 
 def test_moments_on_the_cpu_give_the_same_run_and_the_same_files(run, tmp_path, monkeypatch):
@@ -913,13 +918,13 @@ def test_problems_of_a_file_reach_their_rewards(run, tmp_path):
         steps=2,
         reward=f"code,{tmp_path / 'mine.py'}:level",
     )
-    found = jsonl(tmp_path / "out/rollouts.jsonl")
+    logged = jsonl(tmp_path / "out/rollouts.jsonl")
     assert (
-        {r["prompt"] for r in found if r["step"] == 0}
-        == {r["prompt"] for r in found if r["step"] == 1}
+        {r["prompt"] for r in logged if r["step"] == 0}
+        == {r["prompt"] for r in logged if r["step"] == 1}
         == {row["prompt"] for row in rows}
     )
-    for r in found:
+    for r in logged:
         [row] = [row for row in rows if row["prompt"] == r["prompt"]]
         assert r["task"] == "sums.jsonl" and r["rewards"]["level"] == row["level"]
         assert (r["rewards"]["code"] is not None) == ("tests" in row)
@@ -955,11 +960,11 @@ def test_data_flags_reach_the_reading_of_the_file(run, tmp_path, capsys):
     }
     out = capsys.readouterr().out
     assert (
-        "columns ask, gold, 2 rows; 1 removed by --decontaminate (ten words" in out
+        "columns ask, gold, 2 rows; 1 removed by --decontaminate (ten consecutive words" in out
         and "2 skipped by --skip-bad" in out
     )
     assert (
-        "sums.jsonl:4: no text in column 'ask', but ''" in out
+        "sums.jsonl:4: no text in column 'ask', found ''" in out
         and "sums.jsonl:5: a prompt of " in out
     )
 

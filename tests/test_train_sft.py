@@ -70,10 +70,10 @@ def test_pretraining_learns_the_prompt_too(tokens):
 def test_model_learns_a_row_and_to_stop_after_it(run, tmp_path):
     run("out", epochs=60, learning_rate=1e-2)
     model, tokens = checkpoint.load(tmp_path / "out")
-    [[found]] = sample(
+    [[rollout]] = sample(
         model, tokens, [ROW["prompt"]], 1, SamplingParams(100, temperature=0), seed=0
     )
-    assert (found.text, found.finished) == (ROW["completion"], True)
+    assert (rollout.text, rollout.finished) == (ROW["completion"], True)
 
 
 def test_loss_is_the_mean_over_target_tokens(run, tmp_path, model, tokens):
@@ -89,7 +89,9 @@ def test_loss_is_the_mean_over_target_tokens(run, tmp_path, model, tokens):
 def test_learning_rate_follows_the_schedule(run, tmp_path, monkeypatch):
     rates, real = [], optim.step
     monkeypatch.setattr(
-        optim, "step", lambda made, p, rate, *rest: rates.append(rate) or real(made, p, rate, *rest)
+        optim,
+        "step",
+        lambda optimizers, p, rate, *rest: rates.append(rate) or real(optimizers, p, rate, *rest),
     )
     run("out", epochs=10, learning_rate=1.0, warmup=0.2, final_lr=0.0)
     assert rates == pytest.approx(
@@ -227,15 +229,17 @@ def test_half_precision_trains_single_precision_weights(run, tmp_path, model):
 
 def learned(row, tokens, **changes):
     """(the whole text of a row, the texts of it that are learned)"""
-    [made] = encode_rows([row], tokens, chat_template.plain_template(END_OF_TEXT), 1024, **changes)
+    [encoded] = encode_rows(
+        [row], tokens, chat_template.plain_template(END_OF_TEXT), 1024, **changes
+    )
     show = lambda ids: tokens.backend.decode(ids, skip_special_tokens=False)
-    batch = collate([made])
-    assert batch.tokens_BT[0].tolist() == sum(map(list, made), [])
+    batch = collate([encoded])
+    assert batch.tokens_BT[0].tolist() == sum(map(list, encoded), [])
     assert (
         batch.tokens_BT[batch.target_BT].tolist()
-        == sum((list(ids) for ids in made[1::2]), [])[not made[0] :]
+        == sum((list(ids) for ids in encoded[1::2]), [])[not encoded[0] :]
     )
-    return show(batch.tokens_BT[0].tolist()), [show(ids) for ids in made[1::2]]
+    return show(batch.tokens_BT[0].tolist()), [show(ids) for ids in encoded[1::2]]
 
 
 USER, BOT = (
@@ -268,8 +272,8 @@ def test_assistants_turns_are_learned_with_their_end(tokens, row, whole, parts):
 
 def test_prompt_of_a_conversation_is_what_rl_samples_from(tokens):
     template = chat_template.plain_template(END_OF_TEXT)
-    [made] = encode_rows([{"messages": [USER, BOT]}], tokens, template, 1024)
-    assert made[0] == tokens.encode(template.render_prompt([USER]))
+    [encoded] = encode_rows([{"messages": [USER, BOT]}], tokens, template, 1024)
+    assert encoded[0] == tokens.encode(template.render_prompt([USER]))
 
 
 def test_another_template_is_an_argument(tokens):
@@ -279,8 +283,8 @@ def test_another_template_is_an_argument(tokens):
         "{% if add_generation_prompt %}[assistant]{% endif %}",
         {},
     )
-    [made] = encode_rows([{"messages": [USER, BOT]}], tokens, chat, 1024)
-    assert [tokens.backend.decode(ids, skip_special_tokens=False) for ids in made] == [
+    [encoded] = encode_rows([{"messages": [USER, BOT]}], tokens, chat, 1024)
+    assert [tokens.backend.decode(ids, skip_special_tokens=False) for ids in encoded] == [
         f"[user]1+1?{END_OF_TEXT}\n[assistant]",
         f"2{END_OF_TEXT}",
         "\n",
@@ -319,13 +323,13 @@ def test_packed_rows_do_not_see_each_other(model):
     results = []
     for batches in ([collate(rows)], [collate([row]) for row in rows]):
         model.zero_grad()
-        found = [token_logprobs(model, batch)[batch.target_BT] for batch in batches]
-        torch.cat(found).sum().backward()
-        results.append((torch.cat(found).detach(), [p.grad.clone() for p in model.parameters()]))
+        logps = [token_logprobs(model, batch)[batch.target_BT] for batch in batches]
+        torch.cat(logps).sum().backward()
+        results.append((torch.cat(logps).detach(), [p.grad.clone() for p in model.parameters()]))
     assert collate(rows).lengths == (5, 2, 7, 2)
     torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-5, atol=1e-6)
-    for mine, theirs in zip(results[0][1], results[1][1]):
-        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+    for separate, packed in zip(results[0][1], results[1][1]):
+        torch.testing.assert_close(separate, packed, rtol=1e-4, atol=1e-5)
 
 
 def test_packing_trains(run, tmp_path):
@@ -342,7 +346,7 @@ def test_rows_over_the_context_are_named_or_counted(run, tmp_path, capsys):
     path = tmp_path / "long.jsonl"
     rows = (ROW, {"prompt": "a", "completion": "<think>" * 200}, {"prompt": ""}, ROW)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(ValueError, match="long.jsonl:3: no text in column 'prompt', but ''"):
+    with pytest.raises(ValueError, match="long.jsonl:3: no text in column 'prompt', found ''"):
         run("out", data=str(path))
     run("out", data=str(path), skip_bad=True)
     out = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Is an answer in mathematics the gold answer, however it is written? [R1 §2.2.2]"""
+"""Compares a mathematical answer with the gold answer, in any notation. [R1 §2.2.2]"""
 
 from r1mini.answers.equivalence import equivalent, extract
 

@@ -54,7 +54,7 @@ OPTIONAL_UNITS = "dollar € £ 元 degree".split()  # an answer may add them
 # Relative to the larger number. Numbers are computed to 110 digits.
 TOLERANCE, NOISE, NEGLIGIBLE = Decimal("1e-75"), Decimal("1e-85"), Decimal("1e-20")
 CONTEXT = Context(prec=110, Emax=9999, Emin=-9999)
-CONTEXT.traps[Underflow] = True  # as invalid operations, division by zero and overflow are
+CONTEXT.traps[Underflow] = True  # like invalid operations, division by zero and overflow
 PI = Decimal(
     "3.14159265358979323846264338327950288419716939937510582097494459230781640628620899862803482534"
     "21170679821480865132823066470938"
@@ -62,12 +62,12 @@ PI = Decimal(
 
 
 class Undecided(ArithmeticError):
-    """A value is undefined, too large, or too close to another one to tell them apart."""
+    """A value is undefined, too large, or too close to another value to tell them apart."""
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """One value per sample point (None: undefined there); a single one without unknowns."""
+    """One value per sample point (None: undefined there); a single value without unknowns."""
 
     kind = "quantity"
     values: tuple[Fraction | Decimal | None, ...]
@@ -135,7 +135,7 @@ def check_size(value: Fraction) -> Fraction:
 
 
 def check_distinct(value: Decimal) -> Decimal:
-    """The value, unless it is nearly 1 or 0 without being it, as nested roots come to be."""
+    """Refuses a value that is almost but not exactly 0 or 1, such as from nested roots."""
     if 0 < abs(value - 1) < NEGLIGIBLE or 0 < abs(value) < NOISE:
         raise Undecided
     return value
@@ -264,10 +264,12 @@ PARITIES = [
 def make_points() -> list[list[Fraction]]:
     r"""Fixed values for 20 unknowns at each point, in three kinds.
 
-    Medium and large, so that |x-1000| is not 1000-x. Below 1, where \sqrt{1-x^2} has a value, with
-    every combination of signs that three unknowns can have. Whole, because n! has no other values
-    and (-1)^n is -1 at all those fractions: with every combination of parities of two unknowns,
-    then negative ones. The whole ones are small, for powers of powers.
+    1. Medium and large values, so that |x-1000| is not 1000-x.
+    2. Values below 1, where \sqrt{1-x^2} is defined, with every combination of signs of
+       three unknowns.
+    3. Integers, because n! is defined only there and (-1)^n is -1 at all those fractions: every
+       combination of parities of two unknowns, then negative ones. They are small, for powers of
+       powers.
     """
     rng = Random("points")
     points = []
@@ -294,7 +296,7 @@ def sample_points(unknowns: frozenset[str]) -> list[dict[str, Fraction]]:
     return [dict(zip(ordered, values)) for values in POINTS] if ordered else [{}]
 
 
-# -- from a tree to what it stands for -------------------------------------------------------------
+# -- from a tree to its value ----------------------------------------------------------------------
 
 
 def quantity(node: Node, points: list[dict[str, Fraction]], sign: int = 1) -> Quantity:
@@ -321,7 +323,7 @@ def quantity(node: Node, points: list[dict[str, Fraction]], sign: int = 1) -> Qu
 
 
 def interpret(node: Node, points: list[dict[str, Fraction]]) -> Value:
-    """What a tree stands for, with its expressions evaluated at the points. Raises ParseError."""
+    """The value of a tree, its expressions evaluated at the points. Raises ParseError."""
     op, args = node
     if op in ("value of", "interval of"):
         return Collection(f"={args[0]}", (interpret(args[1], points),))
@@ -381,7 +383,7 @@ def equal_values(a, b) -> bool:
 
 
 def is_rounding(written: Quantity, value: Fraction | Decimal) -> bool:
-    """Is a decimal the value, rounded to as many places, half away from 0?"""
+    """Is the decimal equal to the value rounded to its places, half away from 0?"""
     exact, half = written.values[0], Fraction(1, 2 * 10**written.decimals)
     if (value > 0) != (exact > 0):
         return False
@@ -390,12 +392,12 @@ def is_rounding(written: Quantity, value: Fraction | Decimal) -> bool:
 
 
 def rounds_to(gold: Quantity, answer: Quantity) -> bool:
-    """Must the gold be a rounding, to two places or more, and of this answer?
+    """Is the gold certainly a rounded value, to two places or more, and is it this answer's?
 
-    It rounds a fraction that is so simple that only one decimal in twenty is near such a fraction:
-    0.67 rounds 2/3 and 0.143 rounds 1/7, but 0.44 may be exact and is not 4/9. That fraction
-    rounded to more places is right too (0.6667). From three digits on it rounds an irrational
-    number (3.14 is pi), unless its own denominator is small (1.25, 1.125).
+    It counts as a rounded fraction if only one decimal in twenty is near a fraction that simple:
+    0.67 rounds 2/3 and 0.143 rounds 1/7, but 0.44 may be exact and is not 4/9. The same fraction
+    rounded to more places is right too (0.6667). With three digits or more it counts as a rounded
+    irrational number (3.14 is pi), unless its own denominator is small (1.25, 1.125).
     """
     exact, decimals, value = gold.values[0], gold.decimals or 0, answer.values[0]
     if decimals < 2 or exact.denominator**2 <= 10**decimals:
@@ -420,7 +422,7 @@ def same_quantity(gold: Quantity, answer: Quantity) -> bool:
 
 
 def proportional(gold: Quantity, answer: Quantity) -> bool:
-    """Is one equation's difference of sides a multiple of the other's? Then the roots agree."""
+    """Is one equation a multiple of the other (left side minus right)? Then the roots agree."""
     zeros = [[(v is None, v == 0) for v in side.values] for side in (gold, answer)]
     if zeros[0] != zeros[1]:
         return False
@@ -461,7 +463,7 @@ def same_items(golds: tuple, answers: tuple) -> bool:
 
 
 def accepts(gold: Value, answer: Value) -> bool:
-    """`same`, but one side may omit the unknown's name, and a choice's label any case."""
+    """Like `same`, but one side may omit the unknown's name, and a choice's label ignores case."""
     if gold.kind[0] == "=" != answer.kind[0]:
         gold = gold.items[0]
     elif answer.kind[0] == "=" != gold.kind[0]:
@@ -472,7 +474,7 @@ def accepts(gold: Value, answer: Value) -> bool:
 
 
 def matches(tree: Node, words: frozenset[str], answer: str, prose: bool, value=None) -> bool:
-    """Does the answer match a gold's tree? `value`: what the tree stands for at its own points."""
+    """Does the answer match a gold's tree? `value`: the tree's value at its own points."""
     answer_tree, _ = parse(answer, prose, words)
     unknowns = find_unknowns(tree) | find_unknowns(answer_tree)
     points = sample_points(unknowns)
@@ -483,7 +485,7 @@ def matches(tree: Node, words: frozenset[str], answer: str, prose: bool, value=N
 
 @lru_cache(maxsize=1024)  # one gold is compared with many answers
 def parse_gold(gold: str) -> tuple[Node, frozenset[str], Value]:
-    """(tree, words, what it stands for) of a gold answer. ValueError if it has no value."""
+    """(tree, words, value) of a gold answer. ValueError if it has no value."""
     try:
         tree, words = parse(gold, is_prose(gold))
         return tree, words, interpret(tree, sample_points(find_unknowns(tree)))

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 # Limits on one text. Expensive operations are powers, factorials, roots and functions.
 MAX_LENGTH, MAX_TOKENS, MAX_DEPTH, MAX_EXPENSIVE = 1000, 250, 20, 20
-MAX_DIGITS = 40  # beside an irrational operation: too few to spell out a value to within TOLERANCE
+MAX_DIGITS = 40  # next to an irrational operation: too few to write a value to within TOLERANCE
 # `sec` needs its backslash: `5 sec` are seconds.
 FUNCTIONS = "sin cos tan cot csc exp ln log sec".split()
 PLAIN_NAMES = {  # known without a backslash
@@ -29,7 +29,7 @@ PLAIN_NAMES = {  # known without a backslash
 
 
 def aliases(table: str) -> dict[str, str]:
-    """Each word of a line, to the first word of the line."""
+    """Maps each word of a line to the first word of the line."""
     rows = [line.split() for line in table.splitlines()]
     return {word: row[0] for row in rows for word in row}
 
@@ -265,7 +265,7 @@ def with_sign(sign: str, value: Node) -> Node:
 
 
 def is_unknown(node: Node) -> bool:
-    """One letter, perhaps with a subscript: what may stand before `=`. `not = 5` is no answer."""
+    """One letter, perhaps with a subscript: it may stand before `=`. `not = 5` is not an answer."""
     if node.op != "name":
         return False
     name = node.args[0]
@@ -277,7 +277,7 @@ def can_solve(name: Node, *values: Node) -> bool:
     return is_unknown(name) and not find_unknowns(name) & find_unknowns(Node("list", values))
 
 
-INFINITY = tree("name", r"\infty")  # equal to itself alone; a bound, never an operand
+INFINITY = tree("name", r"\infty")  # equals only itself; a bound, never an operand
 MINUS_INFINITY = tree("negative", INFINITY)
 
 
@@ -290,9 +290,9 @@ def equation(sides: list[Node], head: list[str]) -> Node:
 
     `head` holds the text of the first five tokens.
     """
-    lone = [is_unknown(side) for side in sides]
-    name, value = sides if lone[0] else sides[::-1]
-    if can_solve(name, value) and not all(lone):
+    named = [is_unknown(side) for side in sides]
+    name, value = sides if named[0] else sides[::-1]
+    if can_solve(name, value) and not all(named):
         return tree("value of", name.args[0], value)
     if re.fullmatch(r"[fghpqEFGHPQ]\(\w+\)=", "".join(head)):
         unknowns = find_unknowns(sides[1])
@@ -403,7 +403,7 @@ class Parser:
         elif all(sign[0] == "<" for sign in signs):
             solved = inequality(signs, sides)
         if solved is None:
-            raise ParseError("a relation that is no equation and not solved for one unknown")
+            raise ParseError("a relation that is neither an equation nor solved for one unknown")
         return solved
 
     def union(self) -> Node:
@@ -595,7 +595,7 @@ class Parser:
             base = (self.argument(),)
         exponent = self.exponent() if self.accept("^") else None
         if exponent and exponent.op != "number":
-            raise ParseError("sin^{-1} may be the inverse or the reciprocal")
+            raise ParseError("sin^{-1} is ambiguous: the inverse or the reciprocal")
         value = tree(name, *base, self.operand())
         return tree("power", value, exponent) if exponent else value
 

@@ -1,1 +1,1 @@
-"""How fast r1mini is, beside the machine's limits and TRL: `python -m r1mini.bench`."""
+"""Speed of r1mini, next to the machine's limits and TRL: `python -m r1mini.bench`."""

@@ -1,8 +1,8 @@
-"""Speed: `python -m r1mini.bench`, beside the machine's limits, and beside transformers and TRL.
+"""Benchmark: `python -m r1mini.bench`, against the machine's limits, transformers and TRL.
 
-Each figure stands next to a limit measured in the same run: matrix products of the model's shapes,
-and copies of memory. Where transformers and TRL are installed, they and r1mini alternate on the
-same weights and prompts, and a ratio is of two runs side by side. docs/speed.md says what is
+Each figure is compared with a limit measured in the same run: matrix products of the model's
+shapes, and memory copies. If transformers and TRL are installed, they and r1mini take turns on the
+same weights and prompts, and each ratio compares two consecutive runs. docs/speed.md says what is
 counted. Left out: several GPUs, torch.compile.
 """
 
@@ -58,7 +58,7 @@ SHAPES = {  # vocabulary, width, layers, query heads, key heads, MLP width, head
 }
 PROBLEMS, COMPLETIONS = 8, 8  # of a GRPO step
 SFT_ROWS, SFT_LENGTHS = 32, (64, 256)
-MEAN_LENGTH = 64  # of ragged completions: one of so many tokens ends one
+MEAN_LENGTH = 64  # of ragged completions: one token id in 64 is an end token
 LEARNING_RATE = 1e-6  # too small to change the lengths of completions during the benchmark
 MEASURED = ("decode", "prefill", "sft", "grpo", "logprobs", "rewards")
 Row = dict  # of the table
@@ -71,20 +71,18 @@ class Config:
     shapes: tuple[str, ...] = option(("embedded", "1m"), "models", choices=("embedded", *SHAPES))
     what: tuple[str, ...] = option(MEASURED, "what to measure", choices=MEASURED)
     batch: tuple[int, ...] = option(
-        (1, 16, 64, 256), "rows side by side in decode and prefill", bounds="1 <= x"
+        (1, 16, 64, 256), "batch sizes of decode and prefill", bounds="1 <= x"
     )
     prompt_tokens: int = option(64, "length of a prompt", bounds="2 <= x")
     new_tokens: int = option(
         128,
-        "length of a completion; in ragged decode up to 8 times the mean of 64",
+        "length of a completion; in ragged decode, 64 on average and up to 8 times that",
         bounds="1 <= x",
     )
     learner_tokens: int = option(
-        4096,
-        "tokens per micro-batch of the GRPO step; a GPU does better with more",
-        bounds="1 <= x",
+        4096, "tokens per micro-batch of the GRPO step; a GPU is faster with more", bounds="1 <= x"
     )
-    repeats: int = option(5, "timed runs of each, after two others", bounds="1 <= x")
+    repeats: int = option(5, "timed runs of each case, after two untimed ones", bounds="1 <= x")
     compare: bool = option(True, "also measure transformers and TRL, if they are installed")
     seed: int = option(0, "seed of weights and prompts")
     device: str = option("auto", "auto, cpu or cuda[:n]")
@@ -203,7 +201,7 @@ class Subject:
         vocab_size = self.model.config.vocab_size
         return torch.randint(vocab_size, (number, length), generator=generator).tolist()
 
-    def least(self, rows: Sequence[tuple[float, float]], **options) -> float:
+    def min_seconds(self, rows: Sequence[tuple[float, float]], **options) -> float:
         return least_seconds(self.model.config, self.limits, rows, self.cfg.bf16, **options)
 
     def trainer_options(self) -> dict:
@@ -224,8 +222,8 @@ def load_subject(
 
 
 def random_model(config: ModelConfig, seed: int, device: torch.device) -> Transformer:
-    """A model with small embeddings, whose next tokens are nearly uniform: at full size a wide
-    model repeats its last token, and lengths are not geometric."""
+    """A model with small output weights, so that next tokens are nearly uniform. At full size, a
+    wide model repeats its last token, and lengths are not geometric."""
     with device:
         model = Transformer(config)
     init_weights(model, seed)
@@ -235,8 +233,8 @@ def random_model(config: ModelConfig, seed: int, device: torch.device) -> Transf
 
 
 def word_tokenizer(vocab_size: int, stop_ids: frozenset[int] = frozenset()) -> Tokenizer:
-    """A tokenizer whose words name their ids, so that any ids have a text. No model can sample the
-    id of <end>.
+    """A tokenizer with one word per id (`w3` is 3), so that any ids have a text. No model can
+    sample the id of <end>.
 
     >>> word_tokenizer(8).encode("w3 w7"), sorted(word_tokenizer(8).stop_ids)
     ([3, 7], [8])
@@ -277,8 +275,8 @@ def decode_row(s: Subject, case: str, total: int, rows: int, new: int) -> Measur
         other = partial(reference.decode, hf_model, prompts_BT, new, rows, tokenizer.stop_ids)
     sides = alternate(ours, other, s.cfg.repeats, s.device)
     mean = median(sides[0].amounts) / total
-    least = s.least([(s.cfg.prompt_tokens, mean)] * total, batch=rows)
-    return f"decode {rows}, {case}", sides, least
+    limit = s.min_seconds([(s.cfg.prompt_tokens, mean)] * total, batch=rows)
+    return f"decode {rows}, {case}", sides, limit
 
 
 def measure_prefill(s: Subject) -> Iterator[Measured]:
@@ -289,7 +287,7 @@ def measure_prefill(s: Subject) -> Iterator[Measured]:
         ours = partial(prefill, model, tokens_BT)
         other = hf_model and partial(reference.prefill, hf_model, tokens_BT)
         sides = alternate(ours, other, s.cfg.repeats, s.device)
-        yield f"prefill {rows} × {T}", sides, s.least([(T - 1, 1)] * rows)
+        yield f"prefill {rows} × {T}", sides, s.min_seconds([(T - 1, 1)] * rows)
     s.model.float()
 
 
@@ -306,7 +304,7 @@ def measure_sft(s: Subject) -> Iterator[Measured]:
         sides = alternate(ours, None, s.cfg.repeats, s.device)
     loss = f"loss {losses[0]:.6f}" + (f", TRL {trl_losses[0]:.6f}" if trl_losses else "")
     title = f"SFT step, {SFT_ROWS} × {SFT_LENGTHS[0]} to {SFT_LENGTHS[1]} ({loss})"
-    yield title, sides, s.least([(0, len(row)) for row in rows], passes=3)
+    yield title, sides, s.min_seconds([(0, len(row)) for row in rows], passes=3)
 
 
 def measure_grpo(s: Subject) -> Iterator[Measured]:
@@ -335,8 +333,12 @@ def measure_grpo(s: Subject) -> Iterator[Measured]:
         # Each prompt is computed once for all its completions.
         once, alone = [(prompt, 0)] * PROBLEMS, [(prompt, 0)] * B
         whole = [(prompt, mean)] * B
-        sampling = s.least(once) + s.least(whole, batch=B) - s.least(alone)
-        learner = s.least(once, passes=3) + s.least(whole, passes=3) - s.least(alone, passes=3)
+        sampling = s.min_seconds(once) + s.min_seconds(whole, batch=B) - s.min_seconds(alone)
+        learner = (
+            s.min_seconds(once, passes=3)
+            + s.min_seconds(whole, passes=3)
+            - s.min_seconds(alone, passes=3)
+        )
         size = f"{PROBLEMS} × {COMPLETIONS} × ({prompt} + {new})"
         yield f"GRPO step, {size}, {case}", sides, sampling + learner
         yield f"GRPO sampling, {case}", sides, sampling, "sampling"
@@ -344,7 +346,7 @@ def measure_grpo(s: Subject) -> Iterator[Measured]:
 
 
 def measure_logprobs(s: Subject) -> Iterator[Measured]:
-    """Mostly for the memory: forward and backward of one row, gradients included."""
+    """Forward and backward pass of one row with a large vocabulary, mainly for its peak memory."""
     model = random_model(replace(s.model.config, vocab_size=LARGE_VOCABULARY), s.cfg.seed, s.device)
     length = s.cfg.prompt_tokens + s.cfg.new_tokens
     tokens_BT = torch.arange(length, device=s.device)[None] % LARGE_VOCABULARY
@@ -354,12 +356,12 @@ def measure_logprobs(s: Subject) -> Iterator[Measured]:
         other = partial(reference.logprobs, trl_model, tokens_BT, s.cfg.bf16)
     ours = partial(logprobs, model, tokens_BT, s.cfg.bf16)
     sides = alternate(ours, other, s.cfg.repeats, s.device)
-    least = least_seconds(model.config, s.limits, [(0, length)], s.cfg.bf16, passes=3)
-    yield f"log-probabilities, {length} tokens, vocabulary {LARGE_VOCABULARY}", sides, least
+    limit = least_seconds(model.config, s.limits, [(0, length)], s.cfg.bf16, passes=3)
+    yield f"log-probabilities, {length} tokens, vocabulary {LARGE_VOCABULARY}", sides, limit
 
 
 def measure_rewards(cfg: Config) -> Iterator[Measured]:
-    """Small programs in the sandbox, and answers against gold answers; in one thread."""
+    """Small programs in the sandbox, and answers compared with gold answers; in one thread."""
     tests = [{"stdin": "21\n", "stdout": "42\n"}]
     program = "print(2 * int(input()))"
     pairs = [(rf"\frac{{{n}}}{{7}}", f"{n}/7") for n in range(1, 51)]
@@ -382,10 +384,14 @@ MEASUREMENTS = {
 
 
 def table_figures(
-    shape: str, what: str, sides: Sequence[Runs], least: float | None = None, lap: str = "all"
+    shape: str,
+    what: str,
+    sides: Sequence[Runs],
+    limit_seconds: float | None = None,
+    lap: str = "all",
 ) -> Row:
-    """Medians over the runs. `times`: how many times the other side's work per second is ours, as
-    median, minimum and maximum of the pairs."""
+    """Medians over the runs. `times`: our throughput divided by the other side's; median, minimum
+    and maximum over the pairs of runs."""
     row = {"shape": shape, "what": what}
     for side, runs in zip(("ours", "reference"), sides):
         wall, cpu = zip(*(laps[lap] for laps in runs.laps))
@@ -397,8 +403,8 @@ def table_figures(
             "rates": rates,
             "peak_bytes": runs.peak_bytes if lap == "all" else None,
         }
-    if least is not None:
-        row["of_limit"] = least / row["ours"]["seconds"]
+    if limit_seconds is not None:
+        row["of_limit"] = limit_seconds / row["ours"]["seconds"]
     if "reference" in row:
         pairs = zip(row["ours"]["rates"], row["reference"]["rates"])
         ratios = [ours / other for ours, other in pairs]
@@ -462,7 +468,7 @@ def main(cfg: Config) -> dict:
     result = {"config": asdict(cfg), "machine": info, "limits": {}, "rows": []}
     print(", ".join(f"{key} {value}" for key, value in info.items()))
     if cfg.compare and len(libraries) < 2:
-        print("transformers or TRL is not installed: what needs it is not measured")
+        print("transformers or TRL is not installed: comparisons that need it are skipped")
     print(head(bool(libraries)), flush=True)
 
     def add(shape: str, measured: Iterator[Measured]) -> None:

@@ -31,7 +31,7 @@ def versions() -> dict[str, str]:
 
 
 def to_transformers(ours: Transformer, stop_ids: frozenset[int]):
-    """The model of transformers with the same weights."""
+    """A transformers model with the same weights."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     weight = ours.lm_head.weight
@@ -93,7 +93,7 @@ def logprobs(model, tokens_BT: Tensor, bf16: bool, watch: Stopwatch) -> int:
 def trainer_settings(
     folder: str, rows: int, model: Transformer, *, repeats: int, bf16: bool, rate: float
 ) -> dict:
-    """What both trainers share."""
+    """The settings that both trainers share."""
     warnings.filterwarnings("ignore", category=FutureWarning)  # of TRL's own use of transformers
     return {
         "output_dir": folder,
@@ -126,7 +126,7 @@ def grpo(
     new_tokens: int,
     **options,
 ) -> list[Runs]:
-    """The rewards are the completions' numbers in their groups: never equal, and free."""
+    """A completion's reward is its index in its group: rewards are never equal and cost nothing."""
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 

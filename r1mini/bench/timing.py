@@ -1,7 +1,7 @@
 """Wall time, CPU time and memory of a call, and the limits of the machine.
 
-Two ways to do the same alternate in one process, so that other load on the machine affects both
-alike.
+The two sides of a comparison take turns in one process, so that other load on the machine affects
+both equally.
 """
 
 import ctypes
@@ -57,8 +57,8 @@ class Runs:
 
     @contextmanager
     def measured(self, number: int, device: torch.device) -> Iterator[Stopwatch]:
-        """Around run `number`: measures nothing of the first, memory of the second, times of all
-        later ones."""
+        """Measures run `number`: the first is a warm-up, the second measures memory, later ones
+        are timed."""
         watch = Stopwatch(device)
         with self.peak_memory(device) if number == 1 else nullcontext(), watch.lap("all"):
             yield watch
@@ -67,7 +67,7 @@ class Runs:
 
     @contextmanager
     def peak_memory(self, device: torch.device) -> Iterator[None]:
-        """The most bytes in use, above those in use before; None if the system does not say."""
+        """Peak bytes in use minus those in use before; None if the system does not report them."""
         gc.collect()
         try:
             if device.type == "cuda":
@@ -75,7 +75,7 @@ class Runs:
                 before = torch.cuda.memory_allocated(device)
                 peak = partial(torch.cuda.max_memory_allocated, device)
             else:
-                ctypes.CDLL(None).malloc_trim(0)  # memory that is free but kept hides new requests
+                ctypes.CDLL(None).malloc_trim(0)  # else freed memory hides new requests
                 Path("/proc/self/clear_refs").write_text("5")
                 before, peak = process_bytes("VmRSS"), partial(process_bytes, "VmHWM")
         except (OSError, AttributeError):
@@ -91,7 +91,7 @@ def process_bytes(key: str) -> int:
 
 
 def alternate(ours: Run, other: Run | None, repeats: int, device: torch.device) -> list[Runs]:
-    """Ours, other, ours, other, ...; or ours alone."""
+    """Runs ours, other, ours, other, …; or only ours."""
     sides = [(call, Runs()) for call in (ours, other) if call]
     for number in range(UNTIMED + repeats):
         for call, runs in sides:
@@ -132,7 +132,7 @@ def fastest(call: Callable[[], Any], device: torch.device) -> float:
 
 @torch.inference_mode()
 def product_rate(config: ModelConfig, rows: int, dtype: torch.dtype, device: torch.device) -> float:
-    """Operations per second of the model's matrix products alone, for so many tokens at a time."""
+    """Operations per second of the model's matrix products alone, for so many tokens at once."""
     operations = seconds = 0
     for out_features, in_features, number in matrices(config):
         x = torch.randn(rows, in_features, device=device, dtype=dtype)

@@ -2,7 +2,7 @@
 
 A folder holds config.json, generation_config.json, safetensors, tokenizer.json and further files of
 the tokenizer. The embedded base models are such folders. Left out: quantised weights.
-Only `load` and `save` import torch; making a prompt does not need it.
+Only `load` and `save` import torch; rendering a prompt does not need it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ HUB_FILES = (
 def resolve(name: str | Path) -> Path:
     """The folder of a path, of an embedded model's name, or of a Hugging Face hub id (owner/name).
 
-    Takes a hub model from the hub's cache where the hub cannot be reached. If `owner` is a local
+    If the hub cannot be reached, uses a model from the hub's cache. If `owner` is a local
     folder, the name is a path.
     """
     if str(name) in EMBEDDED and not Path(name).exists():
@@ -112,7 +112,7 @@ def save(
 ) -> None:
     """Write a model folder, with all fields and files that the model was loaded with.
 
-    Called on all ranks, the main one writes. config.json is the last file to appear.
+    Call it on all ranks; the main rank writes. config.json is written last.
     """
     from r1mini.checkpoint.weights import model_files
     from r1mini.infra.distributed import main_rank_only
@@ -144,7 +144,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     content = read_file(path)
     try:
         backend = Backend.from_buffer(content)
-        backend.encode("1 + 1 = \u4e8c\n")  # some faults show only in use
+        backend.encode("1 + 1 = \u4e8c\n")  # some faults appear only in use
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # tokenizers' panics are not Exceptions

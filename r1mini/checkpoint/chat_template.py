@@ -1,14 +1,14 @@
-"""Chat templates: messages to the text that the model sees, and the parts of it to learn.
+"""Chat templates: turn messages into the text that the model sees, and mark what to learn.
 
 Renders like `apply_chat_template` of Hugging Face's transformers. The text contains its special
 tokens, so encode it without adding any (`Tokenizer.encode`), or BOS appears twice. As in
 transformers, special tokens inside a message take effect: a typed `<|im_end|>` ends the turn.
-Whoever relays messages of strangers has to filter them first.
+Filter the messages of untrusted users first.
 
-A template comes with the weights, from strangers. jinja2's sandbox keeps it from Python's internals
-and from side effects; a render of over a second or 10 million characters is an error. Memory is not
-bounded. A single call into C that takes minutes (searching megabytes that the template built) ends
-the process, and off the main thread there is no time limit.
+A template comes with the weights and is not trusted. jinja2's sandbox keeps it from Python's
+internals and from side effects; a render of over a second or 10 million characters is an error.
+Memory is not bounded. A single call into C that takes minutes (searching megabytes that the
+template built) ends the process, and off the main thread there is no time limit.
 
 Left out: tools, documents, content other than text, variables such as Qwen3's `enable_thinking`.
 """
@@ -97,17 +97,17 @@ class ChatTemplate:
     name: str
     source: str
     special_tokens: Mapping[str, str]
-    files: Mapping[str, bytes] = field(default_factory=dict)  # to save with a model trained with it
-    wraps_text: bool = False  # a prompt that is a string becomes a message; else the model sees it
+    files: Mapping[str, bytes] = field(default_factory=dict)  # to save with a model trained on it
+    wraps_text: bool = False  # True: a string prompt becomes a message; False: used as it is
 
     def adapt_tokenizer(self, tokenizer: Tokenizer) -> Tokenizer:
-        """A copy that also stops where this template ends a turn, and that is saved with it.
+        """A copy that also stops where this template ends a turn, and that saves the template.
 
-        ValueError if the end of a turn is no token.
+        ValueError if the end of a turn is not a token.
         """
         end = self.end_of_turn.strip()
         if end and tokenizer.backend.token_to_id(end) is None:
-            raise self._error(f"ends a turn with {end!r}, which is no token of the tokenizer")
+            raise self._error(f"ends a turn with {end!r}, which is not a token of the tokenizer")
         adapted = tokenizer.with_stop_token(end)
         adapted.files = {**adapted.files, **self.files}
         return adapted
@@ -149,9 +149,7 @@ class ChatTemplate:
             return self.render(messages)
         text, beginning = self.render(messages, False), messages[-1]["content"].strip()
         if beginning not in text:
-            raise self._error(
-                f"leaves out the message that the assistant continues, {beginning[:60]!r}"
-            )
+            raise self._error(f"drops the message that the assistant continues, {beginning[:60]!r}")
         return text[: text.rindex(beginning) + len(beginning)]
 
     def segments(self, messages: Messages, num_prompt: int = 0) -> list[tuple[str, bool]]:
@@ -174,9 +172,9 @@ class ChatTemplate:
         return [segment for segment in segments if segment[0]]
 
     def _last_turn(self, messages: Messages) -> tuple[str, str]:
-        """The text before the last turn, the assistant's, and the text of that turn to learn."""
+        """(the text before the assistant's last turn, the text of that turn to learn)."""
         if not self.end_of_turn:
-            raise self._error("nothing ends the assistant's turn, so the end cannot be learned")
+            raise self._error("does not end the assistant's turn, so no end can be learned")
         prompt, through = self.render(messages[:-1]), self.render(messages, False)
         content = messages[-1]["content"]
         end = through.rfind(self.end_of_turn) + len(self.end_of_turn)
@@ -219,8 +217,8 @@ def load_chat_template(folder: str | Path, kind: str = "auto") -> ChatTemplate:
     path, source, special_tokens = read_template(folder)
     if kind == "chat" and source is None:
         raise ValueError(
-            f"--template chat: {folder} has none, in tokenizer_config.json or chat_template.jinja; "
-            "choose another"
+            f"--template chat: {folder} has no template in tokenizer_config.json or "
+            "chat_template.jinja; choose another --template"
         )
     if "eos_token" not in special_tokens:
         tokenizer = load_tokenizer(folder)
@@ -228,7 +226,7 @@ def load_chat_template(folder: str | Path, kind: str = "auto") -> ChatTemplate:
     if kind in ("auto", "chat") and source is not None:
         if not isinstance(source, str) or len(source) > MAX_SOURCE:
             raise ValueError(
-                f"{path}: its chat template is neither text of at most {MAX_SOURCE} characters "
+                f"{path}: the chat template is neither text of at most {MAX_SOURCE} characters "
                 "nor a list with a default"
             )
         return ChatTemplate(str(path), source, special_tokens, wraps_text=kind == "chat")

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer as Backend
 END_OF_TEXT = "<|endoftext|>"
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 REPLACEMENT = "\ufffd"  # a decoder writes it for bytes that are no character, or not yet one
-MAX_PENDING = 32  # tokens without a whole character at their end; more bytes than that are no text
+MAX_PENDING = 32  # tokens that complete no character; more bytes than that are not text
 SPLIT = (
     r" ?[-+*/=(\[,?]?[0-9](?![0-9])"  # a digit with its sign
     r"| ?[0-9]{1,2}"  # a two-digit number: one token after any sign, else rare pairs stay unseen
@@ -50,7 +50,7 @@ class Tokenizer:
         eos_ids = [i for i in (eos_id, backend.token_to_id(END_OF_TEXT)) if i is not None]
         self.stop_ids = frozenset([*stop_ids, *eos_ids])
         if not self.stop_ids:
-            raise ValueError("the tokenizer names no token that ends a text")
+            raise ValueError("the tokenizer has no token that ends a text")
         self.eos_id = eos_ids[0] if eos_ids else min(self.stop_ids)
         ids = backend.encode("x", add_special_tokens=False).ids
         document = backend.encode("x", add_special_tokens=True).ids
@@ -73,7 +73,7 @@ class Tokenizer:
             raise ValueError(f"not Unicode text (a lone surrogate): {bad[:60]!r}") from None
 
     def with_bos(self, ids: list[int]) -> list[int]:
-        """A document's ids with `bos_ids` in front, unless its text, as of a template, has them."""
+        """A document's ids, with `bos_ids` first unless its text (from a template) has them."""
         return ids if ids[: len(self.bos_ids)] == self.bos_ids else [*self.bos_ids, *ids]
 
     def decode(self, ids: Iterable[int]) -> str:

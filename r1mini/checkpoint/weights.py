@@ -118,7 +118,7 @@ def model_config(family: str, raw: Mapping[str, Any]) -> ModelConfig:
 def refuse_unsupported(family: str, raw: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
     """ValueError for a setting that the model does not compute."""
     window, context = raw.get("sliding_window"), sizes["max_position_embeddings"]
-    if family.startswith("qwen"):  # some of its layers may slide and others not
+    if family.startswith("qwen"):  # some layers may have a sliding window and others not
         if layer_types := raw.get("layer_types"):
             slides = "sliding_attention" in layer_types
         else:
@@ -309,7 +309,7 @@ def locate_tensors(
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
-    """By the sum: one pass, and no memory."""
+    """Checks the sum: one pass, and no extra memory."""
     return math.isfinite(tensor.sum(dtype=torch.float32))
 
 

@@ -1,4 +1,4 @@
-"""Decontamination: finds training rows that share ten words in a row with an evaluation set."""
+"""Decontamination: finds training rows that share ten consecutive words with an evaluation set."""
 
 import re
 from collections.abc import Sequence, Set
@@ -7,11 +7,11 @@ from pathlib import Path
 from r1mini.data.files import read_rows
 from r1mini.data.formats import PROMPTS, READ_ERRORS, Row, detect, to_messages
 
-SIZE = 10  # words in a row
+SIZE = 10  # consecutive words
 
 
 def ngrams(text: str, size: int = SIZE) -> set[str]:
-    """Every `size` words in a row, lower case without punctuation; all words of a shorter text.
+    """Every `size` consecutive words, lower case without punctuation; all words of a shorter text.
 
     A Chinese character is a word.
 
@@ -24,7 +24,7 @@ def ngrams(text: str, size: int = SIZE) -> set[str]:
 
 
 def row_ngrams(fields: Row, role: str) -> set[str]:
-    """The n-grams of a role's messages; for Countdown its numbers: the words never differ."""
+    """The n-grams of a role's messages; for Countdown its numbers, as the words never differ."""
     if "numbers" in fields:
         return {f"{sorted(fields['numbers'])} {fields['target']}"}
     messages = to_messages(fields)
@@ -34,7 +34,7 @@ def row_ngrams(fields: Row, role: str) -> set[str]:
 def is_contaminated(fields: Row, eval_ngrams: Set[str]) -> bool:
     """Does a row share an n-gram with an evaluation set?
 
-    A text shorter than an n-gram counts in the question alone: anybody may answer "Yes".
+    A text shorter than an n-gram counts only in the question: many answers are just "Yes".
     """
     if row_ngrams(fields, "user") & eval_ngrams:
         return True

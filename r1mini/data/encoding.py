@@ -1,4 +1,4 @@
-"""SFT rows to token ids: segments of a row, prompt and learned text by turns."""
+"""SFT rows to token ids: each row alternates segments of prompt and of learned text."""
 
 from collections.abc import Sequence
 from itertools import repeat
@@ -20,16 +20,16 @@ def encode_rows(
     places: Sequence[str] = (),
     errors: RowErrors = RowErrors(),
 ) -> list[Segments]:
-    """The ids of each row's segments, of which every second is learned.
+    """The token ids of each row's segments; every second segment is learned.
 
-    They are the prompt and the completion with its end token for text. A row that exceeds the
-    context goes to `errors`; `places` name the rows.
+    A row of text has two: the prompt, and the completion with its end token. A row that exceeds the
+    context is reported to `errors`; `places` names the rows.
     """
     accepted = []
     for row, place in zip(rows, places or repeat("--data")):
         try:
             accepted.append((row, place, segment_texts(row, template)))
-        except ValueError as error:  # the template refuses it
+        except ValueError as error:  # the template rejects it
             errors.report(f"{place}: {error}")
     texts = [text for *_, segments in accepted for text in segments]
     ids = iter(tokenizer.encode_batch(texts))
@@ -52,13 +52,13 @@ def encode_rows(
 
 
 def is_plain_text(row: Row, template: ChatTemplate) -> bool:
-    """Whether the row is the model's text as it stands, to which no template adds an end token."""
+    """Whether the row is text for the model as it is, without a template that ends the turn."""
     return "text" in row or (isinstance(row.get("prompt"), str) and not template.wraps_text)
 
 
 def segment_texts(row: Row, template: ChatTemplate) -> list[str]:
-    """The text of a row, cut where prompt and learned text meet; the first segment is prompt. Of
-    messages the assistant's turns are learned, but none in a prompt with a completion of its own.
+    """A row's text, split where prompt and learned text meet; the first segment is a prompt. In
+    messages, the assistant's turns are learned, except in a prompt that has its own completion.
 
     >>> from r1mini.checkpoint.chat_template import plain_template
     >>> messages = [{"role": role, "content": role[:1]} for role in ("user", "assistant", "user")]

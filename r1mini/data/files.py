@@ -20,7 +20,7 @@ BOM = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True)
 class RowErrors:
-    """Takes the error of a bad row: raises it, or with `skip` keeps its message."""
+    """Collects the errors of bad rows: raises the first or, with `skip`, stores the messages."""
 
     skip: bool = False
     messages: list[str] = field(default_factory=list)
@@ -42,7 +42,7 @@ def read_rows(path: Path, errors: RowErrors = RowErrors()) -> Iterator[tuple[str
     """Yields (file and line, value) of each row of a .jsonl, .json, .csv or .parquet file.
 
     A .json file holds a list, or JSON lines. JSON may be compressed (.gz). ValueError for a file
-    that cannot be read; a bad row goes to `errors`.
+    that cannot be read; a bad row is reported to `errors`.
     """
     suffix = path.suffix.lower()
     open_file = gzip.open if suffix == ".gz" else open
@@ -87,7 +87,7 @@ def read_csv(path: Path, errors: RowErrors) -> Iterator[tuple[str, dict]]:
             for number, row in enumerate(csv.DictReader(file, strict=True), 1):
                 place = f"{path}: row {number}"
                 if None in row or None in row.values():
-                    errors.report(f"{place}: not as many cells as the first line")
+                    errors.report(f"{place}: a different number of cells than the first line")
                 else:
                     yield place, row
         except csv.Error as error:
@@ -126,7 +126,7 @@ def parse_json(path: Path, number: int, text: bytes) -> Any:
 
 
 def reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. ValueError for a duplicate key, of which Python would take the last."""
+    """A JSON object. ValueError for a duplicate key, where Python would keep the last."""
     values = {}
     for key, value in pairs:
         if key in values:
@@ -147,7 +147,7 @@ STRICT_JSON = json.JSONDecoder(
 
 
 def fingerprint(source: str) -> dict[str, str]:
-    """The hash of a data file, with which a resumed run checks its data; {} without a file."""
+    """The hash of a data file, so that a resumed run can check its data; {} without a file."""
     path = Path(source)
     if not path.is_file():
         return {}

@@ -1,8 +1,8 @@
-"""Dataset formats: a row of TRL, ShareGPT or a public dataset in TRL's columns.
+"""Dataset formats: converts a row of TRL, ShareGPT or a public dataset to TRL's columns.
 
-`FORMATS` is the table, with one reader a format. A reader returns `prompt` and `completion` (both
-text or both messages), `messages` or `text`, and what else rewards need (`answer`). Text is used
-as it is; messages go through a chat template. ValueError for a row that does not fit the format.
+`FORMATS` is the table, with one reader per format. A reader returns `prompt` and `completion` (both
+text or both messages), `messages` or `text`, and columns that rewards need (`answer`). Text is used
+unchanged; messages go through a chat template. ValueError for a row that does not fit the format.
 Left out: preference pairs, tool calls, images.
 """
 
@@ -28,7 +28,7 @@ def text(row: Row, name: str) -> str:
     """A column of text. ValueError for another type, a missing or blank one, or invalid Unicode."""
     value = row.get(name)
     if not isinstance(value, str) or not value.strip():
-        actual = f", but {value!r:.60}" if name in row else ""
+        actual = f", found {value!r:.60}" if name in row else ""
         raise ValueError(f"no text in column {name!r}{actual}")
     try:
         value.encode()
@@ -51,7 +51,7 @@ def messages(row: Row, name: str) -> list[Message]:
         role = ROLES.get(role, role)
         try:
             if role not in ("system", "user", "assistant"):
-                raise ValueError(f"{role!r:.60} is not system, user or assistant")
+                raise ValueError(f"role {role!r:.60} is not system, user or assistant")
             result.append({"role": role, "content": text({"content": content}, "content")})
         except ValueError as error:
             raise ValueError(f"column {name!r}, message {number}: {error}") from None
@@ -76,7 +76,7 @@ def code_chat(question: str, code: str, **columns: Any) -> dict:
 
 
 def to_messages(fields: Row, names: Sequence[str] = TEXT_FIELDS) -> list[Message]:
-    """A reader's fields as messages; text is the user's, or in a completion the assistant's."""
+    """A reader's fields as messages; text becomes a user's message, a completion an assistant's."""
     result = []
     for name in names:
         value = fields.get(name) or []
@@ -88,7 +88,7 @@ def to_messages(fields: Row, names: Sequence[str] = TEXT_FIELDS) -> list[Message
 
 
 def trl(row: Row) -> dict:
-    """TRL's columns, of text or messages."""
+    """TRL's columns, with text or messages."""
     if "messages" in row and "prompt" not in row:
         return {"messages": messages(row, "messages")}
     names = ["prompt", "completion"] if "completion" in row else ["prompt"]
@@ -152,7 +152,7 @@ def gsm8k(row: Row) -> dict:
 
 
 def countdown(row: Row) -> dict:
-    """Checked by the embedded task: each number exactly once. The prompt is TinyZero's."""
+    """The embedded task checks it: each number exactly once. The prompt is TinyZero's."""
     numbers, target = row["nums"], row["target"]
     if (
         not isinstance(numbers, list)
@@ -196,8 +196,8 @@ def humaneval(row: Row) -> dict:
 
 
 def mbpp(row: Row) -> dict:
-    """MBPP (arXiv 2108.07732), also sanitized (`prompt`). The text names no function, so the prompt
-    shows the first assert."""
+    """MBPP (arXiv 2108.07732), also sanitized (`prompt`). The text does not name the function, so
+    the prompt shows the first assert."""
     question = text(row, "text" if "text" in row else "prompt")
     prompt = f"{question}\n\nExample:\n{convert.mbpp_asserts(row)[0]}"
     return code_chat(prompt, text(row, "code"), id=row.get("task_id"))
@@ -223,7 +223,7 @@ def open_r1_code(row: Row) -> dict:
 
 
 def named_columns(prompt: str, answer: str, row: Row) -> dict:
-    """Columns by their names. The answer is in the box of a `solution`, or else the whole column.
+    """Columns by name. The answer is in the box of a `solution`, or else the whole column.
 
     SFT learns the solution, or else the answer.
     """
@@ -243,7 +243,7 @@ def named_columns(prompt: str, answer: str, row: Row) -> dict:
 
 class Format(NamedTuple):
     name: str
-    columns: tuple[str, ...]  # a file is of the first format of which it has all columns
+    columns: tuple[str, ...]  # a file has the first format whose columns it has
     read: Callable[[Row], dict]
     target: str  # what SFT learns; there, a row without it is an error
     tests: Callable[[Row], convert.Tests] | None = None  # of code datasets
@@ -293,14 +293,14 @@ ANSWERS = ("answer", "solution", "ground_truth", "target", "tests")
 
 
 def detect(head: Sequence[Row], prompt_key: str = "", answer_key: str = "") -> Format:
-    """The format of a file by its first rows, of which some may be bad.
+    """The format of a file, detected from its first rows; some of them may be bad.
 
-    One of `FORMATS`, or else columns with usual names or the given ones.
+    One of `FORMATS`, or else columns with common names or those of the flags.
     """
     columns = dict.fromkeys(chain.from_iterable(reversed(head)))
     for flag, key in (("prompt", prompt_key), ("answer", answer_key)):
         if key and key not in columns:
-            raise ValueError(f"--{flag}-key {key}: no such column; there are {', '.join(columns)}")
+            raise ValueError(f"--{flag}-key {key}: no such column in {', '.join(columns)}")
     custom = prompt_key or answer_key
     if not custom:
         for row_format in FORMATS:

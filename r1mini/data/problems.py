@@ -1,8 +1,8 @@
 """RL problems of a data file, all checked before training starts.
 
-A row is judged by `answer`, the box in `solution` or in the reply, `tests`, or the checker of
-Countdown. Refused are rows without a prompt or anything to judge by, gold answers that
-`answers.equivalent` cannot read, tests that the sandbox cannot run, and duplicate prompts.
+A row is judged by `answer`, by the box in `solution` or in the reply, by `tests`, or by Countdown's
+checker. It is refused without a prompt or anything to judge by, if `answers.equivalent` cannot read
+its gold answer, if the sandbox cannot run its tests, or if its prompt is a duplicate.
 """
 
 import math
@@ -131,14 +131,14 @@ def make_problem(
 def prompt_messages(fields: Row, instruction: str) -> list[Message]:
     """The messages before the last reply, with the instruction on a line after the user's last.
 
-    ValueError if no message is a user's.
+    ValueError without a user message.
     """
     messages = to_messages(fields, ("messages", "prompt"))
     while messages and messages[-1]["role"] == "assistant" and "messages" in fields:
         messages.pop()
     users = [index for index, message in enumerate(messages) if message["role"] == "user"]
     if not users:
-        raise ValueError("text without a question" if "text" in fields else "no message of a user")
+        raise ValueError("text without a question" if "text" in fields else "no user message")
     if instruction:
         last = messages[users[-1]]
         separator = "" if instruction[0].isspace() else "\n"
@@ -146,8 +146,8 @@ def prompt_messages(fields: Row, instruction: str) -> list[Message]:
     return messages
 
 
-def pick(problems: Sequence[Problem], seed: int | str, index: int) -> Problem:
-    """Problem `index` of an endless sequence of epochs, each in another order."""
+def problem_at(problems: Sequence[Problem], seed: int | str, index: int) -> Problem:
+    """Problem `index` of an endless sequence of epochs, each in its own order."""
     epoch, position = divmod(index, len(problems))
     return problems[epoch_order(len(problems), seed, epoch)[position]]
 

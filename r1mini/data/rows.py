@@ -24,7 +24,7 @@ class Example(NamedTuple):
 def read_examples(
     path: Path, prompt_key: str, answer_key: str, errors: RowErrors
 ) -> Iterator[Example]:
-    """ValueError for a file of unknown columns. A row not of its format goes to `errors`."""
+    """ValueError for unknown columns. Rows that do not fit the format are reported to `errors`."""
     rows = read_rows(path, errors)
     head = list(islice(rows, DETECTION_ROWS))
     head_columns = [row for _, row in head if isinstance(row, dict)]
@@ -42,7 +42,7 @@ def read_examples(
         except ValueError as error:
             errors.report(f"{place}: {error}")
         except READ_ERRORS as error:
-            errors.report(f"{place}: not a row of {row_format.name} ({error!r:.80})")
+            errors.report(f"{place}: not a {row_format.name} row ({error!r:.80})")
         else:
             yield Example(place, row, fields, row_format)
 
@@ -57,7 +57,7 @@ def convert_examples(
     """{file and line: `convert(example)`} of each example. Prints how many were kept.
 
     Examples that share an n-gram with `eval_ngrams` are removed; those for which `convert` raises
-    ValueError go to `errors`.
+    ValueError are reported to `errors`.
     """
     converted, contaminated, name = {}, 0, ""
     for example in examples:
@@ -71,7 +71,7 @@ def convert_examples(
             errors.report(f"{example.place}: {error}")
     removed = errors.summary()
     if contaminated:
-        removed = f"; {contaminated} removed by --decontaminate (ten words in a row){removed}"
+        removed = f"; {contaminated} removed by --decontaminate (ten consecutive words){removed}"
     if not converted:
         raise ValueError(f"{path}: no rows{removed}")
     print(f"{path}: {name}, {len(converted)} rows{removed}", flush=True)

@@ -1,4 +1,4 @@
-"""Rows for supervised fine-tuning: of a file, or the cold start that the embedded tasks write."""
+"""Rows for supervised fine-tuning: from a file, or cold-start rows of the embedded tasks."""
 
 from collections.abc import Set
 from pathlib import Path
@@ -11,8 +11,8 @@ from r1mini.data.rows import Example, check_unicode, convert_examples, read_exam
 from r1mini.tasks.corpus import completion
 from r1mini.tasks.trace import Style
 
-# The writers of the cold start are in a hurry: they stop early, make mistakes, mix languages and
-# forget tags. [R1 §2.3.1]
+# Cold-start demonstrations are imperfect on purpose: they stop early, make mistakes, mix languages
+# and forget tags. [R1 §2.3.1]
 COLD_START = Style(give_up=1.0, slip=0.005, mix=0.33, broken=0.1)
 
 
@@ -58,7 +58,7 @@ def sft_rows(
     examples = read_examples(path, prompt_key, answer_key, errors)
     rows = convert_examples(path, examples, convert, errors, eval_ngrams)
     if duplicates and not errors.skip:
-        print(f"{path}: {len(duplicates)} duplicate rows, the first in {duplicates[0]}", flush=True)
+        print(f"{path}: {len(duplicates)} duplicate rows, the first at {duplicates[0]}", flush=True)
     return rows
 
 

@@ -1,1 +1,1 @@
-"""What a model can do: held-out evaluation, rejection sampling, answers to prompts, chat."""
+"""Uses of a trained model: held-out evaluation, rejection sampling, answers to prompts, chat."""

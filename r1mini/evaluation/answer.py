@@ -1,4 +1,4 @@
-"""Answers to prompts: of a flag, a pipe or a file. In a terminal, a chat."""
+"""Answers prompts from a flag, a pipe or a file; in a terminal, starts a chat."""
 
 import json
 import sys
@@ -32,7 +32,7 @@ def answer(s: Session) -> None:
 
 
 def read_lines() -> Iterator[str]:
-    """The lines of standard input that are not blank, each as soon as it is there."""
+    """The lines of standard input that are not blank, each as soon as it arrives."""
     return filter(None, map(str.strip, iter(sys.stdin.readline, "")))
 
 
@@ -93,7 +93,8 @@ def render_prompts(
             roles = [message.get("role") for message in messages if isinstance(message, dict)]
             if system and "system" in roles:
                 raise ValueError(
-                    f"has its own system message, beside --system {system[0]['content']!r}"
+                    "has its own system message, so it cannot take "
+                    f"--system {system[0]['content']!r}"
                 )
             prompt = template.render([*system, *messages])
         except ValueError as error:

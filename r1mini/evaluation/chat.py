@@ -23,7 +23,7 @@ def chat(s: Session, system: Messages) -> None:
     restart = "" if single_turn else "/new starts a new conversation"
     print(
         "Ctrl-C stops an answer; an empty line or Ctrl-D quits; "
-        + (restart or "no template: each prompt stands alone")
+        + (restart or "no chat template: each prompt is independent")
         + "."
     )
     messages, number = [*system], 0
@@ -64,7 +64,7 @@ def read_line() -> str:
 
 def reply(s: Session, prompt: str, step: int, screen: Screen) -> bool:
     """Writes the completion as it is sampled, after the `<think>` that the prompt may end with.
-    Returns whether it ended by itself."""
+    Returns whether it ended with an end token."""
     screen.write(think_prefix(prompt))
     decoder, token = StreamDecoder(s.tokenizer), None
     for token in stream(s.model, s.tokenizer, prompt, s.params, seed=s.cfg.seed, step=step):
@@ -77,8 +77,8 @@ def reply(s: Session, prompt: str, step: int, screen: Screen) -> bool:
 class Screen:
     """Standard output for one answer; `text` collects it, and `note` follows it at the end.
 
-    On a terminal, thinking is dimmed (unless NO_COLOR is set), and control characters are replaced:
-    with them a text could take over the terminal.
+    On a terminal, thinking is dimmed (unless NO_COLOR is set), and control characters are replaced,
+    because a text could take over the terminal with them.
     """
 
     TAGS = {"<think>": "\x1b[2m<think>", "</think>": "</think>\x1b[0m"}

@@ -13,8 +13,8 @@ class SampleConfig(DataOptions, DeviceOptions):
     model: str = option("base", "model folder, embedded model or hub id")
     prompt: str = option(
         "",
-        "a prompt to answer; without it, --prompts, --eval or --reject: chat in the terminal, or "
-        "one prompt per line from a pipe",
+        "prompt to answer; if --prompt, --prompts, --eval and --reject are all missing: chat in "
+        "the terminal, or answer each line of a pipe",
         when="!eval and !reject",
     )
     prompts: str = option(
@@ -27,29 +27,29 @@ class SampleConfig(DataOptions, DeviceOptions):
     eval: bool = option(False, "evaluate: on held-out problems of --tasks, or on --data")
     reject: bool = option(
         False,
-        "rejection sampling: keep the good completions as SFT rows; of training problems, or of "
-        "--data",
+        "rejection sampling: sample training problems, or those of --data, and keep the good "
+        "completions as SFT rows",
     )
     data: tuple[str, ...] = option(
         (),
-        "--eval, --reject: files of problems instead of --tasks (JSONL, JSON, CSV, Parquet)",
+        "problem files for --eval or --reject, instead of --tasks (JSONL, JSON, CSV, Parquet)",
         when=ON_PROBLEMS,
     )
-    instruction: str = option("", "text to add to each prompt of --data", when="data")
+    instruction: str = option("", "text to append to each prompt of --data", when="data")
     template: str = option(
         "auto",
-        "how messages become text: the model folder's chat template, r1-zero or plain; auto: "
-        "chat if there is one, else plain; prompts of --data that are text stay as they are",
+        "how messages become text: chat (the model's own template), r1-zero or plain; auto: chat "
+        "if the model has a template, else plain; text prompts of --data are used unchanged",
         choices=("auto", "chat", "r1-zero", "plain"),
     )
-    reference: str = option("", "--eval: model to measure the KL from", when="eval")
+    reference: str = option("", "model from which --eval measures the KL", when="eval")
     out: str = option(
-        "", "file for the figures (--eval, JSON) or the rows (--reject, --prompts; JSONL)"
+        "", "output file: figures of --eval (JSON), or rows of --reject or --prompts (JSONL)"
     )
     tasks: tuple[str, ...] = option(tasks.DEFAULT, "embedded tasks", when="eval|reject and !data")
     problems: int = option(
         0,
-        "problems of a task or file (0: 60 of a task, all of a file)",
+        "problems per task or file (0: 60 per task, all of a file)",
         bounds="0 <= x",
         when=ON_PROBLEMS,
     )
@@ -57,7 +57,7 @@ class SampleConfig(DataOptions, DeviceOptions):
     temperature: float = option(1.0, "sampling temperature; 0: greedy", bounds="0 <= x")
     top_k: int = option(0, "keep the k most likely tokens (0: all)", bounds="0 <= x")
     top_p: float = option(
-        1.0, "keep the most likely tokens that make up this probability", bounds="0 < x <= 1"
+        1.0, "keep the most likely tokens that together have this probability", bounds="0 < x <= 1"
     )
     min_p: float = option(
         0.0,
@@ -65,8 +65,8 @@ class SampleConfig(DataOptions, DeviceOptions):
         bounds="0 <= x < 1",
     )
     max_new_tokens: int = option(400, "length limit of a completion", bounds="1 <= x")
-    keep: int = option(2, "most rows kept per problem", bounds="1 <= x", when="reject")
-    max_thinking: int = option(280, "longest thinking kept, in tokens", when="reject")
+    keep: int = option(2, "rows to keep per problem, at most", bounds="1 <= x", when="reject")
+    max_thinking: int = option(280, "longest thinking in a kept row, in tokens", when="reject")
     plain_rows: int = option(
         400,
         "non-reasoning rows to add, answered without thinking [R1 §2.3.3]",
@@ -76,7 +76,7 @@ class SampleConfig(DataOptions, DeviceOptions):
     bf16: bool = option(False, "weights and compute in bfloat16")
     sampler_rows: int = option(
         256,
-        "completions sampled side by side; changes memory, never a completion",
+        "completions sampled in parallel; affects memory, never a completion",
         bounds="1 <= x",
         when="eval|reject|prompts",
     )
@@ -115,7 +115,7 @@ PRESETS = {
 
 
 def check(cfg: SampleConfig) -> None:
-    """Raises ValueError for a flag that is invalid or does not fit the others."""
+    """Raises ValueError for a flag that is invalid or conflicts with others."""
     validate(cfg)
     embedded = (cfg.eval or cfg.reject) and not cfg.data
     tasks.require(cfg.tasks, judged=embedded)
@@ -135,11 +135,11 @@ def check(cfg: SampleConfig) -> None:
     unchanged = cfg.temperature > 0 and cfg.top_k == 0 and cfg.top_p == 1 and cfg.min_p == 0
     if cfg.reference and not unchanged:
         raise ValueError(
-            f"--reference {cfg.reference}: a KL needs samples of the whole distribution: "
-            "--temperature over 0, and no --top-k, --top-p or --min-p"
+            f"--reference {cfg.reference}: the KL needs samples of the full distribution: "
+            "use --temperature above 0, and no --top-k, --top-p or --min-p"
         )
     if cfg.eval and cfg.out.endswith(".jsonl"):
         raise ValueError(
-            f"--out {cfg.out}: must not be a .jsonl, which holds the completions; name a .json for "
-            "the figures"
+            f"--out {cfg.out}: must not end in .jsonl, which is for the completions; choose a "
+            ".json file for the figures"
         )

@@ -37,7 +37,7 @@ def evaluate(
     """({set: figures, ..., "mean": figures}, a row per completion).
 
     `sampled` are the problems that are not yet in the journal, with their scored completions. With
-    a `reference`, the figures have the KL from it.
+    a `reference`, the figures include the KL from it.
     """
     for problem, rollouts, scores in sampled:
         rows = make_rows(problem, rollouts, scores)
@@ -68,8 +68,8 @@ def sample_and_score(
 ) -> Iterator[Scored]:
     """(problem, its completions, their rewards `names`) of all problems but the first `done`.
 
-    A resumed job samples the same problems side by side as an uninterrupted one, also those that
-    are done: otherwise the last bits of the log-probabilities would differ.
+    A resumed job samples the same problems in parallel as an uninterrupted one, including finished
+    ones: otherwise the last bits of the log-probabilities would differ.
     """
     functions = {name: REWARDS[name] for name in names}
     side_by_side = max(1, max_rows // samples)
@@ -98,7 +98,7 @@ def sample_and_score(
 
 
 def make_rows(problem: Problem, rollouts: Sequence[Rollout], scores: Scores) -> list[dict]:
-    """All that the figures need of a problem's completions."""
+    """A row per completion, with everything that the figures need."""
     rows = []
     for number, (rollout, rewards) in enumerate(zip(rollouts, scores)):
         prompt, text = problem.prompt_and_completion(rollout)

@@ -29,8 +29,8 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
 def consensus(rows: Sequence[Row]) -> float | None:
     """cons@k of one problem: is its most frequent answer correct?
 
-    If answers tie, the share of them that are correct. Answers to a file's problem count as one if
-    `answers.equivalent` says so. None for programs.
+    If answers tie, the fraction of them that are correct. Answers to a file's problem are the same
+    if `answers.equivalent` says so. None for programs.
     """
     votes = []  # (answer, accuracy of each completion that gives it)
     for row in rows:
@@ -107,7 +107,7 @@ def summarise(groups: Sequence[Sequence[Row]]) -> Figures:
 
 
 def average(figures: Sequence[Figures]) -> Figures:
-    """The mean over sets. Its standard error follows from the sets': they are independent."""
+    """The mean over sets. Its standard error combines those of the sets, which are independent."""
     mean = {}
     for key in figures[0]:
         values = [f[key] for f in figures if f[key] is not None]
@@ -126,7 +126,7 @@ def average(figures: Sequence[Figures]) -> Figures:
 def read_figures(
     path: Path, names: Sequence[str] = (), k: int | None = None, columns: Sequence[str] = ()
 ) -> dict[str, Figures]:
-    """{set: figures, ..., "mean": ...} as an evaluation wrote them.
+    """{set: figures, ..., "mean": ...}, read from an evaluation's file.
 
     ValueError if one of the sets `names` or of these columns is missing, the number of samples is
     not `k` (None: any), or a value is not a finite number.
@@ -139,7 +139,7 @@ def read_figures(
         figures, where = results.get(name), f"{path}: {name[:60]}"
         valid_k = type(k) is int and 0 < k < 10**6
         if not isinstance(figures, dict) or not valid_k or figures.get("samples") != k:
-            raise ValueError(f"{where}: not the figures of an evaluation with {k!r:.60} samples")
+            raise ValueError(f"{where}: not figures of an evaluation with {k!r:.60} samples")
         required = {"pass@1", f"pass@{k}", "problems", "length", "truncated", "unparsed"}
         required |= {"entropy", *columns}
         optional = {"pass@1_se", f"cons@{k}", "format", "language"} | mean.keys() | figures.keys()
@@ -159,7 +159,7 @@ def read_completions(path: Path) -> Iterator[Row]:
         rewards = row.get("rewards")
         accuracy = rewards.get("accuracy", "missing") if isinstance(rewards, dict) else "missing"
         if accuracy is not None and not is_finite_number(accuracy):
-            raise ValueError(f"{where}: rewards {rewards!r:.60} are not those of a completion")
+            raise ValueError(f"{where}: rewards {rewards!r:.60} are not a completion's rewards")
         if not is_finite_number(row.get("sample")):
             raise ValueError(f"{where}: sample {row.get('sample')!r:.60} is not a number")
         yield row

@@ -1,6 +1,6 @@
 """The jobs of sample.py that write files: evaluation and rejection sampling, and what they share.
 
-A job saves each finished problem in a journal beside its `--out`; started again, it resumes there.
+A job saves each finished problem in a journal next to its `--out`, and resumes from there.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ from r1mini.sampler.sampling import SamplingParams
 
 
 class Session(NamedTuple):
-    """The flags, and what they loaded."""
+    """The flags, and the objects made from them."""
 
     cfg: SampleConfig
     model: Transformer
@@ -46,8 +46,8 @@ def run_evaluation(s: Session, sets: ProblemSets) -> dict:
         reference, other = checkpoint.load(cfg.reference, weight.device, weight.dtype)
         if other.backend.to_str() != s.tokenizer.backend.to_str():
             raise ValueError(
-                f"--reference {cfg.reference}: its tokenizer is not that of {cfg.model}, so there "
-                "is no KL"
+                f"--reference {cfg.reference}: its tokenizer differs from that of {cfg.model}, so "
+                "the KL is undefined"
             )
         settings |= {"reference": cfg.reference, "reference_weights": fingerprint(cfg.reference)}
     journal, sampled = start_job(s, sets, settings, "evaluating")
@@ -130,7 +130,7 @@ def file_problems(s: Session) -> dict[str, list[Problem]]:
         if not path.is_file() and path.name in sources:
             raise ValueError(f"--data {file}: no such file; download it from {sources[path.name]}")
         if path.name in sets or path.name in ("mean", "settings"):
-            raise ValueError(f"--data {file}: the figures already have the name {path.name}")
+            raise ValueError(f"--data {file}: another set of figures has the name {path.name}")
         problems = read_problems(
             file,
             s.template,
@@ -148,8 +148,8 @@ def file_problems(s: Session) -> dict[str, list[Problem]]:
 
 
 def job_settings(s: Session, key: str, content: str, **extra: Any) -> dict:
-    """All that decides the completions: a job resumes only with the same settings. `content` is
-    what the job samples for, and its hash is stored as `key`."""
+    """Everything that decides the completions: a job resumes only with the same settings. The hash
+    of `content`, the job's prompts or problems, is stored as `key`."""
     return {
         **asdict(s.params),
         "seed": s.cfg.seed,
@@ -184,7 +184,7 @@ def fingerprint(model: str) -> list:
 
 
 def open_journal(cfg: SampleConfig, settings: Mapping[str, object], count: int) -> Journal:
-    """The journal, beside `--out`, of a job of `count` parts."""
+    """The journal of a job of `count` parts, next to `--out`."""
     return Journal(Path(f"{cfg.out}.partial") if cfg.out else None, settings, count)
 
 

@@ -1,7 +1,7 @@
 """Rejection sampling [R1 §2.3.3]: a policy's correct and readable completions become SFT rows.
 
-Of several completions per problem, those are kept that finish, are correct, keep the format and
-pass every filter; then a few different ones per problem. Rows without reasoning are added. R1
+Keeps completions that finish, are correct, follow the format and pass every filter, and selects a
+few different ones per problem. Rows without reasoning are added. R1
 removes thinking in mixed languages, long paragraphs and code blocks; here also repetition and long
 thinking. Left out: R1's human and model judges.
 """
@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # filters need no torch
 
 REWARDS = ("accuracy", "code", "format")
 MAX_PARAGRAPH = 1500  # characters of a line
-MAX_REPEATED = 30  # words in a row that may not be repeated
+MAX_REPEATED = 30  # consecutive words that may not be repeated
 Scores = Mapping[str, float | None]
 
 
@@ -116,7 +116,7 @@ def breaks_format(problem: Problem, text: str, scores: Scores) -> bool:
     return completion.TAG.findall(text) not in ([], ["<think>", "</think>"])
 
 
-# -- filters: is a correct completion to be removed? ----------------------------------------------
+# -- filters: should a correct completion be removed? ---------------------------------------------
 
 
 def mixed_languages(problem: Problem, text: str) -> bool:
@@ -156,7 +156,7 @@ FILTERS: dict[str, Callable[[Problem, str], bool]] = {
 def plain_rows(names: Sequence[str], count: int, seed: int) -> list[dict]:
     """Rows of the tasks without reasoning, in turn.
 
-    DEVIATES: R1's non-reasoning rows come from DeepSeek-V3; here from the task's own writer.
+    DEVIATES: R1's non-reasoning rows come from DeepSeek-V3; here the tasks write them.
     """
     return [
         {**cold_start_row(name, f"plain {seed}", index, Style()), "task": name}

@@ -34,7 +34,7 @@ def format_figure(value: float | None, column: str) -> str:
 
 
 def spread(values: Sequence[float], column: str, error: float | None = None) -> str:
-    """Mean ± standard deviation, over seeds; of a single seed, ± its own error if it has one."""
+    """Mean ± standard deviation over seeds; for a single seed, ± its own error if it has one."""
     if len(values) > 1:
         error = stdev(values)
     mean = format_figure(fmean(values), column)

@@ -1,1 +1,1 @@
-"""What is not about models: files, signals, ranks, devices, time limits."""
+"""Infrastructure: files, signals, ranks, devices, time limits."""

@@ -12,8 +12,8 @@ def pick_device(name: str, threads: int, deterministic: bool = False) -> torch.d
     """The device of `--device auto|cpu|cuda[:n]`; sets the number of CPU threads (0: torch's
     choice).
 
-    deterministic  on CUDA, kernels that give the same bits every time; torch warns where there are
-                   none. Not undone.
+    deterministic  on CUDA, use deterministic kernels; torch warns where there are none. This
+                   setting is never reset.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -35,6 +35,6 @@ def pick_device(name: str, threads: int, deterministic: bool = False) -> torch.d
 
 
 def autocast(device: torch.device, bf16: bool) -> torch.autocast:
-    """A context for a model's compute on `device`: bfloat16 over the weights as they are, or as
-    is."""
+    """A context for a model's compute on `device`: autocast to bfloat16, or in the weights' own
+    precision."""
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16)

@@ -3,7 +3,7 @@
 A step computes the same as on one rank: the ranks divide its problems and micro-batches and add up
 the results. Parameters, gradients and optimizer state are sharded by FSDP2 (`fully_shard`; ZeRO-3).
 Small things (token ids, log-probabilities, rewards) are gathered as objects, so every rank knows
-the whole step and takes the same decisions. On one rank every function returns its input.
+the whole step and makes the same decisions. On one rank every function returns its input.
 
 docs/distributed.md says how to run it, what is sharded, and how much memory it needs. Left out:
 tensor, pipeline and expert parallelism; ranks that leave or join a run; torch.compile.
@@ -116,7 +116,7 @@ def first_line(error: Exception) -> str:
 
 
 def is_first_to_fail(store: dist.Store) -> bool:
-    """Whether this rank failed before all others, which then fail too: their connection closes."""
+    """Whether this rank failed first. The others then fail too, because their connection closes."""
     try:
         return store.add("failed", 1) == 1
     except dist.DistError:  # the store ended with the rank that failed
@@ -142,8 +142,8 @@ def require_same(what: str, value: Any) -> None:
 
 
 def same_on_all_ranks(read: Callable[..., Item]) -> Callable[..., Item]:
-    """Decorator: every rank calls `read`, and all must get the same result. They do not in a folder
-    that the nodes do not share."""
+    """Decorator: every rank calls `read`, and all must get the same result. They differ where the
+    nodes do not share the folder."""
 
     @functools.wraps(read)
     def checked(*args: Any, **kwargs: Any) -> Item:
@@ -194,7 +194,7 @@ def open_log(path: os.PathLike) -> TextIO:
 
 
 def rank_slice(count: int) -> slice:
-    """This rank's part of `count` things in order."""
+    """This rank's part of `count` items in order."""
     ranks = world_size()
     return slice(count * rank() // ranks, count * (rank() + 1) // ranks)
 
@@ -210,7 +210,7 @@ def all_gather(items: Sequence[Item]) -> list[Item]:
 
 def assign_micro_batches(micro_batches: Sequence[Item]) -> list[tuple[Item, float]]:
     """This rank's micro-batches of a step, each with the weight 1.0 of its loss. FSDP's collectives
-    need equally many passes on every rank: a rank with one fewer repeats the step's first
+    need the same number of passes on every rank, so a rank with one fewer repeats the first
     micro-batch with the weight 0.0.
 
     >>> assign_micro_batches(["short", "long"])

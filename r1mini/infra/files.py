@@ -23,7 +23,7 @@ def replace_files(
     """Write files atomically: each is complete at any moment, old or new, even after a power cut.
 
     If one of them cannot be written, none changes. While several are replaced, the last is missing,
-    so that nobody takes the folder for complete. Deletes the `obsolete` files.
+    which marks the folder as incomplete. Deletes the `obsolete` files.
     """
     temporary = {name: folder / f"{name}.tmp" for name in files}
     try:
@@ -141,7 +141,7 @@ def json_object(content: bytes, where: Any) -> dict[str, Any]:
 
 
 def json_text(value: Any) -> str:
-    """JSON as every file of this project holds it."""
+    """JSON text in this project's layout."""
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -168,7 +168,7 @@ def read_log(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def read_metrics(path: Path, *required: str) -> list[dict[str, float]]:
-    """The rows of a metrics.jsonl. ValueError if a value is no finite number, or one is missing."""
+    """The rows of a metrics.jsonl. ValueError if a value is missing or not a finite number."""
     rows = []
     for where, row in read_log(path):
         for name in [*required, *row]:

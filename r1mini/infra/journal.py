@@ -1,6 +1,6 @@
 """Progress of a long sampling job on disk, so that an interrupted job resumes after its last part.
 
-The journal lies beside the job's `--out`: JSON lines, each after its checksum. The first holds the
+The journal is next to the job's `--out`: JSON lines, each after its checksum. The first holds the
 job's settings, the others a numbered part each. The job deletes it once its result is written.
 Only one process at a time can hold it. Left out: Windows.
 """

@@ -42,7 +42,7 @@ def allow() -> None:
 
 
 def ignore() -> None:
-    """For a process about to exit: a signal during Python's shutdown would change its exit code."""
+    """Ignore signals before exit: one during Python's shutdown would change the exit code."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     ignore_broken_pipes()

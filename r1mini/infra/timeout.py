@@ -1,6 +1,6 @@
-"""A time limit on code that came from elsewhere: a reward function, a chat template.
+"""A time limit on code that is not ours: a reward function, a chat template.
 
-Left out: threads but the main one, because Python delivers signals to that one alone.
+Left out: threads other than the main one, because Python delivers signals only to that one.
 """
 
 import faulthandler
@@ -13,14 +13,14 @@ REPEAT = 1.0  # seconds
 
 
 class TimedOut(BaseException):
-    """The time is over. It is not an Exception, because jinja2 and reward functions catch those."""
+    """Time is up. It is not an Exception, because jinja2 and reward functions catch those."""
 
 
 @contextmanager
 def time_limit(seconds: float | None) -> Iterator[None]:
     """Raise TimedOut in this block after `seconds`, and each second after that if it is caught.
 
-    There is no limit without `seconds` or off the main thread. A call into C that ignores signals
+    There is no limit without `seconds`, or off the main thread. A call into C that ignores signals
     ends the process after `2 * seconds + 60`, with a traceback. A block that sets SIGALRM itself,
     as Math-Verify does, replaces the limit.
     """

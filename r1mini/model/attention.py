@@ -55,7 +55,7 @@ class PackedAttention:
 
 
 def gather_rows(x_MHC: Tensor, tokens_NT: Tensor) -> Tensor:
-    """[N, H, T, C]. Not by indexing, whose backward is nondeterministic for repeated tokens."""
+    """[N, H, T, C]. Avoids indexing: its backward is nondeterministic for repeated tokens."""
     x = x_MHC.index_select(0, tokens_NT.flatten())
     return x.view(*tokens_NT.shape, *x_MHC.shape[1:]).transpose(1, 2)
 

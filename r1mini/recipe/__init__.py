@@ -1,1 +1,1 @@
-"""The whole pipeline of R1. Read `stages.py`."""
+"""The whole R1 pipeline. Read `stages.py`."""

@@ -1,5 +1,4 @@
-"""What a recipe leaves to read: the stage tables, the curves, and one problem answered by each
-model."""
+"""The report of a recipe: the stage tables, the curves, and one problem answered by each model."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

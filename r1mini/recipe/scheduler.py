@@ -1,7 +1,7 @@
 """Runs the stages of a recipe in processes: each stage as soon as its inputs exist.
 
 A stage is the `main` of a script, in a single-threaded process per core. A finished stage is not
-run again; an interrupted one resumes. At a signal, running stages save their state and end.
+run again; an interrupted one resumes. After a signal, running stages save their state and end.
 """
 
 import importlib
@@ -47,7 +47,7 @@ class Stage:
 
 
 def is_done(path: Path) -> bool:
-    """The file exists; a run.json also says that its run has finished."""
+    """Whether the file exists and, for a run.json, whether it says that its run has finished."""
     return path.is_file() and (path.name != "run.json" or files.read_run_json(path)["finished"])
 
 
@@ -94,7 +94,7 @@ def check_result(future: Future, stage: Stage, others: Iterable[Stage]) -> None:
         future.result()
     except (ValueError, OSError) as error:
         raise ValueError(f"{stage.name}: {error}") from error
-    except BrokenProcessPool:  # the pool does not know whose worker it was
+    except BrokenProcessPool:  # the pool does not know which stage's worker it was
         names = sorted(one.name for one in [stage, *others])
         raise ValueError(
             f"{' or '.join(names)}: worker died (killed, perhaps out of memory); rerun the same "
@@ -106,8 +106,8 @@ def check_result(future: Future, stage: Stage, others: Iterable[Stage]) -> None:
 
 
 def start_worker() -> None:
-    """The first signal waits until a stage runs; later ones are for the parent process, without
-    which a worker ends."""
+    """The first signal waits until a stage runs. Only the parent process handles later ones; if it
+    dies, so does the worker."""
     for number in signals.SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:  # as in the parent
             signal.signal(number, signals.on_first_signal)

@@ -7,8 +7,8 @@
                   └─► Dev3 ── RL for all scenarios ─► R1 ── its samples ─► distilled student
                                                         student ── GRPO ─► (for comparison)
 
-Each stage runs a script. Stages that do not need each other run side by side. Started again, the
-recipe skips finished stages and resumes interrupted ones.
+Each stage runs a script. Independent stages run in parallel. If you run it again, the recipe skips
+finished stages and resumes interrupted ones.
 """
 
 from dataclasses import dataclass
@@ -32,23 +32,23 @@ from r1mini.recipe.scheduler import (
 @dataclass(frozen=True)
 class Config:
     out: str = option("runs/r1", "folder for all results of the recipe")
-    stages: tuple[str, ...] = option((), "run only these stages (names as in the folder)")
+    stages: tuple[str, ...] = option((), "run only these stages (named like their folders)")
     tasks: tuple[str, ...] = option(tasks.DEFAULT, "tasks to train and evaluate on")
     rounds: int = option(
         1, "rounds of rejection sampling, SFT from the base and RL", bounds="1 <= x"
     )
-    seed: int = option(0, "seed of everything random; the first one with --seeds")
+    seed: int = option(0, "random seed; with --seeds, the first one")
     seeds: int = option(
         1, "runs with different seeds; the tables then show mean and spread", bounds="1 <= x"
     )
     scale: float = option(
         1.0,
-        "steps, rows and problems of every stage, as a fraction of the recipe's",
+        "steps, rows and problems of each stage, as a fraction of the full recipe",
         bounds="0 < x",
     )
     device: str = option("auto", "auto, cpu or cuda[:n]")
     workers: int = option(
-        0, "processes side by side (0: one per core on a CPU, one on a GPU)", bounds="0 <= x"
+        0, "processes to run in parallel (0: one per core on a CPU, one on a GPU)", bounds="0 <= x"
     )
 
 
@@ -56,7 +56,7 @@ PRESETS = {"quick": {"out": "runs/quick", "scale": 0.04}}
 
 
 # (name, script, model, settings) of a stage, without paths, seed and device; the setting `data`
-# names the stage that makes its rows.
+# names the stage that produces its rows.
 Draft = tuple[str, str, str, dict]
 
 
@@ -77,12 +77,12 @@ def evaluate(model: str, **settings) -> Draft:
 
 
 def recipe(cfg: Config, seed: int, out: Path) -> list[Stage]:
-    """The stages. A free core takes the first one that is ready: what others need comes first."""
+    """The stages. A free core runs the first one that is ready: those that others need go first."""
     reasoning = tuple(task for task in cfg.tasks if tasks.TASKS[task].reasoning)
     if not reasoning:
         raise ValueError(f"--tasks {' '.join(cfg.tasks)}: the recipe needs a task with reasoning")
     plain = tuple(task for task in cfg.tasks if not tasks.TASKS[task].reasoning)
-    hardest = ("repair",) if "repair" in reasoning else ()  # twice in each step of RL
+    hardest = ("repair",) if "repair" in reasoning else ()  # twice in each RL step
     on_reasoning, on_all = hardest + reasoning, hardest + reasoning + plain
 
     def scaled(count: int) -> int:
@@ -110,7 +110,7 @@ def recipe(cfg: Config, seed: int, out: Path) -> list[Stage]:
         sft(f"distilled{n}", "student-base", f"distill-rows{n}", rows=0, epochs=5),
         # R1-Zero: accuracy and format alone; the language reward came with R1. [R1 §2.2.2]
         grpo("r1-zero", "base", steps=scaled(80), tasks=on_all, reward="accuracy,format:0.5"),
-        # The student with RL of its own, to compare with distillation.
+        # The student trained directly by RL, to compare with distillation.
         grpo("student-rl", "student-base", steps=scaled(30), tasks=reasoning + plain),
     ]
     for model in model_titles(cfg.rounds):

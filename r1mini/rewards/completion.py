@@ -1,7 +1,7 @@
-r"""What a completion says, and what its problem has to judge it by.
+r"""Parses a completion, and finds what its problem offers to judge it by.
 
 Extracts the thinking, the answer and the program of a completion; finds the gold answer or the
-tests of a problem. Left out: programs in other languages than Python, special checkers for
+tests of a problem. Left out: programs in languages other than Python, special checkers for
 problems with several right answers.
 """
 
@@ -32,7 +32,7 @@ SPACING = re.compile(r"[\s{}$]|\\(?:left|right|[,;!])")
 
 @dataclass(frozen=True)
 class Completion:
-    """What a reward sees of a completion."""
+    """A completion, as a reward sees it."""
 
     text: str  # starts with the `<think>` that its prompt may end with
     length: int  # in tokens; in characters if TRL's caller passes no `completion_ids`
@@ -40,7 +40,7 @@ class Completion:
 
 
 def parse(text: str) -> tuple[str | None, str] | None:
-    """Thinking and answer of a completion that keeps the format strictly; None if it does not.
+    """Thinking and answer of a completion that follows the format strictly; None if it does not.
 
     The format is at most one think block, then exactly one answer block. Only white space may stand
     between and after them, nothing before them, and no tag inside.
@@ -112,10 +112,10 @@ def fenced_blocks(text: str) -> dict[str, str]:
 
 
 def copied_from_prompt(answer: str, gold: str, prompt: str) -> bool:
-    r"""Is the answer an expression of the prompt, written in another way than the gold answer?
+    r"""Is the answer an expression copied from the prompt, and not written like the gold answer?
 
     Otherwise `2+3` would answer "What is 2+3?", and `\sqrt{48}` would be its own simplification.
-    A number, fraction, word or label may stand in the prompt.
+    Copying a number, fraction, word or label is allowed.
     """
     answer, gold, prompt = (SPACING.sub("", text) for text in (answer, gold, prompt))
     if answer == gold or answer not in prompt or LITERAL.fullmatch(answer):
@@ -169,7 +169,7 @@ def problem_tests(problem: Problem) -> list[dict] | None:
 
 
 def json_column(problem: Problem, name: str) -> Any:
-    """A column, read if it is JSON text."""
+    """A column, parsed if it is JSON text."""
     value = problem.columns.get(name)
     return parse_json(value) if isinstance(value, str) else value
 
@@ -189,7 +189,7 @@ def check_problem(problem: Problem) -> None:
     tests = problem_tests(problem)
     if tests is None:
         raise ValueError(
-            "nothing to judge an answer by: no column 'answer', 'solution' with a box, or 'tests'"
+            "answers cannot be checked: no column 'answer', 'solution' with a box, or 'tests'"
         )
     sandbox.check(tests)
     limit = problem.columns.get("time_limit", 2.0)

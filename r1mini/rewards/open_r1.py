@@ -29,7 +29,7 @@ STEP = re.compile(rf"[ \t]*(?:{MARKER})[ \t]*(\S.*)")
 def multiple_choice(problem: Problem, completion: Completion) -> float | None:
     r"""1 if the answer is the label of the right choice and nothing else, else 0.
 
-    `B`, `(b)` and `\text{B}.` are labels. None if the gold answer is no capital letter from A to J.
+    `B`, `(b)` and `\text{B}.` are labels. None unless the gold answer is a capital letter, A to J.
     """
     gold = CHOICE.fullmatch(gold_answer(problem) or "")
     if not gold or not gold[1].isupper():
@@ -52,7 +52,7 @@ def tag_count(problem: Problem, completion: Completion) -> float:
 def reasoning_steps(problem: Problem, completion: Completion) -> float:
     """min(1, steps/3): the lines of the thinking that start like a step and say something new.
 
-    open-r1 counts bare markers too. It judges looks alone: give it a small weight.
+    open-r1 counts bare markers too. This reward sees only the form: give it a small weight.
     """
     matches = map(STEP.fullmatch, extract_thinking(completion.text).split("\n"))
     steps = {match[1].strip() for match in matches if match}
@@ -65,8 +65,8 @@ def repetition_penalty(
 ) -> float:
     """max_penalty * (1 - distinct n-grams / n-grams), -1 to 0 (Yeo et al. 2502.03373).
 
-    Of the words alone, or of words and symbols, whichever repeats more: neither a row of `!` nor
-    full stops between the words hide repetition.
+    Counts n-grams of words, and of words and symbols, and takes whichever repeats more: neither a
+    row of `!` nor full stops between the words hide repetition.
     """
     if max_penalty > 0:
         raise ValueError(f"max_penalty {max_penalty}: a penalty must not be positive")
@@ -87,7 +87,7 @@ def cosine(
     min_value_correct: float = 0.5,
     max_value_correct: float = 1.0,
 ) -> float | None:
-    """From `start` at length 0 to `end` at `max_len` by half a cosine wave (Yeo et al. 2502.03373).
+    """Half a cosine wave, `start` at length 0 to `end` at `max_len` (Yeo et al. 2502.03373).
 
     Right answers fall from max_value_correct to min_value_correct, wrong ones rise from
     min_value_wrong to max_value_wrong. Beyond `max_len` the value stays at `end`, where open-r1's
@@ -128,7 +128,7 @@ def soft_overlong_punishment(
 ) -> float:
     """`soft_overlong` of the completion, -1 to 0. TRL must pass completion_ids, max_completion_len.
 
-    `soft_punish_cache`, in tokens, is a fifth of the limit by default, as DAPO's 4096 of 20480.
+    `soft_punish_cache`, in tokens, is a fifth of the limit by default, like DAPO's 4096 of 20480.
     """
     limit = completion.max_length
     if limit is None:

@@ -61,7 +61,7 @@ def answer_error(problem: Problem, text: str) -> str | None:
 
 @per_completion
 def format(problem: Problem, completion: Completion) -> float:
-    """1 if the completion keeps the format and its answer is not empty, else 0."""
+    """1 if the completion follows the format and its answer is not empty, else 0."""
     return float(format_error(problem, completion.text) is None)
 
 

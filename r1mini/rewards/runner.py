@@ -1,8 +1,8 @@
 """Runs the rewards of one problem's completions, checks every value and sums them up.
 
 Every failure of a reward stops the run with a one-line error that names the completion: an
-exception, a list of another length, a value that is no finite number, ten minutes without a result.
-None becomes a silent wrong number.
+exception, a list of the wrong length, a value that is not a finite number, ten minutes without a
+result. None becomes a silent wrong number.
 
 The built-in rewards run in threads, so that the programs of one problem are judged while the next
 is sampled. Threads are enough: of the 7.3 ms that a small program with one test takes, its thread
@@ -96,7 +96,7 @@ def call_checked(
     rollouts: Sequence[Rollout],
     max_completion_len: int | None = None,
 ) -> list[float | None]:
-    """The values of one reward. ValueError, with the row, for what is no finite number or None."""
+    """The values of one reward. ValueError, with the row, unless all are finite numbers or None."""
     count, score_rows = len(rollouts), builtin_score(reward)
     if score_rows is None:
         columns = to_columns(problem, rollouts, max_completion_len)
@@ -156,7 +156,7 @@ def call_user_function(reward: Reward, columns: Mapping[str, list], rows: slice)
 def failing_row(
     call: Callable[[slice], list[Any]], count: int, seconds: float | None
 ) -> int | None:
-    """The first completion that fails alone; None if each passes alone."""
+    """The first completion that fails on its own; None if each passes."""
     for row in range(count):
         try:
             with time_limit(seconds and seconds / count):
@@ -167,10 +167,10 @@ def failing_row(
 
 
 def checked_value(value: Any) -> float | None:
-    """A reward as float. ValueError for what is neither None nor a finite number."""
+    """A reward as float, or None. ValueError for anything but a finite number."""
     if value is None:
         return None
     number = finite_number(value)
     if isinstance(value, str | bytes):
-        raise ValueError(f"{value[:60]!r} is not a finite number but text")
+        raise ValueError(f"{value[:60]!r} is text, not a finite number")
     return number

@@ -20,7 +20,7 @@ PART = re.compile(r"(?:(.*\.py):)?([^:]*)(?::(.*))?", re.DOTALL)
 
 
 def parse_spec(text: str) -> list[tuple[str, str, float]]:
-    """(file or "", name, weight) of each part of a `--reward`. ValueError for a wrong part."""
+    """(file or "", name, weight) of each part of a `--reward`. ValueError for an invalid part."""
     parts = []
     for part in text.split(","):
         file, name, weight = PART.fullmatch(part.strip()).groups()
@@ -43,7 +43,7 @@ def parse_spec(text: str) -> list[tuple[str, str, float]]:
 
 
 def finite_number(value: Any) -> float:
-    """A reward or weight as float. ValueError for what is no number, or too large."""
+    """A reward or weight as float. ValueError if it is not a number, or too large."""
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):

@@ -3,7 +3,7 @@
 All arguments are lists with one item for each completion. Prompts and completions are strings or
 message lists. The columns are `task`, `language`, `completion_ids`, `max_completion_len` and
 whatever else the problem has. This module offers the built-in rewards under this signature, and
-prepares the arguments for functions of a user's file, which run as TRL would run them.
+prepares the arguments for functions from a user's file, which run as under TRL.
 
 Left out: TRL's `trainer_state`, `log_extra`, `log_metric`.
 """
@@ -59,7 +59,7 @@ def per_group(score_rows: Callable[..., list[float | None]]) -> Reward:
 def to_rows(prompts: Sequence, completions: Sequence, columns: Mapping[str, Any]) -> Rows:
     """TRL's arguments as (problem, completion) pairs.
 
-    A column must have one value for each row. Arguments that are no lists are no columns.
+    A column must have one value for each row. Arguments that are not lists are not columns.
     """
     max_length = columns.get("max_completion_len")
     lists = {name: value for name, value in columns.items() if isinstance(value, list | tuple)}
@@ -130,7 +130,7 @@ class Text(str):
 
 
 class Message(str):
-    """The first or last character of a text that can also be read as the message of it."""
+    """The first or last character of a `Text`, which can also be read as its message."""
 
     def __new__(cls, text: Text, index: int):
         message = super().__new__(cls, str(text)[index:][:1])

@@ -1,4 +1,4 @@
-"""Splits text into words, for the rewards of language consistency and repetition."""
+"""Splits text into words, for the language-consistency and repetition rewards."""
 
 import re
 from collections.abc import Sequence

@@ -17,42 +17,46 @@ class GRPOConfig(TrainOptions):
     out: str = option("runs/grpo", "folder for the trained model, metrics and rollouts")
     tasks: tuple[str, ...] = option(
         tasks.REASONING,
-        "tasks, taken in turn; a name that is given twice is taken twice as often",
+        "tasks, taken in turn; list a task twice to sample it twice as often",
         when="!data",
     )
     data: str = option(
-        "", "file of problems instead of tasks: JSONL, JSON (either with .gz), CSV or Parquet"
+        "", "problem file instead of tasks: JSONL, JSON (either with .gz), CSV or Parquet"
     )
-    instruction: str = option("", "text to add to each prompt of --data", when="data")
+    instruction: str = option("", "text to append to each prompt of --data", when="data")
     # DEVIATES: R1 adds its rewards unweighted; here format counts half, and language twice.
     reward: str = option(
         "accuracy,format:0.5,language:2",
-        "rewards with their weights, summed; also file.py:function[:weight]",
+        "rewards to sum: name[:weight] or file.py:function[:weight]",
     )
     steps: int = option(60, "sampling steps", bounds="1 <= x")
     sample_budget: int = option(
-        0, "end the run after so many completions, refills included (0: no limit)", bounds="0 <= x"
+        0,
+        "end the run after this many completions, including resampled ones (0: no limit)",
+        bounds="0 <= x",
     )
     problems: int = option(
-        32, "problems per sampling step (N); R1: 512, 32 to an update", bounds="1 <= x"
+        32, "problems per sampling step (N); R1: 512, 32 per update", bounds="1 <= x"
     )
     completions: int = option(8, "completions per problem (G); R1: 16", bounds="1 <= x")
     minibatches: int = option(
         0,
-        "optimizer steps per sampling step; R1: 16 (0: 8, or as many as there are completions; 1 "
-        "with --objective reinforce)",
+        "optimizer steps per sampling step; R1: 16 (0: 8, or the number of completions if smaller; "
+        "1 with --objective reinforce)",
         bounds="0 <= x",
     )
     minibatch_of: str = option(
         "completions",
-        "what minibatches are drawn from: completions (R1), or problems, so that a prompt is "
-        "computed once for all its completions",
+        "unit of the minibatches: completions (R1), or problems, which computes a prompt only once "
+        "for all its completions",
         choices=("completions", "problems"),
         when="minibatches!=1",
     )
     max_new_tokens: int = option(400, "length limit of a completion", bounds="1 <= x")
     temperature: float = option(
-        1.0, "for sampling and for the loss alike; R1: 1, and 0.7 for all scenarios", bounds="0 < x"
+        1.0,
+        "temperature of sampling and loss; R1: 1, and 0.7 in RL for all scenarios",
+        bounds="0 < x",
     )
 
     # The objective: each of these is a keyword of r1mini/rl/grpo.py.
@@ -64,8 +68,8 @@ class GRPOConfig(TrainOptions):
     )
     scale: str = option(
         "auto",
-        "unit of advantages: standard deviation of the group (GRPO) or batch (Lite PPO), or none "
-        "(Dr. GRPO); auto: group, but none with --baseline none",
+        "divide advantages by the standard deviation of the group (GRPO) or batch (Lite PPO), "
+        "or not: none (Dr. GRPO); auto: group, but none with --baseline none",
         choices=("auto", *grpo.SCALES),
     )
     # DEVIATES: averaged per token and with a wider upper clip, as in DAPO; the KL term is off.
@@ -90,7 +94,7 @@ class GRPOConfig(TrainOptions):
     )
     delta: float = option(
         0.0,
-        "upper bound of the ratio for negative advantages, over 1 + clip-high (0: none)",
+        "upper bound of the ratio for negative advantages, above 1 + clip-high (0: none)",
         bounds="0 <= x",
         when=CLIP,
     )
@@ -111,14 +115,13 @@ class GRPOConfig(TrainOptions):
     )
     reference_every: int = option(
         25,
-        "sampling steps between renewals of the reference (0: never); R1: 25, which are 400 "
-        "updates",
+        "sampling steps between resets of the reference (0: never); R1: 25, which are 400 updates",
         bounds="0 <= x",
         when="beta",
     )
     reference_mix: float = option(
         1.0,
-        "share of the policy in the renewed reference",
+        "weight of the policy in the new reference; the rest is the old reference",
         bounds="0 < x <= 1",
         when="beta and reference_every and reference_every<steps",
     )
@@ -127,12 +130,13 @@ class GRPOConfig(TrainOptions):
     )
     top_entropy: float = option(
         1.0,
-        "learn only from this share of the tokens, those of highest entropy",
+        "learn only from this fraction of the tokens, those with the highest entropy",
         bounds="0 < x <= 1",
     )
     off_policy_limit: float = option(
         0.0,
-        "leave out bad completions that became this much less likely, in nats per token (0: off)",
+        "drop completions of negative advantage that became this much less likely, in nats per "
+        "token (0: off)",
         bounds="0 <= x",
     )
     correction: str = option(
@@ -147,12 +151,12 @@ class GRPOConfig(TrainOptions):
     # Sampling.
     resample: int = option(
         0,
-        "times to replace groups with equal rewards by new problems in a step (DAPO)",
+        "times per step to replace groups of equal rewards with new problems (DAPO)",
         bounds="0 <= x < 256",
     )
     overlong: str = option(
         "keep",
-        "completions cut at the limit: keep, or mask (they teach nothing)",
+        "completions cut at the limit: keep, or mask (leave them out of the loss)",
         choices=("keep", "mask"),
     )
     overlong_cache: int = option(
@@ -165,18 +169,18 @@ class GRPOConfig(TrainOptions):
     )
     rest_lr: float = option(
         1.0,
-        "with muon, learning rate of embeddings, head and norms, as a fraction",
+        "with muon, learning rate of embeddings, head and norms, as a fraction of --learning-rate",
         bounds="0 <= x",
         when="optimizer=muon",
     )
     learner_tokens: int = option(
         4096,
-        "tokens per micro-batch; changes memory, never the gradient (0: as many as fit; the last "
+        "tokens per micro-batch; affects memory, never the gradient (0: as many as fit; the last "
         "bits then depend on the machine)",
         bounds="0 <= x",
     )
     sampler_rows: int = option(
-        256, "completions sampled side by side; changes memory, never a completion", bounds="1 <= x"
+        256, "completions sampled in parallel; affects memory, never a completion", bounds="1 <= x"
     )
     save_every: int = option(
         20,
@@ -187,10 +191,10 @@ class GRPOConfig(TrainOptions):
     show: int = option(1, "completions printed every 10 steps")
 
 
-# R1's numbers (Nature, Methods): a sampling step draws 8,192 outputs, 16 to a question, and learns
-# from them in 16 updates of 512. What the paper counts in updates is a 16th here. It names no clip
-# for R1-Zero (R1's is used), no number of steps for R1's first RL (its second: --steps 106
-# --temperature 0.7), neither Adam's betas nor a gradient clip. Left out: R1-Zero's length limit is
+# R1's numbers (Nature, Methods): a sampling step draws 8,192 outputs, 16 per question, and learns
+# from them in 16 updates of 512. Counts of updates in the paper are divided by 16 here. It gives no
+# clip for R1-Zero (R1's is used), no number of steps for R1's first RL (for its second: --steps 106
+# --temperature 0.7), no Adam betas and no gradient clip. Left out: R1-Zero's length limit is
 # doubled after 8,200 updates.
 PAPER = {
     "problems": 512,
@@ -250,7 +254,7 @@ def resolve(cfg: GRPOConfig) -> GRPOConfig:
 
 
 def check_combinations(cfg: GRPOConfig, units: int) -> None:
-    """What no single flag's declaration can say. Raises ValueError."""
+    """Checks that involve several flags. Raises ValueError."""
     tasks.require(cfg.tasks)
     if cfg.completions < 2 and cfg.baseline != "none":
         raise ValueError(
@@ -263,7 +267,7 @@ def check_combinations(cfg: GRPOConfig, units: int) -> None:
         )
     if 0 < cfg.delta <= 1 + cfg.clip_high:
         raise ValueError(
-            f"--delta {cfg.delta}: must be 0 or over 1 + --clip-high, which is {1 + cfg.clip_high}"
+            f"--delta {cfg.delta}: must be 0 or above 1 + --clip-high, which is {1 + cfg.clip_high}"
         )
     if cfg.baseline == "none" and cfg.scale != "none":
         raise ValueError(
@@ -293,7 +297,7 @@ def check_combinations(cfg: GRPOConfig, units: int) -> None:
 
 
 def fraction_done(cfg: GRPOConfig, step: int, spent: int) -> float:
-    """How much of the run is done after this step, 0 to 1, in steps or in completions spent."""
+    """The fraction of the run that is done after this step, in steps or in completions spent."""
     by_steps = (step + 1) / cfg.steps
     by_budget = min(1.0, spent / cfg.sample_budget) if cfg.sample_budget else 0.0
     return max(by_steps, by_budget)

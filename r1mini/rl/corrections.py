@@ -1,5 +1,5 @@
 """Factors of the policy term of the loss, all off by default: importance weights for another
-sampler, and tokens or rows that are left out."""
+sampler, and masks for tokens or rows."""
 
 import torch
 from torch import Tensor

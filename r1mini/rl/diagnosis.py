@@ -1,5 +1,5 @@
-"""Advice for a run of RL: a first look at the rewards, and the likely cause in one sentence when
-the reward is flat or training goes wrong."""
+"""Advice for an RL run: a first look at the rewards, and the likely cause in one sentence when the
+reward is flat or training goes wrong."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -19,7 +19,7 @@ MAX_MEAN_GAP = {False: 1e-2, True: 0.1}
 
 
 def first_look(group: Group, weights: Mapping[str, float]) -> str:
-    """One completion with each of its rewards and the reason, for the first step of a run."""
+    """One completion of the first step, with each of its rewards and the reason."""
     prompt, text = group.problem.prompt_and_completion(group.rollouts[0])
     lines = [f"--- first look: {group.problem.task}, completion 1 of {len(group.rollouts)}"]
     lines += [prompt.rstrip("\n"), text.rstrip("\n")]
@@ -43,19 +43,19 @@ def reason(problem: Problem, text: str, name: str) -> str:
 
 
 def language_error(problem: Problem, text: str) -> str | None:
-    """How many words of the thinking are in another language; None if none are."""
+    """How many words of the thinking are in the wrong language; None if none are."""
     share = rules.thinking_consistency(problem, text)
     if share is None or share == 1:
         return None
     count = len(words(extract_thinking(text)))
     if not count:
-        return "no word in the thinking"
-    return f"{round((1 - share) * count)} of {count} words are not {problem.language}"
+        return "no words in the thinking"
+    return f"{round((1 - share) * count)} of {count} words are not in {problem.language!r}"
 
 
 def check_sampler_gap(row: Mapping[str, Any], cfg: GRPOConfig) -> str | None:
     """A warning if sampler and learner disagree before the first update of a step, when their
-    weights are the same. Raises ValueError if they differ in the mean and nothing corrects it: the
+    weights are the same. Raises ValueError if they differ on average and nothing corrects it: the
     policy would learn from completions that it did not sample."""
     largest = row.get("sampling/sampling_logp_difference/max", 0.0)
     mean = row.get("sampling/sampling_logp_difference/mean", 0.0)
@@ -65,8 +65,8 @@ def check_sampler_gap(row: Mapping[str, Any], cfg: GRPOConfig) -> str | None:
     flags = ["--no-bf16"] * cfg.bf16 + ["--correction token-truncate"] * uncorrected
     advice = f": try {' or '.join(flags)}" if flags else ""
     message = (
-        f"sampler and learner differ by {largest:.2g} nats on a token before any update, "
-        f"{mean:.2g} in the mean, though their weights are the same{advice}"
+        f"sampler and learner differ by up to {largest:.2g} nats per token before any update, "
+        f"{mean:.2g} on average, although their weights are the same{advice}"
     )
     if uncorrected and not mean <= MAX_MEAN_GAP[cfg.bf16]:
         raise ValueError(f"step {row['step']}: {message}")
@@ -76,9 +76,9 @@ def check_sampler_gap(row: Mapping[str, Any], cfg: GRPOConfig) -> str | None:
 def diagnose(
     rows: Sequence[Mapping[str, Any]], cfg: GRPOConfig, weights: Mapping[str, float], context: int
 ) -> Iterator[str]:
-    """What the last steps' metrics point to, each in one sentence with the flag to change. `rows`
-    are the metrics of the run so far, `weights` those of the rewards, `context` the model's longest
-    text."""
+    """What the last steps' metrics suggest, each in one sentence with the flag to change. `rows`:
+    the metrics of the run so far; `weights`: the rewards' weights; `context`: the model's context
+    length."""
     if not cfg.learning_rate:
         yield "the learning rate is 0: nothing is learned; raise --learning-rate"
     yield from diagnose_completions(rows, cfg, weights, context)
@@ -86,7 +86,7 @@ def diagnose(
     yield from diagnose_updates(rows, cfg)
 
 
-def lasting(rows: Sequence[Mapping[str, Any]], test: Callable[[Mapping[str, Any]], bool]) -> bool:
+def persists(rows: Sequence[Mapping[str, Any]], test: Callable[[Mapping[str, Any]], bool]) -> bool:
     """Whether the last three steps all pass the test."""
     return len(rows) >= 3 and all(map(test, rows[-3:]))
 
@@ -95,7 +95,7 @@ def diagnose_completions(
     rows: Sequence[Mapping[str, Any]], cfg: GRPOConfig, weights: Mapping[str, float], context: int
 ) -> Iterator[str]:
     row = rows[-1]
-    if lasting(rows, lambda r: r["completions/clipped_ratio"] > 0.5):
+    if persists(rows, lambda r: r["completions/clipped_ratio"] > 0.5):
         cut = f"{row['completions/clipped_ratio']:.0%} of completions were cut at"
         if cfg.max_new_tokens < context:
             yield f"{cut} {cfg.max_new_tokens} tokens, before an answer: raise --max-new-tokens"
@@ -104,7 +104,7 @@ def diagnose_completions(
                 f"{cut} the model's context of {context} tokens, before an answer: reward short "
                 "completions (--overlong-cache), or choose another --model"
             )
-    elif lasting(rows, lambda r: r["completions/unparsed_ratio"] > 0.9):
+    elif persists(rows, lambda r: r["completions/unparsed_ratio"] > 0.9):
         unparsed = f"{row['completions/unparsed_ratio']:.0%} of completions ended without"
         if cfg.data:
             yield (
@@ -117,10 +117,10 @@ def diagnose_completions(
                 f"{unparsed} one <answer>…</answer>, so nothing can be rewarded: start from a "
                 "model that has seen the format (train_sft.py --data cold-start)"
             )
-    elif weights.get("format", 0) > 0 and lasting(rows, lambda r: r["rewards/format/mean"] < 0.05):
+    elif weights.get("format", 0) > 0 and persists(rows, lambda r: r["rewards/format/mean"] < 0.05):
         yield (
-            f"only {row['rewards/format/mean']:.0%} of completions keep the format: the first look "
-            "says why; start from a model that has seen it (train_sft.py --data cold-start)"
+            f"only {row['rewards/format/mean']:.0%} of completions follow the format: see "
+            "the first look; start from one that has seen it (train_sft.py --data cold-start)"
         )
 
 
@@ -128,7 +128,7 @@ def diagnose_groups(
     rows: Sequence[Mapping[str, Any]], cfg: GRPOConfig, weights: Mapping[str, float]
 ) -> Iterator[str]:
     row = rows[-1]
-    if cfg.baseline == "none" or not lasting(rows, lambda r: r["frac_reward_zero_std"] > 0.8):
+    if cfg.baseline == "none" or not persists(rows, lambda r: r["frac_reward_zero_std"] > 0.8):
         return
     equal = f"in {row['frac_reward_zero_std']:.0%} of groups all rewards are equal"
     refill = "" if cfg.resample else " (--resample 3 replaces such groups)"
@@ -150,23 +150,23 @@ def diagnose_groups(
 
 def diagnose_updates(rows: Sequence[Mapping[str, Any]], cfg: GRPOConfig) -> Iterator[str]:
     row, first = rows[-1], rows[0]["entropy"]
-    if first > 0 and lasting(rows, lambda r: r["entropy"] < 0.1 * first):
+    if first > 0 and persists(rows, lambda r: r["entropy"] < 0.1 * first):
         yield (
-            f"entropy fell from {first:.2f} to {row['entropy']:.2f}: the policy samples one answer "
-            "only; lower --learning-rate or set --entropy-bonus 0.003"
+            f"entropy fell from {first:.2f} to {row['entropy']:.2f}: the policy samples only one "
+            "answer; lower --learning-rate or set --entropy-bonus 0.003"
         )
     if row.get("kl", 0.0) > 1.0:
         yield (
-            f"the KL to the reference is {row['kl']:.2f} nats per token: the policy runs away from "
-            "it; lower --learning-rate or raise --beta"
+            f"the KL to the reference is {row['kl']:.2f} nats per token: the policy drifts too far "
+            "away; lower --learning-rate or raise --beta"
         )
-    if lasting(rows, lambda r: r.get("approx_kl", 0.0) > 0.1):
+    if persists(rows, lambda r: r.get("approx_kl", 0.0) > 0.1):
         yield (
             f"the updates of one step move the policy by {row['approx_kl']:.2f} nats per token: "
             "lower --learning-rate or --minibatches"
         )
-    if cfg.learning_rate and lasting(rows, lambda r: r.get("weights/moved_in_bf16", 1.0) < 1e-3):
+    if cfg.learning_rate and persists(rows, lambda r: r.get("weights/moved_in_bf16", 1.0) < 1e-3):
         yield (
-            f"a step changes {row['weights/moved_in_bf16']:.2%} of the weights in bf16, the rest "
+            f"a step changes {row['weights/moved_in_bf16']:.2%} of the weights in bf16; the rest "
             "is lost in rounding until it adds up: raise --learning-rate, or use --no-bf16"
         )

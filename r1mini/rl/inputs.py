@@ -1,4 +1,4 @@
-"""What a run of GRPO is given: rewards with their weights, and the problems of a file."""
+"""The inputs of a GRPO run: rewards with their weights, and the problems of a file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Rewards:
     weights: Mapping[str, float]
 
     @staticmethod
-    def of(cfg: GRPOConfig) -> Rewards:
+    def from_config(cfg: GRPOConfig) -> Rewards:
         functions, weights = load_rewards(cfg.reward), reward_weights(cfg.reward)
         if cfg.overlong_cache:
             punishment = rewards.soft_overlong_punishment

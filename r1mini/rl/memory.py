@@ -1,4 +1,4 @@
-"""The memory of a step of GRPO in the worst case: every completion goes to its limit."""
+"""The memory of a GRPO step in the worst case: every completion reaches its limit."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -47,7 +47,7 @@ def memory_needed(cfg: GRPOConfig, device: torch.device, config: ModelConfig) ->
 def fit_micro_batches(
     cfg: GRPOConfig, device: torch.device, config: ModelConfig, free: int | None
 ) -> GRPOConfig:
-    """`--learner-tokens 0` becomes the largest number of tokens that fits."""
+    """Replaces `--learner-tokens 0` with the largest number of tokens that fits."""
     if cfg.learner_tokens:
         return cfg
 
@@ -55,7 +55,7 @@ def fit_micro_batches(
         return memory_needed(replace(cfg, learner_tokens=tokens), device, config)
 
     tokens = memory.largest_fitting(sizes, free, device)
-    print(f"--learner-tokens {tokens} fit")
+    print(f"using --learner-tokens {tokens}, the most that fit")
     return replace(cfg, learner_tokens=tokens)
 
 
@@ -66,8 +66,8 @@ def worst_case_step(
     tokenizer: Tokenizer,
     data: Sequence[Problem],
 ) -> None:
-    """Sample and learn as a step whose prompts are all the longest one (of the file, or of the
-    first step) and whose completions all reach their limit: one token of each, then one
+    """Sample and learn in a step where every prompt is the longest one (of the file, or of the
+    first step) and every completion reaches its limit: decodes one block, then learns one
     micro-batch, without the optimizer."""
     texts = [problem.prompt for problem in data or problems_of_step(cfg, data, 0)]
     prompt = max(sampler.encode_prompts(policy, tokenizer, texts), key=len)

@@ -1,4 +1,4 @@
-"""What a step of RL looked like: metrics under TRL's names, and the logs of a run."""
+"""Metrics of an RL step, under TRL's names, and the logs of a run."""
 
 import math
 import re
@@ -50,7 +50,7 @@ def reflection(thinking: str, language: str) -> float:
 
 
 def entropy(rollouts: Sequence[Rollout]) -> float:
-    """Nats per token of the distribution that was sampled from: the mean of -log p of the
+    """Nats per token of the sampling distribution, estimated as the mean of -log p of the
     tokens."""
     total = sum(sum(rollout.logprobs) for rollout in rollouts)
     return -total / sum(len(rollout.logprobs) for rollout in rollouts)
@@ -62,7 +62,7 @@ def deviation(values: Sequence[float]) -> float:
 
 
 def sampling_metrics(groups: Sequence[Group]) -> dict[str, Any]:
-    """Metrics of all completions of a step, also of groups that were replaced."""
+    """Metrics of all completions of a step, including groups that were replaced."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     scores = [score for group in groups for score in group.scores]
     problems = [group.problem for group in groups for _ in group.rollouts]
@@ -97,8 +97,8 @@ def sampling_metrics(groups: Sequence[Group]) -> dict[str, Any]:
 
 
 def learning_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Means over the minibatches that had something to learn; empty if none had. Shares and
-    distances are per token of the completions that taught something."""
+    """Means over the minibatches that updated the policy; empty if none did. Fractions and
+    distances are per token of the completions in the loss."""
     row = {}
     if skipped := sum(not math.isfinite(stats.get("grad_norm", 0.0)) for stats in updates):
         row["updates_skipped"] = skipped
@@ -179,7 +179,7 @@ class StepLog:
         learning_rate: float,
         done: float,
     ) -> None:
-        """Log a step: the groups it learned from, all that were drawn for them, and its updates."""
+        """Log a step: the groups it learned from, all groups sampled for them, and its updates."""
         self.run.lap("update")
         tokens = self.rows[-1]["num_tokens"] if self.rows else 0
         row = {
@@ -214,7 +214,7 @@ class StepLog:
                 reason = (
                     "only completions cut at the limit have a different reward; they are masked"
                 )
-            print(f"{name}: step {step} changes nothing: {reason}", flush=True)
+            print(f"{name}: step {step} makes no update: {reason}", flush=True)
         if warning := diagnosis.check_sampler_gap(row, self.cfg):
             print(f"{name}: {warning}", flush=True)
         if self.cfg.show and step and step % 10 == 0:  # the first step is shown by first_look

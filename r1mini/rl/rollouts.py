@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from r1mini import tasks
 from r1mini.checkpoint.tokenizer import Tokenizer
-from r1mini.data.problems import pick
+from r1mini.data.problems import problem_at
 from r1mini.infra import distributed
 from r1mini.infra.device import autocast
 from r1mini.model.transformer import Transformer
@@ -62,7 +62,7 @@ def problems_of_step(
     seed = f"{cfg.seed} attempt {attempt}" if attempt else cfg.seed
     indices = range(step * cfg.problems, (step + 1) * cfg.problems)
     if data:
-        return [pick(data, seed, index) for index in indices]
+        return [problem_at(data, seed, index) for index in indices]
     names = [cfg.tasks[index % len(cfg.tasks)] for index in indices]
     return [tasks.problem(name, seed, index, "train") for name, index in zip(names, indices)]
 
@@ -78,13 +78,13 @@ def sample_groups(
 ) -> list[Group]:
     """A scored group of each problem. Each rank samples its share; all ranks get all groups."""
     part = distributed.rank_slice(len(problems))
-    mine, pending = problems[part], []
+    local, pending = problems[part], []
 
     def start_scoring(n: int, rollouts: list[Rollout]) -> None:
         context = policy.config.max_position_embeddings - len(rollouts[0].prompt_ids)
         longest = min(cfg.max_new_tokens, context)
         scoring = score_async(
-            mine[n], rollouts, rewards.functions, pool, max_completion_len=longest
+            local[n], rollouts, rewards.functions, pool, max_completion_len=longest
         )
         pending.append(scoring)
 
@@ -92,7 +92,7 @@ def sample_groups(
         rollouts = sample(
             policy,
             tokenizer,
-            [problem.prompt for problem in mine],
+            [problem.prompt for problem in local],
             cfg.completions,
             SamplingParams(cfg.max_new_tokens, cfg.temperature),
             seed=cfg.seed,

@@ -1,4 +1,4 @@
-"""What the learner learns from: a sample per completion, and the tensors of a minibatch."""
+"""The learner's data: a sample per completion, and the tensors of a minibatch."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def minibatches(cfg: GRPOConfig, groups: int, seed: str) -> list[list[int]]:
 
 @dataclass(frozen=True)
 class LossInputs:
-    """What the loss needs beside the policy: a row for each sample of a minibatch."""
+    """What the loss needs besides the policy: a row for each sample of a minibatch."""
 
     adv_B: Tensor
     mask_BT: Tensor

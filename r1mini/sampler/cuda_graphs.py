@@ -1,4 +1,4 @@
-"""How the sampler runs its decoding steps: directly, or as CUDA graphs.
+"""Runs the sampler's decoding steps: directly, or as CUDA graphs.
 
 A step launches some forty kernels a layer. Most are so small that the CPU needs longer to launch
 one than the GPU to run it. A CUDA graph launches them all at once. It holds the addresses and
@@ -42,13 +42,13 @@ def graphs_enabled(device: torch.device) -> bool:
 
 
 class EagerRunner:
-    """Runs each step directly, in shapes no larger than needed."""
+    """Runs each step directly, with shapes that are no larger than needed."""
 
     shrink_below = 0.8  # drop idle slots when less than this share of the slots is in use
-    idle_prompt = 0  # an idle slot computes as one more row of this prompt
+    idle_prompt = 0  # an idle slot computes an extra row of this prompt
 
     def rounded_length(self, length: int) -> int:
-        """How much of the cache a step reads when rows have at most `length` tokens."""
+        """The cache length that a step reads when rows have at most `length` tokens."""
         return round_up(length)
 
     def rounded(self, needed: int, current: int = 0) -> int:
@@ -114,5 +114,5 @@ class GraphRunner(EagerRunner):
 
 @cache
 def capture_stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all samplers: cuBLAS keeps a workspace for each stream that it ever ran on."""
+    """One stream for all samplers: cuBLAS keeps a workspace for each stream that it has used."""
     return torch.cuda.Stream(device)

@@ -32,8 +32,8 @@ class KVCache:
         prompt 1 | p p p p       |   <---    row 2 | t t t       |
 
     A prompt is stored once and read once for all rows that continue it [Hydragen §3.2]. Position t
-    of a row is its token t after the prompt. What lies behind a row's last token is stale, and
-    overwritten before it becomes visible.
+    of a row is its token t after the prompt. Entries after a row's last token are stale, and
+    overwritten before they become visible.
 
     `rounded(needed, current)` chooses the sizes N, P, and the number of rows per prompt. While the
     sizes stay the same, so do the addresses of all tensors, as CUDA graphs require.
@@ -71,7 +71,7 @@ class KVCache:
     def add_prompts(
         self, keep: Sequence[int], kv: Sequence[tuple[Tensor, Tensor]], lengths: Sequence[int]
     ) -> None:
-        """Keeps the prompts numbered `keep`, in that order, and appends new ones of these lengths.
+        """Keeps the prompts with the numbers `keep`, in this order, and appends new ones.
 
         `kv` holds (key, value) [M, K, C] of each layer, from a packed pass over the new prompts.
         """
@@ -131,7 +131,7 @@ class KVCache:
         self.key, self.value = self.key[:, index], self.value[:, index]
 
     def with_heads(self, index: Sequence[int]) -> Tensor:
-        """Of rows or prompts, the numbers of all their heads in a dimension that holds both."""
+        """The indices of all heads of these rows or prompts, in a dimension that holds both."""
         heads = torch.arange(self.kv_heads)
         numbers = torch.tensor(index, dtype=torch.long)[:, None] * self.kv_heads + heads
         return numbers.flatten().to(self.key.device)
@@ -143,7 +143,7 @@ class KVCache:
     def attention(self, count_B: Tensor, length: int) -> Attend:
         """Attention of one new token of each row: token number `count_B` after its prompt.
 
-        Reads the first `length` positions of each row; no `count_B` may lie behind them. The R
+        Reads the first `length` positions of each row, so `count_B` must be below `length`. The R
         query heads of a key head are R queries to it, so no key is ever repeated.
         """
         _, BK, S, C = self.key.shape

@@ -1,6 +1,6 @@
 """The sampler: prompts in, rollouts out.
 
-Continuous batching (Orca, Yu et al. 2022): a fixed number of slots decode side by side, and when a
+Continuous batching (Orca, Yu et al. 2022): a fixed number of slots decode in parallel, and when a
 completion ends, the next one takes its slot. Each prompt is prefilled once, and its keys and values
 serve all G completions [R1 §2.2.1]. Each token is drawn with a uniform number that belongs to
 (seed, step, attempt, row, token), so a rollout does not depend on the rows beside it.
@@ -58,9 +58,9 @@ def sample(
     """Samples `completions` rollouts of each prompt.
 
     `first` is the number of the first prompt, if the prompts are a later part of a longer list;
-    `attempt` draws other rollouts in the same step. `max_rows` bounds the rows that decode side by
-    side. `progress` names a progress bar. `on_finished(n, rollouts)` is called for each prompt, in
-    order, as soon as all its rollouts are complete.
+    `attempt` draws other rollouts in the same step. `max_rows` limits the rows that decode in
+    parallel. `progress` names a progress bar. `on_finished(n, rollouts)` is called for each prompt,
+    in order, as soon as all its rollouts are complete.
 
     Raises ValueError for a prompt that leaves no room in the context.
     """
@@ -114,7 +114,7 @@ def dry_run(
     params: SamplingParams,
     max_rows: int,
 ) -> Sampler:
-    """Takes as much memory as `sample` can: fills every slot, grows the cache to its limit, and
+    """Uses as much memory as `sample` ever can: fills every slot, grows the cache to its limit, and
     decodes one block that reads all of it, also as a CUDA graph."""
     sampler = Sampler(model, tokenizer, prompt_ids, completions, params, seed=0, max_rows=max_rows)
     sampler.admit()
@@ -153,7 +153,7 @@ class Row:
 
 
 class Sampler:
-    """Slots that decode side by side; the completions of all prompts pass through them.
+    """Slots that decode in parallel; the completions of all prompts pass through them.
 
     A slot holds a row, its last token, the position of that token, and the number of tokens drawn.
     A decoding step advances every slot by one token and does not synchronize with the host: on
@@ -235,7 +235,7 @@ class Sampler:
             self.cache.assign_prompts([index[row.n] if row else idle_prompt for row in self.slots])
 
     def start_rows(self, slots: Sequence[int]) -> None:
-        """Puts a waiting row into each of these slots, at the last token of its prompt."""
+        """Starts a waiting row in each of these slots, at the last token of its prompt."""
         context = self.model.config.max_position_embeddings
         last, position, number = [], [], []
         for slot in slots:
@@ -252,7 +252,7 @@ class Sampler:
         self.uniform_BT[slots, :count] = self.uniforms(number, count).to(self.device)
 
     def shrink(self) -> bool:
-        """Drops idle slots if there are many of them; whether it did."""
+        """Drops idle slots if there are many of them. Returns whether it did."""
         used = [slot for slot, row in enumerate(self.slots) if row]
         size = self.runner.rounded(len(used))
         if size >= self.runner.shrink_below * len(self.slots):
@@ -299,7 +299,7 @@ class Sampler:
 
     def decode_step(self, length: int) -> tuple[Tensor, Tensor]:
         """Draws the next token of every slot: (token_B, its log-probability logp_B)."""
-        # Idle slots go on counting; the clamp keeps them inside the cache.
+        # Idle slots keep counting; the clamp keeps them inside the cache.
         limit = min(self.cache.capacity, self.uniform_BT.shape[1])
         count_B = self.count_B.clamp(max=limit - 1)
         with torch.autocast(self.device.type, enabled=False):

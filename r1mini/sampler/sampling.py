@@ -1,4 +1,4 @@
-"""How a token is drawn: temperature, top-k, top-p, min-p, and inverse-CDF sampling.
+"""Draws tokens: temperature, top-k, top-p, min-p, and inverse-CDF sampling.
 
 Left out: penalties, beam search, logit biases.
 """
@@ -87,8 +87,8 @@ def inverse_cdf_sample(p_BV: Tensor, uniform_B: Tensor) -> Tensor:
 
 
 def first_exceeding(weight_BW: Tensor, target_B: Tensor) -> tuple[Tensor, Tensor]:
-    """The first entry whose cumulative sum exceeds the target, and the target less the sum before
-    it. Where rounding leaves no such entry: the last one with a positive weight."""
+    """The first entry whose cumulative sum exceeds the target, and the target minus the sum before
+    it. If rounding leaves no such entry: the last one with a positive weight."""
     sum_BW = weight_BW.cumsum(-1)
     below_total_B = sum_BW[:, -1].nextafter(torch.zeros((), device=sum_BW.device))
     target_B = torch.minimum(target_B, below_total_B)

@@ -1,4 +1,4 @@
-"""A reward for code: runs a program that a model wrote, and compares with tests [R1 §2.2.2].
+"""A reward for code: runs a program that a model wrote against tests [R1 §2.2.2].
 
 This is the trusted side. For each test, a small helper process (`child.py`) forks a process that
 runs the program under a seccomp filter, a timer on its own CPU time, and limits on memory and
@@ -31,7 +31,7 @@ from r1mini.sandbox.child import (
 CHILD = Path(__file__).resolve().with_name("child.py")
 MAX_CODE = 1 << 20  # characters
 START_TIMEOUT = 60.0  # seconds for a helper to become ready
-# A program that gives up the processor this often was not starved by the machine.
+# A program that yields the processor this often was not starved by the machine.
 MIN_YIELDS = 100
 
 
@@ -157,7 +157,7 @@ def close() -> None:
 
 
 def disown_helpers() -> None:
-    """In a fork of this process: the helpers belong to the parent."""
+    """Called in a fork of this process: the helpers belong to the parent."""
     IDLE.clear()
     for zygote in ZYGOTES:
         zygote.control.close()
@@ -211,9 +211,9 @@ def run(request: bytes, stdin: bytes, seconds: float, memory: int) -> tuple[byte
 
 
 def text_lines(output: bytes) -> list[bytes]:
-    """The part of a standard output that is compared.
+    """The part of standard output that is compared.
 
-    Its lines without trailing white space, and without empty lines at the end.
+    These are its lines without trailing white space, and without empty lines at the end.
     """
     lines = [line.rstrip() for line in output.split(b"\n")]
     while lines and not lines[-1]:
@@ -302,7 +302,7 @@ def require() -> None:
 
 
 def benchmark(seconds: float = 5.0) -> str:
-    """The rate at which one thread judges a small program with one test.
+    """The speed at which one thread judges a small program with one test.
 
     CPU time is reported too, because it does not depend on the machine's other work; it includes
     starting the helper.

@@ -1,8 +1,8 @@
 """Converts the tests of public code datasets into tests of the sandbox [R1 §2.2.2].
 
 Executes nothing. Asserts are read from the syntax tree, and only where one means exactly one call
-with one expected value; others are dropped and counted, because a test that is nearly right teaches
-the wrong thing. `sandbox.judge` compares as JSON: a returned tuple equals a list, and 1.0 is not 1.
+with one expected value; others are dropped and counted, because an almost correct test teaches the
+wrong thing. `sandbox.judge` compares as JSON: a returned tuple equals a list, and 1.0 is not 1.
 Left out: problems with several correct outputs, which the datasets do not mark.
 """
 
@@ -26,10 +26,10 @@ class Dropped(ValueError):
 
 
 def collect(convert: Callable[..., dict], candidates: Iterable[tuple]) -> Tests:
-    """`convert(*candidate)` of each candidate, where the sandbox takes the result.
+    """`convert(*candidate)` of each candidate whose result the sandbox accepts.
 
-    Dropped too are tests without output, and a second result for one call: each test runs in a
-    process of its own.
+    Also drops tests without output, and a second result for one call: each test runs in a process
+    of its own.
     """
     tests, dropped, results = [], Counter(), {}
     for candidate in candidates:
@@ -39,12 +39,12 @@ def collect(convert: Callable[..., dict], candidates: Iterable[tuple]) -> Tests:
             if len(expected) > OUTPUT_CAP or ("stdin" in test and not text_lines(expected)):
                 raise Dropped("no expected output, or more than the sandbox takes")
             if results.setdefault(tuple(request), expected) != expected:
-                raise Dropped("another result of a call that is already tested")
+                raise Dropped("a second result for a call that is already tested")
             tests.append(test)
         except Dropped as reason:
             dropped[str(reason)] += 1
         except (ValueError, RecursionError):  # NaN, long integers, deep values, lone surrogates
-            dropped["a value that is not JSON, or that the sandbox does not take"] += 1
+            dropped["a value that is not JSON, or that the sandbox does not accept"] += 1
     return tests, dropped
 
 
@@ -159,8 +159,8 @@ def typed_column(row: dict, name: str, kind: type, default: object = None) -> An
             value = json.loads(value)
         except json.JSONDecodeError as error:
             raise ValueError(f"column {name!r}: not valid JSON ({error})") from None
-        except (ValueError, RecursionError):  # APPS has integers of more digits than Python reads
-            raise Dropped("a value that Python's JSON does not take") from None
+        except (ValueError, RecursionError):  # APPS has integers with more digits than Python reads
+            raise Dropped("a value that Python's JSON does not accept") from None
     if not isinstance(value, kind):
         raise ValueError(f"column {name!r}: must be {kind.__name__}, not {value!r:.40}")
     return value
@@ -224,12 +224,12 @@ def mbpp_tests(row: dict) -> Tests:
     tests, dropped = from_asserts("\n".join(asserts), calls[0])
     shown, _ = from_asserts(asserts[0], calls[0])
     if tests and all(test in shown for test in tests):
-        return [], dropped + Counter({"shown in the prompt, with no other": len(tests)})
+        return [], dropped + Counter({"shown in the prompt, and no other test": len(tests)})
     return tests, dropped
 
 
 def apps_tests(row: dict) -> Tests:
-    """APPS' own judge takes the output of a call (`fn_name`) for the value, or for a list around
+    """APPS' own judge accepts the output of a call (`fn_name`) as the value, or as a list around
     it.
 
     Here it is a list around it if each of several outputs is a list of one.
@@ -277,10 +277,10 @@ def open_r1_row_tests(row: dict) -> Tests:
 
 
 def drop_constant(tests: list[dict], dropped: Counter) -> Tests:
-    """Drops all tests of a row if all expect the same, which a constant returns too."""
+    """Drops all tests of a row if they expect the same value: a constant would pass them."""
     if len({canonical(test.get("expect", test.get("stdout"))) for test in tests}) != 1:
         return tests, dropped
-    return [], dropped + Counter({"all expect the same, which a constant gives too": len(tests)})
+    return [], dropped + Counter({"all expect the same, so a constant passes": len(tests)})
 
 
 def summary(counts: Counter) -> str:

@@ -17,7 +17,7 @@ from r1mini.tasks.trace import LANGUAGES, Style, Try, write
 
 @dataclass(frozen=True)
 class Task:
-    # None: the random draw is no useful problem
+    # None: the random draw is not a useful problem
     generate: Callable[[Random, str], Problem | None]
     tries: Callable[[Problem, Random], Iterator[Try]]  # the search for the answer
     mistake: Callable[[Problem, str], str | None]  # what is wrong with an answer; None if right

@@ -1,9 +1,9 @@
 """The base model's pre-training text: searches, facts and drills, in two languages.
 
 A document is a function of (seed, index) and never contains a held-out problem. Few documents have
-their answer in R1's tags; without them R1-Zero would find nothing to reinforce. Among searches
-these are often ones that were given up, with a wrong answer. More documents have their thinking in
-tags: what a small model knows in one place, it hardly knows after a tag that it has rarely seen.
+their answer in R1's tags; without them R1-Zero would find nothing to reinforce. Many of the
+tagged searches stop early with a wrong answer. More documents have only their thinking in tags: a
+small model can hardly use what it knows after a tag that it has rarely seen.
 """
 
 from random import Random

@@ -1,7 +1,7 @@
 """Countdown: reach a target from three or four small numbers, each used once, with + - * /.
 
 The maths domain. The search visits first steps in random order, and second steps in a fixed order.
-It never repeats a try, and keeps to results of 0 to 60.
+It never repeats a try, and keeps results between 0 and 60.
 """
 
 import ast

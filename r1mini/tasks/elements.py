@@ -57,7 +57,7 @@ PROTONS = {"en": "How many protons have {a} and {b}?\n", "zh": "{a}和{b}共有�
 
 
 def element_name(element: dict, language: str, rng: Random, *kinds: str) -> str:
-    """The name, or half of the time the symbol, unless a fact to be stated is the symbol."""
+    """The name or, half of the time, the symbol, unless the symbol is a fact to be stated."""
     return element[language] if "symbol" in kinds or rng.random() < 0.5 else element["symbol"]
 
 

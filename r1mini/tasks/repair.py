@@ -94,7 +94,7 @@ def fixes(program: Program) -> tuple[Program, ...]:
 
 
 def canonical(program: Program) -> Program:
-    """Sorts the operands of + and * of numbers: `a+b` and `b+a` are one program."""
+    """Sorts the operands of + and * of numbers: `a+b` and `b+a` are the same program."""
     if program[0] == STRINGS:
         return program
 
@@ -157,7 +157,7 @@ class Run:
         return None
 
     def statement(self, node: ast.stmt) -> Value | None:
-        """The value that it returns, if it does."""
+        """The value that the block returns, if it returns."""
         match node:
             case ast.Return(value=value):
                 return self.value(value)
@@ -276,7 +276,7 @@ def tries(problem: Problem, rng: Random) -> Iterator[Try]:
         text = answer = f"{number + 1} {candidate[number].strip()}"
         for call, want in shown:
             run = Run(candidate, call)
-            # The & stands only where the next call begins: it says which call to look up.
+            # The & stands only where the next call begins: it shows which call to look up.
             if call != shown[0][0]:
                 text += " &"
             text += " ".join([format_call(call), *run.steps, f"?{want}"])
@@ -290,7 +290,7 @@ def mistake(problem: Problem, answer: str) -> str | None:
     program = problem.columns["program"]
     parts = re.fullmatch(r"([1-9]) +(\S[^\r\n]*)", answer.strip())
     if len(answer) > MAX_ANSWER or not parts or not 1 < int(parts[1]) <= len(program):
-        return f"not the number of a line, 2 to {len(program)}, and a line"
+        return f"must be a line number, 2 to {len(program)}, and a line"
     index = int(parts[1]) - 1
     indentation = program[index][: -len(program[index].lstrip())]
     fixed = (*program[:index], indentation + parts[2], *program[index + 1 :])

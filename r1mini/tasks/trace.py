@@ -4,7 +4,7 @@
 
 A task yields its tries in some order. `write` turns them into a text, with the imperfections of a
 `Style`: it may give up early, give a false verdict, or mix languages. Reinforcement learning can
-only strengthen what the trace lets the model verify.
+only strengthen what the model can verify from the trace.
 """
 
 from collections.abc import Iterable
@@ -47,7 +47,7 @@ def write(
 ) -> tuple[str, str, bool]:
     """(thinking, answer, whether the answer is right) of a search in this style.
 
-    `give_up`: the probability to stop after a failed try.
+    `give_up`: the probability of stopping after a failed try.
     """
 
     def word(kind) -> str:

@@ -1,13 +1,13 @@
-"""How much memory a run takes, before it takes any.
+"""Estimates the memory of a run before it starts.
 
 What the learner keeps for its backward pass is counted on the meta device, where tensors have
 shapes and no memory, so the count follows the model's code. The rest is arithmetic. Left out: the
 prompts' part of the cache and its copies in attention, the logits of one decoding step, bf16
 copies, memory lost to fragmentation, the tokenizer, Python.
 
-On a CPU the count decides: a process that takes too much is killed without a word. On CUDA running
-out of memory raises an error, so the count refuses only what cannot work, and the worst case is
-tried before the run begins (`dry_run`).
+On a CPU the estimate decides, because a process that uses too much is killed without a message. On
+CUDA running out of memory raises an error, so the estimate refuses only what cannot work, and the
+worst case is tried before the run begins (`dry_run`).
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from r1mini.training.chunked_logprobs import MAX_LOGITS
 GIB = 2**30
 CERTAIN = ("weights", "gradients", "optimizer")  # arithmetic, and there at the same time
 USABLE = 0.9  # share of the free memory that --learner-tokens 0 fills; the rest is not counted
-# Sizes of micro-batches to choose from; larger ones are no faster.
+# Micro-batch sizes to choose from; larger ones are not faster.
 BUDGETS = {"cuda": [2**k for k in range(8, 17)], "cpu": [2**k for k in range(8, 13)]}
 Result = TypeVar("Result")
 
@@ -45,7 +45,7 @@ def activation_bytes(config: ModelConfig, tokens: int, gradient_checkpointing: b
     def keep(x: torch.Tensor) -> torch.Tensor:
         storage = x.untyped_storage()
         if storage._cdata not in parameters:
-            kept[storage._cdata] = storage  # held, so that no other takes its address
+            kept[storage._cdata] = storage  # kept alive, so that no other tensor gets its address
         return x
 
     def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -72,8 +72,8 @@ def training_bytes(
     gradient_checkpointing: bool = False,
     ranks: int = 1,
 ) -> dict[str, int]:
-    """Bytes by purpose, on each rank's device, for steps with micro-batches of so many tokens. The
-    learner's passes need a fifth more than what they keep."""
+    """Bytes by purpose, on each rank's device, for micro-batches of this many tokens. The
+    learner's passes need a fifth more than the activations that they keep."""
     with torch.device("meta"):
         model = Transformer(config)
     weights = sum(p.numel() for p in model.parameters())
@@ -95,7 +95,7 @@ def training_bytes(
 
 
 def available(device: torch.device) -> int | None:
-    """Bytes that are free for this rank; None if the system does not say. Limits of cgroup v1, or
+    """Free bytes for this rank; None if the system does not report them. Limits of cgroup v1, or
     of a parent group, are not seen."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
@@ -114,38 +114,38 @@ def available(device: torch.device) -> int | None:
 
 
 def raises_oom(device: torch.device) -> bool:
-    """Whether too little memory is an error, and not the end of the process."""
+    """Whether running out of memory raises an error, instead of killing the process."""
     return device.type == "cuda"
 
 
 def require(sizes: Mapping[str, int], device: torch.device, config: Any) -> None:
-    """Raises ValueError if the sum of the sizes is more than is free, with the flags that lower
-    it."""
+    """Raises ValueError, with the flags that save memory, if the sizes add up to more than is
+    free."""
     free, takes = available(device), "about"
     if free is None:
         return
-    there = f"{free / GIB:.1f} GiB are free"
-    advice = f"in the worst case, and {there}: lower {memory_flags(config)}"
+    there = f"only {free / GIB:.1f} GiB are free"
+    advice = f"in the worst case, but {there}: lower {memory_flags(config)}"
     if raises_oom(device):
         sizes, takes = {name: sizes[name] for name in CERTAIN}, "at least"
         offload = sizes["optimizer"] and distributed.world_size() == 1
         less = "add --optimizer-on cpu, or use" if offload else "use"
-        advice = f"whatever the other flags, and {there}: {less} more ranks"
+        advice = f"with any other flags, but {there}: {less} more ranks"
     if (needed := sum(sizes.values())) > free:
         large = {name: size for name, size in sizes.items() if size >= 0.05 * GIB}
         parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in large.items())
-        raise ValueError(f"this run takes {takes} {needed / GIB:.1f} GiB ({parts}) {advice}")
+        raise ValueError(f"this run needs {takes} {needed / GIB:.1f} GiB ({parts}) {advice}")
 
 
 def largest_fitting(
     sizes: Callable[[int], Mapping[str, int]], free: int | None, device: torch.device
 ) -> int:
     """The largest number of tokens per micro-batch, a power of two, whose `sizes(tokens)` fit the
-    memory that was free before the run took any: so coarse that one machine mostly gives the same
-    number, and with it the same bits."""
+    memory that was free before the run started. Powers of two are so coarse that one machine mostly
+    gives the same number, and so the same bits."""
     if free is None:
         raise ValueError(
-            "--learner-tokens 0: this system does not say how much memory is free; give a number"
+            "--learner-tokens 0: this system does not report its free memory; give a number"
         )
     budgets = BUDGETS[device.type]
     fitting = bisect(budgets, USABLE * free, key=lambda tokens: sum(sizes(tokens).values()))
@@ -176,8 +176,8 @@ def longest_rows(
 def dry_run(
     worst_case_step: Callable[[], None], sizes: Mapping[str, int], free: int, device: torch.device
 ) -> None:
-    """Run the worst case once before the run begins, beside as much memory as the optimizer will
-    take, and print the peak. If it does not fit, torch raises OutOfMemoryError."""
+    """Try the worst case once before the run begins, while holding as much memory as the optimizer
+    will need, and print the peak. If it does not fit, torch raises OutOfMemoryError."""
     if not raises_oom(device):
         return
     moments = torch.empty(sizes["optimizer"], dtype=torch.uint8, device=device)
@@ -197,9 +197,9 @@ def retry_with_half(
     passes: Callable[[int], Result], tokens: int, model: nn.Module, config: Any, exact: bool = True
 ) -> Result:
     """`passes(tokens)` adds up a gradient in micro-batches of so many tokens. If a GPU runs out of
-    memory in it, do all of it again with half the size, where that gives the same gradient
-    (`exact`). Raises ValueError if that is not enough. On several ranks the others are in the same
-    pass and cannot start again."""
+    memory, repeats all of it with half the size, if that gives the same gradient (`exact`). Raises
+    ValueError if that is not enough, or with several ranks: the others are in the same pass and
+    cannot start again."""
     retry = exact and distributed.world_size() == 1
     sizes = [tokens, max(1, tokens // 2)] if retry else [tokens]
     for size in sizes:
@@ -207,7 +207,7 @@ def retry_with_half(
             return passes(size)
         except torch.OutOfMemoryError as error:
             reason = str(error).split("\n")[0][:200]
-        # Outside of the handler, which would hold the frames of the passes and their tensors.
+        # Outside the handler, which would keep the frames of the passes and their tensors alive.
         model.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
         if size != sizes[-1]:

@@ -1,4 +1,4 @@
-"""Row indices cut into micro-batches by a budget of tokens. A row over the budget comes alone."""
+"""Splits row indices into micro-batches by a token budget. A row over the budget stands alone."""
 
 from collections.abc import Iterable, Sequence
 from random import Random

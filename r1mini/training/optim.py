@@ -1,8 +1,8 @@
 """The optimizers and the learning rate's schedule.
 
 Muon (orthogonalised momentum) updates the matrices of the layers, AdamW the rest. They share one
-learning rate: Muon's update is scaled to AdamW's usual size (Moonlight §2.2). At the embedded
-models' size it is clearly the better one.
+learning rate: Muon's update is scaled to AdamW's usual size (Moonlight §2.2). For models of the
+embedded size, Muon is clearly better.
 """
 
 import math
@@ -102,8 +102,8 @@ def build_optimizers(
     state_on: str = "device",
 ) -> list[torch.optim.Optimizer]:
     """`kind`: "adamw" or "muon". With Muon, AdamW updates embeddings, head, norms and biases, at
-    `adamw_scale` times the learning rate. `state_on`: where the state lies between steps, "device"
-    or "cpu". No weight decay for norms and biases."""
+    `adamw_scale` times the learning rate. `state_on`: where to keep the state between steps,
+    "device" or "cpu". No weight decay for norms and biases."""
     if kind not in ("adamw", "muon"):
         raise ValueError(f"--optimizer {kind}: must be adamw or muon")
     if state_on not in ("device", "cpu"):
@@ -153,7 +153,7 @@ def learning_rate_at(progress: float, peak: float, warmup: float, final: float) 
 
 
 def nan_if_not_finite(x: Number) -> Number:
-    """0 where x is finite, else NaN. Added to a result, it reveals what a branch or clamp hid."""
+    """0 where x is finite, else NaN. Add it to a result to reveal what a branch or clamp hides."""
     return 0.0 * x
 
 
@@ -181,7 +181,7 @@ def step(
 
 
 class NonFiniteSteps:
-    """Reports each update that `step` skipped, and ends the run at `LIMIT` of them in a row."""
+    """Reports each update that `step` skipped, and ends the run after `LIMIT` consecutive ones."""
 
     LIMIT = 3
 

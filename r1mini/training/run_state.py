@@ -1,5 +1,5 @@
 """A training run's folder: its lock and record, its logs, the saved states that it resumes from,
-and the signals that end it. Knows nothing of losses: both training scripts use it.
+and the signals that end it. It is independent of the loss; both training scripts use it.
 
 A state is a folder `OUT/checkpoints/step-00000040`: the model as any model folder, what else
 decides the run's next bits (other models and optimizer moments as safetensors, plain values as
@@ -42,7 +42,7 @@ from r1mini.infra.files import (
 from r1mini.model.transformer import Transformer
 
 MANIFEST, VALUES, MOMENTS = "manifest.json", "state.json", "optimizer.safetensors"
-# Flags that decide no bit of what a run writes.
+# Flags that do not change what a run writes.
 IGNORED = {"out", "progress", "show", "save_every", "keep", "allow_changes"}
 # Flags that decide which tensors a state has: --allow-changes does not cover them.
 SHAPE = {"hidden_size", "layers", "heads", "kv_heads", "intermediate_size", "vocab_size"}
@@ -67,7 +67,7 @@ class Run:
         run.finish(steps=count)
 
     `values` are plain numbers that a state saves beside the tensors; a resumed run has them back.
-    Whatever ends the run, a signal or an error, the last whole step is saved.
+    Whether a signal or an error ends the run, the last complete step is saved.
     """
 
     def __init__(self, out: str, settings: Mapping[str, Any], logs: Sequence[str]):
@@ -104,8 +104,8 @@ class Run:
         others: Mapping[str, Transformer] | None = None,
     ) -> None:
         """Make and lock the folder, then put the model, the optimizers and `others` (a reference
-        model) into the latest saved state. Called after everything that a wrong flag could
-        stop."""
+        model) into the latest saved state. Call it after everything that may fail because
+        of a wrong flag."""
         distributed.require_same("the content of --data", self.settings.get("data_sha256"))
         start_run(self.out, self.settings)
         self.resume(model, tokenizer, optimizers, others or {})
@@ -131,15 +131,15 @@ class Run:
         return self
 
     def steps(self, count: int) -> Iterator[int]:
-        """The numbers of the steps that are left. A loop that breaks out of its last step saves no
-        state for it: the finished run follows."""
+        """The numbers of the remaining steps. If the loop breaks out of its last step, no state is
+        saved for it, because the run is finished right after."""
         for step in range(self.step, count):
             self.step_began, self.laps = time.perf_counter(), []
             yield step
             self.end_step(step + 1)
 
     def lap(self, name: str) -> None:
-        """The part of the step that has this name ends here."""
+        """Ends the part of the step with this name."""
         self.laps.append((name, time.perf_counter()))
 
     def times(self) -> dict[str, float]:
@@ -155,7 +155,7 @@ class Run:
         self.step_is_whole = False
 
     def end_step(self, step: int) -> None:
-        """So many steps are whole. On several ranks signals are looked at only here."""
+        """Marks the first `step` steps as complete. Several ranks handle signals only here."""
         self.step, self.step_is_whole = step, True
         if self.settings["save_every"] and step % self.settings["save_every"] == 0:
             self.save()
@@ -232,8 +232,8 @@ def is_recorded_as_finished(out: Path, config: Mapping[str, Any]) -> bool:
 def changes(
     out: Path, before: Mapping[str, Any], config: Mapping[str, Any], finished: bool = False
 ) -> list[str]:
-    """What has changed in a configuration, each with both values. Raises ValueError for what may
-    not change, or not any more."""
+    """The changes in a configuration, each with both values. Raises ValueError for a change that is
+    not allowed, or no longer allowed."""
     config, messages = json.loads(json.dumps(config)), []
     for key in sorted((config.keys() | before.keys()) - IGNORED):
         if config.get(key) == before.get(key):
@@ -296,7 +296,7 @@ def save_state(
     earlier = [path for path in list_states(out) if path < target]
     later = [path for path in list_states(out) if path > target]  # were skipped as damaged
     for path in [*earlier[: 1 - keep or None], *later, *root.glob("*.tmp")]:
-        # Renamed first: a half deleted state would look like a damaged one.
+        # Renamed first: a half-deleted state would look like a damaged one.
         shutil.rmtree(path.rename(path.with_name(f"{path.name}.gone.tmp")))
 
 
@@ -362,16 +362,16 @@ def state_files(
 
 
 def find_corruption(folder: Path) -> str:
-    """What is wrong with a state; "" if every byte is what was written."""
+    """What is wrong with a state; "" if every byte is unchanged."""
     try:
         content = (folder / MANIFEST).read_bytes()
         listed = json.loads(content)
         for name, before in listed.items():
             now = digest(folder / name)
             if now["bytes"] < before["bytes"]:
-                return f"{name} is cut to {now['bytes']} of {before['bytes']} bytes"
+                return f"{name} is truncated to {now['bytes']} of {before['bytes']} bytes"
             if now != before:
-                return f"{name} is not what was written"
+                return f"{name} has changed since it was written"
         # Written again it must be the same bytes: JSON alone would overlook some changes.
         is_whole = content == manifest(listed) and listed.keys() >= {VALUES, MOMENTS}
         return "" if is_whole else f"{MANIFEST} is damaged"
@@ -414,7 +414,7 @@ def resume(
         values = read_json(folder / VALUES)
         if values["step"] > config.get("steps", values["step"]):
             raise ValueError(
-                f"--steps {config['steps']}: the run in --out {out} has already made "
+                f"--steps {config['steps']}: the run in --out {out} has already done "
                 f"{values['step']}"
             )
         for change in changes(out, values["config"], config):
@@ -452,7 +452,7 @@ def load_moments(optimizers: Sequence[torch.optim.Optimizer], moments: dict[str,
 
 @main_rank_only
 def truncate_logs(out: Path, logs: Sequence[str], values: Mapping[str, Any]) -> None:
-    """Drop what was logged after the state was saved: the resumed run logs it again."""
+    """Drop log lines from after the state was saved: the resumed run logs them again."""
     for name in logs:
         path, before = out / name, values["logs"].get(name, {"bytes": 0})
         size = before["bytes"]

@@ -1,4 +1,4 @@
-"""The steps that both training scripts take from a configuration to a model that can be trained."""
+"""Set-up that both training scripts share: from a configuration to a model ready for training."""
 
 from collections.abc import Callable, Mapping
 

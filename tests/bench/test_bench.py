@@ -137,10 +137,10 @@ def test_peak_memory_is_that_above_what_was_there():
 def test_ratios_are_of_pairs():
     ours = Runs([10.0, 20.0], [{"all": (1.0, 1.0)}, {"all": (1.0, 1.0)}])
     other = Runs([10.0, 10.0], [{"all": (2.0, 4.0)}, {"all": (1.0, 2.0)}])
-    found = bench.table_figures("tiny", "decode", [ours, other], least=0.25)
-    assert found["times"] == [2.0, 2.0, 2.0] and found["of_limit"] == 0.25
-    assert found["reference"]["cpu_seconds"] == 3.0 and found["reference"]["per_second"] == 7.5
-    assert bench.line(found, compared=True).count("|") == 13
+    figures = bench.table_figures("tiny", "decode", [ours, other], limit_seconds=0.25)
+    assert figures["times"] == [2.0, 2.0, 2.0] and figures["of_limit"] == 0.25
+    assert figures["reference"]["cpu_seconds"] == 3.0 and figures["reference"]["per_second"] == 7.5
+    assert bench.line(figures, compared=True).count("|") == 13
 
 
 def test_least_seconds_by_hand():

@@ -193,7 +193,7 @@ def test_published_templates(name, chat, expected):
     assert published(name).render(CHATS[chat]) == expected
 
 
-def theirs(source, chat, generate):
+def render_by_transformers(source, chat, generate):
     from transformers.utils.chat_template_utils import render_jinja_template
 
     try:
@@ -205,8 +205,8 @@ def theirs(source, chat, generate):
 
 
 def trl_templates():
-    found = importlib.util.find_spec("trl")
-    return sorted((Path(found.origin).parent / "chat_templates").glob("*.jinja")) if found else []
+    spec = importlib.util.find_spec("trl")
+    return sorted((Path(spec.origin).parent / "chat_templates").glob("*.jinja")) if spec else []
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("transformers"), reason="needs transformers")
@@ -222,7 +222,7 @@ def test_renders_are_those_of_transformers(source):
                 ours = ChatTemplate("t", source, SPECIAL).render(chat, generate)
             except ValueError as error:
                 ours = str(error).rpartition("(")[2].rstrip(")")
-            assert ours == theirs(source, chat, generate)
+            assert ours == render_by_transformers(source, chat, generate)
 
 
 @pytest.mark.parametrize(
@@ -319,7 +319,7 @@ def test_turns_of_others_after_the_last_one_that_is_learned():
 
 
 def test_turn_without_an_end_is_refused_by_the_templates_name():
-    with pytest.raises(ValueError, match="chat template endless: nothing ends"):
+    with pytest.raises(ValueError, match="chat template endless: does not end"):
         ChatTemplate("endless", "{% for m in messages %}{{ m.content }}{% endfor %}", {}).segments(
             talk("a", "A")
         )
@@ -385,7 +385,9 @@ def test_named_templates_and_a_file_of_its_own(model_folder):
 def test_embedded_models_have_none(model_folder):
     assert load_chat_template("base") == load_chat_template(model_folder(), "auto")
     assert load_chat_template("base").source == load_chat_template("base", "plain").source
-    with pytest.raises(ValueError, match="--template chat: .*base has none"):
+    with pytest.raises(
+        ValueError, match="--template chat: .*base has no template in tokenizer_config.json"
+    ):
         load_chat_template("base", "chat")
 
 
@@ -396,7 +398,7 @@ def test_embedded_models_have_none(model_folder):
         (
             {"config": {"chat_template": 7}},
             "auto",
-            "tokenizer_config.json: its chat template is neither text",
+            "tokenizer_config.json: the chat template is neither text",
         ),
         (
             {"config": {"chat_template": [{"name": "rag", "template": "x"}]}},
@@ -407,7 +409,7 @@ def test_embedded_models_have_none(model_folder):
         (
             {"jinja": "x" * 100_001},
             "chat",
-            "chat_template.jinja: its chat template is neither text of at most 100000",
+            "chat_template.jinja: the chat template is neither text of at most 100000",
         ),
     ],
 )
@@ -447,8 +449,7 @@ def test_prompt_goes_on_with_what_the_assistant_began():
     )
     assert chat_template.render_prompt(talk("a")) == chat_template.render(talk("a"))
     with pytest.raises(
-        ValueError,
-        match="chat template x: leaves out the message that the assistant continues, 'A'",
+        ValueError, match="chat template x: drops the message that the assistant continues, 'A'"
     ):
         ChatTemplate("x", "{{ messages[0].content }}", {}).render_prompt(talk("a", "A"))
 
@@ -556,11 +557,13 @@ def test_limits_are_lifted_after_a_render():
 
 def test_render_off_the_main_thread(monkeypatch):
     monkeypatch.setattr(signal, "setitimer", None)  # signals are not touched there
-    found = []
-    thread = threading.Thread(target=lambda: found.append(published("mistral").render(talk("a"))))
+    rendered = []
+    thread = threading.Thread(
+        target=lambda: rendered.append(published("mistral").render(talk("a")))
+    )
     thread.start()
     thread.join()
-    assert found == ["<s>[INST] a [/INST]"]
+    assert rendered == ["<s>[INST] a [/INST]"]
 
 
 def test_special_tokens_that_a_message_says_are_let_through_as_by_transformers():
@@ -589,6 +592,6 @@ def test_end_that_is_no_token_is_refused(model_folder):
     )
     with pytest.raises(
         ValueError,
-        match=r"chat_template.jinja: ends a turn with '<\|im_end\|>', which is no token of the tokenizer",
+        match=r"chat_template.jinja: ends a turn with '<\|im_end\|>', which is not a token of the tokenizer",
     ):
         chat_template.adapt_tokenizer(checkpoint.load_tokenizer("base"))

@@ -291,14 +291,14 @@ def test_missing_field_is_named(tmp_path):
 def test_model_comes_back_as_it_was_saved(tmp_path, tokens, family, tied, shard_bytes):
     saved = random_model(vocab_size=tokens.vocab_size, tie_word_embeddings=tied, **family)
     checkpoint.save(tmp_path, saved, tokens, shard_bytes=shard_bytes)
-    loaded, found = checkpoint.load(tmp_path)
+    loaded, tokenizer = checkpoint.load(tmp_path)
     assert loaded.config == saved.config
     row = torch.tensor([[1, 2, 3]])
     assert loaded(row).equal(saved(row))
     assert (loaded.lm_head.weight is loaded.model.embed_tokens.weight) == tied
     assert (
-        found.encode("5+8=13 配平") == tokens.encode("5+8=13 配平")
-        and found.stop_ids == tokens.stop_ids
+        tokenizer.encode("5+8=13 配平") == tokens.encode("5+8=13 配平")
+        and tokenizer.stop_ids == tokens.stop_ids
     )
 
 
@@ -450,8 +450,8 @@ def test_end_token_of_the_tokenizer_is_the_one_that_training_ends_with(copied, t
         (copied / "tokenizer_config.json").write_text(
             json.dumps({"eos_token": written, "pad_token": "</think>"})
         )
-        found = checkpoint.load_tokenizer(copied)
-        assert found.eos_id == think and found.stop_ids == {
+        tokenizer = checkpoint.load_tokenizer(copied)
+        assert tokenizer.eos_id == think and tokenizer.stop_ids == {
             think,
             tokens.eos_id,
         }  # the padding token is none of them
@@ -490,8 +490,8 @@ def test_text_is_neither_cut_nor_filled_where_the_file_asks_for_it(copied, token
     (copied / "tokenizer.json").write_text(tokens.backend.to_str())
     tokens.backend.no_truncation()
     tokens.backend.no_padding()
-    found = checkpoint.load_tokenizer(copied)
-    assert found.encode_batch(["5+8=13", "5"]) == tokens.encode_batch(["5+8=13", "5"])
+    tokenizer = checkpoint.load_tokenizer(copied)
+    assert tokenizer.encode_batch(["5+8=13", "5"]) == tokens.encode_batch(["5+8=13", "5"])
 
 
 def change_tensors(change):

@@ -304,7 +304,7 @@ INEXACT = {
         "f(1) == {None: 1}",
     ],
     "a tuple as argument": ["f((1, 2)) == 3", "f([(1, 2)]) == 3", "f({'a': ()}) == 3"],
-    "a value that is not JSON, or that the sandbox does not take": [
+    "a value that is not JSON, or that the sandbox does not accept": [
         "f(1e999) == 1",
         "f(1) == -1e999",
     ],
@@ -340,7 +340,7 @@ def test_two_results_of_one_call_are_not_both_tests():
         "assert f(1) == 1\nassert f(1) == 2\nassert f(1) == 1\nassert f(2) == 1", "f"
     )
     assert [(test["args"], test["expect"]) for test in tests] == [([1], 1), ([1], 1), ([2], 1)]
-    assert dropped == {"another result of a call that is already tested": 1}
+    assert dropped == {"a second result for a call that is already tested": 1}
 
 
 def test_only_what_stands_before_any_other_statement_is_read():
@@ -460,7 +460,7 @@ DROPPED_ROWS = [
         {**APPS, "input_output": '{"inputs": ["1"], "outputs": []}'},
     ),
     (
-        "a value that Python's JSON does not take",
+        "a value that Python's JSON does not accept",
         {**APPS, "input_output": '{"inputs": [%s]}' % ("9" * 9999)},
     ),
     ("no test left", {**APPS, "input_output": '{"inputs": ["1"], "outputs": [" \\n"]}'}),
@@ -567,7 +567,7 @@ def test_the_counts_in_one_line(tmp_path):
         ("[1]", ":2: a row must be an object with columns, not [1]"),
         ('{"prompt": "x"}', ":2: no text in column 'canonical_solution'"),
         (json.dumps({**HUMANEVAL, "test": ["x"]}), ":2: column 'test': must be str, not ['x']"),
-        (json.dumps({**HUMANEVAL, "prompt": None}), ":2: no text in column 'prompt', but None"),
+        (json.dumps({**HUMANEVAL, "prompt": None}), ":2: no text in column 'prompt', found None"),
     ],
 )
 def test_errors_name_file_line_and_column(tmp_path, line, message):
@@ -588,7 +588,7 @@ def test_errors_name_file_line_and_column(tmp_path, line, message):
         ({**APPS, "input_output": "[]"}, "column 'input_output': must be dict, not []"),
         ({**APPS, "input_output": '{"inputs": 3}'}, "column 'inputs': must be list, not 3"),
         (open_r1("x"), "column 'test_cases': not valid JSON"),
-        (open_r1([CASE], prompt=["x"]), "no text in column 'prompt', but ['x']"),
+        (open_r1([CASE], prompt=["x"]), "no text in column 'prompt', found ['x']"),
     ],
 )
 def test_malformed_columns_are_named(tmp_path, row, message):

@@ -25,7 +25,7 @@ def test_row_that_shares_ten_words_with_an_evaluation_prompt_is_removed(tmp_path
     )
     problems = read_problems(str(write(tmp_path, *rows)), decontaminate=(str(evaluated),))
     assert [p.prompt for p in problems] == [rows[1]["prompt"], rows[2]["prompt"], "short"]
-    assert "3 rows; 2 removed by --decontaminate (ten words in a row)" in capsys.readouterr().out
+    assert "3 rows; 2 removed by --decontaminate (ten consecutive words)" in capsys.readouterr().out
 
 
 def test_replies_are_decontaminated_too_but_system_prompts_are_not(tmp_path):
@@ -53,7 +53,7 @@ def test_countdown_is_decontaminated_by_its_numbers(tmp_path):
 def test_no_remaining_row_is_an_error_with_the_reason(tmp_path):
     with pytest.raises(
         ValueError,
-        match=r"gsm8k.jsonl: no rows; 2 removed by --decontaminate \(ten words in a row\)",
+        match=r"gsm8k.jsonl: no rows; 2 removed by --decontaminate \(ten consecutive words\)",
     ):
         read_problems(str(sample("gsm8k")), decontaminate=(str(sample("gsm8k")),))
 

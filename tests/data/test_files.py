@@ -16,8 +16,14 @@ from .samples import sample
 @pytest.mark.parametrize(
     "content, names",
     [
-        (b"Question,Correct Answer\na,b,c\n", "x.csv: row 1: not as many cells as the first line"),
-        (b"Question,Correct Answer\na\n", "x.csv: row 1: not as many cells as the first line"),
+        (
+            b"Question,Correct Answer\na,b,c\n",
+            "x.csv: row 1: a different number of cells than the first line",
+        ),
+        (
+            b"Question,Correct Answer\na\n",
+            "x.csv: row 1: a different number of cells than the first line",
+        ),
         (b'Question,Correct Answer\n"a,b\n', "x.csv: not valid CSV"),
         (
             b"Question,Correct Answer\n\xff,b\n",

@@ -144,7 +144,7 @@ def test_columns_can_be_named(tmp_path):
     assert [turn["content"] for turn in to_messages(row)] == ["2+2?", "4"]
     with pytest.raises(
         ValueError,
-        match="rows.jsonl:1: --prompt-key q: no such column; there are ask, gold, question, answer",
+        match="rows.jsonl:1: --prompt-key q: no such column in ask, gold, question, answer",
     ):
         read_problems(str(write(tmp_path, *rows)), prompt_key="q")
 
@@ -175,7 +175,7 @@ def test_unknown_columns_are_listed_with_the_known_ones(tmp_path):
     [
         ({"question": "q", "answer": "5"}, "no answer after '####' in '5'"),
         ({"question": "q", "answer": "#### "}, "no answer after '####'"),
-        ({"question": 5, "answer": "#### 5"}, "no text in column 'question', but 5"),
+        ({"question": 5, "answer": "#### 5"}, "no text in column 'question', found 5"),
         ({"answer": "#### 5"}, "no text in column 'question'"),
         ({"question": "\ud800", "answer": "#### 5"}, "not valid Unicode"),
     ],

@@ -7,7 +7,7 @@ from conftest import score
 from r1mini import rewards
 from r1mini.checkpoint.chat_template import ChatTemplate
 from r1mini.data.files import read_rows
-from r1mini.data.problems import pick, read_problems
+from r1mini.data.problems import problem_at, read_problems
 from r1mini.records import Rollout
 from r1mini.rewards import completion
 from r1mini.rewards.runner import score_async
@@ -68,7 +68,7 @@ def test_code_data_is_read_as_such(tmp_path, capsys):
         ({"answer": "2"}, "no text in column 'prompt'"),
         ({"prompt": " ", "answer": "2"}, "no text in column 'prompt'"),
         ([1], "a row must be an object with columns, not [1]"),
-        ({"prompt": "p"}, "nothing to judge an answer by"),
+        ({"prompt": "p"}, "answers cannot be checked: no column"),
         ({"prompt": "p", "answer": "9" * 5000}, "gold answer '999"),
         ({"prompt": "p", "answer": r"\frac{1}{"}, "gold answer"),
         ({"prompt": "p", "tests": []}, "no tests"),
@@ -92,10 +92,12 @@ def test_empty_and_missing_files_are_named(tmp_path):
 
 def test_every_problem_is_picked_once_in_each_epoch(tmp_path):
     problems = read_problems(str(write(tmp_path, *ROWS)))
-    order = [[pick(problems, 0, 3 * epoch + n).key for n in range(3)] for epoch in range(6)]
+    order = [[problem_at(problems, 0, 3 * epoch + n).key for n in range(3)] for epoch in range(6)]
     assert all(sorted(keys) == ["first", "row 2", "row 3"] for keys in order)
     assert len(set(map(tuple, order))) > 1
-    assert order != [[pick(problems, 1, 3 * epoch + n).key for n in range(3)] for epoch in range(6)]
+    assert order != [
+        [problem_at(problems, 1, 3 * epoch + n).key for n in range(3)] for epoch in range(6)
+    ]
 
 
 def test_prompts_are_rendered_and_rewards_get_the_messages(tmp_path):
@@ -158,14 +160,14 @@ def test_row_with_messages_and_tests_is_a_program(tmp_path):
         ({"nums": [1, 2], "target": "3"}, "column 'target': must be an integer, not '3'"),
         (
             {"conversations": [{"from": "tool", "value": "x"}]},
-            "column 'conversations', message 1: 'tool' is not system, user or",
+            "column 'conversations', message 1: role 'tool' is not system, user or",
         ),
         (
             {"conversations": [{"from": "human", "value": ""}]},
-            "message 1: no text in column 'content', but ''",
+            "message 1: no text in column 'content', found ''",
         ),
-        ({"conversations": None}, "not a row of ShareGPT (TypeError"),
-        ({"messages": [3]}, "not a row of TRL messages"),
+        ({"conversations": None}, "not a ShareGPT row (TypeError"),
+        ({"messages": [3]}, "not a TRL messages row"),
         (
             {"problem": "p", "solution": "s", "source": "x", "answer": "proof"},
             "column 'answer': 'proof' cannot be checked",
@@ -177,7 +179,7 @@ def test_row_with_messages_and_tests_is_a_program(tmp_path):
         ({"prompt": "p", "answer": float("nan")}, "not valid JSON (NaN is not a finite number)"),
         (
             {"problem": "p", "solution": "no box", "level": 1, "type": "x"},
-            "nothing to judge an answer by",
+            "answers cannot be checked: no column",
         ),
     ],
 )
@@ -203,7 +205,7 @@ def test_skipped_rows_are_counted_with_their_reasons(tmp_path, capsys):
     )
     reasons = (
         f"{path}:3: not UTF-8 (invalid start byte: byte 0xff); "
-        f"{path}:5: no text in column 'prompt', but ' '"
+        f"{path}:5: no text in column 'prompt', found ' '"
     )
     assert reasons in out
     with pytest.raises(ValueError, match="no rows; 1 skipped by --skip-bad"):

@@ -35,7 +35,7 @@ def test_duplicate_rows_are_kept_and_counted(tmp_path, capsys):
     row = {"prompt": "a", "completion": "b"}
     path = write(tmp_path, row, {"prompt": "a", "completion": "c"}, row)
     assert len(sft_rows(path)) == 3
-    assert f"1 duplicate rows, the first in {path}:3" in capsys.readouterr().out
+    assert f"1 duplicate rows, the first at {path}:3" in capsys.readouterr().out
     assert len(sft_rows(path, errors=RowErrors(skip=True))) == 2
     assert f"1 skipped by --skip-bad ({path}:3: duplicate of {path}:1)" in capsys.readouterr().out
 

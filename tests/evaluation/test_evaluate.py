@@ -95,15 +95,15 @@ def test_completions_without_an_answer_have_no_vote():
 
 def test_answers_to_a_files_problem_that_are_equal_have_one_vote():
     problem = Problem("x.jsonl", "0", "", "p", {"answer": "1/2"})
-    found = rows(
+    result = rows(
         *map(
             rollout,
             [r"\boxed{0.5}", r"\boxed{1/2}", r"\boxed{3}", r"\boxed{\frac12}", r"\boxed{3}"],
         ),
         problem=problem,
     )
-    assert consensus(found) == 1.0
-    assert [row["gold"] for row in found] == ["1/2"] * 5 and found[0]["answer"] == "0.5"
+    assert consensus(result) == 1.0
+    assert [row["gold"] for row in result] == ["1/2"] * 5 and result[0]["answer"] == "0.5"
 
 
 def test_programs_have_no_consensus():
@@ -147,9 +147,9 @@ def evaluated(model, tokens):
 
 
 def test_only_held_out_problems_are_evaluated_each_once(evaluated):
-    _, found = evaluated
-    assert [row["sample"] for row in found] == [0, 1] * 40
-    assert len({(row["task"], row["problem"]) for row in found}) == 40
+    _, all_rows = evaluated
+    assert [row["sample"] for row in all_rows] == [0, 1] * 40
+    assert len({(row["task"], row["problem"]) for row in all_rows}) == 40
     assert all(tasks.held_out(problem) for problems in SETS.values() for problem in problems)
 
 
@@ -163,8 +163,11 @@ def test_every_seed_evaluates_the_same_problems(evaluated, model, tokens):
 def test_interrupted_evaluation_goes_on_to_the_same_figures(
     evaluated, model, tokens, tmp_path, done
 ):
-    results, found = evaluated
-    path, groups = tmp_path / "eval.json.partial", [found[i : i + 2] for i in range(0, 80, 2)]
+    results, expected_rows = evaluated
+    path, groups = (
+        tmp_path / "eval.json.partial",
+        [expected_rows[i : i + 2] for i in range(0, 80, 2)],
+    )
     journal = Journal(path, {"seed": 0}, 40)
     for group in groups[:done]:
         journal.add(group)
@@ -186,7 +189,10 @@ def test_interrupted_evaluation_goes_on_to_the_same_figures(
             figures
         )  # other rows beside each: the last bits of its log-probabilities differ
     drop = lambda row: {**row, "logprob": 0}
-    assert list(map(drop, rows)) == list(map(drop, found)) and rows[: 2 * done] == found[: 2 * done]
+    assert (
+        list(map(drop, rows)) == list(map(drop, expected_rows))
+        and rows[: 2 * done] == expected_rows[: 2 * done]
+    )
     assert Journal(path, {"seed": 0}, 40).parts == [rows[i : i + 2] for i in range(0, 80, 2)]
 
 
@@ -243,23 +249,27 @@ def test_table_has_a_line_for_each_task_and_the_mean(evaluated):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_kl_from_itself_is_zero(model, tokens, temperature):
-    found = sample(model, tokens, ["a\n", "Make 24\n"], 8, SamplingParams(6, temperature), seed=0)[
-        0
-    ]
-    logprobs = reference_logprobs(model, found, temperature)
-    assert logprobs == pytest.approx([sum(r.logprobs) for r in found], abs=1e-4)
-    assert summarise([with_reference(logprobs, rows(*found))])["kl"] == pytest.approx(0.0, abs=1e-5)
+    rollouts = sample(
+        model, tokens, ["a\n", "Make 24\n"], 8, SamplingParams(6, temperature), seed=0
+    )[0]
+    logprobs = reference_logprobs(model, rollouts, temperature)
+    assert logprobs == pytest.approx([sum(r.logprobs) for r in rollouts], abs=1e-4)
+    assert summarise([with_reference(logprobs, rows(*rollouts))])["kl"] == pytest.approx(
+        0.0, abs=1e-5
+    )
 
 
 def test_entropy_and_kl_by_hand(model, tokens):
-    found = [
+    rollouts = [
         replace(rollout("x", 2), logprobs=(-1.0, -2.0)),
         replace(rollout("y", 1), logprobs=(-6.0,)),
     ]
-    assert summarise([rows(*found)])["entropy"] == 3.0  # 9 nats over 3 tokens
+    assert summarise([rows(*rollouts)])["entropy"] == 3.0  # 9 nats over 3 tokens
     uniform = copy.deepcopy(model)  # likes every token alike: log p - log p_ref = log p + log V
     uniform.lm_head.weight.data.zero_()
-    figures = summarise([with_reference(reference_logprobs(uniform, found, 1.0), rows(*found))])
+    figures = summarise(
+        [with_reference(reference_logprobs(uniform, rollouts, 1.0), rows(*rollouts))]
+    )
     assert figures["kl"] == pytest.approx(math.log(tokens.vocab_size) - 3.0, abs=1e-5)
 
 

@@ -213,12 +213,12 @@ def test_a_run_on_two_ranks_is_that_of_one(runs, kind):
         < 1e-5
         < difference(one, Path(files.read_json(one / "run.json")["config"]["model"]))
     )
-    for mine, theirs in zip(
+    for expected, actual in zip(
         jsonl(one / "metrics.jsonl"), jsonl(two / "metrics.jsonl"), strict=True
     ):
-        assert mine.keys() == theirs.keys()
-        for name in mine.keys() - {"seconds", "step_time", "time/sample", "time/update"}:
-            assert theirs[name] == pytest.approx(mine[name], rel=1e-3, abs=1e-5), name
+        assert expected.keys() == actual.keys()
+        for name in expected.keys() - {"seconds", "step_time", "time/sample", "time/update"}:
+            assert actual[name] == pytest.approx(expected[name], rel=1e-3, abs=1e-5), name
     if kind == "grpo":
         assert (one / "rollouts.jsonl").read_bytes() == (two / "rollouts.jsonl").read_bytes()
 
@@ -228,15 +228,17 @@ def test_a_saved_state_has_the_same_files_and_resumes_on_any_number_of_ranks(
 ):
     (tmp_path / "letters.py").write_text(LETTERS)
     interrupted(tmp_path / "one", folder)
-    mine, theirs = (run_state.latest_valid(run) for run in (tmp_path / "one", runs / "from-2"))
-    assert sorted(path.name for path in mine.iterdir()) == sorted(
-        path.name for path in theirs.iterdir()
+    one_rank, two_ranks = (
+        run_state.latest_valid(run) for run in (tmp_path / "one", runs / "from-2")
     )
-    for path in mine.glob("*.safetensors"):
-        one, two = load_file(path), load_file(theirs / path.name)
+    assert sorted(path.name for path in one_rank.iterdir()) == sorted(
+        path.name for path in two_ranks.iterdir()
+    )
+    for path in one_rank.glob("*.safetensors"):
+        one, two = load_file(path), load_file(two_ranks / path.name)
         assert one.keys() == two.keys()
         assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in one), path
-    one, two = (files.read_json(folder / run_state.VALUES) for folder in (mine, theirs))
+    one, two = (files.read_json(folder / run_state.VALUES) for folder in (one_rank, two_ranks))
     assert (
         one.keys() == two.keys()
         and (one["ranks"], two["ranks"]) == (1, 2)

@@ -131,7 +131,7 @@ def test_accuracy_is_the_tasks_checker_on_the_answer():
 
 
 @pytest.mark.parametrize(
-    "text, found",
+    "text, expected",
     [
         ("5+8=13 ?24 no", ["no"]),
         ("H2O Fe NaCl C6H12O6", []),
@@ -145,8 +145,8 @@ def test_accuracy_is_the_tasks_checker_on_the_answer():
         ("theValue is_it_so O_H KCl weKnow", ["theValue", "weKnow"]),
     ],
 )
-def test_words_are_what_is_not_notation(text, found):
-    assert words(text) == found
+def test_words_are_what_is_not_notation(text, expected):
+    assert words(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -321,10 +321,10 @@ def test_messages_may_have_parts():
 @pytest.mark.parametrize(
     "columns, complaint",
     [
-        ({}, "nothing to judge"),
-        ({"solution": "Therefore it holds."}, "nothing to judge"),
+        ({}, "answers cannot be checked: no column"),
+        ({"solution": "Therefore it holds."}, "answers cannot be checked: no column"),
         ({"answer": "½("}, "gold answer"),
-        ({"verification_info": [1]}, "nothing to judge"),
+        ({"verification_info": [1]}, "answers cannot be checked: no column"),
         ({"verification_info": {"test_cases": []}}, "no tests"),
         ({"verification_info": {"test_cases": [{"input": "1"}]}}, "no test can be run"),
         ({"tests": [{"stdin": "", "stdout": "1"}], "time_limit": None}, "time_limit None"),
@@ -360,7 +360,7 @@ def test_where_the_gold_answer_comes_from(columns, gold):
 
 
 def test_the_task_column_finds_the_checker_row_by_row():
-    found = rewards.accuracy(
+    result = rewards.accuracy(
         prompts=["a", [{"role": "user", "content": "b"}], "c"],
         completions=[
             "<answer>3*5+9</answer>",
@@ -374,7 +374,7 @@ def test_the_task_column_finds_the_checker_row_by_row():
         trainer_state=object(),
         log_metric=print,
     )
-    assert found == [1.0, 1.0, None]
+    assert result == [1.0, 1.0, None]
 
 
 def test_columns_of_another_length_are_refused():
@@ -585,8 +585,8 @@ def test_repetition_penalty(text, low, high):
 
 
 def test_repetition_penalty_has_open_r1s_parameters():
-    found = rewards.repetition_penalty(["p"], ["a b a b"], ngram_size=2, max_penalty=-0.5)
-    assert found == [pytest.approx(-0.5 / 3)]
+    result = rewards.repetition_penalty(["p"], ["a b a b"], ngram_size=2, max_penalty=-0.5)
+    assert result == [pytest.approx(-0.5 / 3)]
     with pytest.raises(ValueError, match="max_penalty 1.0"):
         rewards.repetition_penalty(["p"], ["a b a b"], max_penalty=1.0)
 
@@ -627,10 +627,10 @@ def test_length_is_kimis_by_hand():
 
 
 def test_lengths_are_in_characters_where_tokens_are_not_known():
-    found = rewards.length(
+    result = rewards.length(
         ["p", "p"], ["<answer>1</answer>", "<answer>1 </answer>"], answer=["1", "1"]
     )
-    assert found == [0.5, -0.5]
+    assert result == [0.5, -0.5]
     assert rewards.cosine(["p"], ["<answer>1</answer>"], answer=["1"], max_len=18) == [0.5]
     assert (
         rewards.cosine(["p"], ["<answer>1</answer>"])
@@ -640,20 +640,20 @@ def test_lengths_are_in_characters_where_tokens_are_not_known():
 
 
 def test_soft_overlong_punishment_of_each_row_at_its_own_limit():
-    given = {
+    arguments = {
         "prompts": "abc",
         "completions": "abc",
         "completion_ids": [[0] * 80, [0] * 90, [0] * 100],
     }
     assert rewards.soft_overlong_punishment(
-        **given, max_completion_len=100, soft_punish_cache=20
+        **arguments, max_completion_len=100, soft_punish_cache=20
     ) == [0.0, -0.5, -1.0]
-    assert rewards.soft_overlong_punishment(**given, max_completion_len=100) == [
+    assert rewards.soft_overlong_punishment(**arguments, max_completion_len=100) == [
         0.0,
         -0.5,
         -1.0,
     ]  # a fifth
-    assert rewards.soft_overlong_punishment(**given, max_completion_len=[100, 1000, 50]) == [
+    assert rewards.soft_overlong_punishment(**arguments, max_completion_len=[100, 1000, 50]) == [
         0.0,
         0.0,
         -1.0,

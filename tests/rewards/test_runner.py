@@ -48,7 +48,7 @@ def file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "flag, found",
+    "flag, expected",
     [
         ("accuracy", {"accuracy": 1.0}),
         (" accuracy , format:0.1", {"accuracy": 1.0, "format": 0.1}),
@@ -58,8 +58,8 @@ def file(tmp_path):
         (r"C:\my.py:f:0.5", {"f": 0.5}),
     ],
 )
-def test_weights_of_the_command_line(flag, found):
-    assert reward_weights(flag) == found
+def test_weights_of_the_command_line(flag, expected):
+    assert reward_weights(flag) == expected
 
 
 @pytest.mark.parametrize(
@@ -100,9 +100,12 @@ def test_functions_of_one_file_share_its_state(file):
         def second(completions, **kwargs):
             return [float(len(seen))] * len(completions)
     """)
-    found = load_rewards(f"{path}:first,{path}:second:0.5")
-    assert list(found) == ["accuracy", "format", "language", "first", "second"]
-    assert [row["second"] for row in score_async(DATA, rollouts("a", "b"), found)()] == [1.0, 1.0]
+    functions = load_rewards(f"{path}:first,{path}:second:0.5")
+    assert list(functions) == ["accuracy", "format", "language", "first", "second"]
+    assert [row["second"] for row in score_async(DATA, rollouts("a", "b"), functions)()] == [
+        1.0,
+        1.0,
+    ]
 
 
 # -- rewards of other projects, pasted ---------------------------------------------------------------------------------
@@ -213,8 +216,8 @@ def test_trls_own_files_run_unchanged(file):
 
 def test_language_is_passed_only_where_a_row_has_one():
     seen = []
-    reward = lambda completions, **given: (
-        seen.append("language" in given) or [1.0] * len(completions)
+    reward = lambda completions, **columns: (
+        seen.append("language" in columns) or [1.0] * len(completions)
     )
     for language in ("", "en"):
         problem = Problem("data", "", language, "p", {})
@@ -248,8 +251,8 @@ def test_pasted_reward_trains_and_is_logged_by_its_name(script, file, folder, tm
     )
     assert code == 0, err
     for row in jsonl(tmp_path / "out/rollouts.jsonl"):
-        given = row["rewards"]
-        assert list(given) == [
+        scores = row["rewards"]
+        assert list(scores) == [
             "accuracy",
             "format",
             "language",
@@ -257,11 +260,11 @@ def test_pasted_reward_trains_and_is_logged_by_its_name(script, file, folder, tm
             "reward_len",
             "soft_overlong_punishment",
         ]
-        assert given["reward_len"] == len(set(row["completion"]))
+        assert scores["reward_len"] == len(set(row["completion"]))
         assert row["reward"] == pytest.approx(
-            0.5 * given["tag_count_reward"]
-            + 0.25 * given["reward_len"]
-            + given["soft_overlong_punishment"]
+            0.5 * scores["tag_count_reward"]
+            + 0.25 * scores["reward_len"]
+            + scores["soft_overlong_punishment"]
         )
     assert (
         "rewards/reward_len/mean" in jsonl(tmp_path / "out/metrics.jsonl")[0]
@@ -305,14 +308,14 @@ def test_a_text_is_a_string_and_a_message():
         ([float("inf"), 1.0], "'inf' is not a finite.*row 1 of 2"),
         ([1.0, 1e39], "1e.39.*row 2"),
         ([1.0, 10**400], "not a number.*row 2"),
-        ([1.0, "1.0"], "'1.0' is not a finite number.*row 2"),
+        ([1.0, "1.0"], "'1.0' is text, not a finite number.*row 2"),
         ([1.0, [1.0]], "not a number.*row 2"),
         ([1j, 1.0], "not a number.*row 1"),
     ],
 )
 def test_what_is_no_list_of_finite_numbers_stops_with_the_row(returned, why):
     with pytest.raises(ValueError, match=f"reward mine: .*{why}") as error:
-        called(lambda **given: returned, "first", "second\n\x1b[31m")
+        called(lambda **columns: returned, "first", "second\n\x1b[31m")
     assert re.search(
         r"task 'data', prompt 'What is 2\+2\?', completion '(first|second\\n\\x1b)",
         str(error.value),
@@ -321,10 +324,10 @@ def test_what_is_no_list_of_finite_numbers_stops_with_the_row(returned, why):
 
 def test_numbers_of_any_kind_are_numbers():
     torch = pytest.importorskip("torch")
-    assert called(lambda **given: (True, 0), "a", "b") == [1.0, 0.0]
-    assert called(lambda **given: torch.tensor([0.5, 1.5]), "a", "b") == [0.5, 1.5]
+    assert called(lambda **columns: (True, 0), "a", "b") == [1.0, 0.0]
+    assert called(lambda **columns: torch.tensor([0.5, 1.5]), "a", "b") == [0.5, 1.5]
     assert called(
-        lambda **given: (None if c == "a" else 1 for c in given["completions"]), "a", "b"
+        lambda **columns: (None if c == "a" else 1 for c in columns["completions"]), "a", "b"
     ) == [None, 1.0]
 
 
@@ -345,7 +348,7 @@ def test_exception_stops_with_the_row_that_caused_it(bad):
 
 
 def test_interrupt_is_none_of_the_rewards_business():
-    def reward(**given):
+    def reward(**columns):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -404,9 +407,9 @@ def test_a_problem_that_no_reward_applies_to_is_an_error():
 
 def test_a_reward_cannot_change_what_the_next_one_sees():
     def greedy(completions, **columns):
-        found = [1.0] * len(completions)
+        values = [1.0] * len(completions)
         completions.clear()
-        return found
+        return values
 
     [row] = score_async(DATA, rollouts(GOOD), {"greedy": greedy, "format": rewards.format})()
     assert row == {"greedy": 1.0, "format": 1.0}
@@ -464,8 +467,8 @@ def test_groups_are_scored_while_others_are_sampled(model, tokens):
     from r1mini.sampler.sampler import sample
     from r1mini.sampler.sampling import SamplingParams
 
-    told = []
-    found = sample(
+    reported = []
+    groups = sample(
         model,
         tokens,
         ["a\n", "b\n", "c\n"],
@@ -473,9 +476,9 @@ def test_groups_are_scored_while_others_are_sampled(model, tokens):
         SamplingParams(3),
         seed=0,
         max_rows=3,
-        on_finished=lambda n, rollouts: told.append((n, list(rollouts))),
+        on_finished=lambda n, rollouts: reported.append((n, list(rollouts))),
     )
-    assert told == list(enumerate(found)) and all(len(group) == 2 for group in found)
+    assert reported == list(enumerate(groups)) and all(len(group) == 2 for group in groups)
 
 
 def test_no_branch_per_reward_in_the_loop():
@@ -486,5 +489,5 @@ def test_no_branch_per_reward_in_the_loop():
 def test_column_called_as_a_setting_of_a_reward_is_not_passed_to_it():
     problem = Problem("x.jsonl", "0", "", "p", {"answer": "2", "max_len": 3, "ngram_size": "x"})
     rollouts = [Rollout((1,), (2,), (0.0,), r"\boxed{2}", True)]
-    [found] = score(problem, rollouts, ("cosine", "repetition_penalty"))
-    assert found["cosine"] > 0.99
+    [scores] = score(problem, rollouts, ("cosine", "repetition_penalty"))
+    assert scores["cosine"] > 0.99

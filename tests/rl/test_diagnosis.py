@@ -77,7 +77,7 @@ def test_first_look_gives_each_reward_its_reason():
     mixed.scores[0].update(language=1 / 3, overlong=-0.5)
     text = diagnosis.first_look(mixed, {"accuracy": 1.0, "language": 1.0, "overlong": 1.0})
     assert (
-        "language (weight 1): 0.33 (2 of 3 words are not en)" in text
+        "language (weight 1): 0.33 (2 of 3 words are not in 'en')" in text
         and "overlong (weight 1): -0.50" in text
     )
     assert "no <answer>" in diagnosis.first_look(group("x", RIGHT), {"accuracy": 1.0})
@@ -129,7 +129,7 @@ def test_healthy_run_is_left_in_peace():
             "97% of completions were cut at 256 tokens.*--max-new-tokens",
         ),
         ({"completions/unparsed_ratio": 0.95}, "<answer>.*cold-start"),
-        ({"rewards/format/mean": 0.01}, "only 1% of completions keep the format.*cold-start"),
+        ({"rewards/format/mean": 0.01}, "only 1% of completions follow the format.*cold-start"),
         ({"frac_reward_zero_std": 0.9, "rewards/accuracy/mean": 0.0}, "too hard.*--resample"),
         ({"frac_reward_zero_std": 0.9, "rewards/accuracy/mean": 0.99}, "too easy.*--resample"),
         ({"frac_reward_zero_std": 0.9}, "little is learned.*--completions.*--resample"),
@@ -179,13 +179,13 @@ GAPS = [f"sampling/sampling_logp_difference/{name}" for name in ("max", "mean")]
         (7e-4, 8e-7, {}, None),
         (0.1, 3e-4, {"bf16": True}, None),
         (0.7, 0.05, {"bf16": True}, None),  # as measured
-        (0.5, 1e-4, {}, "0.5 nats on a token.*: try --correction token-truncate$"),
+        (0.5, 1e-4, {}, "up to 0.5 nats per token.*: try --correction token-truncate$"),
         (2.0, 0.05, {"bf16": True}, "try --no-bf16 or --correction token-truncate$"),
         (
             0.5,
             0.3,
             {"correction": "token-mask"},
-            "0.3 in the mean, though their weights are the same$",
+            "0.3 on average, although their weights are the same$",
         ),
     ],
 )
@@ -203,7 +203,7 @@ def test_disagreement_of_sampler_and_learner_is_reported_at_once(largest, mean, 
 def test_sampler_and_learner_that_disagree_in_the_mean_end_the_run(mean, options):
     with pytest.raises(
         ValueError,
-        match="step 3: sampler and learner differ by 0.5 nats .* --correction token-truncate",
+        match="step 3: sampler and learner differ by up to 0.5 nats .* --correction token-truncate",
     ):
         diagnosis.check_sampler_gap(
             {"step": 3, **dict(zip(GAPS, (0.5, mean)))}, replace(CONFIG, **options)

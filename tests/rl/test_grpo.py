@@ -274,7 +274,7 @@ CORRECTED = torch.tensor([[True, True, False]])
 
 
 @pytest.mark.parametrize(
-    "how, weights",
+    "kind, weights",
     [
         # Ratios 2 and 4, their product 8; padding has ratio 1.
         ("none", [1, 1, 1]),
@@ -284,13 +284,14 @@ CORRECTED = torch.tensor([[True, True, False]])
         ("sequence-mask", [0, 0, 0]),
     ],
 )
-def test_sampler_correction_by_hand(how, weights):
+def test_sampler_correction_by_hand(kind, weights):
     learner, sampler = (
         torch.tensor([[-1.0, -1.0, -1.0]]),
         torch.tensor([[-1 - LN(2), -1 - LN(4), 50.0]]),
     )
     close(
-        sampler_correction(learner, sampler, CORRECTED, how, cap=3.0), [[float(w) for w in weights]]
+        sampler_correction(learner, sampler, CORRECTED, kind, cap=3.0),
+        [[float(w) for w in weights]],
     )
 
 

@@ -862,28 +862,28 @@ values = list(seen.values())
 values += [x for value in values if isinstance(value, dict) for x in value.values()]
 print(sorted(seen), bytes(seen["system"].end).count(0), 77 in values, 77 << 8 in values)
 """
-    found = []
+    reports = []
     for before in ("pass", "import sys, time\nwhile time.process_time() < 0.1: pass\nsys.exit(77)"):
         sandbox.close()
         judge("pass", SQUARE[:1], 2)
         judge(before, SQUARE[:1], 2)
-        found.append(
+        reports.append(
             sandbox.run(json.dumps({"code": look}).encode(), b"", 2.0, 1 << 28)[0].decode()
         )
-    assert found[0] == found[1] and "'control', 'fds', 'file', 'limits'" in found[0]
-    assert found[0].endswith(f"] {child.END.size} False False\n")
+    assert reports[0] == reports[1] and "'control', 'fds', 'file', 'limits'" in reports[0]
+    assert reports[0].endswith(f"] {child.END.size} False False\n")
 
 
 def test_the_same_program_gives_the_same():
     program = "import random\nprint(random.random(), set('abcdefgh'))"
-    found = set()
+    reports = set()
     for _ in range(2):
-        found |= {
+        reports |= {
             sandbox.run(json.dumps({"code": program}).encode(), b"", 1.0, 1 << 28)[0]
             for _ in range(2)
         }
         sandbox.close()
-    assert len(found) == 1 and None not in found
+    assert len(reports) == 1 and None not in reports
 
 
 # --- When it cannot work --------------------------------------------------------------------------

@@ -84,15 +84,17 @@ def key_from_prompt(problem):
 
 @pytest.mark.parametrize("task", ["countdown", "countdown4", "balance"])
 def test_neither_order_nor_language_changes_a_key(task):
-    found = problems(task, 400)
-    assert {p.language for p in found} == set(LANGUAGES)
-    assert all(p.key == key_from_prompt(p) for p in found)
+    generated = problems(task, 400)
+    assert {p.language for p in generated} == set(LANGUAGES)
+    assert all(p.key == key_from_prompt(p) for p in generated)
 
 
 @pytest.mark.parametrize("task", ["kinetics", "elements", "repair"])
 def test_keys_are_shared_by_languages(task):
-    found = problems(task, 900)
-    keys = {language: {p.key for p in found if p.language == language} for language in LANGUAGES}
+    generated = problems(task, 900)
+    keys = {
+        language: {p.key for p in generated if p.language == language} for language in LANGUAGES
+    }
     assert keys["en"] & keys["zh"]
     assert not re.search(r"[\u4e00-\u9fff]", "".join(keys["zh"]))
 
@@ -581,11 +583,11 @@ def test_rows_of_a_file_are_read_up_to_the_count(tmp_path, tokens):
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n", encoding="utf-8")
     assert list(sft.sft_rows(path).values()) == rows
-    form, context = chat_template.plain_template(END_OF_TEXT), 1024
+    template, context = chat_template.plain_template(END_OF_TEXT), 1024
     for count, expected in ((2, rows[:2]), (0, rows)):
         cfg = train_sft.Config(data=str(path), rows=count)
-        encoded = encode_rows(expected, tokens, form, context)
-        assert train_sft.load_rows(cfg, tokens, form, context) == encoded
+        encoded = encode_rows(expected, tokens, template, context)
+        assert train_sft.load_rows(cfg, tokens, template, context) == encoded
 
 
 @pytest.mark.parametrize(

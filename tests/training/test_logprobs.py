@@ -54,15 +54,15 @@ def test_entropy_of_a_uniform_model_is_the_log_of_its_vocabulary(model):
 
 def written_out(model, rows, temperature):
     """Each row alone and padded by nothing, every logit at once."""
-    found = []
+    results = []
     for prompt, completion in rows:
         ids = torch.tensor([*prompt, *completion])
         logp_TV = (model(ids[None])[0] / temperature).log_softmax(-1)
         places = range(max(len(prompt), 1), len(ids))
-        found += [
+        results += [
             (logp_TV[t - 1, ids[t]], -(logp_TV[t - 1].exp() * logp_TV[t - 1]).sum()) for t in places
         ]
-    return (torch.stack(x) for x in zip(*found))
+    return (torch.stack(x) for x in zip(*results))
 
 
 @pytest.mark.parametrize("logits", [2**25, 2000, 1])  # all at once, a few rows at a time, one
@@ -129,22 +129,24 @@ def test_gradients_are_the_same_bits_whatever_the_threads_do(model):
     """A prompt's last token is the past of every completion: what they add to its gradient must
     come in one order."""
     rows = [([1, 2, 3 + n], [4, 5 + i]) for n in range(3) for i in range(16)]
-    copied, found = copy.deepcopy(model).requires_grad_(True), []
+    copied, gradients = copy.deepcopy(model).requires_grad_(True), []
     before = torch.get_num_threads()
     torch.set_num_threads(4)
     try:
         for _ in range(8):
             copied.zero_grad()
             token_logprobs(copied, collate(rows)).sum().backward()
-            found.append([p.grad.clone() for p in copied.parameters()])
+            gradients.append([p.grad.clone() for p in copied.parameters()])
     finally:
         torch.set_num_threads(before)
-    assert all(one.equal(other) for again in found[1:] for one, other in zip(found[0], again))
+    assert all(
+        one.equal(other) for again in gradients[1:] for one, other in zip(gradients[0], again)
+    )
 
 
-@pytest.mark.parametrize("how", [{}, {"qk_norm": True, "attention_bias": True}])
-def test_layers_are_one_program_for_all_shapes_of_batches(how):
-    plain = random_model(**how).requires_grad_(True)
+@pytest.mark.parametrize("options", [{}, {"qk_norm": True, "attention_bias": True}])
+def test_layers_are_one_program_for_all_shapes_of_batches(options):
+    plain = random_model(**options).requires_grad_(True)
     compiled, programs = copy.deepcopy(plain), []
 
     def count(graph, inputs):

@@ -92,7 +92,7 @@ def test_a_run_that_cannot_fit_stops_with_what_it_takes_and_the_flags(monkeypatc
     fits(cfg)
     with pytest.raises(
         ValueError,
-        match=r"takes about .* GiB \(.*sampler .*\) .* 1.0 GiB are free: lower --sampler-rows.*checkpoint",
+        match=r"needs about .* GiB \(.*sampler .*\) .* but only 1.0 GiB are free: lower --sampler-rows.*checkpoint",
     ):
         fits(
             dataclasses.replace(cfg, problems=512, sampler_rows=4096, max_new_tokens=10_000),
@@ -119,7 +119,7 @@ def test_where_it_is_told_only_what_cannot_be_is_refused(monkeypatch):
     )
     fits(GRPOConfig(optimizer="adamw"))
     with pytest.raises(
-        ValueError, match=r"at least .* GiB .* and .* are free: add --optimizer-on cpu, or"
+        ValueError, match=r"at least .* GiB .* but only .* are free: add --optimizer-on cpu, or"
     ):
         fits(GRPOConfig(optimizer="adamw", beta=0.1))
     fits(GRPOConfig(optimizer="adamw", optimizer_on="cpu", beta=0.1))
@@ -136,7 +136,7 @@ def test_tokens_of_a_micro_batch_are_the_most_that_fit(free, tokens):
 
 
 def test_tokens_of_a_micro_batch_are_not_guessed():
-    with pytest.raises(ValueError, match="--learner-tokens 0: this system does not say"):
+    with pytest.raises(ValueError, match="--learner-tokens 0: this system does not report"):
         memory.largest_fitting(lambda n: {}, None, CPU)
 
 
@@ -148,12 +148,12 @@ def test_tokens_of_a_micro_batch_are_not_guessed():
     st.integers(1, 5),
 )
 def test_longest_rows_are_one_full_micro_batch(tokens, rows, prompt, completion, group):
-    made = memory.longest_rows(tokens, rows, prompt, completion, group)
-    assert len(by_prompt(made, tokens)) == 1
-    used = len(collate(made).token_of_flat_M)
+    longest = memory.longest_rows(tokens, rows, prompt, completion, group)
+    assert len(by_prompt(longest, tokens)) == 1
+    used = len(collate(longest).token_of_flat_M)
     # What is left is too little for one token more, or nobody is there to take it.
-    assert len(made) == rows or used >= tokens or tokens - used <= prompt
-    assert {len(learned) for _, learned in made[:-1]} <= {completion}
+    assert len(longest) == rows or used >= tokens or tokens - used <= prompt
+    assert {len(learned) for _, learned in longest[:-1]} <= {completion}
 
 
 def test_the_worst_of_the_sampler_is_the_cache_at_its_limit(model, tokens, monkeypatch):

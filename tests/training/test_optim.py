@@ -67,9 +67,9 @@ def flat(states):
 
 
 def assert_same_bits(one, other):
-    assert all(mine.equal(theirs) for mine, theirs in zip(one[0], other[0], strict=True))
-    for (mine, x), (theirs, y) in zip(flat(one[1]), flat(other[1]), strict=True):
-        assert mine == theirs and (
+    assert all(actual.equal(expected) for actual, expected in zip(one[0], other[0], strict=True))
+    for (actual, x), (expected, y) in zip(flat(one[1]), flat(other[1]), strict=True):
+        assert actual == expected and (
             torch.equal(x.cpu(), y.cpu()) if isinstance(x, torch.Tensor) else x == y
         )
 

@@ -90,10 +90,10 @@ def test_the_last_states_are_kept_and_the_newest_comes_back(tokens, tmp_path):
         f"{step}\n" for step in range(8)
     )
     assert again.go(9).norm() == run.norm()
-    for mine, theirs in zip(again.optimizers, run.optimizers):
-        mine, theirs = mine.state_dict(), theirs.state_dict()
-        for i, values in theirs["state"].items():
-            assert all(mine["state"][i][name].equal(value) for name, value in values.items())
+    for resumed, saved in zip(again.optimizers, run.optimizers):
+        resumed, saved = resumed.state_dict(), saved.state_dict()
+        for i, values in saved["state"].items():
+            assert all(resumed["state"][i][name].equal(value) for name, value in values.items())
 
 
 @pytest.mark.parametrize("keep, left", [(1, [8]), (3, [4, 6, 8]), (9, [2, 4, 6, 8])])
@@ -161,9 +161,12 @@ def test_every_flipped_bit_and_every_cut_is_found(copied, seed):
         ),  # the same JSON
         (
             lambda folder: os.truncate(folder / "model.safetensors", 9),
-            "model.safetensors is cut to 9 of",
+            "model.safetensors is truncated to 9 of",
         ),
-        (lambda folder: flipped(folder / "state.json", 3), "state.json is not what was written"),
+        (
+            lambda folder: flipped(folder / "state.json", 3),
+            "state.json has changed since it was written",
+        ),
     ],
 )
 def test_a_damaged_state_is_skipped_by_name_and_the_one_before_it_taken(
@@ -312,7 +315,7 @@ def test_changes_are_allowed_on_request_and_told(copied, tokens, capsys):
 
 def test_fewer_steps_than_are_made_are_refused(copied, tokens):
     assert NormRun(copied, tokens, steps=4, allow_changes=True).step == 4
-    with pytest.raises(ValueError, match="--steps 3: the run in --out .*copied has already made 4"):
+    with pytest.raises(ValueError, match="--steps 3: the run in --out .*copied has already done 4"):
         NormRun(copied, tokens, steps=3, allow_changes=True)
 
 
@@ -505,8 +508,8 @@ def test_a_worker_ignores_the_signals_that_its_parent_does(monkeypatch):
             signals.on_first_signal,
         ]
     finally:
-        for number, theirs in zip(signals.SIGNALS, before):
-            signal.signal(number, theirs)
+        for number, handler in zip(signals.SIGNALS, before):
+            signal.signal(number, handler)
         signals.deferred = False
 
 
@@ -563,21 +566,23 @@ def test_nothing_is_pickled():
 
 
 def test_rows_before_the_position_are_not_made_again(tmp_path, tokens, monkeypatch):
-    made, real = [], train_sft.document
+    indices, real = [], train_sft.document
     monkeypatch.setattr(train_sft, "CORPUS_WINDOW", 8)
     monkeypatch.setattr(
-        train_sft, "document", lambda seed, index: made.append(index) or real(seed, index)
+        train_sft, "document", lambda seed, index: indices.append(index) or real(seed, index)
     )
     cfg = train_sft.Config(data="corpus", rows=20, epochs=2, batch_tokens=300)
     whole = list(train_sft.make_batches(cfg, tokens, None, 1024))
-    assert made == [*range(20)] * 2
+    assert indices == [*range(20)] * 2
     for done in (1, len(whole) // 2, len(whole)):
-        made.clear()
+        indices.clear()
         assert (
             list(train_sft.make_batches(cfg, tokens, None, 1024, whole[done - 1][2]))
             == whole[done:]
         )
-        assert made == [*range(20), *range(20)][sum((8, 8, 4, 8, 8, 4)[: whole[done - 1][2][0]]) :]
+        assert (
+            indices == [*range(20), *range(20)][sum((8, 8, 4, 8, 8, 4)[: whole[done - 1][2][0]]) :]
+        )
 
 
 def test_killed_in_a_save_and_by_sigterm_a_run_comes_to_the_same_bits(tmp_path, capsys):
