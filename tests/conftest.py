@@ -137,7 +137,7 @@ def jsonl(path):
 def score(problem, rollouts, names=ALWAYS_LOGGED):
     """The named built-in rewards of each completion."""
     functions = {name: rewards.REWARDS[name] for name in names}
-    return score_async(problem, rollouts, functions)()
+    return score_async(problem, rollouts, functions).result()
 
 
 def interrupt_at_call(monkeypatch, where, name, number):

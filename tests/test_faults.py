@@ -582,7 +582,7 @@ def test_reward_that_hangs_ends_the_run_with_the_row(tmp_path, monkeypatch, hang
     ):
         runner.score_async(
             Problem("x", "", "", "p"), GROUP, {"mine": spec.load_rewards(f"{path}:mine")["mine"]}
-        )()
+        ).result()
     assert time.perf_counter() - begun < 5
 
 
@@ -610,7 +610,7 @@ def test_reward_with_an_alarm_of_its_own_keeps_it(monkeypatch):
     before = signal.getsignal(signal.SIGALRM)
     signal.setitimer(signal.ITIMER_REAL, 1000.0)
     assert (
-        runner.score_async(Problem("x", "", "", "p"), GROUP, {"mine": verified})()
+        runner.score_async(Problem("x", "", "", "p"), GROUP, {"mine": verified}).result()
         == [{"mine": 0.5}] * 4
     )
     left = signal.setitimer(signal.ITIMER_REAL, 0.0)[0]

@@ -93,7 +93,7 @@ def sample_and_score(
                 )
                 batch, groups = batch[skipped:], groups[skipped:]
                 pending = [score_async(*pair, functions, pool) for pair in zip(batch, groups)]
-                yield from zip(batch, groups, (collect() for collect in pending))
+                yield from zip(batch, groups, (scoring.result() for scoring in pending))
             done = max(0, done - len(problems))
 
 

@@ -17,6 +17,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -40,6 +41,18 @@ def worker_pool() -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(cancel_futures=True)
 
 
+@dataclass(frozen=True)
+class PendingScores:
+    """Scores that may still be computed, like a Future."""
+
+    pending: Mapping[str, Callable[[], list[float | None]]]
+
+    def result(self) -> Scores:
+        """Wait for the built-in rewards, run the user's functions in this thread, return all."""
+        values = {name: wait() for name, wait in self.pending.items()}
+        return [dict(zip(values, row)) for row in zip(*values.values())]
+
+
 def score_async(
     problem: Problem,
     rollouts: Sequence[Rollout],
@@ -47,22 +60,14 @@ def score_async(
     pool: ThreadPoolExecutor | None = None,
     *,
     max_completion_len: int | None = None,
-) -> Callable[[], Scores]:
-    """Start the built-in rewards in the pool. Returns a function that collects the scores.
-
-    It waits for the built-in rewards, and runs the user's functions in the thread that calls it.
-    """
+) -> PendingScores:
+    """Start the built-in rewards in the pool; the others run when the result is asked for."""
     pending = {}
     for name, reward in functions.items():
         call = partial(call_checked, name, reward, problem, rollouts, max_completion_len)
         run_in_pool = pool and builtin_score(reward)
         pending[name] = pool.submit(call).result if run_in_pool else call
-
-    def collect() -> Scores:
-        values = {name: result() for name, result in pending.items()}
-        return [dict(zip(values, row)) for row in zip(*values.values())]
-
-    return collect
+    return PendingScores(pending)
 
 
 def weighted_sum(scores: Mapping[str, float | None], weights: Mapping[str, float]) -> float:

@@ -103,7 +103,7 @@ def sample_groups(
             progress=f"step {step} sampling" if cfg.progress else None,
             on_finished=start_scoring,
         )
-        scores = [collect() for collect in pending]
+        scores = [scoring.result() for scoring in pending]
     groups = []
     results = distributed.all_gather(list(zip(rollouts, scores)))
     for problem, (members, values) in zip(problems, results):

@@ -125,7 +125,7 @@ def test_prompts_are_rendered_and_rewards_get_the_messages(tmp_path):
         rollouts = [Rollout((), (), (), r"a</think>\boxed{2}", True)] * 2
         [scores, _] = score_async(
             problem, rollouts, {"accuracy": rewards.accuracy, "record": record}
-        )()
+        ).result()
         accuracy = float(problem.columns["answer"] == 2)  # the prompt opened the thinking
         assert scores == {"accuracy": accuracy, "record": 1.0}
     assert seen[0] == (messages, r"a</think>\boxed{2}") and str(seen[1][0]) == problems[1].prompt

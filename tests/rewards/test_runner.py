@@ -102,7 +102,7 @@ def test_functions_of_one_file_share_its_state(file):
     """)
     functions = load_rewards(f"{path}:first,{path}:second:0.5")
     assert list(functions) == ["accuracy", "format", "language", "first", "second"]
-    assert [row["second"] for row in score_async(DATA, rollouts("a", "b"), functions)()] == [
+    assert [row["second"] for row in score_async(DATA, rollouts("a", "b"), functions).result()] == [
         1.0,
         1.0,
     ]
@@ -411,7 +411,7 @@ def test_a_reward_cannot_change_what_the_next_one_sees():
         completions.clear()
         return values
 
-    [row] = score_async(DATA, rollouts(GOOD), {"greedy": greedy, "format": rewards.format})()
+    [row] = score_async(DATA, rollouts(GOOD), {"greedy": greedy, "format": rewards.format}).result()
     assert row == {"greedy": 1.0, "format": 1.0}
 
 
@@ -433,9 +433,9 @@ def test_builtin_rewards_run_in_threads_and_users_functions_in_the_main_thread(m
 
     monkeypatch.setitem(rewards.REWARDS, "slow", slow)
     with worker_pool() as pool:
-        collect = score_async(DATA, rollouts("a"), {"slow": slow, "users": users}, pool)
+        scoring = score_async(DATA, rollouts("a"), {"slow": slow, "users": users}, pool)
         assert begun.wait(10) and "users" not in where  # before anybody asks for the result
-        assert collect() == [{"slow": 1.0, "users": 2.0}]
+        assert scoring.result() == [{"slow": 1.0, "users": 2.0}]
     assert where["users"] is threading.main_thread() is not where["slow"]
 
 
@@ -458,7 +458,7 @@ def test_threads_give_what_one_thread_gives():
         pending = [
             score_async(problem, rollouts(*texts), {"code": rewards.code}, pool) for _ in range(6)
         ]
-        assert [[row["code"] for row in collect()] for collect in pending] == [
+        assert [[row["code"] for row in scoring.result()] for scoring in pending] == [
             [1.0, 0.0, 1.0, 0.0]
         ] * 6
 
