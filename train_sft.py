@@ -136,8 +136,8 @@ def main(cfg: Config) -> dict:
     non_finite = optim.NonFiniteSteps()
     context = model.config.max_position_embeddings
     rows = None if cfg.data == "corpus" else load_rows(cfg, tokenizer, template, context)
-    worst = partial(worst_case_step, cfg, model, rows)
-    memory.dry_run(worst, memory_needed(cfg, model.config), free, device)
+    worst_case = partial(worst_case_step, cfg, model, rows)
+    memory.dry_run(worst_case, memory_needed(cfg, model.config), free, device)
     run.start(model, tokenizer, optimizers)
 
     values = {"position": (0, 0), "tokens": 0, "loss": math.nan, "recent_losses": []} | run.values

@@ -17,6 +17,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+import train_grpo
 from r1mini import checkpoint, rewards
 from r1mini.checkpoint import tokenizer
 from r1mini.infra import signals
@@ -25,6 +26,7 @@ from r1mini.model.init import init_weights
 from r1mini.model.transformer import Transformer
 from r1mini.rewards.runner import score_async
 from r1mini.rewards.spec import ALWAYS_LOGGED
+from r1mini.rewards.trl_adapter import to_rows
 from r1mini.tasks.corpus import document
 
 torch.set_num_threads(1)
@@ -138,6 +140,57 @@ def score(problem, rollouts, names=ALWAYS_LOGGED):
     """The named built-in rewards of each completion."""
     functions = {name: rewards.REWARDS[name] for name in names}
     return score_async(problem, rollouts, functions).result()
+
+
+def replace_rewards(monkeypatch, scores):
+    """Replaces the rewards of every run: `scores(problem, text)` has those of a completion by name."""
+
+    def reward(name):
+        return lambda prompts, completions, **columns: [
+            scores(problem, completion.text)[name]
+            for problem, completion in to_rows(prompts, completions, columns)
+        ]
+
+    monkeypatch.setattr(
+        rewards, "REWARDS", rewards.REWARDS | {name: reward(name) for name in ALWAYS_LOGGED}
+    )
+
+
+def reward_by_text(problem, text):
+    """Rewards that a random model earns half of the time: without some, nothing would be learned."""
+    return {
+        "accuracy": float(sum(map(ord, text)) % 2),
+        "format": float(len(text) % 2),
+        "language": None,
+    }
+
+
+@pytest.fixture
+def tiny_grpo(tmp_path, folder, monkeypatch):
+    """Calls train_grpo.py for two steps, with rewards that depend on the text."""
+    replace_rewards(monkeypatch, reward_by_text)
+
+    def call(name="out", **changes):
+        return train_grpo.main(
+            train_grpo.Config(
+                **{
+                    "out": str(tmp_path / name),
+                    "model": folder,
+                    "tasks": ("countdown", "elements"),
+                    "steps": 2,
+                    "problems": 3,
+                    "completions": 4,
+                    "max_new_tokens": 6,
+                    "learning_rate": 1e-2,
+                    "device": "cpu",
+                    "show": 0,
+                    "reward": "accuracy,format:0.1",
+                    **changes,
+                }
+            )
+        )
+
+    return call
 
 
 def interrupt_at_call(monkeypatch, where, name, number):

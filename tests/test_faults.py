@@ -7,6 +7,7 @@ import re
 import shutil
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -35,47 +36,8 @@ QUESTION = {"prompt": "1+1?\n", "completion": "<think>2</think><answer>2</answer
 
 
 @pytest.fixture
-def rl(tmp_path, folder, monkeypatch):
-    """A short run of RL, whose rewards a random model earns half of the time."""
-    by_text = {
-        "accuracy": lambda text: float(sum(map(ord, text)) % 2),
-        "format": lambda text: float(len(text) % 2),
-        "language": lambda text: None,
-    }
-    monkeypatch.setattr(
-        rewards,
-        "REWARDS",
-        rewards.REWARDS
-        | {
-            name: lambda prompts, completions, name=name, **columns: [
-                by_text[name](str(text)) for text in completions
-            ]
-            for name in by_text
-        },
-    )
-
-    def call(name="out", **changes):
-        return train_grpo.main(
-            train_grpo.Config(
-                **{
-                    "out": str(tmp_path / name),
-                    "model": folder,
-                    "tasks": ("countdown", "elements"),
-                    "steps": 2,
-                    "problems": 3,
-                    "completions": 4,
-                    "minibatches": 2,
-                    "max_new_tokens": 6,
-                    "learning_rate": 1e-2,
-                    "device": "cpu",
-                    "show": 0,
-                    "reward": "accuracy,format:0.1",
-                    **changes,
-                }
-            )
-        )
-
-    return call
+def rl(tiny_grpo):
+    return partial(tiny_grpo, minibatches=2)
 
 
 @pytest.fixture

@@ -657,7 +657,7 @@ def test_rejection_adds_rows_without_thinking(rejected):
 
 def test_no_row_of_rejection_is_held_out(rejected):
     _, rows, drawn = rejected
-    assert len(drawn) == 27 and not any(tasks.held_out(problem) for problem in drawn.values())
+    assert len(drawn) == 27 and not any(tasks.is_held_out(problem) for problem in drawn.values())
     assert {row["prompt"] for row in rows} == drawn.keys()
 
 

@@ -6,15 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import interrupt_at_call, jsonl
+from conftest import interrupt_at_call, jsonl, replace_rewards
 from hypothesis import given
 from hypothesis import strategies as st
 
 import train_grpo
-from r1mini import config, rewards, tasks
+from r1mini import config, tasks
 from r1mini.model.transformer import Transformer
 from r1mini.records import Group, Problem, Rollout
-from r1mini.rewards import spec, trl_adapter
 from r1mini.rl import grpo, inputs, learner, metrics
 from r1mini.rl import memory as rl_memory
 from r1mini.rl import rollouts as rl_rollouts
@@ -31,54 +30,9 @@ from r1mini.training.logprobs import collate, token_logprobs, token_logprobs_and
 TIMES = ("seconds", "step_time", "time/sample", "time/reward", "time/update")
 
 
-def watched(monkeypatch, scores):
-    """Replaces the rewards of every run: `scores(problem, text)` has those of a completion by name."""
-
-    def reward(name):
-        return lambda prompts, completions, **columns: [
-            scores(problem, completion.text)[name]
-            for problem, completion in trl_adapter.to_rows(prompts, completions, columns)
-        ]
-
-    monkeypatch.setattr(
-        rewards, "REWARDS", rewards.REWARDS | {name: reward(name) for name in spec.ALWAYS_LOGGED}
-    )
-
-
-def by_text(problem, text):
-    """Rewards that a random model earns half of the time: without some, nothing would be learned."""
-    return {
-        "accuracy": float(sum(map(ord, text)) % 2),
-        "format": float(len(text) % 2),
-        "language": None,
-    }
-
-
 @pytest.fixture
-def run(tmp_path, folder, monkeypatch):
-    watched(monkeypatch, by_text)
-
-    def call(name, **changes):
-        return train_grpo.main(
-            train_grpo.Config(
-                **{
-                    "out": str(tmp_path / name),
-                    "model": folder,
-                    "tasks": ("countdown", "elements"),
-                    "steps": 2,
-                    "problems": 3,
-                    "completions": 4,
-                    "max_new_tokens": 6,
-                    "learning_rate": 1e-2,
-                    "device": "cpu",
-                    "show": 0,
-                    "reward": "accuracy,format:0.1",
-                    **changes,
-                }
-            )
-        )
-
-    return call
+def run(tiny_grpo):
+    return tiny_grpo
 
 
 def weights_of(folder):
@@ -315,7 +269,7 @@ def test_logged_advantages_are_those_of_the_chosen_baseline_and_scale(
 
 
 def test_run_begins_with_a_first_look_and_ends_with_what_went_wrong(run, monkeypatch, capsys):
-    watched(monkeypatch, lambda *_: {"accuracy": 0.0, "format": 1.0, "language": None})
+    replace_rewards(monkeypatch, lambda *_: {"accuracy": 0.0, "format": 1.0, "language": None})
     run("out", steps=3)
     out = capsys.readouterr().out
     assert "first look: countdown" in out and "accuracy (weight 1): 0.00 (no <answer>)" in out
@@ -326,7 +280,7 @@ def test_run_begins_with_a_first_look_and_ends_with_what_went_wrong(run, monkeyp
 
 
 def test_policy_learns_what_is_rewarded(run, tmp_path, monkeypatch):
-    watched(
+    replace_rewards(
         monkeypatch,
         lambda problem, text: {
             "accuracy": sum(c.isascii() for c in text) / max(1, len(text)),
@@ -432,7 +386,7 @@ def test_groups_of_equal_rewards_are_replaced_by_other_problems_of_their_task(
             "language": None,
         }
 
-    watched(monkeypatch, mostly_flat)
+    replace_rewards(monkeypatch, mostly_flat)
     run("out", steps=1, completions=8, resample=3, reward="accuracy")
     rows, metrics = jsonl(tmp_path / "out/rollouts.jsonl"), jsonl(tmp_path / "out/metrics.jsonl")[0]
     # Logged is all that was drawn, learned from only what was kept.
@@ -446,7 +400,9 @@ def test_groups_of_equal_rewards_are_replaced_by_other_problems_of_their_task(
 
 
 def test_refill_stops_at_its_budget_and_keeps_the_flat_groups(run, tmp_path, monkeypatch):
-    watched(monkeypatch, lambda problem, text: {"accuracy": 1.0, "format": 0.0, "language": None})
+    replace_rewards(
+        monkeypatch, lambda problem, text: {"accuracy": 1.0, "format": 0.0, "language": None}
+    )
     run("out", steps=1, resample=2, reward="accuracy")
     metrics = jsonl(tmp_path / "out/metrics.jsonl")[0]
     assert (
@@ -492,7 +448,9 @@ def test_limit_of_the_overlong_penalty_is_the_contexts_where_that_is_shorter(
 
 
 def test_run_ends_when_its_completions_are_spent(run, tmp_path, monkeypatch):
-    watched(monkeypatch, lambda *_: {"accuracy": 0.0, "format": 0.0, "language": None})  # all flat
+    replace_rewards(
+        monkeypatch, lambda *_: {"accuracy": 0.0, "format": 0.0, "language": None}
+    )  # all flat
     summary = run("out", steps=9, resample=1, sample_budget=40, final_lr=0.0, warmup=0.0)
     rows = jsonl(tmp_path / "out/metrics.jsonl")
     # A step draws 3 groups of 4 and then 3 more: 24 completions. The second has 16 left: one group less.
@@ -501,7 +459,7 @@ def test_run_ends_when_its_completions_are_spent(run, tmp_path, monkeypatch):
 
 
 def test_completions_that_are_spent_stay_so_when_others_are_drawn(run, tmp_path, monkeypatch):
-    watched(monkeypatch, lambda *_: {"accuracy": 0.0, "format": 0.0, "language": None})
+    replace_rewards(monkeypatch, lambda *_: {"accuracy": 0.0, "format": 0.0, "language": None})
     with monkeypatch.context() as patch:
         interrupt_at_call(patch, train_grpo, "collect_groups", 3)
         with pytest.raises(KeyboardInterrupt):
@@ -897,7 +855,7 @@ def test_problems_are_a_function_of_seed_and_step_and_take_the_tasks_in_turn():
     assert [p.task for p in drawn] == [
         ("countdown", "repair", "countdown")[i % 3] for i in range(20)
     ]
-    assert not any(tasks.held_out(p) for p in drawn)
+    assert not any(tasks.is_held_out(p) for p in drawn)
     assert len({p.prompt for p in drawn}) > 15
 
 

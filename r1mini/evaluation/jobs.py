@@ -49,7 +49,10 @@ def run_evaluation(s: Session, sets: ProblemSets) -> dict:
                 f"--reference {cfg.reference}: its tokenizer differs from that of {cfg.model}, so "
                 "the KL is undefined"
             )
-        settings |= {"reference": cfg.reference, "reference_weights": fingerprint(cfg.reference)}
+        settings |= {
+            "reference": cfg.reference,
+            "reference_weights": weights_fingerprint(cfg.reference),
+        }
     journal, sampled = start_job(s, sets, settings, "evaluating")
     results, rows = evaluate(sampled, sets, journal, reference, s.params.temperature)
     results["settings"] = {**settings, "seconds": round(time.perf_counter() - start, 1)}
@@ -155,7 +158,7 @@ def job_settings(s: Session, key: str, content: str, **extra: Any) -> dict:
         "seed": s.cfg.seed,
         "samples": s.cfg.samples,
         "model": s.cfg.model,
-        "weights": fingerprint(s.cfg.model),
+        "weights": weights_fingerprint(s.cfg.model),
         "bf16": s.cfg.bf16,
         **extra,
         key: hashlib.sha256(content.encode()).hexdigest(),
@@ -174,7 +177,7 @@ def problem_settings(s: Session, sets: ProblemSets) -> dict:
     return settings
 
 
-def fingerprint(model: str) -> list:
+def weights_fingerprint(model: str) -> list:
     """Name, size and time of each file of a model folder: quicker than reading gigabytes."""
     return [
         [file.name, file.stat().st_size, int(file.stat().st_mtime)]

@@ -20,6 +20,7 @@ from r1mini.data.sft import cold_start_row
 from r1mini.infra.journal import Journal
 from r1mini.records import Problem, Rollout
 from r1mini.rewards import completion, rules
+from r1mini.rewards.runner import Scores
 from r1mini.rewards.words import repetition_rate, words_and_symbols
 from r1mini.tasks.trace import Style
 
@@ -29,11 +30,10 @@ if TYPE_CHECKING:  # filters need no torch
 REWARDS = ("accuracy", "code", "format")
 MAX_PARAGRAPH = 1500  # characters of a line
 MAX_REPEATED = 30  # consecutive words that may not be repeated
-Scores = Mapping[str, float | None]
 
 
 def reject(
-    sampled: Iterable[tuple[Problem, Sequence[Rollout], Sequence[Scores]]],
+    sampled: Iterable[tuple[Problem, Sequence[Rollout], Scores]],
     tokenizer: Tokenizer,
     journal: Journal,
     **options: Any,
@@ -51,7 +51,7 @@ def reject(
 def select_rows(
     problem: Problem,
     rollouts: Sequence[Rollout],
-    scores: Sequence[Scores],
+    scores: Scores,
     tokenizer: Tokenizer,
     *,
     keep: int,
@@ -91,7 +91,7 @@ def verdict(
     problem: Problem,
     text: str,
     finished: bool,
-    scores: Scores,
+    scores: Mapping[str, float | None],
     thinking_tokens: int,
     max_thinking: int,
 ) -> str:
@@ -108,7 +108,7 @@ def verdict(
     return "long" if thinking_tokens > max_thinking else "kept"
 
 
-def breaks_format(problem: Problem, text: str, scores: Scores) -> bool:
+def breaks_format(problem: Problem, text: str, scores: Mapping[str, float | None]) -> bool:
     r"""The answer to a file's problem may also stand in a `\boxed{…}` or a code block, after one
     think block or none."""
     if problem.task in tasks.TASKS or "answer>" in text:

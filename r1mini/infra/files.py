@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 MAX_BYTES = 2**26  # of a file read at once: a tokenizer of 260,000 tokens takes half of it
-Content = (
-    bytes | Callable[[Path], None]
-)  # what a file holds, or a function that writes it to a path
+Content = bytes | Callable[[Path], None]  # of a file, or a function that writes it to a path
 
 
 # -- atomic writes --------------------------------------------------------------------------------

@@ -23,3 +23,7 @@ class ModelConfig:
     attention_bias: bool = False  # Qwen2: biases on q, k, v
     qk_norm: bool = False  # Qwen3: RMSNorm on each query and key head
     initializer_range: float = 0.02
+
+    def max_completion(self, max_new_tokens: int, prompt_tokens: int = 0) -> int:
+        """The most tokens a completion can have: the given limit, or what the context leaves."""
+        return min(max_new_tokens, self.max_position_embeddings - prompt_tokens)

@@ -219,11 +219,8 @@ PRESETS = {
     "dr-grpo": {"loss_per": "constant", "scale": "none", "clip_high": 0.2},
     # GSPO §5.1
     "gspo": {"loss_per": "sequence", "ratio": "sequence", "clip_low": 3e-4, "clip_high": 4e-4},
-    "cispo": {
-        "loss_per": "token",
-        "objective": "cispo",
-        "clip_high": 4.0,
-    },  # ScaleRL: ratios up to 5
+    # ScaleRL: ratios up to 5
+    "cispo": {"loss_per": "token", "objective": "cispo", "clip_high": 4.0},
     # 0.5 billion parameters in 24 GB: 8 GB of weights, gradients and Adam, 4 GB for 1,024 tokens.
     "small-gpu": {
         "problems": 16,

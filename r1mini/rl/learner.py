@@ -163,6 +163,6 @@ def add_up(
         stats["loss"] += optim.nan_if_not_finite(gap)  # a clamp can hide such a value
         bad += [b for b, finite in zip(chosen, finite_B.tolist()) if not finite]
     stats = distributed.reduce_metrics(stats, maxima=["gap"])
-    for name in metrics.keys() - {"loss", "tokens"}:
+    for name in stats.keys() - {"loss", "tokens", "gap"}:
         stats[name] /= stats["tokens"]
     return stats, bad

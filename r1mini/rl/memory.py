@@ -25,7 +25,7 @@ from r1mini.training import memory
 def memory_needed(cfg: GRPOConfig, device: torch.device, config: ModelConfig) -> dict[str, int]:
     """Bytes by purpose."""
     ranks = distributed.world_size()
-    longest = min(cfg.max_new_tokens, config.max_position_embeddings)
+    longest = config.max_completion(cfg.max_new_tokens)
     sizes = memory.training_bytes(
         config,
         max(cfg.learner_tokens, longest),
@@ -76,7 +76,7 @@ def worst_case_step(
     with autocast(policy.device, cfg.bf16):
         whole = distributed.gather_model(policy)
         sampler.dry_run(whole, tokenizer, prompts, cfg.completions, params, cfg.sampler_rows)
-    limit = min(cfg.max_new_tokens, policy.config.max_position_embeddings - len(prompt))
+    limit = policy.config.max_completion(cfg.max_new_tokens, len(prompt))
     size = len(minibatches(cfg, cfg.problems, "")[0])
     same_prompt = (
         cfg.completions if cfg.minibatch_of == "problems" else max(1, size // cfg.problems)

@@ -177,7 +177,7 @@ class StepLog:
         policy: Transformer,
         updates: Sequence[Mapping[str, float]],
         learning_rate: float,
-        done: float,
+        fraction_done: float,
     ) -> None:
         """Log a step: the groups it learned from, all groups sampled for them, and its updates."""
         self.run.lap("update")
@@ -198,7 +198,7 @@ class StepLog:
         self.run.write("metrics.jsonl", row)
         self.run.write("rollouts.jsonl", *rollout_rows(step, groups, adv_NG))
         self.print_step(row, groups)
-        if step % 5 == 4 or done == 1:
+        if step % 5 == 4 or fraction_done == 1:
             for advice in diagnosis.diagnose(
                 self.rows, self.cfg, self.reward_weights, self.context
             ):

@@ -81,8 +81,8 @@ def sample_groups(
     local, pending = problems[part], []
 
     def start_scoring(n: int, rollouts: list[Rollout]) -> None:
-        context = policy.config.max_position_embeddings - len(rollouts[0].prompt_ids)
-        longest = min(cfg.max_new_tokens, context)
+        prompt_tokens = len(rollouts[0].prompt_ids)
+        longest = policy.config.max_completion(cfg.max_new_tokens, prompt_tokens)
         scoring = score_async(
             local[n], rollouts, rewards.functions, pool, max_completion_len=longest
         )

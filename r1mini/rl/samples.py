@@ -112,13 +112,12 @@ def loss_inputs(
     micro_batch_B = torch.zeros(len(samples), dtype=torch.long)
     for number, chosen in enumerate(micro_batches):
         micro_batch_B[chosen] = number
-    longest = min(cfg.max_new_tokens, policy.config.max_position_embeddings)
     # A row that is left out keeps its share of the weight, so that the others do not count for more
     # (but not in "microbatch", as in TRL).
     weight_BT = grpo.token_weights(
         mask_BT if cfg.loss_per == "microbatch" else target_BT,
         cfg.loss_per,
-        longest=longest,
+        longest=policy.config.max_completion(cfg.max_new_tokens),
         micro_batch_B=micro_batch_B,
     )
     bonus_BT = cfg.entropy_bonus * grpo.token_weights(target_BT, "token")

@@ -190,7 +190,7 @@ class Sampler:
         self.prompts: list[int] = []  # the numbers of those in the cache
 
         B = len(self.slots)
-        max_tokens = min(params.max_new_tokens, model.config.max_position_embeddings)
+        max_tokens = model.config.max_completion(params.max_new_tokens)
         self.max_length = max_tokens + self.block  # a row may overrun its limit inside a block
         capacity = round_up(min(max_tokens, INITIAL_CAPACITY) + self.block)
         dtype = self.decoder.head.dtype if on_gpu else torch.float32
@@ -236,12 +236,12 @@ class Sampler:
 
     def start_rows(self, slots: Sequence[int]) -> None:
         """Starts a waiting row in each of these slots, at the last token of its prompt."""
-        context = self.model.config.max_position_embeddings
         last, position, number = [], [], []
         for slot in slots:
             n, g = self.waiting.popleft()
             ids = self.prompt_ids[n]
-            self.slots[slot] = Row(n, g, min(self.params.max_new_tokens, context - len(ids)))
+            limit = self.model.config.max_completion(self.params.max_new_tokens, len(ids))
+            self.slots[slot] = Row(n, g, limit)
             last.append(ids[-1])
             position.append(len(ids) - 1)
             number.append((self.first + n) * self.completions + g)

@@ -59,7 +59,7 @@ def require(names: Iterable[str], judged: bool = True) -> None:
                 raise ValueError(f"--tasks: {name!r} runs its answers, and {error}") from error
 
 
-def held_out(problem: Problem) -> bool:
+def is_held_out(problem: Problem) -> bool:
     digest = hashlib.sha256(f"{problem.task} {problem.key}".encode()).digest()
     return digest[0] < 26  # one in ten
 
@@ -69,7 +69,7 @@ def problem(task: str, seed: int | str, index: int, split: str) -> Problem:
     rng = Random(f"{task} {seed} {index} {split}")
     while True:
         drawn = TASKS[task].generate(rng, rng.choice(LANGUAGES))
-        if drawn is not None and held_out(drawn) == (split == "heldout"):
+        if drawn is not None and is_held_out(drawn) == (split == "heldout"):
             return drawn
 
 

@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -30,6 +30,7 @@ from r1mini.checkpoint.weights import model_files, weight_files, write_tensors
 from r1mini.infra import distributed, signals
 from r1mini.infra.distributed import main_rank_only, same_on_all_ranks
 from r1mini.infra.files import (
+    Content,
     fsync,
     json_text,
     lock_file,
@@ -49,7 +50,7 @@ SHAPE = {"hidden_size", "layers", "heads", "kv_heads", "intermediate_size", "voc
 FIXED = {"model", "optimizer", "beta", *SHAPE}
 LOCKS: dict[Path, BinaryIO] = {}  # held by this process
 
-Files = Mapping[str, bytes | Callable[[Path], None]]
+Files = Mapping[str, Content]
 
 
 class Run:

@@ -150,7 +150,7 @@ def test_only_held_out_problems_are_evaluated_each_once(evaluated):
     _, all_rows = evaluated
     assert [row["sample"] for row in all_rows] == [0, 1] * 40
     assert len({(row["task"], row["problem"]) for row in all_rows}) == 40
-    assert all(tasks.held_out(problem) for problems in SETS.values() for problem in problems)
+    assert all(tasks.is_held_out(problem) for problems in SETS.values() for problem in problems)
 
 
 def test_every_seed_evaluates_the_same_problems(evaluated, model, tokens):

@@ -66,7 +66,7 @@ def test_no_training_problem_is_held_out(task):
 def test_one_problem_in_ten_is_held_out():
     rng = Random(0)
     drawn = [countdown.make(4)(rng, "en") for _ in range(4000)]
-    share = sum(tasks.held_out(p) for p in drawn if p) / sum(p is not None for p in drawn)
+    share = sum(tasks.is_held_out(p) for p in drawn if p) / sum(p is not None for p in drawn)
     assert 0.08 < share < 0.125
 
 
@@ -134,7 +134,7 @@ def test_no_document_of_the_corpus_shows_a_held_out_problem(monkeypatch):
     seen = recorded(monkeypatch)
     documents = [corpus.document(0, index) for index in range(2000)]
     assert {p.task for p in seen} == set(TASKS) and len(seen) > 1400
-    assert not any(tasks.held_out(p) for p in seen)
+    assert not any(tasks.is_held_out(p) for p in seen)
     prompts = {p.prompt for task in TASKS for p in problems(task, 40, "heldout", "evaluation")}
     assert not any(row["prompt"] in prompts for row in documents)
 
@@ -144,7 +144,7 @@ def test_no_cold_start_row_shows_a_held_out_problem(monkeypatch):
     for task in TASKS:
         for index in range(300):
             sft.cold_start_row(task, 0, index)
-    assert len(seen) == 300 * len(TASKS) and not any(tasks.held_out(p) for p in seen)
+    assert len(seen) == 300 * len(TASKS) and not any(tasks.is_held_out(p) for p in seen)
 
 
 def test_training_sets_are_drawn_apart():
