@@ -32,6 +32,7 @@ Config = GRPOConfig  # as in every script
 
 def main(cfg: GRPOConfig) -> dict:
     """Train a policy. Returns the summary of the run."""
+    # Set up: flags, folder, memory, models, optimizers. The algorithm begins at `with run`.
     cfg = resolve(cfg)
     rewards = Rewards.from_config(cfg)
     run = Run(cfg.out, asdict(cfg) | fingerprint(cfg.data), LOGS)
@@ -66,7 +67,8 @@ def main(cfg: GRPOConfig) -> dict:
 
             run.begin_update()  # from here on, a signal waits for the end of the step
             # 4. Reset the reference to the policy now and then (R1: every 25 steps). [R1 §2.2.1]
-            if reference and step and cfg.reference_every and step % cfg.reference_every == 0:
+            due = step and cfg.reference_every and step % cfg.reference_every == 0
+            if reference is not None and due:
                 optim.lerp_(reference, policy, cfg.reference_mix)
 
             # 5. Update the policy, one minibatch after another. [R1 Eq. 1]

@@ -56,12 +56,12 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Group:
-    """A problem with its completions, the rewards of each by name, and their weighted sums."""
+    """A problem with its G completions, the rewards of each by name, and their weighted sums."""
 
     problem: Problem
-    rollouts: Sequence[Rollout]
-    scores: Sequence[Mapping[str, float | None]]
-    rewards: tuple[float, ...]
+    rollouts: Sequence[Rollout]  # G
+    scores: Sequence[Mapping[str, float | None]]  # G; None: the reward does not apply
+    rewards: tuple[float, ...]  # G
 
     @property
     def has_zero_variance(self) -> bool:
@@ -71,9 +71,9 @@ class Group:
 
 @dataclass(frozen=True)
 class Batch:
-    """A micro-batch of rows, padded on the right; and packed without padding, as the model computes
-    it, with a prompt that neighbouring rows share only once. Two completions, `a b c` and `d`, of
-    the prompt `p q`:
+    """A micro-batch of rows: what one forward and backward pass learns from. Its tensors are padded
+    on the right; the model computes it packed, without padding, and with a prompt that neighbouring
+    rows share only once. Two completions, `a b c` and `d`, of the prompt `p q`:
 
         tokens_BT      p q a b c      flat_of_token_BT   0 1 2 3 4     (index in packed M)
                        p q d . .                         0 1 5 . .

@@ -128,7 +128,7 @@ def ours(name):
         options.pop("entropy_bonus", 0.0),
     )
     weight_BT = grpo.token_weights(
-        c.mask_BT, per, longest=LONGEST, micro_batch_B=torch.zeros(4, dtype=torch.long)
+        c.mask_BT, per, max_length=LONGEST, micro_batch_B=torch.zeros(4, dtype=torch.long)
     )
     loss, _ = grpo.policy_loss(
         logp_BT,

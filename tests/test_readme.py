@@ -67,6 +67,28 @@ def test_the_map_of_the_papers_is_the_codes():
     assert {tag for tag in TAG.findall(table)} == in_code
 
 
+DEFINED = r"^(?: *(?:def|class) {0}\b|{0}\b.* = )"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_functions_are_in_the_files_that_the_pages_name(path):
+    for name, link in re.findall(r"`(\w+)` in\s\[[^]]+\]\(([^)]+\.py)\)", PAGES[path]):
+        source = (path.parent / link).read_text(encoding="utf-8")
+        assert re.search(DEFINED.format(name), source, re.MULTILINE), f"{name} in {link}"
+
+
+def test_functions_of_the_call_tree_are_in_its_files():
+    page = (ROOT / "r1mini/docs/grpo_step.md").read_text(encoding="utf-8")
+    lines = page.split("```")[1].strip().splitlines()
+    assert len(lines) > 15
+    for line in lines:
+        names, file, *_ = re.split(r"  +", line.strip())
+        path = ROOT / file if "/" not in file else ROOT / "r1mini" / file
+        for name in names.split(", "):
+            source = path.read_text(encoding="utf-8")
+            assert re.search(DEFINED.format(name), source, re.MULTILINE), f"{name} in {path.name}"
+
+
 def test_line_counts_of_the_reading_order_are_right():
     for name, count in re.findall(
         r"^\| \[`?([\w/.]+\.py)`?\]\([\w/.]+\) \| (\d+) \|", README, re.MULTILINE

@@ -76,13 +76,13 @@ def group_advantages(
 
 
 def token_weights(
-    mask_BT: Tensor, per: str, *, longest: int = 0, micro_batch_B: Tensor | None = None
+    mask_BT: Tensor, loss_per: str, *, max_length: int = 0, micro_batch_B: Tensor | None = None
 ) -> Tensor:
     """[B, T] the weight of each token in the loss, over a whole minibatch; 0 outside the mask.
 
     "sequence"    1/B for each row, shared equally by its tokens [DeepSeekMath Eq. 3]
     "token"       equal for all tokens of the update [DAPO §3.3]
-    "constant"    1 / (B * `longest`), independent of length [Dr. GRPO]
+    "constant"    1 / (B * `max_length`), independent of length [Dr. GRPO]
     "microbatch"  each micro-batch weighs the same, shared equally by its tokens (TRL's bnpo: the
                   gradient depends on the cut); `micro_batch_B`: each row's micro-batch index
 
@@ -92,17 +92,18 @@ def token_weights(
     >>> token_weights(mask, "token")[:, 0].tolist()
     [0.25, 0.25]
     """
-    check_choice("loss_per", per, LOSS_PER)
+    check_choice("loss_per", loss_per, LOSS_PER)
     mask_BT = mask_BT.float()
     length_B = mask_BT.sum(-1)
-    if per == "sequence":
+    if loss_per == "sequence":
         return mask_BT / (len(mask_BT) * length_B.clamp(min=1))[:, None]
-    if per == "token":
+    if loss_per == "token":
         return mask_BT / length_B.sum().clamp(min=1)
-    if per == "constant":
-        if longest < 1:
-            raise ValueError(f"loss_per 'constant': needs longest of at least 1, not {longest}")
-        return mask_BT / (len(mask_BT) * longest)
+    if loss_per == "constant":
+        if max_length < 1:
+            raise ValueError(f"loss_per 'constant': needs max_length >= 1, not {max_length}")
+        return mask_BT / (len(mask_BT) * max_length)
+    assert loss_per == "microbatch"
     if micro_batch_B is None:
         raise ValueError("loss_per 'microbatch': needs the micro-batch of each row")
     count = int(micro_batch_B.max()) + 1
@@ -134,6 +135,7 @@ def kl_to_reference(
     k3_BT = log_ref_BT.exp() - log_ref_BT - 1
     if estimate == "k3":
         return k3_BT
+    assert estimate == "k3-weighted"
     if ratio_BT is None:
         raise ValueError("kl 'k3-weighted': needs ratio_BT")
     return k3_BT * ratio_BT

@@ -25,10 +25,10 @@ from r1mini.training import memory
 def memory_needed(cfg: GRPOConfig, device: torch.device, config: ModelConfig) -> dict[str, int]:
     """Bytes by purpose."""
     ranks = distributed.world_size()
-    longest = config.max_completion(cfg.max_new_tokens)
+    max_length = config.max_completion(cfg.max_new_tokens)
     sizes = memory.training_bytes(
         config,
-        max(cfg.learner_tokens, longest),
+        max(cfg.learner_tokens, max_length),
         optimizer=cfg.optimizer,
         optimizer_on=cfg.optimizer_on,
         reference=bool(cfg.beta),
@@ -37,7 +37,7 @@ def memory_needed(cfg: GRPOConfig, device: torch.device, config: ModelConfig) ->
     )
     rows = min(cfg.sampler_rows, -(-cfg.problems // ranks) * cfg.completions)
     bytes_per_number = 2 if device.type == "cuda" and cfg.bf16 else 4
-    cache = cache_bytes(config, rows, longest, bytes_per_number)
+    cache = cache_bytes(config, rows, max_length, bytes_per_number)
     if cache > sizes["learner"]:  # sampler and learner take turns
         del sizes["learner"]
         sizes["sampler"] = cache

@@ -82,9 +82,9 @@ def sample_groups(
 
     def start_scoring(n: int, rollouts: list[Rollout]) -> None:
         prompt_tokens = len(rollouts[0].prompt_ids)
-        longest = policy.config.max_completion(cfg.max_new_tokens, prompt_tokens)
+        max_length = policy.config.max_completion(cfg.max_new_tokens, prompt_tokens)
         scoring = score_async(
-            local[n], rollouts, rewards.functions, pool, max_completion_len=longest
+            local[n], rollouts, rewards.functions, pool, max_completion_len=max_length
         )
         pending.append(scoring)
 

@@ -73,14 +73,15 @@ def minibatches(cfg: GRPOConfig, groups: int, seed: str) -> list[list[int]]:
 
 @dataclass(frozen=True)
 class LossInputs:
-    """What the loss needs besides the policy: a row for each sample of a minibatch."""
+    """What the loss needs besides the policy: a row for each sample of a minibatch. All fp32, but
+    for the mask."""
 
     adv_B: Tensor
-    mask_BT: Tensor
-    weight_BT: Tensor
-    entropy_weight_BT: Tensor
-    correction_BT: Tensor
-    policy_weight_BT: Tensor
+    mask_BT: Tensor  # bool: the completions' tokens that are learned
+    weight_BT: Tensor  # of each token in the loss
+    entropy_weight_BT: Tensor  # in the entropy bonus
+    correction_BT: Tensor  # importance weights, learner over sampler
+    policy_weight_BT: Tensor  # further factors of the policy term
     old_logp_BT: Tensor
     sampler_logp_BT: Tensor
 
@@ -117,7 +118,7 @@ def loss_inputs(
     weight_BT = grpo.token_weights(
         mask_BT if cfg.loss_per == "microbatch" else target_BT,
         cfg.loss_per,
-        longest=policy.config.max_completion(cfg.max_new_tokens),
+        max_length=policy.config.max_completion(cfg.max_new_tokens),
         micro_batch_B=micro_batch_B,
     )
     bonus_BT = cfg.entropy_bonus * grpo.token_weights(target_BT, "token")

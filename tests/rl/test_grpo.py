@@ -122,7 +122,7 @@ MASK = torch.tensor([[1, 0, 0, 0, 0], [0, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
     ],
 )
 def test_token_weights_by_hand(per, weights):
-    got = token_weights(MASK, per, longest=10, micro_batch_B=torch.tensor([0, 0, 1]))
+    got = token_weights(MASK, per, max_length=10, micro_batch_B=torch.tensor([0, 0, 1]))
     close(got, MASK * torch.tensor(weights)[:, None])
 
 
@@ -342,7 +342,7 @@ def random_case(seed, **sizes):
 def gradient_of(mask_BT, logp_BT, old_BT, ref_BT, adv_B, per="sequence", parts=None, **options):
     """d(loss)/d(logp), micro-batch by micro-batch."""
     weight_BT, logp_BT = (
-        token_weights(mask_BT, per, longest=20),
+        token_weights(mask_BT, per, max_length=20),
         logp_BT.clone().requires_grad_(True),
     )
     ref = (lambda rows: ref_BT[rows]) if options.get("beta") else (lambda rows: None)
@@ -405,7 +405,7 @@ def test_impossible_tokens_never_make_nan(options, learner, old, advantage):
 @pytest.mark.parametrize(
     "call, reason",
     [
-        (lambda: token_weights(MASK, "constant"), "longest"),
+        (lambda: token_weights(MASK, "constant"), "max_length"),
         (lambda: token_weights(MASK, "microbatch"), "micro-batch"),
         (lambda: group_advantages(REWARDS, baseline="none"), "baseline 'none', scale 'group'"),
         (lambda: kl_to_reference(torch.zeros(1), torch.zeros(1), "k3-weighted"), "k3-weighted"),
