@@ -18,11 +18,16 @@ from r1mini.infra import distributed
 from r1mini.infra.device import pick_device
 from r1mini.rl.config import PRESETS, GRPOConfig, fraction_done, resolve
 from r1mini.rl.grpo import group_advantages
-from r1mini.rl.inputs import Rewards, load_problems
 from r1mini.rl.learner import update_policy
-from r1mini.rl.memory import fit_micro_batches, memory_needed, worst_case_step
 from r1mini.rl.metrics import LOGS, StepLog
 from r1mini.rl.rollouts import collect_groups
+from r1mini.rl.setup import (
+    build_rewards,
+    fit_micro_batches,
+    load_problems,
+    memory_needed,
+    worst_case_step,
+)
 from r1mini.training import memory, optim
 from r1mini.training.run_state import Run
 from r1mini.training.setup import load_model, prepare
@@ -34,7 +39,7 @@ def main(cfg: GRPOConfig) -> dict:
     """Train a policy. Returns the summary of the run."""
     # Set up: flags, folder, memory, models, optimizers. The algorithm begins at `with run`.
     cfg = resolve(cfg)
-    rewards = Rewards.from_config(cfg)
+    rewards = build_rewards(cfg)
     run = Run(cfg.out, asdict(cfg) | fingerprint(cfg.data), LOGS)
     if run.has_finished():
         return run.record()

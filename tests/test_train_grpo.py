@@ -14,8 +14,7 @@ import train_grpo
 from r1mini import config, tasks
 from r1mini.model.transformer import Transformer
 from r1mini.records import Group, Problem, Rollout
-from r1mini.rl import grpo, inputs, learner, metrics
-from r1mini.rl import memory as rl_memory
+from r1mini.rl import grpo, learner, metrics, setup
 from r1mini.rl import rollouts as rl_rollouts
 from r1mini.rl.config import resolve
 from r1mini.rl.samples import make_samples
@@ -442,7 +441,7 @@ def test_limit_of_the_overlong_penalty_is_the_contexts_where_that_is_shorter(
 
     monkeypatch.setattr(rl_rollouts, "sample", one_rollout)
     [group] = rl_rollouts.sample_groups(
-        cfg, model, tokens, [problem], inputs.Rewards.from_config(cfg), 0, 0
+        cfg, model, tokens, [problem], setup.build_rewards(cfg), 0, 0
     )
     assert group.scores[0]["overlong"] == -1.0
 
@@ -640,7 +639,7 @@ def test_trying_the_worst_leaves_weights_gradients_and_random_numbers_alone(mode
     policy = copy.deepcopy(model).requires_grad_(True)
     cfg = train_grpo.Config(**TRIED, problems=3, completions=4, tasks=("elements",))
     state = torch.get_rng_state()
-    rl_memory.worst_case_step(resolve(cfg), policy, None, tokens, [])
+    setup.worst_case_step(resolve(cfg), policy, None, tokens, [])
     assert all(p.grad is None for p in policy.parameters()) and torch.get_rng_state().equal(state)
     assert all(
         trained.equal(original)
@@ -660,7 +659,7 @@ def test_the_worst_prompt_is_the_one_of_most_tokens(model, tokens, monkeypatch):
         for text in ("the " * 9, "\N{CJK UNIFIED IDEOGRAPH-8C46}" * 12)
     ]
     cfg = train_grpo.Config(**TRIED, problems=2, completions=2)
-    rl_memory.worst_case_step(cfg, copy.deepcopy(model).requires_grad_(True), None, tokens, data)
+    setup.worst_case_step(cfg, copy.deepcopy(model).requires_grad_(True), None, tokens, data)
     assert len(data[0].prompt) > len(data[1].prompt) and set(map(len, seen[0])) == {
         len(tokens.encode_batch([data[1].prompt])[0])
     }

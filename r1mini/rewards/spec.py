@@ -3,6 +3,8 @@
 import importlib.util
 import re
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,14 @@ TIME_LIMIT = 600.0
 # The largest reward or weight: next to a larger one, single precision loses the others.
 MAX_MAGNITUDE = 1e6
 PART = re.compile(r"(?:(.*\.py):)?([^:]*)(?::(.*))?", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """Rewards by name, and the weights of those that count; the others are only logged."""
+
+    functions: Mapping[str, Reward]
+    weights: Mapping[str, float]
 
 
 def parse_spec(text: str) -> list[tuple[str, str, float]]:

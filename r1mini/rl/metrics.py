@@ -31,22 +31,19 @@ NEEDED = (
 # R1's words of reflection (Nature, Supplementary), and their Chinese counterparts. A bare 错 is a
 # verdict, as "no".
 REFLECTION = {
-    "en": (
-        *("wait", "mistake", "however", "but", "retry"),
-        *("error", "verify", "wrong", "evaluate", "check"),
-    ),
-    "zh": (*("等等", "等一下", "错误", "然而", "但是", "重试"), *("验证", "不对", "评估", "检查")),
+    "en": "wait mistake however but retry error verify wrong evaluate check".split(),
+    "zh": "等等 等一下 错误 然而 但是 重试 验证 不对 评估 检查".split(),
 }
 
 
 def reflection(thinking: str, language: str) -> float:
     """Reflective words per word of the thinking; 0 without words."""
-    spoken, known = words(thinking), REFLECTION.get(language, ())
+    spoken, reflective = words(thinking), REFLECTION.get(language, ())
     if language == "zh":
-        hits = [any(reflective in word for reflective in known) for word in spoken]
+        hits = [any(part in word for part in reflective) for word in spoken]
     else:
-        hits = [word.lower() in known for word in spoken]
-    return sum(hits) / len(spoken) if spoken else 0.0
+        hits = [word.lower() in reflective for word in spoken]
+    return fmean(hits) if spoken else 0.0
 
 
 def entropy(rollouts: Sequence[Rollout]) -> float:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sampler.test_cuda_graphs import Taped
 
 from r1mini.rl.config import GRPOConfig
-from r1mini.rl.memory import memory_needed
+from r1mini.rl.setup import memory_needed
 from r1mini.sampler import sampler
 from r1mini.sampler.kv_cache import KVCache, cache_bytes
 from r1mini.sampler.sampler import dry_run

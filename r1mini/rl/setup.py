@@ -1,16 +1,22 @@
-"""The memory of a GRPO step in the worst case: every completion reaches its limit."""
+"""What a GRPO run needs before its first step: rewards, problems, and the memory of a step in the
+worst case, when every completion reaches its limit."""
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 
+from r1mini import rewards
+from r1mini.checkpoint.chat_template import ChatTemplate
 from r1mini.checkpoint.tokenizer import Tokenizer
+from r1mini.data.problems import read_problems
 from r1mini.infra import distributed
 from r1mini.infra.device import autocast
 from r1mini.model.config import ModelConfig
 from r1mini.model.transformer import Transformer
 from r1mini.records import Group, Problem, Rollout
+from r1mini.rewards.spec import Rewards, load_rewards, reward_weights
 from r1mini.rl.config import GRPOConfig
 from r1mini.rl.learner import accumulate_gradient
 from r1mini.rl.metrics import bf16_weights
@@ -20,6 +26,33 @@ from r1mini.sampler import sampler
 from r1mini.sampler.kv_cache import cache_bytes
 from r1mini.sampler.sampling import SamplingParams
 from r1mini.training import memory
+
+
+def build_rewards(cfg: GRPOConfig) -> Rewards:
+    functions, weights = load_rewards(cfg.reward), reward_weights(cfg.reward)
+    if cfg.overlong_cache:
+        punishment = rewards.soft_overlong_punishment
+        functions["overlong"] = partial(punishment, soft_punish_cache=cfg.overlong_cache)
+        weights["overlong"] = 1.0
+    return Rewards(functions, weights)
+
+
+def load_problems(
+    cfg: GRPOConfig, template: ChatTemplate, policy: Transformer, tokenizer: Tokenizer
+) -> list[Problem]:
+    """The problems of `--data`, checked; none without it."""
+    if not cfg.data:
+        return []
+    return read_problems(
+        cfg.data,
+        template,
+        lambda problem: sampler.encode_prompts(policy, tokenizer, [problem.prompt]),
+        prompt_key=cfg.prompt_key,
+        answer_key=cfg.answer_key,
+        instruction=cfg.instruction,
+        skip_bad=cfg.skip_bad,
+        decontaminate=cfg.decontaminate,
+    )
 
 
 def memory_needed(cfg: GRPOConfig, device: torch.device, config: ModelConfig) -> dict[str, int]:
