@@ -10,6 +10,7 @@ product; factor (a mixed number); power; value.
 """
 
 import re
+from collections.abc import Callable
 from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
@@ -54,9 +55,11 @@ $ \$
 ( \langle
 ) \rangle"""
 ) | {"\\" + name: name for name in FUNCTIONS}
-COMMANDS = r"\frac \binom \sqrt \pi \infty \pm \mp \cup \emptyset \in \circ \neq \{ \} \\".split()
-SYMBOLS = {*COMMANDS, *"+-*/^()[]{}|,:;=<>!%$€£&_", "<=", ">=", *FUNCTIONS}
-GREEK = set(
+COMMANDS = (
+    r"\frac \binom \sqrt \pi \infty \pm \mp \cup \emptyset \in \circ \neq \{ \} \\ "
+    r"\begin{pmatrix} \end{pmatrix} \begin{bmatrix} \end{bmatrix}".split()
+)
+GREEK = (
     r"\alpha \beta \gamma \delta \theta \lambda \mu \omega \phi \rho \sigma \tau \varphi "
     r"\epsilon".split()
 )
@@ -79,23 +82,22 @@ mph|rad radian|square sq|/ per|unit|cubic|个|人""".replace("|", "\n")
 )
 UNITS_AFTER_DIGITS = "mm cm km kg mph".split()  # without a space; `5mi` is a product
 
-UNICODE = str.maketrans("−–×·⋅÷\xa0", "--***/ ") | str.maketrans(
-    {
-        "≤": "<=",
-        "≥": ">=",
-        "±": r"\pm ",
-        "∓": r"\mp ",
-        "π": r"\pi ",
-        "√": "sqrt ",
-        "∞": r"\infty ",
-        "∪": r"\cup ",
-        "∅": r"\emptyset ",
-        "∈": r"\in ",
-        "°": r"^\circ ",
-        "θ": r"\theta ",
-        "≠": r"\neq ",
-    }
-)
+UNICODE = str.maketrans("−–×·⋅÷\xa0", "--***/ ") | {
+    ord(line[0]): f"{line[2:]} "
+    for line in r"""≤ <=
+≥ >=
+± \pm
+∓ \mp
+π \pi
+√ sqrt
+∞ \infty
+∪ \cup
+∅ \emptyset
+∈ \in
+° ^\circ
+θ \theta
+≠ \neq""".splitlines()
+}
 TOKEN = re.compile(
     r"""
     (?P<space>(?:\s|~|\\[,;:!\s]
@@ -204,7 +206,7 @@ def tokenize(text: str, prose: bool, gold_words: frozenset[str]) -> list[Token]:
             position = end + 1
         elif kind == "sign":
             piece = ALIASES.get(piece, piece)
-            if piece not in SYMBOLS | GREEK and not piece.startswith((r"\begin", r"\end")):
+            if piece[0] == "\\" and piece not in (*COMMANDS, *GREEK):
                 raise ParseError(f"{piece} is not in the grammar")
             depth += (piece in ("(", "[", r"\{")) - (piece in (")", "]", r"\}"))
             tokens.append(Token("name" if piece in GREEK else "sign", piece))
@@ -234,20 +236,18 @@ def letter_tokens(run: str, is_word: bool, after_digit: bool) -> list[Token]:
 
 
 def parse_number(text: str) -> Node:
-    """A number as written: Node("number", (value, number of decimals or None))."""
+    """A number as written: Node("number", (value, number of decimals))."""
     text, _, period = re.sub(r"[{},!]|\\(?!o)", "", text).partition(r"\overline")
     mantissa, _, exponent = text.lower().partition("e")
-    whole, point, decimals = mantissa.partition(".")
+    _, point, decimals = mantissa.partition(".")
     if len(exponent) > 4 or abs(int(exponent or 0)) > 999:
         raise ParseError(f"the exponent of {text} is too large")
     if period and not (point and period.isdigit()):
         raise ParseError(f"{text}: an overline needs digits after a decimal point")
-    value = Fraction(int(whole + decimals), 10 ** len(decimals))
-    value *= Fraction(10) ** int(exponent or 0)
+    value = Fraction(text)
     if period:
         value += Fraction(int(period), (10 ** len(period) - 1) * 10 ** len(decimals))
-    plain = decimals and not exponent and not period
-    return tree("number", value, len(decimals) if plain else None)
+    return tree("number", value, 0 if exponent or period else len(decimals))
 
 
 def find_unknowns(node: Node) -> frozenset[str]:
@@ -272,17 +272,18 @@ def is_unknown(node: Node) -> bool:
     return len(name) == 1 or name in GREEK or name[1] == "_"
 
 
-def can_solve(name: Node, *values: Node) -> bool:
-    """Is `name` an unknown that none of the values contains?"""
-    return is_unknown(name) and not find_unknowns(name) & find_unknowns(Node("list", values))
+def can_solve(name: Node, value: Node) -> bool:
+    """Is `name` an unknown that the value does not contain?"""
+    return is_unknown(name) and name.args[0] not in find_unknowns(value)
 
 
 INFINITY = tree("name", r"\infty")  # equals only itself; a bound, never an operand
 MINUS_INFINITY = tree("negative", INFINITY)
+NUMBER_SETS = [("N",), ("Z",), ("Q",), ("R",)]
 
 
 def number(value) -> Node:
-    return tree("number", Fraction(value), None)
+    return tree("number", Fraction(value), 0)
 
 
 def equation(sides: list[Node], head: list[str]) -> Node:
@@ -301,35 +302,28 @@ def equation(sides: list[Node], head: list[str]) -> Node:
     return tree("equation", tree("sum", sides[0], with_sign("-", sides[1])))
 
 
-def membership(name: Node, value: Node) -> Node | None:
-    is_set = value.op in ("seq", "set", "union") or value.args in [(letter,) for letter in "NZQR"]
-    if is_set and can_solve(name, value):
-        return tree("value of", name.args[0], value)
-    return None
-
-
-def inequality(signs: list[str], sides: list[Node]) -> Node | None:
-    """`x < 5` or `1 <= x < 5` as an interval; all signs are < or <=."""
-    if len(signs) == 1 and is_unknown(sides[0]):
-        signs, sides = ["<", *signs], [MINUS_INFINITY, *sides]
-    elif len(signs) == 1:
-        signs, sides = [*signs, "<"], [*sides, INFINITY]
-    if len(signs) != 2:
+def solution(signs: list[str], sides: list[Node]) -> Node | None:
+    r"""`x \in [1, 2]` as a value; `x \neq 5`, `x < 5` and `1 <= x < 5` as intervals; else None."""
+    op = "interval of"
+    if signs == [r"\in"]:
+        op, (name, region) = "value of", sides
+        if region.op not in ("seq", "set", "union") and region.args not in NUMBER_SETS:
+            return None
+    elif signs == [r"\neq"]:
+        name, value = sides
+        below = tree("seq", "()", MINUS_INFINITY, value)
+        region = tree("union", below, tree("seq", "()", value, INFINITY))
+    elif len(signs) <= 2 and all(sign[0] == "<" for sign in signs):
+        if len(signs) == 1 and is_unknown(sides[0]):
+            signs, sides = ["<", *signs], [MINUS_INFINITY, *sides]
+        elif len(signs) == 1:
+            signs, sides = [*signs, "<"], [*sides, INFINITY]
+        below, name, above = sides
+        brackets = "[("[signs[0] == "<"] + "])"[signs[1] == "<"]
+        region = tree("seq", brackets, below, above)
+    else:
         return None
-    below, name, above = sides
-    if not can_solve(name, below, above):
-        return None
-    brackets = "[("[signs[0] == "<"] + "])"[signs[1] == "<"]
-    return tree("interval of", name.args[0], tree("seq", brackets, below, above))
-
-
-def exclusion(name: Node, value: Node) -> Node | None:
-    r"""`x \neq 5` as two intervals."""
-    if not can_solve(name, value):
-        return None
-    below = tree("seq", "()", MINUS_INFINITY, value)
-    above = tree("seq", "()", value, INFINITY)
-    return tree("interval of", name.args[0], tree("union", below, above))
+    return tree(op, name.args[0], region) if can_solve(name, region) else None
 
 
 class Parser:
@@ -362,6 +356,13 @@ class Parser:
     def kind(self) -> str:
         return self.tokens[self.position].kind
 
+    def separated(self, part: Callable[[], Node], *signs: str) -> list[Node]:
+        """One part, or several with one of the signs between them."""
+        parts = [part()]
+        while self.accept(*signs):
+            parts.append(part())
+        return parts
+
     def answer(self) -> Node:
         """One relation, or a list of several in any order."""
         items, separators = [self.relation()], set()
@@ -393,38 +394,24 @@ class Parser:
             return sides[0]
         if all(sign[0] == ">" for sign in signs):
             signs, sides = [sign.replace(">", "<") for sign in signs[::-1]], sides[::-1]
-        solved = None
-        if signs == ["="]:
-            return equation(sides, head)
-        if signs == [r"\in"]:
-            solved = membership(*sides)
-        elif signs == [r"\neq"]:
-            solved = exclusion(*sides)
-        elif all(sign[0] == "<" for sign in signs):
-            solved = inequality(signs, sides)
+        solved = equation(sides, head) if signs == ["="] else solution(signs, sides)
         if solved is None:
             raise ParseError("a relation that is neither an equation nor solved for one unknown")
         return solved
 
     def union(self) -> Node:
-        parts = [self.quantity()]
-        while self.accept(r"\cup"):
-            parts.append(self.quantity())
+        parts = self.separated(self.quantity, r"\cup")
         return tree("union", *parts) if len(parts) > 1 else parts[0]
 
     def quantity(self) -> Node:
         """A sum with a currency sign before it or a unit after it."""
-        minus = "-" if self.peek("-") and self.peek("$", "€", "£", ahead=1) else ""
-        self.position += len(minus)
+        minus = self.accept("-") if self.peek("$", "€", "£", ahead=1) else ""
         currency = self.accept("$", "€", "£")
         unit = [UNITS[currency]] if currency else []
         value = self.sum()
         one_letter = all(len(name) == 1 for name in find_unknowns(value))
-        if self.peek(":") and not unit and one_letter:  # a ratio, not `answer: 5`
-            parts = [value]
-            while self.accept(":"):
-                parts.append(self.sum())
-            return tree("seq", ":", *parts)
+        if not unit and one_letter and self.accept(":"):  # a ratio, not `answer: 5`
+            return tree("seq", ":", value, *self.separated(self.sum, ":"))
         inner = value.args[0] if value.op == "negative" else value
         if inner.op == "degree":  # an angle or a temperature; inside a function it is a number
             value, unit = with_sign("-" if inner is not value else "", inner.args[0]), ["degree"]
@@ -590,13 +577,15 @@ class Parser:
         return tree("name", " ".join(folded))
 
     def function(self, name: str) -> Node:
-        base = (number(10),) if name == "log" else ()
-        if base and self.accept("_"):
-            base = (self.argument(),)
+        base = None
+        if name == "log":
+            name, base = "ln", self.argument() if self.accept("_") else number(10)
         exponent = self.exponent() if self.accept("^") else None
         if exponent and exponent.op != "number":
             raise ParseError("sin^{-1} is ambiguous: the inverse or the reciprocal")
-        value = tree(name, *base, self.operand())
+        value = tree(name, self.operand())
+        if base:
+            value = tree("product", value, tree("inverse", tree("ln", base)))
         return tree("power", value, exponent) if exponent else value
 
     def root(self, text: str) -> Node:
@@ -613,9 +602,7 @@ class Parser:
         if opening == r"\{" and self.accept(r"\}"):
             return Node("set")
         bars, self.bars = self.bars, 0
-        items = [self.union()]
-        while self.accept(",", ";"):
-            items.append(self.union())
+        items = self.separated(self.union, ",", ";")
         self.bars = bars
         closings = {"{": ("}",), r"\{": (r"\}",)}
         closing = self.expect(*closings.get(opening, (")", "]")))
@@ -626,12 +613,11 @@ class Parser:
         return tree("seq", opening + closing, *items)
 
     def matrix(self, end: str) -> Node:
-        rows = [[self.sum()]]
+        rows = [self.separated(self.sum, "&")]
         while not self.accept(end):
-            if self.expect("&", r"\\") == "&":
-                rows[-1].append(self.sum())
-            elif not self.peek(end):  # \\ after the last row starts none
-                rows.append([self.sum()])
+            self.expect(r"\\")
+            if not self.peek(end):  # \\ after the last row starts none
+                rows.append(self.separated(self.sum, "&"))
         return tree("matrix", *(tree("row", *row) for row in rows))
 
 
