@@ -100,11 +100,11 @@ def extract(completion: str) -> str | None:
     text = completion.rpartition("</think>")[2]
     if "<think>" in text:
         return None  # the thinking never ends
-    if "<answer>" in text or "</answer>" in text:
-        if text.count("<answer>") != 1 or text.count("</answer>") != 1:
+    match re.split("(</?answer>)", text):
+        case [_, "<answer>", answer, "</answer>", _]:
+            return answer.strip()
+        case [_, _, *_]:  # other tags
             return None
-        answer, closed, _ = text.partition("<answer>")[2].partition("</answer>")
-        return answer.strip() if closed else None
     start = text.rfind(r"\boxed{")
     if start < 0:
         return None

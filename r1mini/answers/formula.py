@@ -20,21 +20,16 @@ MAX_LENGTH, MAX_TOKENS, MAX_DEPTH, MAX_EXPENSIVE = 1000, 250, 20, 20
 MAX_DIGITS = 40  # next to an irrational operation: too few to write a value to within TOLERANCE
 # `sec` needs its backslash: `5 sec` are seconds.
 FUNCTIONS = "sin cos tan cot csc exp ln log sec".split()
-PLAIN_NAMES = {  # known without a backslash
-    "sqrt": "sqrt",
-    "pi": r"\pi",
-    "infinity": r"\infty",
-    "inf": r"\infty",
-    **{name: name for name in FUNCTIONS[:-1]},
-}
 
 
-def aliases(table: str) -> dict[str, str]:
-    """Maps each word of a line to the first word of the line."""
-    rows = [line.split() for line in table.splitlines()]
-    return {word: row[0] for row in rows for word in row}
+def aliases(rows: list[str]) -> dict[str, str]:
+    """Maps each word of a row to the first word of the row."""
+    lists = [row.split() for row in rows]
+    return {word: words[0] for words in lists for word in words}
 
 
+# Known without a backslash.
+PLAIN_NAMES = aliases(["sqrt", r"\pi pi", r"\infty infinity inf", *FUNCTIONS[:-1]])
 ALIASES = aliases(
     r"""* \cdot \times
 / \div
@@ -53,7 +48,7 @@ $ \$
 \{ \lbrace
 \} \rbrace
 ( \langle
-) \rangle"""
+) \rangle""".splitlines()
 ) | {"\\" + name: name for name in FUNCTIONS}
 COMMANDS = (
     r"\frac \binom \sqrt \pi \infty \pm \mp \cup \emptyset \in \circ \neq \{ \} \\ "
@@ -74,11 +69,11 @@ SCALES = {
     "percent": Fraction(1, 100),
 }
 UNITS = aliases(
-    """mm millimeter millimetre 毫米|cm centimeter centimetre 厘米|m meter metre 米
-km kilometer kilometre 千米 公里|in inch inche|ft foot feet|yd yard|mi mile|mg milligram|g gram 克
-kg kilogram 千克 公斤|lb pound|oz ounce|ml mL milliliter millilitre|L l liter litre|s sec second 秒
-min minute 分钟|h hr hour 小时|day 天|week|month|year|dollar USD $|€ euro|£|元 yuan|cent|degree 度
-mph|rad radian|square sq|/ per|unit|cubic|个|人""".replace("|", "\n")
+    """mm millimeter millimetre 毫米|cm centimeter centimetre 厘米|m meter metre 米|
+km kilometer kilometre 千米 公里|in inch inche|ft foot feet|yd yard|mi mile|mg milligram|g gram 克|
+kg kilogram 千克 公斤|lb pound|oz ounce|ml mL milliliter millilitre|L l liter litre|s sec second 秒|
+min minute 分钟|h hr hour 小时|day 天|week|month|year|dollar USD $|€ euro|£|元 yuan|cent|degree 度|
+mph|rad radian|square sq|/ per|unit|cubic|个|人""".split("|")
 )
 UNITS_AFTER_DIGITS = "mm cm km kg mph".split()  # without a space; `5mi` is a product
 
@@ -115,6 +110,7 @@ SUBSCRIPT = re.compile(r"_(?:([A-Za-z0-9])|\{\s*([A-Za-z0-9]{1,8})\s*\})")
 MIXED_CASE = re.compile(r"(?!NO)[A-Z]{2}|\w*(?:[a-z][A-Z]|[A-Z]{2}[a-z])\w*")
 CHEMICAL = re.compile(r"(?=.*\d)(?:[A-Z][a-z]?(?:_?\d+|_\{\d+\})?){2,}", re.ASCII)  # H_2O
 DATE = re.compile(r"\d{4}([-/])\d\d?\1\d\d?|\d\d?([-/.])\d\d?\2\d{4}", re.ASCII)
+PLAIN_GROUP = re.compile(r"\s*\{((?:\\[^{]|[^\\{}])*)\}")  # without braces inside
 BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
 
 
@@ -149,8 +145,8 @@ def closing_brace(text: str, start: int) -> int:
 @lru_cache(maxsize=64)  # is_prose and parse unwrap the same text
 def unwrap(text: str) -> str:
     r"""Removes a full stop, and delimiters or a command like `\boxed{…}` around the whole text."""
-    text = text.replace(r"^{\degree}", "°").replace(r"^\degree", "°").replace(r"\degree", "°")
-    text, before = text.translate(UNICODE), None
+    text = re.sub(r"\^\{\\degree\}|\^?\\degree", "°", text).translate(UNICODE)
+    before = None
     while text != before:
         before = text
         text = text.strip()
@@ -197,13 +193,11 @@ def tokenize(text: str, prose: bool, gold_words: frozenset[str]) -> list[Token]:
         if match.re is LETTERS:
             tokens += letter_tokens(piece, prose or piece in gold_words, after_digit)
         elif kind == "sign" and piece[1:] in TEXT_COMMANDS:
-            opening = re.compile(r"\s*\{").match(text, position)
-            end = closing_brace(text, opening.end() - 1) if opening else -1
-            inner = text[opening.end() : end] if end >= 0 else "{"
-            if "{" in inner:
+            group = PLAIN_GROUP.match(text, position)
+            if not group:
                 raise ParseError(f"{piece} without plain text")
-            tokens += tokenize(inner, inner != "e", gold_words)
-            position = end + 1
+            tokens += tokenize(group[1], group[1] != "e", gold_words)
+            position = group.end()
         elif kind == "sign":
             piece = ALIASES.get(piece, piece)
             if piece[0] == "\\" and piece not in (*COMMANDS, *GREEK):
@@ -291,10 +285,9 @@ def equation(sides: list[Node], head: list[str]) -> Node:
 
     `head` holds the text of the first five tokens.
     """
-    named = [is_unknown(side) for side in sides]
-    name, value = sides if named[0] else sides[::-1]
-    if can_solve(name, value) and not all(named):
-        return tree("value of", name.args[0], value)
+    for name, value in (sides, sides[::-1]):
+        if can_solve(name, value) and not is_unknown(value):
+            return tree("value of", name.args[0], value)
     if re.fullmatch(r"[fghpqEFGHPQ]\(\w+\)=", "".join(head)):
         unknowns = find_unknowns(sides[1])
         if not unknowns or head[2] in unknowns and head[0] not in unknowns:
@@ -375,13 +368,13 @@ class Parser:
             self.fail()
         if len(items) == 1:
             return items[0]
-        if all(item.op != "interval of" for item in items):
+        ops = {item.op for item in items}
+        if "interval of" not in ops:
             return tree("list", *items)
-        name = items[0].args[0]
-        solved = all((item.op, item.args[0]) == ("interval of", name) for item in items)
-        if separators != {"or"} or not solved:
+        names = {item.args[:1] for item in items}
+        if separators != {"or"} or len(ops) > 1 or len(names) > 1:
             raise ParseError("inequalities that are not alternatives for one unknown")
-        return tree("interval of", name, tree("union", *(item.args[1] for item in items)))
+        return tree("interval of", *names.pop(), tree("union", *(item.args[1] for item in items)))
 
     def relation(self) -> Node:
         """An equation or an inequality, as a value or an interval where it is solved."""
@@ -428,22 +421,21 @@ class Parser:
 
     def unit(self, value: Node, unit: list[str]) -> tuple[Node, list[str]]:
         """The value, scaled by words like `million`, and the words of its unit."""
-        while self.kind == "word" or unit and self.unit_goes_on():
-            if self.accept("^"):
+        while True:
+            per = unit and self.peek("/") and self.tokens[self.position + 1].kind == "word"
+            if self.kind == "word" or per:
+                word = self.take()
+                if len(word) > 3:
+                    word = word.casefold().removesuffix("s")
+                if word in SCALES:
+                    value = tree("product", value, number(SCALES[word]))
+                else:
+                    unit.append(UNITS.get(word, word))
+            elif unit and self.accept("^"):
                 op, args = self.exponent()
                 unit.append(f"^{args[0]}" if op == "number" else self.fail())
-                continue
-            word = self.take()
-            if len(word) > 3:
-                word = word.casefold().removesuffix("s")
-            if word in SCALES:
-                value = tree("product", value, number(SCALES[word]))
             else:
-                unit.append(UNITS.get(word, word))
-        return value, unit
-
-    def unit_goes_on(self) -> bool:
-        return self.peek("^") or self.peek("/") and self.tokens[self.position + 1].kind == "word"
+                return value, unit
 
     def sum(self) -> Node:
         signs = ("+", "-", r"\pm", r"\mp")
