@@ -12,7 +12,7 @@ from r1mini.checkpoint.tokenizer import Tokenizer
 from r1mini.data.problems import read_problems
 from r1mini.model.transformer import Transformer
 from r1mini.records import Problem
-from r1mini.rewards.spec import load_rewards, reward_weights
+from r1mini.rewards.runner import load_rewards
 from r1mini.rl.config import GRPOConfig
 from r1mini.sampler.sampler import encode_prompts
 
@@ -26,7 +26,7 @@ class Rewards:
 
     @staticmethod
     def from_config(cfg: GRPOConfig) -> Rewards:
-        functions, weights = load_rewards(cfg.reward), reward_weights(cfg.reward)
+        functions, weights = load_rewards(cfg.reward)
         if cfg.overlong_cache:
             punishment = rewards.soft_overlong_punishment
             functions["overlong"] = partial(punishment, soft_punish_cache=cfg.overlong_cache)
