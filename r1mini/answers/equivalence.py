@@ -136,11 +136,11 @@ def check_size(value: Fraction, max_bits: int = MAX_BITS) -> Fraction:
 def add(a, b):
     if isinstance(a, Fraction) and isinstance(b, Fraction):
         return check_size(a + b)
-    small, large = sorted((abs(to_decimal(a)), abs(to_decimal(b))))
+    a, b = to_decimal(a), to_decimal(b)
+    small, large = sorted((abs(a), abs(b)))
     if 0 < small < large * NEGLIGIBLE:
         raise Undecided  # otherwise pi + 10^-80 would equal pi
-    total = to_decimal(a) + to_decimal(b)
-    return total if abs(total) > large * NOISE else Fraction(0)
+    return a + b if abs(a + b) > large * NOISE else Fraction(0)
 
 
 def multiply(a, b):

@@ -413,11 +413,12 @@ class Parser:
         value, unit = self.unit(value, unit)
         if unit and find_unknowns(value) and not set(unit) <= {*UNITS.values(), "^2", "^3"}:
             raise ParseError("words after an unknown")
+        value = with_sign(minus, value)
         if not unit:
-            return with_sign(minus, value)
+            return value
         text = re.sub(r"\bsquare (\S+)", r"\1 ^2", " ".join(unit))
         text = re.sub(r"\bcubic (\S+)", r"\1 ^3", text)
-        return tree("quantity", with_sign(minus, value), text)
+        return tree("quantity", value, text)
 
     def unit(self, value: Node, unit: list[str]) -> tuple[Node, list[str]]:
         """The value, scaled by words like `million`, and the words of its unit."""

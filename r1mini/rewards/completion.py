@@ -7,7 +7,6 @@ problems with several right answers.
 
 import json
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -110,18 +109,12 @@ def extract_program(text: str) -> str | None:
         after = answers.extract(text)
         if after is None or "```" not in after:
             return after
-    blocks = fenced_blocks(after)
-    return blocks.get("python", blocks.get(""))
-
-
-def fenced_blocks(text: str) -> dict[str, str]:
-    """The last closed block of each label; "python" stands for "py" and "python3" too."""
-    blocks = {}
-    for label, lines, is_closed in FENCED.findall(text):
+    blocks = {}  # the last closed block of each label
+    for label, lines, is_closed in FENCED.findall(after):
         label = label.strip().lower()
         if is_closed:
             blocks["python" if label in ("py", "python3") else label] = lines or "\n"
-    return blocks
+    return blocks.get("python", blocks.get(""))
 
 
 def copied_from_prompt(answer: str, gold: str, prompt: str) -> bool:
@@ -162,7 +155,7 @@ def words_and_symbols(text: str) -> list[str]:
     return WORD_OR_SYMBOL.findall(text.lower())
 
 
-def repetition_rate(units: Sequence[str], n: int) -> float:
+def repetition_rate(units: list[str], n: int) -> float:
     """1 - distinct n-grams / n-grams; 0 if the text is shorter than n."""
     ngrams = list(zip(*(units[start:] for start in range(n))))
     return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0

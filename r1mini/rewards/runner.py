@@ -212,7 +212,7 @@ def call_checked(
 
 def call_reward(
     reward: Reward, problem: Problem, max_completion_len: int | None, rollouts: Sequence[Rollout]
-) -> list[Any]:
+) -> list:
     """The values of one reward as it returns them. A user's function may change its lists."""
     score_rows = builtin_score(reward)
     if score_rows:
