@@ -97,13 +97,13 @@ TOKEN = re.compile(
     r"""
     (?P<space>(?:\s|~|\\[,;:!\s]
         |\\(?:quad|qquad|left|right|[bB]igg?[lr]?|displaystyle)(?![A-Za-z]))+)
+  | (?P<letters>(?u:[^\W\d_]+))  # of any script; digits are ASCII only
   | (?P<number>
         (?:(?:[1-9]\d{0,2}(?:(?:\{,\}|,\\!|\\,)\d{3})+(?!\d)|\d+)(?:\.\d*)?|\.\d+)
         (?:\\overline\{\d+\})?(?:[eE][+-]?\d+)?)
   | (?P<sign>\\(?:begin|end)\{[a-z]+\}|\\[A-Za-z]+|\\.|\*\*|<=|>=|[-+*/^()\[\]{}|,:;=<>!%$€£&_])""",
     re.VERBOSE | re.ASCII,
 )
-LETTERS = re.compile(r"[^\W\d_]+")  # of any script; digits are ASCII only
 THOUSANDS = re.compile(r"(?<!\d,)[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\d)(?:\.\d+)?", re.ASCII)
 SUBSCRIPT = re.compile(r"_(?:([A-Za-z0-9])|\{\s*([A-Za-z0-9]{1,8})\s*\})")
 # Words whose case counts: CO is not Co. But NO and YES are no and yes.
@@ -174,23 +174,21 @@ def is_prose(text: str) -> bool:
     text = unwrap(text[:MAX_LENGTH])
     if re.search(r"[0-9\\=+*/^|<>{}\[\]&!%$_]", text):
         return False
-    return any(len(run) > 1 and run not in PLAIN_NAMES for run in LETTERS.findall(text))
+    return any(len(run) > 1 and run not in PLAIN_NAMES for run in re.findall(r"[^\W\d_]+", text))
 
 
 def tokenize(text: str, prose: bool, gold_words: frozenset[str]) -> list[Token]:
     """The tokens of a text. With `prose`, runs of letters are words. Raises ParseError."""
     tokens, position, depth = [], 0, 0
     while position < len(text):
-        match = LETTERS.match(text, position)
-        if not match and not depth:
-            match = THOUSANDS.match(text, position)
+        match = None if depth else THOUSANDS.match(text, position)
         match = match or TOKEN.match(text, position)
-        if not match or match.re is LETTERS and not match[0].isalpha():  # ² and ½ are not
+        if not match or match.lastgroup == "letters" and not match[0].isalpha():  # ² and ½
             raise ParseError(f"{text[position : position + 9]!r} is not in the grammar")
         piece, kind = match[0], match.lastgroup
         after_digit = text[:position][-1:].isdigit()
         position = match.end()
-        if match.re is LETTERS:
+        if kind == "letters":
             tokens += letter_tokens(piece, prose or piece in gold_words, after_digit)
         elif kind == "sign" and piece[1:] in TEXT_COMMANDS:
             group = PLAIN_GROUP.match(text, position)
