@@ -271,7 +271,7 @@ def can_solve(name: Node, value: Node) -> bool:
 
 INFINITY = tree("name", r"\infty")  # equals only itself; a bound, never an operand
 MINUS_INFINITY = tree("negative", INFINITY)
-NUMBER_SETS = [("N",), ("Z",), ("Q",), ("R",)]
+NUMBER_SETS = [tree("name", letter) for letter in "NZQR"]
 
 
 def number(value) -> Node:
@@ -298,7 +298,7 @@ def solution(signs: list[str], sides: list[Node]) -> Node | None:
     op = "interval of"
     if signs == [r"\in"]:
         op, (name, region) = "value of", sides
-        if region.op not in ("seq", "set", "union") and region.args not in NUMBER_SETS:
+        if region.op not in ("seq", "set", "union") and region not in NUMBER_SETS:
             return None
     elif signs == [r"\neq"]:
         name, value = sides
