@@ -24,8 +24,7 @@ from r1mini.infra import signals
 from r1mini.model.config import ModelConfig
 from r1mini.model.init import init_weights
 from r1mini.model.transformer import Transformer
-from r1mini.rewards.runner import score_async
-from r1mini.rewards.spec import ALWAYS_LOGGED
+from r1mini.rewards.runner import ALWAYS_LOGGED, score_async
 from r1mini.rewards.trl_adapter import to_rows
 from r1mini.tasks.corpus import document
 

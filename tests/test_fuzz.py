@@ -35,7 +35,7 @@ from r1mini.infra.files import read_metrics, read_run_json
 from r1mini.infra.journal import Journal
 from r1mini.recipe import report, scheduler, stages
 from r1mini.records import Rollout
-from r1mini.rewards import completion, spec
+from r1mini.rewards import completion, runner
 from r1mini.rl import diagnosis, metrics
 
 LONG = int(os.environ.get("R1MINI_FUZZ", "0"))
@@ -536,7 +536,7 @@ def test_journals(tmp_path):
 
 
 def test_files_of_rewards(tmp_path, monkeypatch):
-    monkeypatch.setattr(spec, "TIME_LIMIT", 0.5)
+    monkeypatch.setattr(runner, "TIME_LIMIT", 0.5)
     path = tmp_path / "mine.py"
     content = (
         b'"""A reward."""\nimport re\n\n\ndef brevity(completions, **columns):\n'
@@ -547,6 +547,6 @@ def test_files_of_rewards(tmp_path, monkeypatch):
     @given(bent(content))
     def run(content):
         path.write_bytes(content)
-        reads(lambda: spec.load_rewards(f"accuracy,{path}:brevity"), path)
+        reads(lambda: runner.load_rewards(f"accuracy,{path}:brevity"), path)
 
     run()

@@ -71,15 +71,7 @@ def test_grpo_is_pure_tensor_functions():
 @pytest.mark.parametrize(
     "module",
     [
-        *(
-            "rewards",
-            "rewards.runner",
-            "rewards.spec",
-            "evaluation.rejection",
-            "answers",
-            "sandbox",
-            "tasks",
-        ),
+        *("rewards", "rewards.runner", "evaluation.rejection", "answers", "sandbox", "tasks"),
         *("data.files", "data.problems", "data.formats", "data.sft", "config"),
     ],
 )

@@ -72,7 +72,7 @@ class Quantity:
     kind = "quantity"
     values: tuple[Fraction | Decimal | None, ...]
     unit: str = ""
-    decimals: int | None = field(default=None, compare=False)  # None: not written as a decimal
+    decimals: int = field(default=0, compare=False)  # places, if it is written as a decimal
     letter: str = field(default="", compare=False)  # of a lone letter: perhaps a choice's label
 
 
@@ -100,11 +100,11 @@ def extract(completion: str) -> str | None:
     text = completion.rpartition("</think>")[2]
     if "<think>" in text:
         return None  # the thinking never ends
-    if "<answer>" in text or "</answer>" in text:
-        if text.count("<answer>") != 1 or text.count("</answer>") != 1:
+    match re.split("(</?answer>)", text):
+        case [_, "<answer>", answer, "</answer>", _]:
+            return answer.strip()
+        case [_, _, *_]:  # other tags
             return None
-        answer, closed, _ = text.partition("<answer>")[2].partition("</answer>")
-        return answer.strip() if closed else None
     start = text.rfind(r"\boxed{")
     if start < 0:
         return None
@@ -123,20 +123,12 @@ def to_decimal(value: Fraction | Decimal) -> Decimal:
     """To 110 digits. A longer fraction could be within TOLERANCE of an irrational number."""
     if isinstance(value, Decimal):
         return value
-    if sum(bit_lengths(value)) > MAX_MIXED_BITS:
-        raise Undecided
+    check_size(value, MAX_MIXED_BITS)
     return Decimal(value.numerator) / value.denominator
 
 
-def check_size(value: Fraction) -> Fraction:
-    if sum(bit_lengths(value)) > MAX_BITS:
-        raise Undecided
-    return value
-
-
-def check_distinct(value: Decimal) -> Decimal:
-    """Refuses a value that is almost but not exactly 0 or 1, such as from nested roots."""
-    if 0 < abs(value - 1) < NEGLIGIBLE or 0 < abs(value) < NOISE:
+def check_size(value: Fraction, max_bits: int = MAX_BITS) -> Fraction:
+    if sum(bit_lengths(value)) > max_bits:
         raise Undecided
     return value
 
@@ -144,11 +136,11 @@ def check_distinct(value: Decimal) -> Decimal:
 def add(a, b):
     if isinstance(a, Fraction) and isinstance(b, Fraction):
         return check_size(a + b)
-    small, large = sorted((abs(to_decimal(a)), abs(to_decimal(b))))
+    a, b = to_decimal(a), to_decimal(b)
+    small, large = sorted((abs(a), abs(b)))
     if 0 < small < large * NEGLIGIBLE:
         raise Undecided  # otherwise pi + 10^-80 would equal pi
-    total = to_decimal(a) + to_decimal(b)
-    return total if abs(total) > large * NOISE else Fraction(0)
+    return a + b if abs(a + b) > large * NOISE else Fraction(0)
 
 
 def multiply(a, b):
@@ -168,11 +160,13 @@ def power(base, exponent):
         return base ** int(exponent)
     if base < 0 and isinstance(exponent, Fraction) and exponent.denominator % 2:
         return multiply(power(-base, exponent), Fraction((-1) ** exponent.numerator))
-    if not Decimal("1e-4") < abs(to_decimal(exponent)) < 10**4:
+    base, exponent = to_decimal(base), to_decimal(exponent)
+    if not Decimal("1e-4") < abs(exponent) < 10**4:
         raise Undecided
-    if exponent == Fraction(1, 2):
-        return check_distinct(to_decimal(base).sqrt())
-    return check_distinct(to_decimal(base) ** to_decimal(exponent))
+    result = base.sqrt() if exponent == Decimal("0.5") else base**exponent
+    if 0 < abs(result - 1) < NEGLIGIBLE or 0 < abs(result) < NOISE:
+        raise Undecided  # almost 0 or 1, but not exactly, such as from nested roots
+    return result
 
 
 def sine(x: Decimal) -> Decimal:
@@ -232,7 +226,6 @@ OPERATIONS = {
     "cot": lambda x: multiply(apply_function("cos", x), 1 / apply_function("sin", x)),
     "sec": lambda x: 1 / apply_function("cos", x),
     "csc": lambda x: 1 / apply_function("sin", x),
-    "log": lambda base, x: multiply(apply_function("ln", x), 1 / apply_function("ln", base)),
     **{name: partial(apply_function, name) for name in ("sin", "cos", "exp", "ln")},
 }
 
@@ -288,14 +281,6 @@ def make_points() -> list[list[Fraction]]:
 POINTS = make_points()
 
 
-def sample_points(unknowns: frozenset[str]) -> list[dict[str, Fraction]]:
-    """Fixed values for the unknowns; a single, empty point if there are none."""
-    ordered = sorted(unknowns - {"±"})
-    if len(ordered) > len(POINTS[0]):
-        raise ParseError("too many unknowns")
-    return [dict(zip(ordered, values)) for values in POINTS] if ordered else [{}]
-
-
 # -- from a tree to its value ----------------------------------------------------------------------
 
 
@@ -316,8 +301,8 @@ def quantity(node: Node, points: list[dict[str, Fraction]], sign: int = 1) -> Qu
     while written.op in ("negative", "percent"):
         decimals += 2 * (written.op == "percent")
         written = written.args[0]
-    is_decimal = written.op == "number" and written.args[1] is not None
-    decimals = decimals + written.args[1] if is_decimal else None
+    is_decimal = written.op == "number" and written.args[1]
+    decimals = decimals + written.args[1] if is_decimal else 0
     letter = node.args[0] if node.op == "name" else ""
     return Quantity(tuple(values), decimals=decimals, letter=letter)
 
@@ -336,9 +321,10 @@ def interpret(node: Node, points: list[dict[str, Fraction]]) -> Value:
             raise ParseError("an equation without an unknown, or one that is always true")
         return Collection(op, (difference,))
     if op not in ("list", "set", "union", "matrix", "row", "seq"):
-        signs = (1, -1) if "±" in find_unknowns(node) else (1,)
-        values = tuple(quantity(node, points, sign) for sign in signs)
-        return Collection("list", values) if len(values) > 1 else values[0]
+        value = quantity(node, points)
+        if "±" not in find_unknowns(node):
+            return value
+        return Collection("list", (value, quantity(node, points, sign=-1)))
     kind, parts = (args[0], args[1:]) if op == "seq" else (op, args)
     items = tuple(interpret(part, points) for part in parts)
     if kind == "[]" and all(item.kind == "[]" for item in items):
@@ -347,11 +333,11 @@ def interpret(node: Node, points: list[dict[str, Fraction]]) -> Value:
 
 
 def attach_unit(value: Value, unit: str) -> Value:
-    parts = value.items if value.kind == "list" else (value,)
-    if not all(isinstance(part, Quantity) for part in parts):
+    if value.kind == "list":  # the two values of a ±
+        return Collection("list", tuple(attach_unit(item, unit) for item in value.items))
+    if value.kind != "quantity":
         raise ParseError("a unit after a structure")
-    parts = tuple(replace(part, unit=unit, letter="") for part in parts)
-    return Collection("list", parts) if len(parts) > 1 else parts[0]
+    return replace(value, unit=unit, letter="")
 
 
 def flatten(kind: str, items: tuple) -> Collection:
@@ -399,7 +385,7 @@ def rounds_to(gold: Quantity, answer: Quantity) -> bool:
     rounded to more places is right too (0.6667). With three digits or more it counts as a rounded
     irrational number (3.14 is pi), unless its own denominator is small (1.25, 1.125).
     """
-    exact, decimals, value = gold.values[0], gold.decimals or 0, answer.values[0]
+    exact, decimals, value = gold.values[0], gold.decimals, answer.values[0]
     if decimals < 2 or exact.denominator**2 <= 10**decimals:
         return False
     if isinstance(value, Decimal):
@@ -407,7 +393,7 @@ def rounds_to(gold: Quantity, answer: Quantity) -> bool:
     simple = exact.limit_denominator(math.isqrt(10 ** (decimals - 1)))
     if not is_rounding(gold, simple):
         return False
-    return value == simple or (answer.decimals or 0) > decimals and is_rounding(answer, simple)
+    return value == simple or answer.decimals > decimals and is_rounding(answer, simple)
 
 
 def same_quantity(gold: Quantity, answer: Quantity) -> bool:
@@ -473,24 +459,32 @@ def accepts(gold: Value, answer: Value) -> bool:
     return same(gold, answer)
 
 
-def matches(tree: Node, words: frozenset[str], answer: str, prose: bool, value=None) -> bool:
-    """Does the answer match a gold's tree? `value`: the tree's value at its own points."""
+@lru_cache(maxsize=1024)  # one gold is compared with many answers
+def value_at_points(tree: Node, unknowns: frozenset[str]) -> Value:
+    """The value of a tree, at the fixed points if there are unknowns. Raises ParseError."""
+    ordered = sorted(unknowns - {"±"})
+    if len(ordered) > len(POINTS[0]):
+        raise ParseError("too many unknowns")
+    points = [dict(zip(ordered, values)) for values in POINTS] if ordered else [{}]
+    return interpret(tree, points)
+
+
+def matches(tree: Node, words: frozenset[str], answer: str, prose: bool) -> bool:
+    """Does the answer match a gold's tree?"""
     answer_tree, _ = parse(answer, prose, words)
     unknowns = find_unknowns(tree) | find_unknowns(answer_tree)
-    points = sample_points(unknowns)
-    if value is None or unknowns != find_unknowns(tree):
-        value = interpret(tree, points)  # at the points of both
-    return accepts(value, interpret(answer_tree, points))
+    return accepts(value_at_points(tree, unknowns), value_at_points(answer_tree, unknowns))
 
 
-@lru_cache(maxsize=1024)  # one gold is compared with many answers
-def parse_gold(gold: str) -> tuple[Node, frozenset[str], Value]:
-    """(tree, words, value) of a gold answer. ValueError if it has no value."""
+@lru_cache(maxsize=1024)
+def parse_gold(gold: str) -> tuple[Node, frozenset[str]]:
+    """The tree and the words of a gold answer. ValueError if it has no value."""
     try:
         tree, words = parse(gold, is_prose(gold))
-        return tree, words, interpret(tree, sample_points(find_unknowns(tree)))
+        value_at_points(tree, find_unknowns(tree))
     except ParseError as error:
         raise ValueError(f"gold answer {gold[:80]!r}: {error}") from None
+    return tree, words
 
 
 def equivalent(gold: str, answer: str) -> bool:
@@ -506,9 +500,9 @@ def equivalent(gold: str, answer: str) -> bool:
     """
     with localcontext(CONTEXT):
         answer_prose = is_prose(answer)
-        tree, words, value = parse_gold(gold)
+        tree, words = parse_gold(gold)
         try:
-            if matches(tree, words, answer, answer_prose, value):
+            if matches(tree, words, answer, answer_prose):
                 return True
             if not is_prose(gold) or answer_prose:
                 return False

@@ -10,6 +10,7 @@ product; factor (a mixed number); power; value.
 """
 
 import re
+from collections.abc import Callable
 from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
@@ -19,21 +20,16 @@ MAX_LENGTH, MAX_TOKENS, MAX_DEPTH, MAX_EXPENSIVE = 1000, 250, 20, 20
 MAX_DIGITS = 40  # next to an irrational operation: too few to write a value to within TOLERANCE
 # `sec` needs its backslash: `5 sec` are seconds.
 FUNCTIONS = "sin cos tan cot csc exp ln log sec".split()
-PLAIN_NAMES = {  # known without a backslash
-    "sqrt": "sqrt",
-    "pi": r"\pi",
-    "infinity": r"\infty",
-    "inf": r"\infty",
-    **{name: name for name in FUNCTIONS[:-1]},
-}
 
 
-def aliases(table: str) -> dict[str, str]:
-    """Maps each word of a line to the first word of the line."""
-    rows = [line.split() for line in table.splitlines()]
-    return {word: row[0] for row in rows for word in row}
+def aliases(rows: list[str]) -> dict[str, str]:
+    """Maps each word of a row to the first word of the row."""
+    lists = [row.split() for row in rows]
+    return {word: words[0] for words in lists for word in words}
 
 
+# Known without a backslash.
+PLAIN_NAMES = aliases(["sqrt", r"\pi pi", r"\infty infinity inf", *FUNCTIONS[:-1]])
 ALIASES = aliases(
     r"""* \cdot \times
 / \div
@@ -52,11 +48,13 @@ $ \$
 \{ \lbrace
 \} \rbrace
 ( \langle
-) \rangle"""
+) \rangle""".splitlines()
 ) | {"\\" + name: name for name in FUNCTIONS}
-COMMANDS = r"\frac \binom \sqrt \pi \infty \pm \mp \cup \emptyset \in \circ \neq \{ \} \\".split()
-SYMBOLS = {*COMMANDS, *"+-*/^()[]{}|,:;=<>!%$€£&_", "<=", ">=", *FUNCTIONS}
-GREEK = set(
+COMMANDS = (
+    r"\frac \binom \sqrt \pi \infty \pm \mp \cup \emptyset \in \circ \neq \{ \} \\ "
+    r"\begin{pmatrix} \end{pmatrix} \begin{bmatrix} \end{bmatrix}".split()
+)
+GREEK = (
     r"\alpha \beta \gamma \delta \theta \lambda \mu \omega \phi \rho \sigma \tau \varphi "
     r"\epsilon".split()
 )
@@ -71,48 +69,48 @@ SCALES = {
     "percent": Fraction(1, 100),
 }
 UNITS = aliases(
-    """mm millimeter millimetre 毫米|cm centimeter centimetre 厘米|m meter metre 米
-km kilometer kilometre 千米 公里|in inch inche|ft foot feet|yd yard|mi mile|mg milligram|g gram 克
-kg kilogram 千克 公斤|lb pound|oz ounce|ml mL milliliter millilitre|L l liter litre|s sec second 秒
-min minute 分钟|h hr hour 小时|day 天|week|month|year|dollar USD $|€ euro|£|元 yuan|cent|degree 度
-mph|rad radian|square sq|/ per|unit|cubic|个|人""".replace("|", "\n")
+    """mm millimeter millimetre 毫米|cm centimeter centimetre 厘米|m meter metre 米|
+km kilometer kilometre 千米 公里|in inch inche|ft foot feet|yd yard|mi mile|mg milligram|g gram 克|
+kg kilogram 千克 公斤|lb pound|oz ounce|ml mL milliliter millilitre|L l liter litre|s sec second 秒|
+min minute 分钟|h hr hour 小时|day 天|week|month|year|dollar USD $|€ euro|£|元 yuan|cent|degree 度|
+mph|rad radian|square sq|/ per|unit|cubic|个|人""".split("|")
 )
 UNITS_AFTER_DIGITS = "mm cm km kg mph".split()  # without a space; `5mi` is a product
 
-UNICODE = str.maketrans("−–×·⋅÷\xa0", "--***/ ") | str.maketrans(
-    {
-        "≤": "<=",
-        "≥": ">=",
-        "±": r"\pm ",
-        "∓": r"\mp ",
-        "π": r"\pi ",
-        "√": "sqrt ",
-        "∞": r"\infty ",
-        "∪": r"\cup ",
-        "∅": r"\emptyset ",
-        "∈": r"\in ",
-        "°": r"^\circ ",
-        "θ": r"\theta ",
-        "≠": r"\neq ",
-    }
-)
+UNICODE = str.maketrans("−–×·⋅÷\xa0", "--***/ ") | {
+    ord(line[0]): f"{line[2:]} "
+    for line in r"""≤ <=
+≥ >=
+± \pm
+∓ \mp
+π \pi
+√ sqrt
+∞ \infty
+∪ \cup
+∅ \emptyset
+∈ \in
+° ^\circ
+θ \theta
+≠ \neq""".splitlines()
+}
 TOKEN = re.compile(
     r"""
     (?P<space>(?:\s|~|\\[,;:!\s]
         |\\(?:quad|qquad|left|right|[bB]igg?[lr]?|displaystyle)(?![A-Za-z]))+)
+  | (?P<letters>(?u:[^\W\d_]+))  # of any script; digits are ASCII only
   | (?P<number>
         (?:(?:[1-9]\d{0,2}(?:(?:\{,\}|,\\!|\\,)\d{3})+(?!\d)|\d+)(?:\.\d*)?|\.\d+)
         (?:\\overline\{\d+\})?(?:[eE][+-]?\d+)?)
   | (?P<sign>\\(?:begin|end)\{[a-z]+\}|\\[A-Za-z]+|\\.|\*\*|<=|>=|[-+*/^()\[\]{}|,:;=<>!%$€£&_])""",
     re.VERBOSE | re.ASCII,
 )
-LETTERS = re.compile(r"[^\W\d_]+")  # of any script; digits are ASCII only
 THOUSANDS = re.compile(r"(?<!\d,)[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\d)(?:\.\d+)?", re.ASCII)
 SUBSCRIPT = re.compile(r"_(?:([A-Za-z0-9])|\{\s*([A-Za-z0-9]{1,8})\s*\})")
 # Words whose case counts: CO is not Co. But NO and YES are no and yes.
 MIXED_CASE = re.compile(r"(?!NO)[A-Z]{2}|\w*(?:[a-z][A-Z]|[A-Z]{2}[a-z])\w*")
 CHEMICAL = re.compile(r"(?=.*\d)(?:[A-Z][a-z]?(?:_?\d+|_\{\d+\})?){2,}", re.ASCII)  # H_2O
 DATE = re.compile(r"\d{4}([-/])\d\d?\1\d\d?|\d\d?([-/.])\d\d?\2\d{4}", re.ASCII)
+PLAIN_GROUP = re.compile(r"\s*\{((?:\\[^{]|[^\\{}])*)\}")  # without braces inside
 BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
 
 
@@ -147,8 +145,8 @@ def closing_brace(text: str, start: int) -> int:
 @lru_cache(maxsize=64)  # is_prose and parse unwrap the same text
 def unwrap(text: str) -> str:
     r"""Removes a full stop, and delimiters or a command like `\boxed{…}` around the whole text."""
-    text = text.replace(r"^{\degree}", "°").replace(r"^\degree", "°").replace(r"\degree", "°")
-    text, before = text.translate(UNICODE), None
+    text = re.sub(r"\^\{\\degree\}|\^?\\degree", "°", text).translate(UNICODE)
+    before = None
     while text != before:
         before = text
         text = text.strip()
@@ -176,35 +174,31 @@ def is_prose(text: str) -> bool:
     text = unwrap(text[:MAX_LENGTH])
     if re.search(r"[0-9\\=+*/^|<>{}\[\]&!%$_]", text):
         return False
-    return any(len(run) > 1 and run not in PLAIN_NAMES for run in LETTERS.findall(text))
+    return any(len(run) > 1 and run not in PLAIN_NAMES for run in re.findall(r"[^\W\d_]+", text))
 
 
 def tokenize(text: str, prose: bool, gold_words: frozenset[str]) -> list[Token]:
     """The tokens of a text. With `prose`, runs of letters are words. Raises ParseError."""
     tokens, position, depth = [], 0, 0
     while position < len(text):
-        match = LETTERS.match(text, position)
-        if not match and not depth:
-            match = THOUSANDS.match(text, position)
+        match = None if depth else THOUSANDS.match(text, position)
         match = match or TOKEN.match(text, position)
-        if not match or match.re is LETTERS and not match[0].isalpha():  # ² and ½ are not
+        if not match or match.lastgroup == "letters" and not match[0].isalpha():  # ² and ½
             raise ParseError(f"{text[position : position + 9]!r} is not in the grammar")
         piece, kind = match[0], match.lastgroup
         after_digit = text[:position][-1:].isdigit()
         position = match.end()
-        if match.re is LETTERS:
+        if kind == "letters":
             tokens += letter_tokens(piece, prose or piece in gold_words, after_digit)
         elif kind == "sign" and piece[1:] in TEXT_COMMANDS:
-            opening = re.compile(r"\s*\{").match(text, position)
-            end = closing_brace(text, opening.end() - 1) if opening else -1
-            inner = text[opening.end() : end] if end >= 0 else "{"
-            if "{" in inner:
+            group = PLAIN_GROUP.match(text, position)
+            if not group:
                 raise ParseError(f"{piece} without plain text")
-            tokens += tokenize(inner, inner != "e", gold_words)
-            position = end + 1
+            tokens += tokenize(group[1], group[1] != "e", gold_words)
+            position = group.end()
         elif kind == "sign":
             piece = ALIASES.get(piece, piece)
-            if piece not in SYMBOLS | GREEK and not piece.startswith((r"\begin", r"\end")):
+            if piece[0] == "\\" and piece not in (*COMMANDS, *GREEK):
                 raise ParseError(f"{piece} is not in the grammar")
             depth += (piece in ("(", "[", r"\{")) - (piece in (")", "]", r"\}"))
             tokens.append(Token("name" if piece in GREEK else "sign", piece))
@@ -234,20 +228,18 @@ def letter_tokens(run: str, is_word: bool, after_digit: bool) -> list[Token]:
 
 
 def parse_number(text: str) -> Node:
-    """A number as written: Node("number", (value, number of decimals or None))."""
+    """A number as written: Node("number", (value, number of decimals))."""
     text, _, period = re.sub(r"[{},!]|\\(?!o)", "", text).partition(r"\overline")
     mantissa, _, exponent = text.lower().partition("e")
-    whole, point, decimals = mantissa.partition(".")
+    _, point, decimals = mantissa.partition(".")
     if len(exponent) > 4 or abs(int(exponent or 0)) > 999:
         raise ParseError(f"the exponent of {text} is too large")
     if period and not (point and period.isdigit()):
         raise ParseError(f"{text}: an overline needs digits after a decimal point")
-    value = Fraction(int(whole + decimals), 10 ** len(decimals))
-    value *= Fraction(10) ** int(exponent or 0)
+    value = Fraction(text)
     if period:
         value += Fraction(int(period), (10 ** len(period) - 1) * 10 ** len(decimals))
-    plain = decimals and not exponent and not period
-    return tree("number", value, len(decimals) if plain else None)
+    return tree("number", value, 0 if exponent or period else len(decimals))
 
 
 def find_unknowns(node: Node) -> frozenset[str]:
@@ -272,17 +264,18 @@ def is_unknown(node: Node) -> bool:
     return len(name) == 1 or name in GREEK or name[1] == "_"
 
 
-def can_solve(name: Node, *values: Node) -> bool:
-    """Is `name` an unknown that none of the values contains?"""
-    return is_unknown(name) and not find_unknowns(name) & find_unknowns(Node("list", values))
+def can_solve(name: Node, value: Node) -> bool:
+    """Is `name` an unknown that the value does not contain?"""
+    return is_unknown(name) and name.args[0] not in find_unknowns(value)
 
 
 INFINITY = tree("name", r"\infty")  # equals only itself; a bound, never an operand
 MINUS_INFINITY = tree("negative", INFINITY)
+NUMBER_SETS = [tree("name", letter) for letter in "NZQR"]
 
 
 def number(value) -> Node:
-    return tree("number", Fraction(value), None)
+    return tree("number", Fraction(value), 0)
 
 
 def equation(sides: list[Node], head: list[str]) -> Node:
@@ -290,10 +283,9 @@ def equation(sides: list[Node], head: list[str]) -> Node:
 
     `head` holds the text of the first five tokens.
     """
-    named = [is_unknown(side) for side in sides]
-    name, value = sides if named[0] else sides[::-1]
-    if can_solve(name, value) and not all(named):
-        return tree("value of", name.args[0], value)
+    for name, value in (sides, sides[::-1]):
+        if can_solve(name, value) and not is_unknown(value):
+            return tree("value of", name.args[0], value)
     if re.fullmatch(r"[fghpqEFGHPQ]\(\w+\)=", "".join(head)):
         unknowns = find_unknowns(sides[1])
         if not unknowns or head[2] in unknowns and head[0] not in unknowns:
@@ -301,35 +293,28 @@ def equation(sides: list[Node], head: list[str]) -> Node:
     return tree("equation", tree("sum", sides[0], with_sign("-", sides[1])))
 
 
-def membership(name: Node, value: Node) -> Node | None:
-    is_set = value.op in ("seq", "set", "union") or value.args in [(letter,) for letter in "NZQR"]
-    if is_set and can_solve(name, value):
-        return tree("value of", name.args[0], value)
-    return None
-
-
-def inequality(signs: list[str], sides: list[Node]) -> Node | None:
-    """`x < 5` or `1 <= x < 5` as an interval; all signs are < or <=."""
-    if len(signs) == 1 and is_unknown(sides[0]):
-        signs, sides = ["<", *signs], [MINUS_INFINITY, *sides]
-    elif len(signs) == 1:
-        signs, sides = [*signs, "<"], [*sides, INFINITY]
-    if len(signs) != 2:
+def solution(signs: list[str], sides: list[Node]) -> Node | None:
+    r"""`x \in [1, 2]` as a value; `x \neq 5`, `x < 5` and `1 <= x < 5` as intervals; else None."""
+    op = "interval of"
+    if signs == [r"\in"]:
+        op, (name, region) = "value of", sides
+        if region.op not in ("seq", "set", "union") and region not in NUMBER_SETS:
+            return None
+    elif signs == [r"\neq"]:
+        name, value = sides
+        below = tree("seq", "()", MINUS_INFINITY, value)
+        region = tree("union", below, tree("seq", "()", value, INFINITY))
+    elif len(signs) <= 2 and all(sign[0] == "<" for sign in signs):
+        if len(signs) == 1 and is_unknown(sides[0]):
+            signs, sides = ["<", *signs], [MINUS_INFINITY, *sides]
+        elif len(signs) == 1:
+            signs, sides = [*signs, "<"], [*sides, INFINITY]
+        below, name, above = sides
+        brackets = "[("[signs[0] == "<"] + "])"[signs[1] == "<"]
+        region = tree("seq", brackets, below, above)
+    else:
         return None
-    below, name, above = sides
-    if not can_solve(name, below, above):
-        return None
-    brackets = "[("[signs[0] == "<"] + "])"[signs[1] == "<"]
-    return tree("interval of", name.args[0], tree("seq", brackets, below, above))
-
-
-def exclusion(name: Node, value: Node) -> Node | None:
-    r"""`x \neq 5` as two intervals."""
-    if not can_solve(name, value):
-        return None
-    below = tree("seq", "()", MINUS_INFINITY, value)
-    above = tree("seq", "()", value, INFINITY)
-    return tree("interval of", name.args[0], tree("union", below, above))
+    return tree(op, name.args[0], region) if can_solve(name, region) else None
 
 
 class Parser:
@@ -362,6 +347,13 @@ class Parser:
     def kind(self) -> str:
         return self.tokens[self.position].kind
 
+    def separated(self, part: Callable[[], Node], *signs: str) -> list[Node]:
+        """One part, or several with one of the signs between them."""
+        parts = [part()]
+        while self.accept(*signs):
+            parts.append(part())
+        return parts
+
     def answer(self) -> Node:
         """One relation, or a list of several in any order."""
         items, separators = [self.relation()], set()
@@ -374,13 +366,13 @@ class Parser:
             self.fail()
         if len(items) == 1:
             return items[0]
-        if all(item.op != "interval of" for item in items):
+        ops = {item.op for item in items}
+        if "interval of" not in ops:
             return tree("list", *items)
-        name = items[0].args[0]
-        solved = all((item.op, item.args[0]) == ("interval of", name) for item in items)
-        if separators != {"or"} or not solved:
+        names = {item.args[:1] for item in items}
+        if separators != {"or"} or len(ops) > 1 or len(names) > 1:
             raise ParseError("inequalities that are not alternatives for one unknown")
-        return tree("interval of", name, tree("union", *(item.args[1] for item in items)))
+        return tree("interval of", *names.pop(), tree("union", *(item.args[1] for item in items)))
 
     def relation(self) -> Node:
         """An equation or an inequality, as a value or an interval where it is solved."""
@@ -393,38 +385,24 @@ class Parser:
             return sides[0]
         if all(sign[0] == ">" for sign in signs):
             signs, sides = [sign.replace(">", "<") for sign in signs[::-1]], sides[::-1]
-        solved = None
-        if signs == ["="]:
-            return equation(sides, head)
-        if signs == [r"\in"]:
-            solved = membership(*sides)
-        elif signs == [r"\neq"]:
-            solved = exclusion(*sides)
-        elif all(sign[0] == "<" for sign in signs):
-            solved = inequality(signs, sides)
+        solved = equation(sides, head) if signs == ["="] else solution(signs, sides)
         if solved is None:
             raise ParseError("a relation that is neither an equation nor solved for one unknown")
         return solved
 
     def union(self) -> Node:
-        parts = [self.quantity()]
-        while self.accept(r"\cup"):
-            parts.append(self.quantity())
+        parts = self.separated(self.quantity, r"\cup")
         return tree("union", *parts) if len(parts) > 1 else parts[0]
 
     def quantity(self) -> Node:
         """A sum with a currency sign before it or a unit after it."""
-        minus = "-" if self.peek("-") and self.peek("$", "€", "£", ahead=1) else ""
-        self.position += len(minus)
+        minus = self.accept("-") if self.peek("$", "€", "£", ahead=1) else ""
         currency = self.accept("$", "€", "£")
         unit = [UNITS[currency]] if currency else []
         value = self.sum()
         one_letter = all(len(name) == 1 for name in find_unknowns(value))
-        if self.peek(":") and not unit and one_letter:  # a ratio, not `answer: 5`
-            parts = [value]
-            while self.accept(":"):
-                parts.append(self.sum())
-            return tree("seq", ":", *parts)
+        if not unit and one_letter and self.accept(":"):  # a ratio, not `answer: 5`
+            return tree("seq", ":", value, *self.separated(self.sum, ":"))
         inner = value.args[0] if value.op == "negative" else value
         if inner.op == "degree":  # an angle or a temperature; inside a function it is a number
             value, unit = with_sign("-" if inner is not value else "", inner.args[0]), ["degree"]
@@ -433,30 +411,30 @@ class Parser:
         value, unit = self.unit(value, unit)
         if unit and find_unknowns(value) and not set(unit) <= {*UNITS.values(), "^2", "^3"}:
             raise ParseError("words after an unknown")
+        value = with_sign(minus, value)
         if not unit:
-            return with_sign(minus, value)
+            return value
         text = re.sub(r"\bsquare (\S+)", r"\1 ^2", " ".join(unit))
         text = re.sub(r"\bcubic (\S+)", r"\1 ^3", text)
-        return tree("quantity", with_sign(minus, value), text)
+        return tree("quantity", value, text)
 
     def unit(self, value: Node, unit: list[str]) -> tuple[Node, list[str]]:
         """The value, scaled by words like `million`, and the words of its unit."""
-        while self.kind == "word" or unit and self.unit_goes_on():
-            if self.accept("^"):
+        while True:
+            per = unit and self.peek("/") and self.tokens[self.position + 1].kind == "word"
+            if self.kind == "word" or per:
+                word = self.take()
+                if len(word) > 3:
+                    word = word.casefold().removesuffix("s")
+                if word in SCALES:
+                    value = tree("product", value, number(SCALES[word]))
+                else:
+                    unit.append(UNITS.get(word, word))
+            elif unit and self.accept("^"):
                 op, args = self.exponent()
                 unit.append(f"^{args[0]}" if op == "number" else self.fail())
-                continue
-            word = self.take()
-            if len(word) > 3:
-                word = word.casefold().removesuffix("s")
-            if word in SCALES:
-                value = tree("product", value, number(SCALES[word]))
             else:
-                unit.append(UNITS.get(word, word))
-        return value, unit
-
-    def unit_goes_on(self) -> bool:
-        return self.peek("^") or self.peek("/") and self.tokens[self.position + 1].kind == "word"
+                return value, unit
 
     def sum(self) -> Node:
         signs = ("+", "-", r"\pm", r"\mp")
@@ -590,13 +568,15 @@ class Parser:
         return tree("name", " ".join(folded))
 
     def function(self, name: str) -> Node:
-        base = (number(10),) if name == "log" else ()
-        if base and self.accept("_"):
-            base = (self.argument(),)
+        base = None
+        if name == "log":
+            name, base = "ln", self.argument() if self.accept("_") else number(10)
         exponent = self.exponent() if self.accept("^") else None
         if exponent and exponent.op != "number":
             raise ParseError("sin^{-1} is ambiguous: the inverse or the reciprocal")
-        value = tree(name, *base, self.operand())
+        value = tree(name, self.operand())
+        if base:
+            value = tree("product", value, tree("inverse", tree("ln", base)))
         return tree("power", value, exponent) if exponent else value
 
     def root(self, text: str) -> Node:
@@ -613,9 +593,7 @@ class Parser:
         if opening == r"\{" and self.accept(r"\}"):
             return Node("set")
         bars, self.bars = self.bars, 0
-        items = [self.union()]
-        while self.accept(",", ";"):
-            items.append(self.union())
+        items = self.separated(self.union, ",", ";")
         self.bars = bars
         closings = {"{": ("}",), r"\{": (r"\}",)}
         closing = self.expect(*closings.get(opening, (")", "]")))
@@ -626,12 +604,11 @@ class Parser:
         return tree("seq", opening + closing, *items)
 
     def matrix(self, end: str) -> Node:
-        rows = [[self.sum()]]
+        rows = [self.separated(self.sum, "&")]
         while not self.accept(end):
-            if self.expect("&", r"\\") == "&":
-                rows[-1].append(self.sum())
-            elif not self.peek(end):  # \\ after the last row starts none
-                rows.append([self.sum()])
+            self.expect(r"\\")
+            if not self.peek(end):  # \\ after the last row starts none
+                rows.append(self.separated(self.sum, "&"))
         return tree("matrix", *(tree("row", *row) for row in rows))
 
 

@@ -15,8 +15,7 @@ from r1mini.infra.journal import Journal
 from r1mini.model.transformer import Transformer
 from r1mini.records import Problem, Rollout
 from r1mini.rewards import REWARDS, completion
-from r1mini.rewards.runner import Scores, score_async, worker_pool
-from r1mini.rewards.spec import ALWAYS_LOGGED
+from r1mini.rewards.runner import ALWAYS_LOGGED, Scores, score_async, worker_pool
 from r1mini.sampler.sampler import sample
 from r1mini.sampler.sampling import SamplingParams
 from r1mini.training.logprobs import collate, token_logprobs

@@ -21,7 +21,6 @@ from r1mini.infra.journal import Journal
 from r1mini.records import Problem, Rollout
 from r1mini.rewards import completion, rules
 from r1mini.rewards.runner import Scores
-from r1mini.rewards.words import repetition_rate, words_and_symbols
 from r1mini.tasks.trace import Style
 
 if TYPE_CHECKING:  # filters need no torch
@@ -141,8 +140,8 @@ def repetition(problem: Problem, text: str) -> bool:
     Lines without a letter or digit, such as the brackets of formulas, may be repeated."""
     thinking = completion.extract_thinking(text)
     lines = Counter(line.strip() for line in thinking.split("\n") if re.search(r"\w", line))
-    units = [unit for unit in words_and_symbols(thinking) if unit.isalnum()]
-    return max(lines.values(), default=0) > 1 or repetition_rate(units, MAX_REPEATED) > 0
+    units = [unit for unit in completion.words_and_symbols(thinking) if unit.isalnum()]
+    return max(lines.values(), default=0) > 1 or completion.repetition_rate(units, MAX_REPEATED) > 0
 
 
 FILTERS: dict[str, Callable[[Problem, str], bool]] = {

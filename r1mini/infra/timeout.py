@@ -17,14 +17,14 @@ class TimedOut(BaseException):
 
 
 @contextmanager
-def time_limit(seconds: float | None) -> Iterator[None]:
+def time_limit(seconds: float) -> Iterator[None]:
     """Raise TimedOut in this block after `seconds`, and each second after that if it is caught.
 
-    There is no limit without `seconds`, or off the main thread. A call into C that ignores signals
-    ends the process after `2 * seconds + 60`, with a traceback. A block that sets SIGALRM itself,
-    as Math-Verify does, replaces the limit.
+    There is no limit off the main thread. A call into C that ignores signals ends the process after
+    `2 * seconds + 60`, with a traceback. A block that sets SIGALRM itself, as Math-Verify does,
+    replaces the limit.
     """
-    if not seconds or threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
 

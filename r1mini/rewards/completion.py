@@ -1,7 +1,7 @@
 r"""Parses a completion, and finds what its problem offers to judge it by.
 
-Extracts the thinking, the answer and the program of a completion; finds the gold answer or the
-tests of a problem. Left out: programs in languages other than Python, special checkers for
+Extracts the thinking, the answer, the program and the words of a completion; finds the gold answer
+or the tests of a problem. Left out: programs in languages other than Python, special checkers for
 problems with several right answers.
 """
 
@@ -28,6 +28,18 @@ FENCED = re.compile(
     re.VERBOSE | re.MULTILINE | re.DOTALL,
 )
 SPACING = re.compile(r"[\s{}$]|\\(?:left|right|[,;!])")
+# Notation that traces share between languages.
+NOTATION = ("return", "for", "in", "if", "range", "max", "min", "sum", "ln")
+WORD = re.compile(
+    r"""
+    [\u4e00-\u9fff]{1,2}                                       # Han characters, two at a time
+    | (?<![A-Za-z0-9_]) (?:[a-z]{2}|[A-Z]{4,}) (?![A-Za-z0-9_])
+    | (?<![A-Za-z0-9_]) (?=[A-Za-z_]*[a-z]{3}|[A-Z][a-z]{2}) [A-Za-z_]+ (?![A-Za-z0-9_])
+    | [^\W\d_\u0000-\u024f\u0370-\u03ff\u1e00-\u1eff\u4e00-\u9fff]{2,}  # not Latin, Greek or Han
+    """,
+    re.VERBOSE,
+)
+WORD_OR_SYMBOL = re.compile(r"[\u3400-\u9fff]|(?:(?![\u3400-\u9fff])\w){1,16}|[^\w\s]")
 
 
 @dataclass(frozen=True)
@@ -97,18 +109,12 @@ def extract_program(text: str) -> str | None:
         after = answers.extract(text)
         if after is None or "```" not in after:
             return after
-    blocks = fenced_blocks(after)
-    return blocks.get("python", blocks.get(""))
-
-
-def fenced_blocks(text: str) -> dict[str, str]:
-    """The last closed block of each label; "python" stands for "py" and "python3" too."""
-    blocks = {}
-    for label, lines, is_closed in FENCED.findall(text):
+    blocks = {}  # the last closed block of each label
+    for label, lines, is_closed in FENCED.findall(after):
         label = label.strip().lower()
         if is_closed:
             blocks["python" if label in ("py", "python3") else label] = lines or "\n"
-    return blocks
+    return blocks.get("python", blocks.get(""))
 
 
 def copied_from_prompt(answer: str, gold: str, prompt: str) -> bool:
@@ -121,6 +127,38 @@ def copied_from_prompt(answer: str, gold: str, prompt: str) -> bool:
     if answer == gold or answer not in prompt or LITERAL.fullmatch(answer):
         return False
     return OPERATION.search(answer) is not None
+
+
+# -- words -------------------------------------------------------------------------------------
+
+
+def words(text: str) -> list[str]:
+    """The words of a text, without its notation.
+
+    A word is one or two Han characters, a Latin word, or two or more letters of any other script
+    except Greek. Formulas, variables and function names are notation: single letters; two letters
+    with a capital; anything next to a digit; anything with a capital inside, unless it has three
+    small letters in a row or is four or more capitals of at least three kinds (ABAB is a value).
+
+    >>> words("try 2 H2O + NaCl, f(a) 对 then Fe 算了")
+    ['try', '对', 'then', '算了']
+    """
+    return [word for word in WORD.findall(text) if word not in NOTATION and not is_value(word)]
+
+
+def is_value(word: str) -> bool:
+    return word.isascii() and word.isupper() and len(set(word)) < 3
+
+
+def words_and_symbols(text: str) -> list[str]:
+    """Words of at most 16 letters or digits (longer ones are cut), Han characters, symbols."""
+    return WORD_OR_SYMBOL.findall(text.lower())
+
+
+def repetition_rate(units: list[str], n: int) -> float:
+    """1 - distinct n-grams / n-grams; 0 if the text is shorter than n."""
+    ngrams = list(zip(*(units[start:] for start in range(n))))
+    return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
 
 
 # -- the problem -------------------------------------------------------------------------------
@@ -174,10 +212,7 @@ def json_column(problem: Problem, name: str) -> Any:
     return parse_json(value) if isinstance(value, str) else value
 
 
-@lru_cache(maxsize=1000)
-def parse_json(text: str) -> Any:
-    """Cached: all completions of a problem share its columns."""
-    return json.loads(text)
+parse_json = lru_cache(maxsize=1000)(json.loads)  # all completions of a problem share its columns
 
 
 def check_problem(problem: Problem) -> None:

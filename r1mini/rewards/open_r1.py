@@ -15,10 +15,11 @@ from r1mini.rewards.completion import (
     extract_answer,
     extract_thinking,
     gold_answer,
+    repetition_rate,
+    words_and_symbols,
 )
 from r1mini.rewards.rules import is_correct
 from r1mini.rewards.trl_adapter import Rows, per_completion, per_group
-from r1mini.rewards.words import repetition_rate, words_and_symbols
 
 CHOICE = re.compile(r"(?:\\(?:text|textbf|mathrm|mathbf)\{)?\(?([A-Ja-j])\)?\.?\}?")
 MARKER = r"Step \d+:|\d+[.)]|[-*]|First,|Second,|Next,|Finally,|首先|其次|然后|最后"

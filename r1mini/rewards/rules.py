@@ -23,9 +23,9 @@ from r1mini.rewards.completion import (
     needs_reasoning,
     parse,
     problem_tests,
+    words,
 )
 from r1mini.rewards.trl_adapter import per_completion
-from r1mini.rewards.words import words
 
 
 @per_completion

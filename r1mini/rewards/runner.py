@@ -1,4 +1,4 @@
-"""Runs the rewards of one problem's completions, checks every value and sums them up.
+"""From `--reward` to the weighted sums: loads the rewards, runs them and checks every value.
 
 Every failure of a reward stops the run with a one-line error that names the completion: an
 exception, a list of the wrong length, a value that is not a finite number, ten minutes without a
@@ -13,22 +13,109 @@ user's file run in the main thread, one after another: they may keep state, or u
 Math-Verify does.
 """
 
+import importlib.util
 import os
+import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
+from r1mini import rewards
 from r1mini.infra.timeout import TimedOut, time_limit
 from r1mini.records import Problem, Rollout
-from r1mini.rewards import spec
 from r1mini.rewards.completion import Completion
-from r1mini.rewards.spec import finite_number, one_line
 from r1mini.rewards.trl_adapter import Reward, to_columns
 
+# Computed and logged in every run, rewarded or not.
+ALWAYS_LOGGED = ("accuracy", "format", "language")
+# Seconds that a user's file may take to load, and a user's function for one problem's completions.
+# It does not count in the pool's threads, where the sandbox limits the time of programs.
+TIME_LIMIT = 600.0
+# The largest reward or weight: next to a larger one, single precision loses the others.
+MAX_MAGNITUDE = 1e6
+PART = re.compile(r"(?:(.*\.py):)?([^:]*)(?::(.*))?", re.DOTALL)
 Scores = list[dict[str, "float | None"]]  # of each completion, by the reward's name, unweighted
+
+
+# -- the flag `--reward` -------------------------------------------------------------------------
+
+
+class Rewards(NamedTuple):
+    """Rewards by name, and the weights of those that count; the others are only logged."""
+
+    functions: dict[str, Reward]
+    weights: dict[str, float]
+
+
+def parse_spec(text: str) -> tuple[dict[str, str], dict[str, float]]:
+    """The files ("" for a built-in reward) and the weights of a `--reward`, by the rewards' names.
+
+    ValueError for an invalid part.
+
+    >>> files, weights = parse_spec("accuracy,format:0.1,my_rewards.py:brevity:2")
+    >>> files
+    {'accuracy': '', 'format': '', 'brevity': 'my_rewards.py'}
+    >>> weights
+    {'accuracy': 1.0, 'format': 0.1, 'brevity': 2.0}
+    """
+    files, weights = {}, {}
+    for part in text.split(","):
+        file, name, weight = PART.fullmatch(part.strip()).groups("")
+        if not file and name not in rewards.REWARDS:
+            known = ", ".join(rewards.REWARDS)
+            raise ValueError(
+                f"--reward {text}: {name!r} is not one of {known}, nor file.py:function"
+            )
+        if name in files:
+            raise ValueError(f"--reward {text}: {name!r} is listed twice")
+        if file and name in (*ALWAYS_LOGGED, "overlong"):
+            raise ValueError(
+                f"--reward {text}: {name!r} is the name of a built-in reward; rename the function"
+            )
+        try:
+            files[name], weights[name] = file, finite_number(weight or "1")
+        except ValueError as error:
+            raise ValueError(f"--reward {text}: {error}") from None
+    return files, weights
+
+
+def load_rewards(text: str) -> Rewards:
+    """The rewards of a `--reward`, and those that every run logs.
+
+    Files are executed: they are the user's. ValueError if one cannot be loaded.
+    """
+    files, weights = parse_spec(text)
+    functions = {name: rewards.REWARDS[name] for name in ALWAYS_LOGGED}
+    namespaces = {"": rewards.REWARDS}
+    for name, file in files.items():
+        if file not in namespaces:
+            namespaces[file] = vars(load_module(file))
+        functions[name] = namespaces[file].get(name)
+        if not callable(functions[name]):
+            raise ValueError(f"--reward {text}: {file} has no function {name!r}")
+    return Rewards(functions, weights)
+
+
+def load_module(file: str):
+    """The module of a user's file."""
+    if not Path(file).is_file():
+        raise ValueError(f"--reward: {file}: no such file")
+    spec = importlib.util.spec_from_file_location(f"rewards of {file}", file)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    try:
+        with time_limit(TIME_LIMIT):
+            spec.loader.exec_module(module)
+    except (Exception, SystemExit, TimedOut) as error:
+        raise ValueError(f"--reward: cannot load {file}: {one_line(error)}") from error
+    return module
+
+
+# -- all rewards of one problem's completions ----------------------------------------------------
 
 
 @contextmanager
@@ -45,7 +132,7 @@ def worker_pool() -> Iterator[ThreadPoolExecutor]:
 class PendingScores:
     """Scores that may still be computed, like a Future."""
 
-    pending: Mapping[str, Callable[[], list[float | None]]]
+    pending: Mapping[str, Callable[[], list]]  # each waits for the values of one reward
 
     def result(self) -> Scores:
         """Wait for the built-in rewards, run the user's functions in this thread, return all."""
@@ -102,17 +189,7 @@ def call_checked(
     max_completion_len: int | None = None,
 ) -> list[float | None]:
     """The values of one reward. ValueError, with the row, unless all are finite numbers or None."""
-    count, score_rows = len(rollouts), builtin_score(reward)
-    if score_rows is None:
-        columns = to_columns(problem, rollouts, max_completion_len)
-        call, seconds = partial(call_user_function, reward, columns), spec.TIME_LIMIT
-    else:  # the sandbox limits the time
-        rows = []
-        for rollout in rollouts:
-            _, text = problem.prompt_and_completion(rollout)
-            length = len(rollout.completion_ids)
-            rows.append((problem, Completion(text, length, max_completion_len)))
-        call, seconds = lambda part: score_rows(rows[part]), None
+    call, count = partial(call_reward, reward, problem, max_completion_len), len(rollouts)
 
     def failure(reason: str, row: int | None) -> ValueError:
         place = (
@@ -124,20 +201,38 @@ def call_checked(
         )
 
     try:
-        with time_limit(seconds):
-            values = call(slice(None))
+        with time_limit(TIME_LIMIT):
+            values = call(rollouts)
     except (Exception, SystemExit, TimedOut) as error:
-        late = isinstance(error, TimedOut)
-        reason = f"takes longer than {seconds:g} s" if late else one_line(error)
-        raise failure(reason, failing_row(call, count, seconds)) from error
+        raise failure(one_line(error), failing_row(call, rollouts)) from error
     if len(values) != count:
         raise failure(f"returned {len(values)} values for {count} completions", None)
     for row, value in enumerate(values):
         try:
-            values[row] = checked_value(value)
+            if isinstance(value, str | bytes):
+                raise ValueError(f"{value[:60]!r} is text, not a finite number")
+            values[row] = None if value is None else finite_number(value)
         except ValueError as error:
             raise failure(str(error), row) from None
     return values
+
+
+def call_reward(
+    reward: Reward, problem: Problem, max_completion_len: int | None, rollouts: Sequence[Rollout]
+) -> list:
+    """The values of one reward as it returns them. A user's function may change its lists."""
+    score_rows = builtin_score(reward)
+    if score_rows:
+        rows = []
+        for rollout in rollouts:
+            _, text = problem.prompt_and_completion(rollout)
+            length = len(rollout.completion_ids)
+            rows.append((problem, Completion(text, length, max_completion_len)))
+        return score_rows(rows)
+    values = reward(**to_columns(problem, rollouts, max_completion_len))
+    if not isinstance(values, Iterable) or isinstance(values, str | bytes | Mapping | Set):
+        raise TypeError(f"returned a {type(values).__name__}, not a list")
+    return list(values)
 
 
 def builtin_score(reward: Reward) -> Callable[..., list[float | None]] | None:
@@ -150,32 +245,34 @@ def builtin_score(reward: Reward) -> Callable[..., list[float | None]] | None:
     return getattr(reward, "score_rows", None)
 
 
-def call_user_function(reward: Reward, columns: Mapping[str, list], rows: slice) -> list[Any]:
-    """Call with copies of the columns, which the function may change."""
-    values = reward(**{name: list(column[rows]) for name, column in columns.items()})
-    if not isinstance(values, Iterable) or isinstance(values, str | bytes | Mapping | Set):
-        raise TypeError(f"returned a {type(values).__name__}, not a list")
-    return list(values)
-
-
 def failing_row(
-    call: Callable[[slice], list[Any]], count: int, seconds: float | None
+    call: Callable[[Sequence[Rollout]], list], rollouts: Sequence[Rollout]
 ) -> int | None:
     """The first completion that fails on its own; None if each passes."""
-    for row in range(count):
+    for row, rollout in enumerate(rollouts):
         try:
-            with time_limit(seconds and seconds / count):
-                call(slice(row, row + 1))
+            with time_limit(TIME_LIMIT / len(rollouts)):
+                call([rollout])
         except (Exception, SystemExit, TimedOut):
             return row
     return None
 
 
-def checked_value(value: Any) -> float | None:
-    """A reward as float, or None. ValueError for anything but a finite number."""
-    if value is None:
-        return None
-    number = finite_number(value)
-    if isinstance(value, str | bytes):
-        raise ValueError(f"{value[:60]!r} is text, not a finite number")
+def finite_number(value: Any) -> float:
+    """A reward or weight as float. ValueError if it is not a number, or too large."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{str(value)[:60]!r} is not a number") from None
+    if not abs(number) <= MAX_MAGNITUDE:
+        raise ValueError(f"{str(value)[:60]!r} is not a finite number up to {MAX_MAGNITUDE:g}")
     return number
+
+
+def one_line(error: BaseException) -> str:
+    """Name and message of an exception in one printable line."""
+    if isinstance(error, TimedOut):
+        return f"takes longer than {TIME_LIMIT:g} s"
+    printable = "".join(char if char.isprintable() else " " for char in str(error))
+    message = " ".join(printable.split())
+    return f"{type(error).__name__}: {message[:200]}" if message else type(error).__name__

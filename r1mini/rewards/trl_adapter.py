@@ -45,9 +45,9 @@ def per_group(score_rows: Callable[..., list[float | None]]) -> Reward:
     @wraps(score_rows)
     def reward(prompts, completions, **columns) -> list[float | None]:
         settings = {
-            name: value
-            for name, value in columns.items()
-            if name in names and not isinstance(value, list | tuple)
+            name: columns[name]
+            for name in names
+            if name in columns and not isinstance(columns[name], list | tuple)
         }
         return score_rows(to_rows(prompts, completions, columns), **settings)
 
@@ -103,10 +103,9 @@ def to_columns(
     messages = problem.columns.get("prompt")
     prompt = messages if isinstance(messages, list) else Text(problem.prompt)
     values = {**problem.columns, "task": problem.task, "prompts": prompt}
+    values["max_completion_len"] = max_completion_len
     if problem.language:
         values["language"] = problem.language
-    if max_completion_len is not None:
-        values["max_completion_len"] = max_completion_len
     return {
         **{name: [value] * len(rollouts) for name, value in values.items()},
         "completions": [Text(rollout.text) for rollout in rollouts],
@@ -126,16 +125,15 @@ class Text(str):
     """
 
     def __getitem__(self, index):
-        return Message(self, index) if index in (0, -1) else super().__getitem__(index)
+        if index not in (0, -1):
+            return super().__getitem__(index)
+        message = Message(str(self)[index:][:1])
+        message.fields = {"role": "assistant", "content": str(self)}
+        return message
 
 
 class Message(str):
     """The first or last character of a `Text`, which can also be read as its message."""
-
-    def __new__(cls, text: Text, index: int):
-        message = super().__new__(cls, str(text)[index:][:1])
-        message.fields = {"role": "assistant", "content": str(text)}
-        return message
 
     def __getitem__(self, key):
         return self.fields[key] if isinstance(key, str) else super().__getitem__(key)

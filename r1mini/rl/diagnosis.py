@@ -6,8 +6,7 @@ from typing import Any
 
 from r1mini.records import Group, Problem
 from r1mini.rewards import rules
-from r1mini.rewards.completion import extract_thinking
-from r1mini.rewards.words import words
+from r1mini.rewards.completion import extract_thinking, words
 from r1mini.rl.config import GRPOConfig
 
 # Largest difference of a token's log-probability between sampler and learner that rounding

@@ -12,8 +12,7 @@ from r1mini.infra import files
 from r1mini.infra.distributed import replicate
 from r1mini.model.transformer import Transformer
 from r1mini.records import Group, Rollout
-from r1mini.rewards.completion import extract_answer, extract_thinking
-from r1mini.rewards.words import words
+from r1mini.rewards.completion import extract_answer, extract_thinking, words
 from r1mini.rl import diagnosis
 from r1mini.rl.config import GRPOConfig
 from r1mini.training.run_state import Run

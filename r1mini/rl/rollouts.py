@@ -12,8 +12,7 @@ from r1mini.infra import distributed
 from r1mini.infra.device import autocast
 from r1mini.model.transformer import Transformer
 from r1mini.records import Group, Problem, Rollout
-from r1mini.rewards.runner import group_rewards, score_async, worker_pool
-from r1mini.rewards.spec import Rewards
+from r1mini.rewards.runner import Rewards, group_rewards, score_async, worker_pool
 from r1mini.rl.config import GRPOConfig
 from r1mini.sampler.sampler import sample
 from r1mini.sampler.sampling import SamplingParams

@@ -16,7 +16,7 @@ from r1mini.infra.device import autocast
 from r1mini.model.config import ModelConfig
 from r1mini.model.transformer import Transformer
 from r1mini.records import Group, Problem, Rollout
-from r1mini.rewards.spec import Rewards, load_rewards, reward_weights
+from r1mini.rewards.runner import Rewards, load_rewards
 from r1mini.rl.config import GRPOConfig
 from r1mini.rl.learner import accumulate_gradient
 from r1mini.rl.metrics import bf16_weights
@@ -29,12 +29,13 @@ from r1mini.training import memory
 
 
 def build_rewards(cfg: GRPOConfig) -> Rewards:
-    functions, weights = load_rewards(cfg.reward), reward_weights(cfg.reward)
+    """The rewards of `--reward`, and the punishment of `--overlong-cache`."""
+    loaded = load_rewards(cfg.reward)
     if cfg.overlong_cache:
         punishment = rewards.soft_overlong_punishment
-        functions["overlong"] = partial(punishment, soft_punish_cache=cfg.overlong_cache)
-        weights["overlong"] = 1.0
-    return Rewards(functions, weights)
+        loaded.functions["overlong"] = partial(punishment, soft_punish_cache=cfg.overlong_cache)
+        loaded.weights["overlong"] = 1.0
+    return loaded
 
 
 def load_problems(

@@ -22,7 +22,7 @@ from r1mini.evaluation.figures import consensus, mean_and_error, pass_at_k, summ
 from r1mini.evaluation.tables import figures_table
 from r1mini.infra.journal import Journal
 from r1mini.records import Problem, Rollout
-from r1mini.rewards import spec
+from r1mini.rewards.runner import ALWAYS_LOGGED
 from r1mini.sampler.sampler import sample
 from r1mini.sampler.sampling import SamplingParams
 
@@ -42,7 +42,7 @@ SETS = {name: held_out(name, 20) for name in ("countdown", "elements")}
 
 
 def rows(*rollouts, problem=PROBLEM):
-    return make_rows(problem, rollouts, score(problem, rollouts, (*spec.ALWAYS_LOGGED, "code")))
+    return make_rows(problem, rollouts, score(problem, rollouts, (*ALWAYS_LOGGED, "code")))
 
 
 def sample_and_evaluate(

@@ -2,17 +2,15 @@ import time
 
 import pytest
 from conftest import score
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from r1mini import rewards
 from r1mini.answers import extract
 from r1mini.records import Problem, Rollout
-from r1mini.rewards.completion import check_problem, gold_answer, parse
+from r1mini.rewards.completion import check_problem, gold_answer, parse, words
 from r1mini.rewards.rules import consistency
-from r1mini.rewards.runner import call_checked, weighted_sum
-from r1mini.rewards.spec import reward_weights
-from r1mini.rewards.words import words
+from r1mini.rewards.runner import call_checked, parse_spec, weighted_sum
 
 COUNTDOWN = Problem(
     "countdown",
@@ -100,12 +98,15 @@ TAGS = ["<think>", "</think>", "<answer>", "</answer>"]
 
 
 @given(st.lists(st.sampled_from([*TAGS, "x", " ", "\n", "<", "24"]), max_size=9).map("".join))
+@example("<think>x\n</think> <answer>24</answer>\n")
+@example("<answer> 24</answer>")
 def test_what_has_the_format_is_the_blocks_put_together(text):
     parsed = parse(text)
     if parsed is not None:
-        think = "" if parsed.thinking is None else f"<think>{parsed.thinking}</think>"
-        assert "".join(text.split()) == "".join(f"{think}<answer>{parsed.answer}</answer>".split())
-        assert not any(tag in parsed.answer + (parsed.thinking or "") for tag in TAGS)
+        thinking, answer = parsed
+        think = "" if thinking is None else f"<think>{thinking}</think>"
+        assert "".join(text.split()) == "".join(f"{think}<answer>{answer}</answer>".split())
+        assert not any(tag in answer + (thinking or "") for tag in TAGS)
 
 
 @given(st.text(), st.sampled_from([COUNTDOWN, FACT]))
@@ -192,7 +193,7 @@ def test_total_is_the_weighted_sum():
 )
 def test_bad_reward_weights_are_quoted(text):
     with pytest.raises(ValueError, match=f"--reward {text}"):
-        reward_weights(text)
+        parse_spec(text)
 
 
 def test_hostile_completions_are_scored_at_once():

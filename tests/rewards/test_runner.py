@@ -15,8 +15,14 @@ from conftest import ROOT, jsonl, score
 from r1mini import rewards
 from r1mini.records import Problem, Rollout
 from r1mini.rewards import rules
-from r1mini.rewards.runner import call_checked, group_rewards, score_async, worker_pool
-from r1mini.rewards.spec import load_rewards, reward_weights
+from r1mini.rewards.runner import (
+    call_checked,
+    group_rewards,
+    load_rewards,
+    parse_spec,
+    score_async,
+    worker_pool,
+)
 from r1mini.rewards.trl_adapter import Text, per_completion
 
 PROBLEM = Problem(
@@ -59,7 +65,8 @@ def file(tmp_path):
     ],
 )
 def test_weights_of_the_command_line(flag, expected):
-    assert reward_weights(flag) == expected
+    _, weights = parse_spec(flag)
+    assert weights == expected
 
 
 @pytest.mark.parametrize(
@@ -100,7 +107,7 @@ def test_functions_of_one_file_share_its_state(file):
         def second(completions, **kwargs):
             return [float(len(seen))] * len(completions)
     """)
-    functions = load_rewards(f"{path}:first,{path}:second:0.5")
+    functions, _ = load_rewards(f"{path}:first,{path}:second:0.5")
     assert list(functions) == ["accuracy", "format", "language", "first", "second"]
     assert [row["second"] for row in score_async(DATA, rollouts("a", "b"), functions).result()] == [
         1.0,
@@ -193,8 +200,8 @@ def mixed(prompts, completions, completion_ids, task, **kwargs):
     ],
 )
 def test_pasted_rewards_run_unchanged(file, name, expected):
-    function = load_rewards(f"{file(PASTED)}:{name}")[name]
-    assert called(function, GOOD, "no", verification_info={"language": "python"}) == expected
+    functions, _ = load_rewards(f"{file(PASTED)}:{name}")
+    assert called(functions[name], GOOD, "no", verification_info={"language": "python"}) == expected
 
 
 @pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="TRL is not installed")
@@ -211,7 +218,8 @@ def test_trls_own_files_run_unchanged(file):
         ("too_long", [-1.0, 0.0]),
         ("repetition", [0.0, 0.0]),
     ):
-        assert called(load_rewards(f"{path}:{name}")[name], GOOD, "no") == expected
+        functions, _ = load_rewards(f"{path}:{name}")
+        assert called(functions[name], GOOD, "no") == expected
 
 
 def test_language_is_passed_only_where_a_row_has_one():
