@@ -31,12 +31,15 @@ from r1mini.data.problems import read_problems
 from r1mini.data.sft import sft_rows
 from r1mini.evaluation import answer, tables
 from r1mini.evaluation import figures as figures_module
+from r1mini.evaluation.config import SampleConfig
+from r1mini.evaluation.jobs import Session
 from r1mini.infra.files import read_metrics, read_run_json
 from r1mini.infra.journal import Journal
 from r1mini.recipe import report, scheduler, stages
 from r1mini.records import Rollout
 from r1mini.rewards import completion, spec
 from r1mini.rl import diagnosis, metrics
+from r1mini.sampler.sampling import SamplingParams
 
 LONG = int(os.environ.get("R1MINI_FUZZ", "0"))
 SECONDS = 10.0  # no file of a few lines takes so long
@@ -251,15 +254,17 @@ def test_rows(source, tokens, tmp_path):
     run()
 
 
-def test_prompts(tmp_path):
-    path, chat_template = tmp_path / "prompts.jsonl", plain_template(END_OF_TEXT)
+def test_prompts(model, tokens, tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    cfg, params = SampleConfig(prompts=str(path)), SamplingParams()
+    session = Session(cfg, model, tokens, plain_template(END_OF_TEXT), params)
     content = b'{"prompt": "a"}\n{"prompt": [{"role": "user", "content": "b"}], "id": 3}\n'
 
     @examples(20)
     @given(damaged(path, content))
     def run(content):
         path.write_bytes(content)
-        reads(lambda: answer.render_prompts(path, chat_template, []), path)
+        reads(lambda: answer.render_prompts(session, []), path)
 
     run()
 
