@@ -30,7 +30,6 @@ from r1mini.data.files import RowErrors
 from r1mini.data.problems import read_problems
 from r1mini.data.sft import sft_rows
 from r1mini.evaluation import answer, tables
-from r1mini.evaluation import figures as figures_module
 from r1mini.evaluation.config import SampleConfig
 from r1mini.evaluation.jobs import Session
 from r1mini.infra.files import read_metrics, read_run_json
@@ -445,17 +444,11 @@ def finished(tmp_path):
 def told(folder):
     """What the recipe makes of its folder, but for the drawing itself."""
     report.examples(TITLES, folder).encode()
-    k = figures_module.read_figures(folder / "eval/base.json")["mean"]["samples"]
-    figures = {
-        name: [
-            figures_module.read_figures(folder / f"eval/{name}.json", ("kinetics", "elements"), k)
-        ]
-        for name in TITLES
-    }
-    report.stages_table(figures, [folder], ["kinetics", "elements"], TITLES)
+    results = report.read_results([folder], TITLES, ["kinetics", "elements"])
+    report.stages_table(results, ["kinetics", "elements"], TITLES)
     report.training_table(["r1-zero"], [folder], TITLES)
     for name in TITLES:
-        tables.figures_table(figures[name][0])
+        tables.figures_table(results[name][0])
     scheduler.is_done(folder / "r1-zero/run.json")
     scheduler.claim_folder(folder, "recipe.json", {"tasks": "kinetics elements", "seed": 0})
     stages.results_written(folder, 1)

@@ -14,6 +14,7 @@ from r1mini.infra.files import is_finite_number, read_json, read_log
 
 Row = Mapping[str, Any]  # one completion
 Figures = dict  # of one set of problems, or their mean
+NOT_SETS = ("mean", "settings", "seconds")  # keys of an evaluation that name no set of problems
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
@@ -34,16 +35,17 @@ def consensus(rows: Sequence[Row]) -> float | None:
     """
     votes = []  # (answer, accuracy of each completion that gives it)
     for row in rows:
-        accuracy, vote = row["rewards"]["accuracy"], row["answer"]
+        accuracy = row["rewards"]["accuracy"]
         if accuracy is None:
             return None
-        if not vote:
+        if not row["answer"]:
             continue
-        same = (accuracies for answer, accuracies in votes if agree(row["task"], answer, vote))
-        if accuracies := next(same, None):
-            accuracies.append(accuracy)
+        for answer, accuracies in votes:
+            if agree(row["task"], answer, row["answer"]):
+                accuracies.append(accuracy)
+                break
         else:
-            votes.append((vote, [accuracy]))
+            votes.append((row["answer"], [accuracy]))
     if not votes:
         return 0.0
     most = max(len(accuracies) for _, accuracies in votes)

@@ -15,6 +15,7 @@ from r1mini.checkpoint.chat_template import ChatTemplate
 from r1mini.checkpoint.tokenizer import Tokenizer
 from r1mini.data.problems import read_problems
 from r1mini.evaluation.config import BENCHMARKS, SampleConfig
+from r1mini.evaluation.figures import NOT_SETS
 from r1mini.infra import files
 from r1mini.infra.journal import Journal
 from r1mini.model.transformer import Transformer
@@ -77,7 +78,7 @@ def file_problems(session: Session) -> ProblemSets:
         path = Path(file)
         if not path.is_file() and path.name in sources:
             raise ValueError(f"--data {file}: no such file; download it from {sources[path.name]}")
-        if path.name in sets or path.name in ("mean", "settings"):
+        if path.name in sets or path.name in NOT_SETS:
             raise ValueError(f"--data {file}: another set of figures has the name {path.name}")
         problems = read_problems(
             file,

@@ -73,16 +73,16 @@ def verdict(
     problem: Problem,
     text: str,
     finished: bool,
-    scores: Mapping[str, float | None],
+    rewards: Mapping[str, float | None],
     thinking_tokens: int,
     max_thinking: int,
 ) -> str:
     """Why a completion is not kept, or "kept"."""
     if not finished:
         return "cut off"
-    if 1.0 not in (scores["accuracy"], scores["code"]):
+    if 1.0 not in (rewards["accuracy"], rewards["code"]):
         return "wrong"
-    if breaks_format(problem, text, scores):
+    if breaks_format(problem, text, rewards):
         return "format"
     for name, removes in FILTERS.items():
         if removes(problem, text):
@@ -90,11 +90,11 @@ def verdict(
     return "long" if thinking_tokens > max_thinking else "kept"
 
 
-def breaks_format(problem: Problem, text: str, scores: Mapping[str, float | None]) -> bool:
+def breaks_format(problem: Problem, text: str, rewards: Mapping[str, float | None]) -> bool:
     r"""The answer to a file's problem may also stand in a `\boxed{…}` or a code block, after one
     think block or none."""
     if problem.task in tasks.TASKS or "answer>" in text:
-        return not scores["format"]
+        return not rewards["format"]
     return completion.TAG.findall(text) not in ([], ["<think>", "</think>"])
 
 

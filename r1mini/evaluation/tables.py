@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from statistics import fmean, stdev
 
-from r1mini.evaluation.figures import Figures
+from r1mini.evaluation.figures import NOT_SETS, Figures, mean_known
 
 MISSING = "–"
 
@@ -29,7 +29,7 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Iterable[str]]) -> str
 def format_figure(value: float | None, column: str) -> str:
     if value is None:
         return MISSING
-    digits = {"length": 0, "kl": 3}.get(column, 2)
+    digits = {"length": 0, "seconds": 0, "kl": 3}.get(column, 2)
     return f"{round(value, digits) + 0.0:.{digits}f}"  # no -0.00
 
 
@@ -41,10 +41,12 @@ def spread(values: Sequence[float], column: str, error: float | None = None) -> 
     return mean if error is None else f"{mean} ± {format_figure(error, column)}"
 
 
-def figure_cell(figures: Figures, column: str) -> str:
+def figure_cell(seeds: Sequence[Figures], column: str) -> str:
+    """A figure's mean over seeds; for pass@1, with the error of that mean."""
+    values = [figures[column] for figures in seeds]
     if column == "pass@1":
-        return spread([figures[column]], column, figures["pass@1_se"])
-    return format_figure(figures[column], column)
+        return spread(values, column, seeds[0]["pass@1_se"])
+    return format_figure(mean_known(values), column)
 
 
 def figures_table(results: dict[str, Figures]) -> str:
@@ -52,7 +54,7 @@ def figures_table(results: dict[str, Figures]) -> str:
     k = results["mean"]["samples"]
     columns = ["pass@1", f"pass@{k}", f"cons@{k}", "format", "language", "length", "truncated"]
     columns += ["unparsed", "entropy", *["kl"] * ("kl" in results["mean"])]
-    names = [name for name in results if name not in ("mean", "settings")]
+    names = [name for name in results if name not in NOT_SETS]
     names += ["mean"] * (len(names) > 1)
-    rows = [[name, *(figure_cell(results[name], column) for column in columns)] for name in names]
+    rows = [[name, *(figure_cell([results[name]], column) for column in columns)] for name in names]
     return markdown_table(["task", *columns], rows)
