@@ -12,8 +12,7 @@ from pathlib import Path
 from r1mini.checkpoint.chat_template import PLAIN, Messages
 from r1mini.checkpoint.tokenizer import StreamDecoder
 from r1mini.data.files import read_rows
-from r1mini.evaluation import jobs
-from r1mini.evaluation.jobs import Session
+from r1mini.evaluation.jobs import Session, job_settings, json_sha256, open_journal, write_rows
 from r1mini.records import Rollout, think_prefix
 from r1mini.sampler.sampler import encode_prompts, sample, stream
 
@@ -64,8 +63,8 @@ def answer_file(session: Session, system: Messages) -> None:
     """
     cfg = session.cfg
     rendered = render_prompts(session, system)
-    settings = jobs.job_settings(session, prompts_sha256=jobs.json_sha256(rendered))
-    journal = jobs.open_journal(cfg, settings, len(rendered))
+    settings = job_settings(session, prompts_sha256=json_sha256(rendered))
+    journal = open_journal(cfg, settings, len(rendered))
     done = len(journal.parts)
 
     def save(number: int, rollouts: list[Rollout]) -> None:
@@ -90,7 +89,7 @@ def answer_file(session: Session, system: Messages) -> None:
         progress="answering" if cfg.progress and cfg.out else None,
     )
     if cfg.out:
-        jobs.write_rows(Path(cfg.out), journal.parts)
+        write_rows(Path(cfg.out), journal.parts)
         cut_off = sum(not row["finished"] for row in journal.parts)
         print(f"{cfg.out}: {len(rendered)} answers, {cut_off} of them cut off")
     journal.close()
@@ -129,8 +128,10 @@ def read_prompts(path: Path) -> list[tuple[str, dict]]:
         rows = list(read_rows(path))
     else:
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-        numbered = [(f"{path}:{number}", line.strip()) for number, line in enumerate(lines, 1)]
-        rows = [(place, {"prompt": line}) for place, line in numbered if line]
+        rows = []
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                rows.append((f"{path}:{number}", {"prompt": line.strip()}))
     for place, row in rows:
         prompt = row.get("prompt") if isinstance(row, dict) else None
         if not isinstance(prompt, (str, list)) or not prompt:
@@ -169,7 +170,7 @@ def chat(session: Session, system: Messages) -> None:
             advice = "" if single_turn else f"; {hint}"
             print(f"not sent: {length} tokens do not fit the model's context of {context}{advice}")
             continue
-        limit = min(session.params.max_new_tokens, context - length)
+        limit = session.model.config.max_completion(session.params.max_new_tokens, length)
         with Screen() as screen:
             try:
                 finished = reply(session, prompt, number, screen)
@@ -197,12 +198,11 @@ class Screen:
     because a text could take over the terminal with them.
     """
 
-    TAGS = {"<think>": "\x1b[2m<think>", "</think>": "</think>\x1b[0m"}
-
     def __init__(self):
-        self.is_terminal = sys.stdout.isatty()
-        self.tags = self.TAGS if self.is_terminal and not os.environ.get("NO_COLOR") else {}
         self.text = self.pending = self.note = ""
+        self.is_terminal, self.tags = sys.stdout.isatty(), {}
+        if self.is_terminal and not os.environ.get("NO_COLOR"):
+            self.tags = {"<think>": "\x1b[2m<think>", "</think>": "</think>\x1b[0m"}
 
     def __enter__(self) -> Screen:
         return self

@@ -138,30 +138,30 @@ def read_figures(
     k = k or (mean.get("samples") if isinstance(mean, dict) else None)
     sets = [name for name in results if name != "settings"]
     for name in ["mean", *names, *sets]:  # the mean first: the others have its columns
-        figures, where = results.get(name), f"{path}: {name[:60]}"
+        figures, place = results.get(name), f"{path}: {name[:60]}"
         valid_k = type(k) is int and 0 < k < 10**6
         if not isinstance(figures, dict) or not valid_k or figures.get("samples") != k:
-            raise ValueError(f"{where}: not figures of an evaluation with {k!r:.60} samples")
-        required = {"pass@1", f"pass@{k}", "problems", "length", "truncated", "unparsed"}
-        required |= {"entropy", *columns}
+            raise ValueError(f"{place}: not figures of an evaluation with {k!r:.60} samples")
+        required = {"pass@1", f"pass@{k}", "problems", "length", "truncated", "unparsed", "entropy"}
+        required |= {*columns}
         optional = {"pass@1_se", f"cons@{k}", "format", "language"} | mean.keys() | figures.keys()
         for column in required | optional:
             value = figures.get(column, "missing")
             if not is_finite_number(value) and (value is not None or column in required):
-                raise ValueError(f"{where}: {column[:60]} {value!r:.60} is not a finite number")
+                raise ValueError(f"{place}: {column[:60]} {value!r:.60} is not a finite number")
     return results
 
 
 def read_completions(path: Path) -> Iterator[Row]:
     """The rows that an evaluation wrote. ValueError for one without what the examples need."""
-    for where, row in read_log(path):
+    for place, row in read_log(path):
         for name in ("task", "prompt", "completion"):
             if not isinstance(row.get(name), str):
-                raise ValueError(f"{where}: {name} {row.get(name)!r:.60} is not text")
+                raise ValueError(f"{place}: {name} {row.get(name)!r:.60} is not text")
         rewards = row.get("rewards")
         accuracy = rewards.get("accuracy", "missing") if isinstance(rewards, dict) else "missing"
         if accuracy is not None and not is_finite_number(accuracy):
-            raise ValueError(f"{where}: rewards {rewards!r:.60} are not a completion's rewards")
+            raise ValueError(f"{place}: rewards {rewards!r:.60} are not a completion's rewards")
         if not is_finite_number(row.get("sample")):
-            raise ValueError(f"{where}: sample {row.get('sample')!r:.60} is not a number")
+            raise ValueError(f"{place}: sample {row.get('sample')!r:.60} is not a number")
         yield row

@@ -62,9 +62,8 @@ def select_rows(
             reply = {"role": "assistant", "content": text}
             row = {"prompt": list(problem.messages), "completion": [reply]}
         row |= {"task": problem.task, "problem": problem.key, "model": model, "seed": seed}
-        row["sample"] = samples[text]
-        rewards = scores[samples[text]].items()
-        row["rewards"] = {name: value for name, value in rewards if value is not None}
+        row["sample"] = number = samples[text]
+        row["rewards"] = {name: x for name, x in scores[number].items() if x is not None}
         rows.append(row)
     return {"verdicts": verdicts, "rows": rows}
 

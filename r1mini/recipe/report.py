@@ -77,10 +77,9 @@ def read_results(
         results[name] = []
         for folder in folders:
             evaluation = read_figures(folder / "eval" / f"{name}.json", tasks, k)
-            path, evaluation["seconds"] = folder / name / "run.json", None
-            if path.is_file():
-                evaluation["seconds"] = files.read_run_json(path).get("seconds")
-            results[name].append(evaluation)
+            run = folder / name / "run.json"  # none of a base model
+            seconds = files.read_run_json(run).get("seconds") if run.is_file() else None
+            results[name].append(evaluation | {"seconds": seconds})
     return results
 
 
@@ -184,7 +183,7 @@ def draw_curves(curves: Mapping[str, Sequence[Path]], out: Path) -> None:
     figure, axes = plt.subplots(2, 2, figsize=(10, 6.4), constrained_layout=True)
     for axis, (key, title) in zip(axes.flat, PANELS.items()):
         for (label, folders), colour in zip(curves.items(), ("tab:orange", "tab:blue")):
-            draw_runs(axis, [metric_values(folder, key) for folder in folders], label, colour)
+            draw_runs(axis, folders, key, label, colour)
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("RL step")
         axis.grid(alpha=0.25)
@@ -196,9 +195,10 @@ def draw_curves(curves: Mapping[str, Sequence[Path]], out: Path) -> None:
     plt.close(figure)
 
 
-def draw_runs(axis, runs: Sequence[Sequence[float]], label: str, colour: str) -> None:
+def draw_runs(axis, folders: Sequence[Path], key: str, label: str, colour: str) -> None:
     start = 0
-    for values in runs:
+    for folder in folders:
+        values = metric_values(folder, key)
         steps = range(start, start + len(values))
         if start and values:
             axis.axvline(start - 0.5, color=colour, linestyle=":", linewidth=1)

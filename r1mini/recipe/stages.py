@@ -126,15 +126,16 @@ def main(cfg: Config) -> None:
     tasks.require(cfg.tasks)
     validate(cfg)
     say, root = timed_printer(), Path(cfg.out)
-    seeds = range(cfg.seed, cfg.seed + cfg.seeds)
-    folders = [root / f"seed-{seed}" if cfg.seeds > 1 else root for seed in seeds]
-    stages = [stage for seed, out in zip(seeds, folders) for stage in recipe(cfg, seed, out)]
+    folders, stages = [], []
+    for seed in range(cfg.seed, cfg.seed + cfg.seeds):
+        folders.append(root / f"seed-{seed}" if cfg.seeds > 1 else root)
+        stages += recipe(cfg, seed, folders[-1])
     names = {stage.name for stage in stages}
     for name in cfg.stages:
         if name not in names:
             raise ValueError(f"--stages: {name!r} is not one of {', '.join(sorted(names))}")
-    settings = {"tasks": " ".join(cfg.tasks), "seed": cfg.seed, "seeds": cfg.seeds}
-    settings["scale"] = cfg.scale
+    seeds = {"seed": cfg.seed, "seeds": cfg.seeds}
+    settings = {"tasks": " ".join(cfg.tasks), **seeds, "scale": cfg.scale}
     claim_folder(root, "recipe.json", settings)
     chosen = [stage for stage in stages if not cfg.stages or stage.name in cfg.stages]
     if all(is_done(stage.output) for stage in chosen):
