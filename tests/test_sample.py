@@ -257,7 +257,7 @@ def test_conversation_that_outgrows_the_context_says_so_and_drops_nothing(typed,
     long = "<think>" * 60
     shown = typed(long, long, "/new", long, model=chatting)
     assert re.fullmatch(
-        r"not sent: 1[34]\d tokens do not fit the model's context of 128; "
+        r"not sent: a prompt of 1[34]\d tokens does not fit the model's context of 128: '.{60}'; "
         r"/new starts a new conversation\n",
         shown[1],
     )

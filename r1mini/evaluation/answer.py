@@ -148,7 +148,6 @@ def chat(session: Session, system: Messages) -> None:
     """Samples each answer with the seed and its number: the same input gives the same answers."""
     with suppress(ImportError):
         import readline  # noqa: F401  (with it, input() can edit its line)
-    tokenizer, context = session.tokenizer, session.model.config.max_position_embeddings
     single_turn = session.template.source == PLAIN
     hint = "/new starts a new conversation"
     if single_turn:
@@ -162,15 +161,11 @@ def chat(session: Session, system: Messages) -> None:
         asked = [*messages, {"role": "user", "content": line}]
         try:
             prompt = session.template.render(asked)
-            length = len(tokenizer.with_bos(tokenizer.encode(prompt)))
-        except ValueError as error:  # not Unicode, or the template refuses it
-            print(f"not sent: {error}")
+            [ids] = encode_prompts(session.model, session.tokenizer, [prompt])
+        except ValueError as error:  # too long, not Unicode, or the template refuses it
+            print(f"not sent: {error}; {hint}")
             continue
-        if length >= context:  # no message is dropped without telling the user
-            advice = "" if single_turn else f"; {hint}"
-            print(f"not sent: {length} tokens do not fit the model's context of {context}{advice}")
-            continue
-        limit = session.model.config.max_completion(session.params.max_new_tokens, length)
+        limit = session.model.config.max_completion(session.params.max_new_tokens, len(ids))
         with Screen() as screen:
             try:
                 finished = reply(session, prompt, number, screen)

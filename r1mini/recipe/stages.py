@@ -142,8 +142,6 @@ def main(cfg: Config) -> None:
         if cfg.stages or results_written(root, cfg.rounds):
             print(f"{root}: everything has run already; see {root / 'stages.md'}")
             return
-    for folder in folders:
-        files.prepare_folder(folder / "eval")
     schedule(chosen, cfg.workers or default_workers(cfg.device), say)
     if not all(is_done(stage.output) for stage in stages):
         return
