@@ -21,8 +21,8 @@ from r1mini.evaluation import jobs, rejection
 from r1mini.evaluation.answer import answer
 from r1mini.evaluation.config import PRESETS, SampleConfig, check
 from r1mini.evaluation.evaluate import evaluate
+from r1mini.evaluation.figures import figures_table
 from r1mini.evaluation.jobs import Session
-from r1mini.evaluation.tables import figures_table
 from r1mini.infra import files
 from r1mini.infra.device import pick_device
 from r1mini.model.transformer import Transformer

@@ -13,8 +13,14 @@ from statistics import fmean
 
 from r1mini import checkpoint, tasks
 from r1mini.config import option, run_script, validate
-from r1mini.evaluation.figures import Figures, read_figures
-from r1mini.evaluation.tables import MISSING, format_figure, markdown_table, spread
+from r1mini.evaluation.figures import (
+    MISSING,
+    Figures,
+    format_figure,
+    markdown_table,
+    read_figures,
+    spread,
+)
 from r1mini.infra import files
 from r1mini.recipe.scheduler import (
     Stage,

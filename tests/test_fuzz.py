@@ -29,7 +29,7 @@ from r1mini.data.encoding import encode_rows
 from r1mini.data.files import RowErrors
 from r1mini.data.problems import read_problems
 from r1mini.data.sft import sft_rows
-from r1mini.evaluation import answer, tables
+from r1mini.evaluation import answer, figures
 from r1mini.evaluation.config import SampleConfig
 from r1mini.evaluation.jobs import Session
 from r1mini.infra.files import read_metrics, read_run_json
@@ -448,7 +448,7 @@ def told(folder):
     report.stages_table(results, ["kinetics", "elements"], TITLES)
     report.training_table(["r1-zero"], [folder], TITLES)
     for name in TITLES:
-        tables.figures_table(results[name][0])
+        figures.figures_table(results[name][0])
     scheduler.is_done(folder / "r1-zero/run.json")
     scheduler.claim_folder(folder, "recipe.json", {"tasks": "kinetics elements", "seed": 0})
     stages.results_written(folder, 1)

@@ -4,13 +4,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from r1mini.evaluation.figures import mean_known, read_completions, read_figures
-from r1mini.evaluation.tables import (
+from r1mini.evaluation.figures import (
     MISSING,
     figure_cell,
     figures_table,
     format_figure,
     markdown_table,
+    mean_known,
+    read_completions,
+    read_figures,
 )
 from r1mini.infra import files
 

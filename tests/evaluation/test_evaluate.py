@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from r1mini import tasks
 from r1mini.evaluation.config import SampleConfig
 from r1mini.evaluation.evaluate import evaluate, make_rows, reference_logprobs
-from r1mini.evaluation.figures import consensus, mean_and_error, pass_at_k, summarise
+from r1mini.evaluation.figures import consensus, figures_table, mean_and_error, pass_at_k, summarise
 from r1mini.evaluation.jobs import Session, held_out
-from r1mini.evaluation.tables import figures_table
 from r1mini.infra.journal import Journal
 from r1mini.records import Problem, Rollout
 from r1mini.rewards import spec
