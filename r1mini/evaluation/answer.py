@@ -18,24 +18,26 @@ from r1mini.sampler.sampler import encode_prompts, sample, stream
 
 
 def answer(session: Session) -> None:
-    """Without `--prompt` and `--prompts`: a chat, or each line of a pipe."""
+    """Answers `--prompts`, `--prompt` or each line of a pipe; else starts a chat."""
     cfg = session.cfg
     system = [{"role": "system", "content": cfg.system}] if cfg.system else []
     if cfg.prompts:
         answer_file(session, system)
         return
-    if sys.stdin is None and not cfg.prompt:
-        raise ValueError("no --prompt, and no standard input to read one from")
-    if not cfg.prompt and sys.stdin.isatty():
-        chat(session, system)
-        return
-    lines = [cfg.prompt] if cfg.prompt else map(str.strip, sys.stdin)  # each as soon as it arrives
-    for number, prompt in enumerate(filter(None, lines)):
-        text = session.template.render([*system, {"role": "user", "content": prompt}])
+    lines = [cfg.prompt]
+    if not cfg.prompt:
+        if sys.stdin is None:
+            raise ValueError("no --prompt, and no standard input to read one from")
+        if sys.stdin.isatty():
+            chat(session, system)
+            return
+        lines = map(str.strip, sys.stdin)  # each as soon as it arrives
+    for number, line in enumerate(filter(None, lines)):
+        prompt = session.template.render([*system, {"role": "user", "content": line}])
         # ValueError before anything is shown.
-        encode_prompts(session.model, session.tokenizer, [text])
+        encode_prompts(session.model, session.tokenizer, [prompt])
         with Screen() as screen:
-            reply(session, text, number, screen)
+            reply(session, prompt, number, screen)
 
 
 def reply(session: Session, prompt: str, step: int, screen: Screen) -> bool:

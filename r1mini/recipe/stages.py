@@ -77,9 +77,9 @@ def recipe(cfg: Config, seed: int, out: Path) -> list[Stage]:
 
     sft = partial(add, "train_sft")
     grpo = partial(add, "train_grpo", minibatch_of="problems")
-    reject = partial(add, "sample", reject=True, samples=4)
-    evaluate = partial(add, "sample", eval=True, samples=16, seed=seed)
-    sampling = {"tasks": cfg.tasks, "plain_rows": scaled(2000)}
+    sample = partial(add, "sample", tasks=cfg.tasks)
+    reject = partial(sample, reject=True, samples=4, plain_rows=scaled(2000))
+    evaluate = partial(sample, eval=True, samples=16, problems=scaled(32), seed=seed)
 
     # Cold start [R1 §2.3.1]
     sft("dev1", "base", tasks=reasoning, rows=scaled(1500), epochs=2)
@@ -89,20 +89,20 @@ def recipe(cfg: Config, seed: int, out: Path) -> list[Stage]:
     for number in range(1, cfg.rounds + 1):
         n = f"-{number}" if number > 1 else ""
         # Rejection sampling, and SFT from the base again [R1 §2.3.3]
-        reject(f"rows{n}", best, problems=scaled(600), **sampling)
+        reject(f"rows{n}", best, problems=scaled(600))
         sft(f"dev3{n}", "base", data=f"rows{n}", rows=0, epochs=3)
         # RL for all scenarios [R1 §2.3.4]
         best = f"r1{n}"
         grpo(best, f"dev3{n}", steps=scaled(24), tasks=on_all, learning_rate=2e-4)
     # Distillation: R1's samples train the student. [R1 §2.4]
-    reject(f"distill-rows{n}", best, problems=scaled(300), **sampling)
+    reject(f"distill-rows{n}", best, problems=scaled(300))
     sft(f"distilled{n}", "student-base", data=f"distill-rows{n}", rows=0, epochs=5)
     # R1-Zero: accuracy and format alone; the language reward came with R1. [R1 §2.2.2]
     grpo("r1-zero", "base", steps=scaled(80), tasks=on_all, reward="accuracy,format:0.5")
     # The student trained directly by RL, to compare with distillation
     grpo("student-rl", "student-base", steps=scaled(30), tasks=reasoning + plain)
     for model in model_titles(cfg.rounds):
-        evaluate(f"eval/{model}", model, tasks=cfg.tasks, problems=scaled(32))
+        evaluate(f"eval/{model}", model)
     return stages
 
 
@@ -138,10 +138,10 @@ def main(cfg: Config) -> None:
     settings = {"tasks": " ".join(cfg.tasks), **seeds, "scale": cfg.scale}
     claim_folder(root, "recipe.json", settings)
     chosen = [stage for stage in stages if not cfg.stages or stage.name in cfg.stages]
-    if all(is_done(stage.output) for stage in chosen):
-        if cfg.stages or results_written(root, cfg.rounds):
-            print(f"{root}: everything has run already; see {root / 'stages.md'}")
-            return
+    done = all(is_done(stage.output) for stage in chosen)
+    if done and (cfg.stages or results_written(root, cfg.rounds)):
+        print(f"{root}: everything has run already; see {root / 'stages.md'}")
+        return
     schedule(chosen, cfg.workers or default_workers(cfg.device), say)
     if not all(is_done(stage.output) for stage in stages):
         return
