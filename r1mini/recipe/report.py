@@ -122,8 +122,8 @@ def training_table(names: Sequence[str], folders: Sequence[Path], titles: Titles
         [titles[name], *(first_and_last(name, key, folders) for key in PANELS)] for name in names
     ]
     return (
-        "Reinforcement learning, first tenth of the steps against the last (training problems):"
-        f"\n\n{markdown_table(columns, rows)}\n"
+        "Reinforcement learning, on training problems: mean over the first tenth of the steps → "
+        f"the last tenth:\n\n{markdown_table(columns, rows)}\n"
     )
 
 
@@ -152,7 +152,7 @@ def examples(titles: Titles, folder: Path) -> str:
         for row in read_completions(folder / "eval" / f"{name}.jsonl"):
             if row["sample"] == 0:
                 by_task.setdefault(row["task"], {}).setdefault(name, row)
-    parts = ["# One held-out problem of each task, before and after\n"]
+    parts = ["# One held-out problem of each task, answered by every model\n"]
     for task, rows in by_task.items():
         prompt = next(iter(rows.values()))["prompt"]
         parts.append(f"\n## {task}\n\n```\n{prompt}```\n")
@@ -176,7 +176,7 @@ def smooth(values: Sequence[float], window: int = 5) -> list[float]:
 
 
 def draw_curves(curves: Mapping[str, Sequence[Path]], out: Path) -> None:
-    """A line per label, through its RL runs one after another; a dotted line where one starts."""
+    """One line per label, through its RL runs in order; a dotted line where the next one starts."""
     import matplotlib
 
     matplotlib.use("Agg")
