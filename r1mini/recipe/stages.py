@@ -25,7 +25,6 @@ from r1mini.recipe.scheduler import (
     default_workers,
     is_done,
     schedule,
-    timed_printer,
     worker_flags,
 )
 
@@ -125,7 +124,7 @@ def make_stage(out: Path, script: str, name: str, model: str, settings: dict) ->
 def main(cfg: Config) -> None:
     tasks.require(cfg.tasks)
     validate(cfg)
-    say, root = timed_printer(), Path(cfg.out)
+    root = Path(cfg.out)
     folders, stages = [], []
     for seed in range(cfg.seed, cfg.seed + cfg.seeds):
         folders.append(root / f"seed-{seed}" if cfg.seeds > 1 else root)
@@ -142,7 +141,7 @@ def main(cfg: Config) -> None:
     if done and (cfg.stages or results_written(root, cfg.rounds)):
         print(f"{root}: everything has run already; see {root / 'stages.md'}")
         return
-    schedule(chosen, cfg.workers or default_workers(cfg.device), say)
+    schedule(chosen, cfg.workers or default_workers(cfg.device))
     if not all(is_done(stage.output) for stage in stages):
         return
     for folder in folders:
@@ -150,7 +149,7 @@ def main(cfg: Config) -> None:
     if cfg.seeds > 1:
         summary = write_results(folders, root, cfg.tasks, cfg.rounds)
     print(summary)
-    say(f"done; {root}/stages.md, stages.json, curves.png, examples.md")
+    print(f"done; {root}/stages.md, stages.json, curves.png, examples.md")
 
 
 def results_written(root: Path, rounds: int) -> bool:
