@@ -8,6 +8,8 @@ python sample.py --model Qwen2.5-0.5B --preset gsm8k --data test.jsonl --out run
 python sample.py --model runs/r1/dev2 --reject --out runs/rows.jsonl      [R1 §2.3.3]
 """
 
+import time
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -15,10 +17,15 @@ import torch
 from r1mini import checkpoint
 from r1mini.checkpoint.chat_template import load_chat_template
 from r1mini.config import run_script
-from r1mini.evaluation import jobs
+from r1mini.evaluation import jobs, rejection
 from r1mini.evaluation.answer import answer
 from r1mini.evaluation.config import PRESETS, SampleConfig, check
+from r1mini.evaluation.evaluate import evaluate
+from r1mini.evaluation.figures import figures_table
+from r1mini.evaluation.jobs import Session
+from r1mini.infra import files
 from r1mini.infra.device import pick_device
+from r1mini.model.transformer import Transformer
 from r1mini.sampler.sampling import SamplingParams
 
 Config = SampleConfig
@@ -29,20 +36,93 @@ def main(cfg: SampleConfig) -> dict:
     check(cfg)
     device = pick_device(cfg.device, cfg.threads)
     if cfg.out:
-        jobs.check_writable(Path(cfg.out))
+        check_writable(Path(cfg.out))
         if cfg.eval:
-            jobs.check_writable(jobs.completions_path(Path(cfg.out)))
+            check_writable(completions_path(Path(cfg.out)))
     dtype = torch.bfloat16 if cfg.bf16 else torch.float32
     model, tokenizer = checkpoint.load(cfg.model, device, dtype)
     template = load_chat_template(cfg.model, cfg.template)
     tokenizer = template.adapt_tokenizer(tokenizer)
     params = SamplingParams(cfg.max_new_tokens, cfg.temperature, cfg.top_k, cfg.top_p, cfg.min_p)
-    session = jobs.Session(cfg, model, tokenizer, template, params)
-    if not (cfg.eval or cfg.reject):
-        answer(session)
-        return {}
-    run = jobs.run_evaluation if cfg.eval else jobs.run_rejection
-    return run(session, jobs.problem_sets(session))
+    session = Session(cfg, model, tokenizer, template, params)
+    if cfg.eval:
+        return run_evaluation(session)
+    if cfg.reject:
+        return run_rejection(session)
+    answer(session)
+    return {}
+
+
+def run_evaluation(session: Session) -> dict:
+    """`--eval`: prints and writes the figures, and writes a row for each completion. [R1 §3]"""
+    cfg, sets = session.cfg, jobs.problem_sets(session)
+    start = time.perf_counter()
+    settings, reference = jobs.problem_settings(session, sets), None
+    if cfg.reference:
+        reference = load_reference(session)
+        settings["reference"] = cfg.reference
+        settings["reference_weights"] = jobs.weights_fingerprint(cfg.reference)
+    journal = jobs.open_journal(cfg, settings, sum(settings["sets"].values()))
+    results, rows = evaluate(session, sets, journal, reference)
+    results["settings"] = {**settings, "seconds": round(time.perf_counter() - start, 1)}
+    print(figures_table(results))
+    if cfg.out:
+        jobs.write_rows(completions_path(Path(cfg.out)), rows)
+        files.write_json(Path(cfg.out), results)
+    journal.close()
+    return results
+
+
+def load_reference(session: Session) -> Transformer:
+    """The model of `--reference`. ValueError if its tokenizer is another one."""
+    cfg, weight = session.cfg, session.model.lm_head.weight
+    reference, tokenizer = checkpoint.load(cfg.reference, weight.device, weight.dtype)
+    if tokenizer.backend.to_str() != session.tokenizer.backend.to_str():
+        raise ValueError(
+            f"--reference {cfg.reference}: its tokenizer differs from that of {cfg.model}, so "
+            "the KL is undefined"
+        )
+    return reference
+
+
+def run_rejection(session: Session) -> dict:
+    """`--reject`: writes the rows that rejection sampling keeps. [R1 §2.3.3]"""
+    cfg, sets = session.cfg, jobs.problem_sets(session)
+    limits = {"keep": cfg.keep, "max_thinking": cfg.max_thinking}
+    settings = jobs.problem_settings(session, sets) | limits
+    journal = jobs.open_journal(cfg, settings, sum(settings["sets"].values()))
+    sampled = jobs.sample_and_score(session, sets, rejection.REWARDS, len(journal.parts))
+    for problem, rollouts, scores in sampled:
+        selected = rejection.select_rows(
+            problem, rollouts, scores, session.tokenizer, seed=cfg.seed, model=cfg.model, **limits
+        )
+        journal.add(selected)
+    rows, verdicts = [], Counter()
+    for part in journal.parts:
+        rows += part["rows"]
+        verdicts.update(part["verdicts"])
+    if not cfg.data:
+        rows += rejection.plain_rows(cfg.tasks, cfg.plain_rows, cfg.seed)
+    if not rows:
+        journal.close()
+        raise ValueError(f"--reject: no completion of {cfg.model} was kept ({dict(verdicts)})")
+    jobs.write_rows(Path(cfg.out), rows)
+    journal.close()
+    counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common())
+    print(f"{cfg.out}: {len(rows)} rows; of {sum(verdicts.values())} completions: {counts}")
+    return {"rows": len(rows), "verdicts": dict(verdicts)}
+
+
+def completions_path(out: Path) -> Path:
+    """The file of the completions, next to that of the figures."""
+    return out.with_name(out.name.removesuffix(".json") + ".jsonl")
+
+
+def check_writable(path: Path) -> None:
+    """Raises ValueError before the sampling, not after it."""
+    if path.is_dir():
+        raise ValueError(f"--out {path}: is a folder")
+    files.prepare_folder(path.parent)
 
 
 if __name__ == "__main__":

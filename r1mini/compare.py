@@ -13,17 +13,16 @@ from statistics import fmean
 
 from r1mini import checkpoint, tasks
 from r1mini.config import option, run_script, validate
-from r1mini.evaluation.figures import Figures, read_figures
-from r1mini.evaluation.tables import MISSING, format_figure, markdown_table, spread
-from r1mini.infra import files
-from r1mini.recipe.scheduler import (
-    Stage,
-    claim_folder,
-    default_workers,
-    schedule,
-    timed_printer,
-    worker_flags,
+from r1mini.evaluation.figures import (
+    MISSING,
+    Figures,
+    format_figure,
+    markdown_table,
+    read_figures,
+    spread,
 )
+from r1mini.infra import files
+from r1mini.recipe.scheduler import Stage, claim_folder, default_workers, schedule, worker_flags
 from r1mini.rl.config import PRESETS, GRPOConfig
 
 COLUMNS = ("pass@1", "pass@16", "length", "entropy", "kl")
@@ -124,12 +123,12 @@ def main(cfg: Config) -> None:
     tasks.require(cfg.tasks)
     validate(cfg)
     checkpoint.load(cfg.model)  # report an error before any run starts
-    out, say = Path(cfg.out), timed_printer()
+    out = Path(cfg.out)
     settings = {"model": cfg.model, "sample-budget": cfg.sample_budget}
     settings |= {"tasks": " ".join(cfg.tasks), "problems": cfg.problems}
     claim_folder(out, "compare.json", settings)
     files.prepare_folder(out / "eval")
-    schedule(stages(cfg, out), cfg.workers or default_workers(cfg.device), say)
+    schedule(stages(cfg, out), cfg.workers or default_workers(cfg.device))
     result = table(cfg, out)
     files.write_text(out / "compare.md", result)
     print(result)

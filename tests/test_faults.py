@@ -655,4 +655,4 @@ def test_process_of_a_stage_that_is_killed_ends_the_recipe(tmp_path, monkeypatch
         ValueError,
         match="dev1: worker died .killed, perhaps out of memory.; rerun the same command to resume",
     ):
-        scheduler.schedule([stage], 1, print)
+        scheduler.schedule([stage], 1)

@@ -29,14 +29,16 @@ from r1mini.data.encoding import encode_rows
 from r1mini.data.files import RowErrors
 from r1mini.data.problems import read_problems
 from r1mini.data.sft import sft_rows
-from r1mini.evaluation import answer, tables
-from r1mini.evaluation import figures as figures_module
+from r1mini.evaluation import answer, figures
+from r1mini.evaluation.config import SampleConfig
+from r1mini.evaluation.jobs import Session
 from r1mini.infra.files import read_metrics, read_run_json
 from r1mini.infra.journal import Journal
 from r1mini.recipe import report, scheduler, stages
 from r1mini.records import Rollout
 from r1mini.rewards import completion, runner
 from r1mini.rl import diagnosis, metrics
+from r1mini.sampler.sampling import SamplingParams
 
 LONG = int(os.environ.get("R1MINI_FUZZ", "0"))
 SECONDS = 10.0  # no file of a few lines takes so long
@@ -251,15 +253,17 @@ def test_rows(source, tokens, tmp_path):
     run()
 
 
-def test_prompts(tmp_path):
-    path, chat_template = tmp_path / "prompts.jsonl", plain_template(END_OF_TEXT)
+def test_prompts(model, tokens, tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    cfg, params = SampleConfig(prompts=str(path)), SamplingParams()
+    session = Session(cfg, model, tokens, plain_template(END_OF_TEXT), params)
     content = b'{"prompt": "a"}\n{"prompt": [{"role": "user", "content": "b"}], "id": 3}\n'
 
     @examples(20)
     @given(damaged(path, content))
     def run(content):
         path.write_bytes(content)
-        reads(lambda: answer.render_prompts(path, chat_template, []), path)
+        reads(lambda: answer.render_prompts(session, []), path)
 
     run()
 
@@ -440,17 +444,11 @@ def finished(tmp_path):
 def told(folder):
     """What the recipe makes of its folder, but for the drawing itself."""
     report.examples(TITLES, folder).encode()
-    k = figures_module.read_figures(folder / "eval/base.json")["mean"]["samples"]
-    figures = {
-        name: [
-            figures_module.read_figures(folder / f"eval/{name}.json", ("kinetics", "elements"), k)
-        ]
-        for name in TITLES
-    }
-    report.stages_table(figures, [folder], ["kinetics", "elements"], TITLES)
+    results = report.read_results([folder], TITLES, ["kinetics", "elements"])
+    report.stages_table(results, ["kinetics", "elements"], TITLES)
     report.training_table(["r1-zero"], [folder], TITLES)
     for name in TITLES:
-        tables.figures_table(figures[name][0])
+        figures.figures_table(results[name][0])
     scheduler.is_done(folder / "r1-zero/run.json")
     scheduler.claim_folder(folder, "recipe.json", {"tasks": "kinetics elements", "seed": 0})
     stages.results_written(folder, 1)

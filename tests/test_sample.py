@@ -17,7 +17,7 @@ from conftest import ROOT, jsonl, score
 import sample as script_sample
 from r1mini import config, tasks
 from r1mini.checkpoint.tokenizer import Tokenizer
-from r1mini.evaluation import answer, chat, evaluate, rejection
+from r1mini.evaluation import answer, jobs, rejection
 from r1mini.evaluation.config import BOXED
 from r1mini.records import Problem, Rollout
 from r1mini.rewards import rules
@@ -55,9 +55,9 @@ def no_sampling(monkeypatch):
     def never(*args, **kwargs):
         raise AssertionError("sampled before the mistake was found")
 
-    monkeypatch.setattr(evaluate, "sample", never)
+    monkeypatch.setattr(jobs, "sample", never)
     monkeypatch.setattr(answer, "sample", never)
-    monkeypatch.setattr(chat, "stream", never)
+    monkeypatch.setattr(answer, "stream", never)
 
 
 # -- prompts --------------------------------------------------------------------------------------
@@ -257,7 +257,7 @@ def test_conversation_that_outgrows_the_context_says_so_and_drops_nothing(typed,
     long = "<think>" * 60
     shown = typed(long, long, "/new", long, model=chatting)
     assert re.fullmatch(
-        r"not sent: 1[34]\d tokens do not fit the model's context of 128; "
+        r"not sent: a prompt of 1[34]\d tokens does not fit the model's context of 128: '.{60}'; "
         r"/new starts a new conversation\n",
         shown[1],
     )
@@ -269,7 +269,7 @@ def test_answer_that_is_cut_off_says_so(typed, chatting):
 
 
 def test_ctrl_c_stops_the_answer_and_keeps_what_was_said(typed, chatting, monkeypatch):
-    real, seen = chat.stream, []
+    real, seen = answer.stream, []
 
     def stopped(model, tokens, prompt, params, **keywords):
         seen.append(prompt)
@@ -281,7 +281,7 @@ def test_ctrl_c_stops_the_answer_and_keeps_what_was_said(typed, chatting, monkey
     whole = (
         typed("a", model=chatting, max_new_tokens=2)[0].partition(" [")[0].rstrip("\ufffd")
     )  # half a character is not said
-    monkeypatch.setattr(chat, "stream", stopped)
+    monkeypatch.setattr(answer, "stream", stopped)
     shown = typed("a", "b", model=chatting)
     assert shown[0] == whole + " [stopped]\n"
     assert seen[1] == f"u:a<answer>a:{whole.split('</think>')[-1]}<answer>u:b<answer>a:<think>"
@@ -308,7 +308,7 @@ def screen(monkeypatch):
             monkeypatch.setenv(name, value)
         shown = Terminal()
         monkeypatch.setattr("sys.stdout", shown)
-        with chat.Screen() as screen:
+        with answer.Screen() as screen:
             for piece in pieces:
                 screen.write(piece)
         assert screen.text == "".join(pieces)
@@ -520,7 +520,7 @@ def test_job_that_was_killed_goes_on_to_the_same_rows(run, tmp_path, monkeypatch
     monkeypatch.setattr(rejection, "verdict", lambda *_: "kept")
     mode = {**mode, "data": (str(tmp_path / "sums.jsonl"),), "sampler_rows": 2, **OF_DATA}
     run(**mode, out=str(tmp_path / "whole" / file))
-    calls, real = [], evaluate.sample
+    calls, real = [], jobs.sample
 
     def killed(*args, **keywords):
         calls.append(keywords["first"])
@@ -528,7 +528,7 @@ def test_job_that_was_killed_goes_on_to_the_same_rows(run, tmp_path, monkeypatch
             raise KeyboardInterrupt
         return real(*args, **keywords)
 
-    monkeypatch.setattr(evaluate, "sample", killed)
+    monkeypatch.setattr(jobs, "sample", killed)
     with pytest.raises(KeyboardInterrupt):
         run(**mode, out=str(tmp_path / "cut" / file))
     assert [path.name for path in (tmp_path / "cut").iterdir()] == [f"{file}.partial"]
@@ -621,7 +621,7 @@ def rejected(run, tmp_path, monkeypatch):
         return groups
 
     monkeypatch.setattr(tasks, "problem", recording)
-    monkeypatch.setattr(evaluate, "sample", demonstrate)
+    monkeypatch.setattr(jobs, "sample", demonstrate)
     summary = run(
         reject=True,
         out=str(tmp_path / "rows.jsonl"),

@@ -29,7 +29,7 @@ from r1mini.bench import reference
 from r1mini.bench.timing import Runs, Stopwatch, alternate, least_seconds, machine_limits
 from r1mini.checkpoint.tokenizer import Tokenizer
 from r1mini.config import option, run_script, validate
-from r1mini.evaluation.tables import MISSING, table_head, table_row
+from r1mini.evaluation.figures import MISSING, table_head, table_row
 from r1mini.infra import files
 from r1mini.infra.device import autocast, pick_device
 from r1mini.model.attention import PackedAttention

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from r1mini import tasks
 from r1mini.config import DataOptions, DeviceOptions, option, validate
 
-ON_PROBLEMS = "eval|reject"
-
 
 @dataclass(frozen=True)
 class SampleConfig(DataOptions, DeviceOptions):
@@ -33,7 +31,7 @@ class SampleConfig(DataOptions, DeviceOptions):
     data: tuple[str, ...] = option(
         (),
         "problem files for --eval or --reject, instead of --tasks (JSONL, JSON, CSV, Parquet)",
-        when=ON_PROBLEMS,
+        when="eval|reject",
     )
     instruction: str = option("", "text to append to each prompt of --data", when="data")
     template: str = option(
@@ -51,9 +49,9 @@ class SampleConfig(DataOptions, DeviceOptions):
         0,
         "problems per task or file (0: 60 per task, all of a file)",
         bounds="0 <= x",
-        when=ON_PROBLEMS,
+        when="eval|reject",
     )
-    samples: int = option(16, "completions per problem", bounds="1 <= x", when=ON_PROBLEMS)
+    samples: int = option(16, "completions per problem", bounds="1 <= x", when="eval|reject")
     temperature: float = option(1.0, "sampling temperature; 0: greedy", bounds="0 <= x")
     top_k: int = option(0, "keep the k most likely tokens (0: all)", bounds="0 <= x")
     top_p: float = option(

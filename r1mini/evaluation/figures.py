@@ -1,10 +1,10 @@
-"""The figures of an evaluation, from its rows alone: pass@1, pass@k, cons@k, KL. [R1 §3]
+"""The figures of an evaluation, from its rows alone: pass@1, pass@k, cons@k, KL; tables. [R1 §3]
 
 A problem is one observation: its samples are averaged first. Left out: everything that samples.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -14,6 +14,8 @@ from r1mini.infra.files import is_finite_number, read_json, read_log
 
 Row = Mapping[str, Any]  # one completion
 Figures = dict  # of one set of problems, or their mean
+MISSING = "–"  # in a table
+NOT_SETS = ("mean", "settings", "seconds")  # keys of an evaluation that name no set of problems
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
@@ -34,16 +36,17 @@ def consensus(rows: Sequence[Row]) -> float | None:
     """
     votes = []  # (answer, accuracy of each completion that gives it)
     for row in rows:
-        accuracy, vote = row["rewards"]["accuracy"], row["answer"]
+        accuracy = row["rewards"]["accuracy"]
         if accuracy is None:
             return None
-        if not vote:
+        if not row["answer"]:
             continue
-        same = (accuracies for answer, accuracies in votes if agree(row["task"], answer, vote))
-        if accuracies := next(same, None):
-            accuracies.append(accuracy)
+        for answer, accuracies in votes:
+            if agree(row["task"], answer, row["answer"]):
+                accuracies.append(accuracy)
+                break
         else:
-            votes.append((vote, [accuracy]))
+            votes.append((row["answer"], [accuracy]))
     if not votes:
         return 0.0
     most = max(len(accuracies) for _, accuracies in votes)
@@ -136,30 +139,85 @@ def read_figures(
     k = k or (mean.get("samples") if isinstance(mean, dict) else None)
     sets = [name for name in results if name != "settings"]
     for name in ["mean", *names, *sets]:  # the mean first: the others have its columns
-        figures, where = results.get(name), f"{path}: {name[:60]}"
+        figures, place = results.get(name), f"{path}: {name[:60]}"
         valid_k = type(k) is int and 0 < k < 10**6
         if not isinstance(figures, dict) or not valid_k or figures.get("samples") != k:
-            raise ValueError(f"{where}: not figures of an evaluation with {k!r:.60} samples")
-        required = {"pass@1", f"pass@{k}", "problems", "length", "truncated", "unparsed"}
-        required |= {"entropy", *columns}
+            raise ValueError(f"{place}: not figures of an evaluation with {k!r:.60} samples")
+        required = {"pass@1", f"pass@{k}", "problems", "length", "truncated", "unparsed", "entropy"}
+        required |= {*columns}
         optional = {"pass@1_se", f"cons@{k}", "format", "language"} | mean.keys() | figures.keys()
         for column in required | optional:
             value = figures.get(column, "missing")
             if not is_finite_number(value) and (value is not None or column in required):
-                raise ValueError(f"{where}: {column[:60]} {value!r:.60} is not a finite number")
+                raise ValueError(f"{place}: {column[:60]} {value!r:.60} is not a finite number")
     return results
 
 
 def read_completions(path: Path) -> Iterator[Row]:
     """The rows that an evaluation wrote. ValueError for one without what the examples need."""
-    for where, row in read_log(path):
+    for place, row in read_log(path):
         for name in ("task", "prompt", "completion"):
             if not isinstance(row.get(name), str):
-                raise ValueError(f"{where}: {name} {row.get(name)!r:.60} is not text")
+                raise ValueError(f"{place}: {name} {row.get(name)!r:.60} is not text")
         rewards = row.get("rewards")
         accuracy = rewards.get("accuracy", "missing") if isinstance(rewards, dict) else "missing"
         if accuracy is not None and not is_finite_number(accuracy):
-            raise ValueError(f"{where}: rewards {rewards!r:.60} are not a completion's rewards")
+            raise ValueError(f"{place}: rewards {rewards!r:.60} are not a completion's rewards")
         if not is_finite_number(row.get("sample")):
-            raise ValueError(f"{where}: sample {row.get('sample')!r:.60} is not a number")
+            raise ValueError(f"{place}: sample {row.get('sample')!r:.60} is not a number")
         yield row
+
+
+# -- Markdown tables ------------------------------------------------------------------------------
+
+
+def table_row(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def table_head(columns: Sequence[str]) -> str:
+    return table_row(columns) + "\n" + "|---" * len(columns) + "|"
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Iterable[str]]) -> str:
+    """
+    >>> print(markdown_table(["task", "pass@1"], [["countdown", "0.50"]]))
+    | task | pass@1 |
+    |---|---|
+    | countdown | 0.50 |
+    """
+    return "\n".join([table_head(columns), *map(table_row, rows)])
+
+
+def format_figure(value: float | None, column: str) -> str:
+    if value is None:
+        return MISSING
+    digits = {"length": 0, "seconds": 0, "kl": 3}.get(column, 2)
+    return f"{round(value, digits) + 0.0:.{digits}f}"  # no -0.00
+
+
+def spread(values: Sequence[float], column: str, error: float | None = None) -> str:
+    """Mean ± standard deviation over seeds; for a single seed, ± its own error if it has one."""
+    if len(values) > 1:
+        error = stdev(values)
+    mean = format_figure(fmean(values), column)
+    return mean if error is None else f"{mean} ± {format_figure(error, column)}"
+
+
+def figure_cell(seeds: Sequence[Figures], column: str) -> str:
+    """A figure's mean over seeds; for pass@1, with the error of that mean."""
+    values = [figures[column] for figures in seeds]
+    if column == "pass@1":
+        return spread(values, column, seeds[0]["pass@1_se"])
+    return format_figure(mean_known(values), column)
+
+
+def figures_table(results: dict[str, Figures]) -> str:
+    """A row for each set of one model's evaluation, and one for their mean if there are several."""
+    k = results["mean"]["samples"]
+    columns = ["pass@1", f"pass@{k}", f"cons@{k}", "format", "language", "length", "truncated"]
+    columns += ["unparsed", "entropy", *["kl"] * ("kl" in results["mean"])]
+    names = [name for name in results if name not in NOT_SETS]
+    names += ["mean"] * (len(names) > 1)
+    rows = [[name, *(figure_cell([results[name]], column) for column in columns)] for name in names]
+    return markdown_table(["task", *columns], rows)

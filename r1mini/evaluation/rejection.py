@@ -1,23 +1,22 @@
 """Rejection sampling [R1 §2.3.3]: a policy's correct and readable completions become SFT rows.
 
 Keeps completions that finish, are correct, follow the format and pass every filter, and selects a
-few different ones per problem. Rows without reasoning are added. R1
-removes thinking in mixed languages, long paragraphs and code blocks; here also repetition and long
-thinking. Left out: R1's human and model judges.
+few different ones per problem. Rows without reasoning are added. R1 removes thinking in mixed
+languages, long paragraphs and code blocks; here also repetition and long thinking. Left out: R1's
+human and model judges.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from r1mini import tasks
 from r1mini.data.sft import cold_start_row
-from r1mini.infra.journal import Journal
 from r1mini.records import Problem, Rollout
 from r1mini.rewards import completion, rules
 from r1mini.rewards.runner import Scores
@@ -29,22 +28,6 @@ if TYPE_CHECKING:  # filters need no torch
 REWARDS = ("accuracy", "code", "format")
 MAX_PARAGRAPH = 1500  # characters of a line
 MAX_REPEATED = 30  # consecutive words that may not be repeated
-
-
-def reject(
-    sampled: Iterable[tuple[Problem, Sequence[Rollout], Scores]],
-    tokenizer: Tokenizer,
-    journal: Journal,
-    **options: Any,
-) -> tuple[list[dict], Counter]:
-    """(rows, number of completions with each verdict) of problems with their scored completions.
-
-    Saves each problem's part in the journal; `options` are those of `select_rows`.
-    """
-    for problem, rollouts, scores in sampled:
-        journal.add(select_rows(problem, rollouts, scores, tokenizer, **options))
-    verdicts = sum((Counter(part["verdicts"]) for part in journal.parts), Counter())
-    return [row for part in journal.parts for row in part["rows"]], verdicts
 
 
 def select_rows(
@@ -63,25 +46,23 @@ def select_rows(
     A `<think>` at the end of the prompt belongs to the completion. If a chat template made the
     prompt, the row has its messages.
     """
-    prompt, _ = problem.prompt_and_completion(rollouts[0])
-    verdicts, kept = Counter(), {}
+    verdicts, samples = Counter(), {}  # samples: the number of each completion to choose from
     for number, (rollout, rewards) in enumerate(zip(rollouts, scores)):
-        _, text = problem.prompt_and_completion(rollout)
+        prompt, text = problem.prompt_and_completion(rollout)
         thinking_tokens = len(tokenizer.encode(completion.extract_thinking(text)))
-        why = verdict(problem, text, rollout.finished, rewards, thinking_tokens, max_thinking)
-        verdicts[why] += 1
-        if why == "kept":
-            kept.setdefault(text, number)
+        judged = verdict(problem, text, rollout.finished, rewards, thinking_tokens, max_thinking)
+        verdicts[judged] += 1
+        if judged == "kept":
+            samples.setdefault(text, number)
     rows = []
-    for text in Random(f"{seed} {problem.key}").sample(list(kept), min(keep, len(kept))):
+    for text in Random(f"{seed} {problem.key}").sample(list(samples), min(keep, len(samples))):
         row = {"prompt": prompt, "completion": text}
         if problem.messages:
             reply = {"role": "assistant", "content": text}
             row = {"prompt": list(problem.messages), "completion": [reply]}
         row |= {"task": problem.task, "problem": problem.key, "model": model, "seed": seed}
-        rewards = scores[kept[text]].items()
-        row["sample"] = kept[text]
-        row["rewards"] = {name: value for name, value in rewards if value is not None}
+        row["sample"] = number = samples[text]
+        row["rewards"] = {name: x for name, x in scores[number].items() if x is not None}
         rows.append(row)
     return {"verdicts": verdicts, "rows": rows}
 
@@ -90,16 +71,16 @@ def verdict(
     problem: Problem,
     text: str,
     finished: bool,
-    scores: Mapping[str, float | None],
+    rewards: Mapping[str, float | None],
     thinking_tokens: int,
     max_thinking: int,
 ) -> str:
     """Why a completion is not kept, or "kept"."""
     if not finished:
         return "cut off"
-    if 1.0 not in (scores["accuracy"], scores["code"]):
+    if 1.0 not in (rewards["accuracy"], rewards["code"]):
         return "wrong"
-    if breaks_format(problem, text, scores):
+    if breaks_format(problem, text, rewards):
         return "format"
     for name, removes in FILTERS.items():
         if removes(problem, text):
@@ -107,11 +88,11 @@ def verdict(
     return "long" if thinking_tokens > max_thinking else "kept"
 
 
-def breaks_format(problem: Problem, text: str, scores: Mapping[str, float | None]) -> bool:
+def breaks_format(problem: Problem, text: str, rewards: Mapping[str, float | None]) -> bool:
     r"""The answer to a file's problem may also stand in a `\boxed{…}` or a code block, after one
     think block or none."""
     if problem.task in tasks.TASKS or "answer>" in text:
-        return not scores["format"]
+        return not rewards["format"]
     return completion.TAG.findall(text) not in ([], ["<think>", "</think>"])
 
 
@@ -157,7 +138,8 @@ def plain_rows(names: Sequence[str], count: int, seed: int) -> list[dict]:
 
     DEVIATES: R1's non-reasoning rows come from DeepSeek-V3; here the tasks write them.
     """
+    plain = [name for name in names if not tasks.TASKS[name].reasoning]
     return [
         {**cold_start_row(name, f"plain {seed}", index, Style()), "task": name}
-        for index, name in zip(range(count), cycle(names))
+        for index, name in zip(range(count), cycle(plain))
     ]

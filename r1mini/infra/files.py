@@ -82,7 +82,7 @@ def prepare_folder(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / ".writable"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another process may probe the folder at the same time
     except OSError as error:
         raise ValueError(f"--out {out}: cannot be written ({error.strerror})") from None
 

@@ -4,17 +4,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from r1mini.evaluation.figures import Figures, mean_known, read_completions, read_figures
-from r1mini.evaluation.tables import MISSING, figures_table, format_figure, markdown_table, spread
+from r1mini.evaluation.figures import (
+    MISSING,
+    figure_cell,
+    figures_table,
+    format_figure,
+    markdown_table,
+    mean_known,
+    read_completions,
+    read_figures,
+)
 from r1mini.infra import files
 
 Titles = Mapping[str, str]  # of models, by their folder
-PANELS = (
-    ("rewards/accuracy/mean", "accuracy on training problems", "report, figure 2"),
-    ("completions/mean_length", "response length (tokens)", "report, figure 3"),
-    ("rewards/language/mean", "language consistency", ""),
-    ("rewards/format/mean", "format", ""),
-)
+PANELS = {  # of the curves: metric and title
+    "rewards/accuracy/mean": "accuracy on training problems  (report, figure 2)",
+    "completions/mean_length": "response length (tokens)  (report, figure 3)",
+    "rewards/language/mean": "language consistency",
+    "rewards/format/mean": "format",
+}
 
 
 def model_titles(rounds: int) -> dict[str, str]:
@@ -40,17 +48,10 @@ def write_results(folders: Sequence[Path], out: Path, tasks: Sequence[str], roun
     """Write stages.json, curves.png, examples.md and, last, stages.md, from the evaluations of one
     or several seeds. Returns the first part of stages.md: the summary."""
     titles = model_titles(rounds)
-    k = read_figures(folders[0] / "eval/base.json")["mean"]["samples"]
-    figures, stages = {}, {}
-    for name in titles:
-        figures[name] = [read_figures(f / "eval" / f"{name}.json", tasks, k) for f in folders]
-        stages[name] = [
-            {**one, "seconds": run_seconds(folder / name)}
-            for one, folder in zip(figures[name], folders)
-        ]
-    files.write_json(out / "stages.json", stages)
-    rl = ["dev2", "r1", *(f"r1-{number}" for number in range(2, rounds + 1))]
+    results = read_results(folders, titles, tasks)
+    files.write_json(out / "stages.json", results)
     first = folders[0]
+    rl = ["dev2", "r1", *(f"r1-{number}" for number in range(2, rounds + 1))]
     curves = {
         "R1-Zero": [first / "r1-zero"],
         "R1 (reasoning RL, then RL for all scenarios)": [first / name for name in rl],
@@ -58,53 +59,57 @@ def write_results(folders: Sequence[Path], out: Path, tasks: Sequence[str], roun
     draw_curves(curves, out / "curves.png")
     files.write_text(out / "examples.md", examples(titles, first))
     training = training_table(["r1-zero", *rl, "student-rl"], folders, titles)
-    summary = stages_table(figures, folders, tasks, titles) + "\n" + training
+    summary = stages_table(results, tasks, titles) + "\n" + training
     note = " (first seed)" if len(folders) > 1 else ""
     details = [
-        f"{title}{note}:\n\n{figures_table(figures[name][0])}\n" for name, title in titles.items()
+        f"{title}{note}:\n\n{figures_table(results[name][0])}\n" for name, title in titles.items()
     ]
     files.write_text(out / "stages.md", "\n".join([summary, *details]))
     return summary
 
 
-def run_seconds(folder: Path) -> float | None:
-    path = folder / "run.json"
-    return files.read_run_json(path).get("seconds") if path.is_file() else None
+def read_results(
+    folders: Sequence[Path], titles: Titles, tasks: Sequence[str]
+) -> dict[str, list[dict]]:
+    """For each model, its evaluation in each folder (a folder is a seed), and the "seconds" that
+    its stage took."""
+    k = read_figures(folders[0] / "eval/base.json")["mean"]["samples"]
+    results = {}
+    for name in titles:
+        results[name] = []
+        for folder in folders:
+            evaluation = read_figures(folder / "eval" / f"{name}.json", tasks, k)
+            run = folder / name / "run.json"  # none of a base model
+            seconds = files.read_run_json(run).get("seconds") if run.is_file() else None
+            results[name].append(evaluation | {"seconds": seconds})
+    return results
 
 
 # -- tables ---------------------------------------------------------------------------------------
 
 
 def stages_table(
-    figures: Mapping[str, Sequence[Mapping[str, Figures]]],
-    folders: Sequence[Path],
-    tasks: Sequence[str],
-    titles: Titles,
+    results: Mapping[str, Sequence[dict]], tasks: Sequence[str], titles: Titles
 ) -> str:
-    """`figures` has an evaluation for each model and folder; each folder is a seed."""
-    first = figures["base"][0]["mean"]
-    k = first["samples"]
-    columns = [f"pass@{k}", f"cons@{k}", "format", "language", "length"]
+    base = results["base"][0]["mean"]
+    k, seeds = base["samples"], len(results["base"])
+    columns = ["pass@1", f"pass@{k}", f"cons@{k}", "format", "language", "length"]
     by_model, by_task = [], []
     for name, title in titles.items():
-        seeds = figures[name]
-        averages = [
-            format_figure(mean_known([one["mean"][column] for one in seeds]), column)
-            for column in columns
-        ]
-        seconds = mean_known([run_seconds(folder / name) for folder in folders])
-        cost = MISSING if seconds is None else f"{seconds:.0f}"
-        passes = [
-            spread([one[task]["pass@1"] for one in seeds], "pass@1", seeds[0][task]["pass@1_se"])
-            for task in (*tasks, "mean")
-        ]
-        by_model.append([title, passes[-1], *averages, cost])
-        by_task.append([title, *passes])
-    kind = "deviation over seeds" if len(folders) > 1 else "error over problems"
+        evaluations = results[name]
+        means = [evaluation["mean"] for evaluation in evaluations]
+        seconds = mean_known([evaluation["seconds"] for evaluation in evaluations])
+        cells = [figure_cell(means, column) for column in columns]
+        by_model.append([title, *cells, format_figure(seconds, "seconds")])
+        by_task.append([title])
+        for task in (*tasks, "mean"):
+            figures = [evaluation[task] for evaluation in evaluations]
+            by_task[-1].append(figure_cell(figures, "pass@1"))
+    kind = "deviation over seeds" if seeds > 1 else "error over problems"
     return (
-        f"Held-out problems: {first['problems']} in {len(tasks)} tasks, {k} samples each at "
-        f"temperature 1; seeds: {len(folders)}; ± is the standard {kind}.\n\n"
-        + markdown_table(["model", "pass@1", *columns, "seconds"], by_model)
+        f"Held-out problems: {base['problems']} in {len(tasks)} tasks, {k} samples each at "
+        f"temperature 1; seeds: {seeds}; ± is the standard {kind}.\n\n"
+        + markdown_table(["model", *columns, "seconds"], by_model)
         + "\n\npass@1 by task:\n\n"
         + markdown_table(["model", *tasks, "mean"], by_task)
         + "\n"
@@ -112,22 +117,23 @@ def stages_table(
 
 
 def training_table(names: Sequence[str], folders: Sequence[Path], titles: Titles) -> str:
-    keys = [key for key, *_ in PANELS]
     columns = ["run", "accuracy", "response length", "language consistency", "format"]
-    rows = [[titles[name], *(first_and_last(name, key, folders) for key in keys)] for name in names]
+    rows = [
+        [titles[name], *(first_and_last(name, key, folders) for key in PANELS)] for name in names
+    ]
     return (
-        "Reinforcement learning, first tenth of the steps against the last (training problems):"
-        f"\n\n{markdown_table(columns, rows)}\n"
+        "Reinforcement learning, on training problems: mean over the first tenth of the steps → "
+        f"the last tenth:\n\n{markdown_table(columns, rows)}\n"
     )
 
 
 def first_and_last(name: str, key: str, folders: Sequence[Path]) -> str:
     """A metric's mean over the first and the last tenth of a run's steps, and over the seeds."""
-    runs = [metric_values(folder / name, key) for folder in folders]
-    if not all(runs):
-        return MISSING
     first, last = [], []
-    for values in runs:
+    for folder in folders:
+        values = metric_values(folder / name, key)
+        if not values:
+            return MISSING
         tenth = max(1, len(values) // 10)
         first.append(fmean(values[:tenth]))
         last.append(fmean(values[-tenth:]))
@@ -146,7 +152,7 @@ def examples(titles: Titles, folder: Path) -> str:
         for row in read_completions(folder / "eval" / f"{name}.jsonl"):
             if row["sample"] == 0:
                 by_task.setdefault(row["task"], {}).setdefault(name, row)
-    parts = ["# One held-out problem of each task, before and after\n"]
+    parts = ["# One held-out problem of each task, answered by every model\n"]
     for task, rows in by_task.items():
         prompt = next(iter(rows.values()))["prompt"]
         parts.append(f"\n## {task}\n\n```\n{prompt}```\n")
@@ -170,17 +176,17 @@ def smooth(values: Sequence[float], window: int = 5) -> list[float]:
 
 
 def draw_curves(curves: Mapping[str, Sequence[Path]], out: Path) -> None:
-    """A line per label, through its RL runs one after another; a dotted line where one starts."""
+    """One line per label, through its RL runs in order; a dotted line where the next one starts."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(2, 2, figsize=(10, 6.4), constrained_layout=True)
-    for axis, (key, title, note) in zip(axes.flat, PANELS):
+    for axis, (key, title) in zip(axes.flat, PANELS.items()):
         for (label, folders), colour in zip(curves.items(), ("tab:orange", "tab:blue")):
-            draw_runs(axis, [metric_values(folder, key) for folder in folders], label, colour)
-        axis.set_title(title + (f"  ({note})" if note else ""), fontsize=10)
+            draw_runs(axis, folders, key, label, colour)
+        axis.set_title(title, fontsize=10)
         axis.set_xlabel("RL step")
         axis.grid(alpha=0.25)
         if "length" not in key:
@@ -191,9 +197,10 @@ def draw_curves(curves: Mapping[str, Sequence[Path]], out: Path) -> None:
     plt.close(figure)
 
 
-def draw_runs(axis, runs: Sequence[Sequence[float]], label: str, colour: str) -> None:
+def draw_runs(axis, folders: Sequence[Path], key: str, label: str, colour: str) -> None:
     start = 0
-    for values in runs:
+    for folder in folders:
+        values = metric_values(folder, key)
         steps = range(start, start + len(values))
         if start and values:
             axis.axvline(start - 0.5, color=colour, linestyle=":", linewidth=1)

@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -51,8 +51,13 @@ def is_done(path: Path) -> bool:
     return path.is_file() and (path.name != "run.json" or files.read_run_json(path)["finished"])
 
 
-def schedule(stages: Sequence[Stage], workers: int, say: Callable[[str], None]) -> None:
+def schedule(stages: Sequence[Stage], workers: int) -> None:
     """Run the stages, each as soon as its inputs are complete and a worker is free."""
+    begin = time.perf_counter()
+
+    def say(text: str) -> None:
+        print(f"[{time.perf_counter() - begin:4.0f} s] {text}", flush=True)
+
     waiting = [stage for stage in stages if not is_done(stage.output)]
     running = {}  # future: (stage, start)
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
@@ -150,12 +155,6 @@ def claim_folder(root: Path, file: str, settings: dict) -> None:
     files.prepare_folder(root)
     run_state.lock(root)
     files.write_json(root / file, settings)
-
-
-def timed_printer() -> Callable[[str], None]:
-    """A function that prints a line after the seconds since this call."""
-    start = time.perf_counter()
-    return lambda text: print(f"[{time.perf_counter() - start:4.0f} s] {text}", flush=True)
 
 
 def default_workers(device: str) -> int:

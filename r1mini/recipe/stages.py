@@ -12,6 +12,7 @@ finished stages and resumes interrupted ones.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from r1mini import checkpoint, tasks
@@ -24,7 +25,6 @@ from r1mini.recipe.scheduler import (
     default_workers,
     is_done,
     schedule,
-    timed_printer,
     worker_flags,
 )
 
@@ -55,27 +55,6 @@ class Config:
 PRESETS = {"quick": {"out": "runs/quick", "scale": 0.04}}
 
 
-# (name, script, model, settings) of a stage, without paths, seed and device; the setting `data`
-# names the stage that produces its rows.
-Draft = tuple[str, str, str, dict]
-
-
-def sft(name: str, model: str, data: str, **settings) -> Draft:
-    return name, "train_sft", model, {"data": data, **settings}
-
-
-def grpo(name: str, model: str, **settings) -> Draft:
-    return name, "train_grpo", model, {"minibatch_of": "problems", **settings}
-
-
-def reject(name: str, model: str, **settings) -> Draft:
-    return name, "sample", model, {"reject": True, "samples": 4, **settings}
-
-
-def evaluate(model: str, **settings) -> Draft:
-    return f"eval/{model}", "sample", model, {"eval": True, "samples": 16, **settings}
-
-
 def recipe(cfg: Config, seed: int, out: Path) -> list[Stage]:
     """The stages. A free core runs the first one that is ready: those that others need go first."""
     reasoning = tuple(task for task in cfg.tasks if tasks.TASKS[task].reasoning)
@@ -84,86 +63,85 @@ def recipe(cfg: Config, seed: int, out: Path) -> list[Stage]:
     plain = tuple(task for task in cfg.tasks if not tasks.TASKS[task].reasoning)
     hardest = ("repair",) if "repair" in reasoning else ()  # twice in each RL step
     on_reasoning, on_all = hardest + reasoning, hardest + reasoning + plain
+    stages = []
 
     def scaled(count: int) -> int:
         return max(2, round(count * cfg.scale))
 
-    sampling = {"tasks": cfg.tasks, "plain_rows": scaled(2000)}
+    def add(script: str, name: str, model: str, **settings) -> None:
+        # Each stage has its own seed: no two see the same problems.
+        own_seed = {"seed": seed * 1000 + len(stages)}
+        settings = worker_flags(script, cfg.device) | own_seed | settings
+        stages.append(make_stage(out, script, name, model, settings))
 
-    # R1 [R1 §2.3]
-    drafts = [
-        sft("dev1", "base", "cold-start", tasks=reasoning, rows=scaled(1500), epochs=2),
-        grpo("dev2", "dev1", steps=scaled(40), tasks=on_reasoning),
-    ]
+    sft = partial(add, "train_sft")
+    grpo = partial(add, "train_grpo", minibatch_of="problems")
+    sample = partial(add, "sample", tasks=cfg.tasks)
+    reject = partial(sample, reject=True, samples=4, plain_rows=scaled(2000))
+    evaluate = partial(sample, eval=True, samples=16, problems=scaled(32), seed=seed)
+
+    # Cold start [R1 §2.3.1]
+    sft("dev1", "base", tasks=reasoning, rows=scaled(1500), epochs=2)
+    # Reasoning RL [R1 §2.3.2]
+    grpo("dev2", "dev1", steps=scaled(40), tasks=on_reasoning)
     best = "dev2"
     for number in range(1, cfg.rounds + 1):
         n = f"-{number}" if number > 1 else ""
-        drafts += [
-            reject(f"rows{n}", best, problems=scaled(600), **sampling),
-            sft(f"dev3{n}", "base", f"rows{n}", rows=0, epochs=3),
-            grpo(f"r1{n}", f"dev3{n}", steps=scaled(24), tasks=on_all, learning_rate=2e-4),
-        ]
+        # Rejection sampling, and SFT from the base again [R1 §2.3.3]
+        reject(f"rows{n}", best, problems=scaled(600))
+        sft(f"dev3{n}", "base", data=f"rows{n}", rows=0, epochs=3)
+        # RL for all scenarios [R1 §2.3.4]
         best = f"r1{n}"
-    drafts += [
-        # Distillation [R1 §2.4]: R1's samples train the student.
-        reject(f"distill-rows{n}", best, problems=scaled(300), **sampling),
-        sft(f"distilled{n}", "student-base", f"distill-rows{n}", rows=0, epochs=5),
-        # R1-Zero: accuracy and format alone; the language reward came with R1. [R1 §2.2.2]
-        grpo("r1-zero", "base", steps=scaled(80), tasks=on_all, reward="accuracy,format:0.5"),
-        # The student trained directly by RL, to compare with distillation.
-        grpo("student-rl", "student-base", steps=scaled(30), tasks=reasoning + plain),
-    ]
+        grpo(best, f"dev3{n}", steps=scaled(24), tasks=on_all, learning_rate=2e-4)
+    # Distillation: R1's samples train the student. [R1 §2.4]
+    reject(f"distill-rows{n}", best, problems=scaled(300))
+    sft(f"distilled{n}", "student-base", data=f"distill-rows{n}", rows=0, epochs=5)
+    # R1-Zero: accuracy and format alone; the language reward came with R1. [R1 §2.2.2]
+    grpo("r1-zero", "base", steps=scaled(80), tasks=on_all, reward="accuracy,format:0.5")
+    # The student trained directly by RL, to compare with distillation
+    grpo("student-rl", "student-base", steps=scaled(30), tasks=reasoning + plain)
     for model in model_titles(cfg.rounds):
-        drafts.append(evaluate(model, tasks=cfg.tasks, problems=scaled(32), seed=seed))
-    # Each stage that makes something has its own seed: no two see the same problems.
-    first = seed * 1000
-    return [complete(draft, out, first + i, cfg.device) for i, draft in enumerate(drafts)]
+        evaluate(f"eval/{model}", model)
+    return stages
 
 
-def complete(draft: Draft, out: Path, seed: int, device: str) -> Stage:
-    name, script, model, settings = draft
+def make_stage(out: Path, script: str, name: str, model: str, settings: dict) -> Stage:
+    """A stage whose `settings` name no paths, but for `data`: the stage that produces the rows."""
+    target, output = out / name, out / name / "run.json"
     if script == "sample":
         target = output = out / f"{name}.{'json' if 'eval' in settings else 'jsonl'}"
-    else:
-        target, output = out / name, out / name / "run.json"
+    source, inputs = out / model, [out / model / "run.json"]
     if model in checkpoint.EMBEDDED:
         source, inputs = checkpoint.resolve(model), []
-    else:
-        source, inputs = out / model, [out / model / "run.json"]
-    if settings.get("data", "cold-start") != "cold-start":
+    paths = {"model": str(source), "out": str(target)}
+    if "data" in settings:
         rows = out / f"{settings['data']}.jsonl"
-        settings, inputs = settings | {"data": str(rows)}, [*inputs, rows]
-    common = {
-        "model": str(source),
-        "out": str(target),
-        "seed": seed,
-        **worker_flags(script, device),
-    }
-    return Stage(name, script, common | settings, output, tuple(inputs))
+        paths["data"] = str(rows)
+        inputs.append(rows)
+    return Stage(name, script, settings | paths, output, tuple(inputs))
 
 
 def main(cfg: Config) -> None:
     tasks.require(cfg.tasks)
     validate(cfg)
-    say, root = timed_printer(), Path(cfg.out)
-    seeds = range(cfg.seed, cfg.seed + cfg.seeds)
-    folders = [root / f"seed-{seed}" if cfg.seeds > 1 else root for seed in seeds]
-    stages = [stage for seed, out in zip(seeds, folders) for stage in recipe(cfg, seed, out)]
+    root = Path(cfg.out)
+    folders, stages = [], []
+    for seed in range(cfg.seed, cfg.seed + cfg.seeds):
+        folders.append(root / f"seed-{seed}" if cfg.seeds > 1 else root)
+        stages += recipe(cfg, seed, folders[-1])
     names = {stage.name for stage in stages}
     for name in cfg.stages:
         if name not in names:
             raise ValueError(f"--stages: {name!r} is not one of {', '.join(sorted(names))}")
-    settings = {"tasks": " ".join(cfg.tasks), "seed": cfg.seed, "seeds": cfg.seeds}
-    settings["scale"] = cfg.scale
+    seeds = {"seed": cfg.seed, "seeds": cfg.seeds}
+    settings = {"tasks": " ".join(cfg.tasks), **seeds, "scale": cfg.scale}
     claim_folder(root, "recipe.json", settings)
     chosen = [stage for stage in stages if not cfg.stages or stage.name in cfg.stages]
-    if all(is_done(stage.output) for stage in chosen):
-        if cfg.stages or results_written(root, cfg.rounds):
-            print(f"{root}: everything has run already; see {root / 'stages.md'}")
-            return
-    for folder in folders:
-        files.prepare_folder(folder / "eval")
-    schedule(chosen, cfg.workers or default_workers(cfg.device), say)
+    done = all(is_done(stage.output) for stage in chosen)
+    if done and (cfg.stages or results_written(root, cfg.rounds)):
+        print(f"{root}: everything has run already; see {root / 'stages.md'}")
+        return
+    schedule(chosen, cfg.workers or default_workers(cfg.device))
     if not all(is_done(stage.output) for stage in stages):
         return
     for folder in folders:
@@ -171,7 +149,7 @@ def main(cfg: Config) -> None:
     if cfg.seeds > 1:
         summary = write_results(folders, root, cfg.tasks, cfg.rounds)
     print(summary)
-    say(f"done; {root}/stages.md, stages.json, curves.png, examples.md")
+    print(f"done; {root}/stages.md, stages.json, curves.png, examples.md")
 
 
 def results_written(root: Path, rounds: int) -> bool:

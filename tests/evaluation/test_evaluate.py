@@ -11,15 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from r1mini import tasks
-from r1mini.evaluation.evaluate import (
-    evaluate,
-    held_out,
-    make_rows,
-    reference_logprobs,
-    sample_and_score,
-)
-from r1mini.evaluation.figures import consensus, mean_and_error, pass_at_k, summarise
-from r1mini.evaluation.tables import figures_table
+from r1mini.evaluation.config import SampleConfig
+from r1mini.evaluation.evaluate import evaluate, make_rows, reference_logprobs
+from r1mini.evaluation.figures import consensus, figures_table, mean_and_error, pass_at_k, summarise
+from r1mini.evaluation.jobs import Session, held_out
 from r1mini.infra.journal import Journal
 from r1mini.records import Problem, Rollout
 from r1mini.rewards.runner import ALWAYS_LOGGED
@@ -48,11 +43,9 @@ def rows(*rollouts, problem=PROBLEM):
 def sample_and_evaluate(
     model, tokens, sets, samples, params, seed, journal=None, reference=None, **options
 ):
-    journal = journal or Journal(None, {}, 0)
-    sampled = sample_and_score(
-        model, tokens, sets, samples, params, seed, done=len(journal.parts), **options
-    )
-    return evaluate(sampled, sets, journal, reference, params.temperature)
+    cfg = SampleConfig(eval=True, samples=samples, seed=seed, progress=False, **options)
+    session = Session(cfg, model, tokens, None, params)
+    return evaluate(session, sets, journal or Journal(None, {}, 0), reference)
 
 
 def with_reference(logprobs, rows):
@@ -182,7 +175,7 @@ def test_interrupted_evaluation_goes_on_to_the_same_figures(
         SamplingParams(max_new_tokens=2),
         seed=0,
         journal=Journal(path, {"seed": 0}, 40),
-        max_rows=6,
+        sampler_rows=6,
     )
     for name, figures in results.items():
         assert again[name] == pytest.approx(

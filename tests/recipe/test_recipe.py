@@ -1,7 +1,9 @@
 import json
+from pathlib import Path
 
 import pytest
 
+from r1mini.infra import files
 from r1mini.recipe import stages as recipe
 
 
@@ -58,3 +60,15 @@ def test_a_stage_whose_input_is_missing_is_refused_by_name(tmp_path):
 def test_what_does_not_exist_is_named(tmp_path, change, named):
     with pytest.raises(ValueError, match=named):
         recipe.main(recipe.Config(out=str(tmp_path), **change))
+
+
+def test_two_stages_may_prepare_the_same_folder_at_once(tmp_path, monkeypatch):
+    touch = Path.touch
+
+    def touch_and_lose(path):  # the other stage deletes the probe first
+        touch(path)
+        path.unlink()
+
+    monkeypatch.setattr(Path, "touch", touch_and_lose)
+    files.prepare_folder(tmp_path / "eval")
+    assert not list((tmp_path / "eval").iterdir())
