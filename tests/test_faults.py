@@ -114,7 +114,7 @@ def test_update_that_is_no_number_leaves_weights_and_moments(
     model, rollouts, monkeypatch, kind, fault
 ):
     policy, cfg = copy.deepcopy(model).requires_grad_(True), train_grpo.Config()
-    optimizers = optim.build_optimizers(policy, kind, 1e-2, 0.1)
+    optimizers = optim.build_optimizers(policy, kind, 0.1)
     samples = samples_of(cfg, policy, rollouts)
     update = lambda: learner.update_minibatch(cfg, policy, None, optimizers, samples, 1e-2)
     assert math.isfinite(update()["grad_norm"])  # now there are moments

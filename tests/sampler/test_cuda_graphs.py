@@ -260,7 +260,7 @@ def test_an_update_reads_no_number_before_its_last_micro_batch(monkeypatch):
         group = Group(Problem("", "", "", ""), rollouts, [], ())
         samples = make_samples(cfg, policy, [group], torch.arange(1.0, 7)[None])
         events.clear()
-        optimizers = build_optimizers(policy, "adamw", 1e-3, 0.0)
+        optimizers = build_optimizers(policy, "adamw", 0.0)
         learner.update_minibatch(cfg, policy, None, optimizers, samples, 1e-3)
     micro = [i for i, event in enumerate(events) if event == "collate"]
     assert (
