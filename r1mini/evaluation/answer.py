@@ -69,7 +69,7 @@ def answer_file(s: Session, system: Messages) -> None:
         1,
         s.params,
         seed=cfg.seed,
-        first=done,
+        first_prompt=done,
         max_rows=cfg.sampler_rows,
         on_finished=save,
         progress="answering" if cfg.progress and cfg.out else None,

@@ -87,7 +87,7 @@ def sample_and_score(
                     params,
                     seed=seed,
                     step=number,
-                    first=start,
+                    first_prompt=start,
                     max_rows=max_rows,
                     progress=progress and f"{progress} {title} {start + 1}/{len(problems)}",
                 )

@@ -312,9 +312,9 @@ def save_state(
     fsync(root)
     fsync(out)
     states = list_states(out)
-    earlier, later = states[: states.index(target)], states[states.index(target) + 1 :]
-    # Later ones were skipped as damaged.
-    for path in [*earlier[: 1 - keep or None], *later, *root.glob("*.tmp")]:
+    number = states.index(target)
+    later = states[number + 1 :]  # were skipped as damaged
+    for path in [*states[: max(0, number + 1 - keep)], *later, *root.glob("*.tmp")]:
         # Renamed first: a half-deleted state would look like a damaged one.
         shutil.rmtree(path.rename(path.with_name(f"{path.name}.gone.tmp")))
 
@@ -335,7 +335,7 @@ def digest(path: Path, size: int | None = None) -> dict[str, Any]:
 
 
 def manifest(digests: Mapping[str, Mapping[str, Any]]) -> bytes:
-    return json_text({name: digests[name] for name in sorted(digests)}).encode()
+    return json_text(dict(sorted(digests.items()))).encode()
 
 
 def state_files(

@@ -183,7 +183,7 @@ def test_the_worst_of_the_sampler_is_with_its_graph(model, tokens, monkeypatch):
     monkeypatch.setattr(sampler, "GraphRunner", lambda device: graphs)
     real = sampler.Sampler
     monkeypatch.setattr(
-        sampler, "Sampler", lambda *args, **settings: real(*args, **settings, block=2)
+        sampler, "Sampler", lambda *args, **settings: real(*args, **settings, steps_per_sync=2)
     )  # as on a GPU, some
     worst = dry_run(model, tokens, [[1, 2, 3]] * 3, 4, SamplingParams(100), max_rows=8)
     assert (
