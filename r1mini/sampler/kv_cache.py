@@ -98,10 +98,10 @@ class KVCache:
         """Sets the prompt that each row continues. -1: an idle row, whose output is unused."""
         K, device = self.kv_heads, self.key.device
         rows_of_prompt = [[] for _ in range(self.prompt_key.shape[1])]
-        g_B = []  # the number of each row among those of its prompt
+        g_B = [0] * len(prompt_B)  # the number of each row among those of its prompt
         for row, prompt in enumerate(prompt_B):
-            g_B.append(len(rows_of_prompt[prompt]) if prompt >= 0 else 0)
             if prompt >= 0:
+                g_B[row] = len(rows_of_prompt[prompt])
                 rows_of_prompt[prompt].append(row)
         prompt_B = [max(prompt, 0) for prompt in prompt_B]
 

@@ -173,10 +173,10 @@ class Sampler:
         self.decoder = FusedDecoder(model)
 
         self.waiting = deque((n, g) for n in range(len(prompt_ids)) for g in range(completions))
-        self.slots: list[Row | None] = [None] * min(max_rows, len(self.waiting))  # None: idle
-        self.groups: list[list[Rollout | None]] = [[None] * completions for _ in prompt_ids]
+        self.slots = [None] * min(max_rows, len(self.waiting))  # Rows; None: idle
+        self.groups = [[None] * completions for _ in prompt_ids]
         self.finished = 0
-        self.cached_prompts: list[int] = []  # their numbers, in the cache's order
+        self.cached_prompts = []  # their numbers, in the cache's order
 
         B = len(self.slots)
         max_tokens = model.config.max_completion(params.max_new_tokens)

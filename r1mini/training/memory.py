@@ -15,7 +15,7 @@ import re
 from bisect import bisect
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,7 +31,6 @@ CERTAIN = ("weights", "gradients", "optimizer")  # arithmetic, and there at the 
 USABLE = 0.9  # share of the free memory that --learner-tokens 0 fills; the rest is not counted
 # Micro-batch sizes to choose from; larger ones are not faster.
 BUDGETS = {"cuda": [2**k for k in range(8, 17)], "cpu": [2**k for k in range(8, 13)]}
-Result = TypeVar("Result")
 
 
 def activation_bytes(config: ModelConfig, tokens: int, gradient_checkpointing: bool = False) -> int:
@@ -93,17 +92,18 @@ def available(device: torch.device) -> int | None:
     of a parent group, are not seen."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    free = []
-    info = Path("/proc/meminfo")
-    if info.is_file() and (match := re.search(r"MemAvailable:\s+(\d+) kB", info.read_text())):
-        free.append(int(match[1]) * 1024)
+
+    def read(path):
+        return path.read_text() if path.is_file() else ""
+
+    available_kb = re.findall(r"MemAvailable:\s+(\d+) kB", read(Path("/proc/meminfo")))
+    free = [int(kb) * 1024 for kb in available_kb]
     group = Path("/sys/fs/cgroup")
-    limit = group / "memory.max"
-    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
-        statistics = (group / "memory.stat").read_text()
+    limit = read(group / "memory.max").strip()
+    if limit.isdigit():
         reclaimable = r"^(?:active_file|inactive_file|slab_reclaimable) (\d+)"
-        cache = sum(map(int, re.findall(reclaimable, statistics, re.M)))
-        free.append(int(text) - int((group / "memory.current").read_text()) + cache)
+        cache = sum(map(int, re.findall(reclaimable, read(group / "memory.stat"), re.M)))
+        free.append(int(limit) - int(read(group / "memory.current")) + cache)
     return min(free) // distributed.world_size() if free else None
 
 
@@ -189,8 +189,8 @@ def dry_run(
 
 
 def retry_with_half(
-    passes: Callable[[int], Result], tokens: int, model: nn.Module, cfg: Any, exact: bool = True
-) -> Result:
+    passes: Callable[[int], Any], tokens: int, model: nn.Module, cfg: Any, exact: bool = True
+) -> Any:
     """`passes(tokens)` adds up a gradient in micro-batches of so many tokens. If a GPU runs out of
     memory, repeats all of it with half the size, if that gives the same gradient (`exact`). Raises
     ValueError if that is not enough, or with several ranks: the others are in the same pass and

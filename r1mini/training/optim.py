@@ -36,14 +36,13 @@ class CPUOffload:
 
     def step(self, closure=None):
         groups = self.param_groups
-        parameters = [p for group in groups for p in group["params"]]
         for group in groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     self.param_groups = [{**group, "params": [parameter]}]
                     self.step_one(parameter)
         self.param_groups = groups
-        for device in {p.device for p in parameters if p.is_cuda}:
+        for device in {p.device for group in groups for p in group["params"] if p.is_cuda}:
             # Copies from a GPU may still be running. Wait only for this stream: another thread may
             # be capturing a graph in its own.
             torch.cuda.current_stream(device).synchronize()
@@ -155,7 +154,7 @@ def step(
     """One update with clipped gradients; clears the gradients. Returns their norm before clipping.
     If that norm or the loss is not finite, no weight and no optimizer state changes, and the
     returned norm is not finite."""
-    norm = nn.utils.clip_grad_norm_(list(parameters), max_grad_norm)
+    norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm)
     if is_sharded(norm):
         norm = norm.full_tensor()
     norm = float(norm + nan_if_not_finite(loss))  # one number, so the device synchronizes once

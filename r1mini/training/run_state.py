@@ -72,7 +72,7 @@ class Run:
     def __init__(self, out: str, settings: Mapping[str, Any], logs: Sequence[str]):
         self.out, self.settings, self.logs = Path(out), settings, logs
         self.step = self.saved_step = 0
-        self.values: dict[str, Any] = {}
+        self.values = {}
         self.step_is_whole = True  # what is in memory is the state after `step` steps
 
     @property
@@ -114,7 +114,7 @@ class Run:
 
     def resume(self) -> None:
         """Load the latest valid state, if there is one, and cut the logs back to it."""
-        state: dict[str, Any] = {"step": 0, "seconds": 0.0, "values": {}, "logs": {}}
+        state = {"step": 0, "seconds": 0.0, "values": {}, "logs": {}}
         if folder := latest_valid(self.out):
             state = read_json(folder / VALUES)
             steps = self.settings.get("steps", state["step"])
@@ -408,7 +408,7 @@ def load_tensors(
     others: Mapping[str, nn.Module],
 ) -> None:
     """Load the tensors of a state."""
-    weights: dict[str, Tensor] = {}
+    weights = {}
     for path in weight_files(folder)[1]:
         weights |= load_file(path)
     load_weights(model, weights)
@@ -425,7 +425,7 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
 
 def load_moments(optimizers: Sequence[torch.optim.Optimizer], moments: dict[str, Tensor]) -> None:
     """Moments are named "optimizer number.parameter number.name"."""
-    states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
+    states = [{} for _ in optimizers]
     for key, value in moments.items():
         number, parameter, name = key.split(".")
         # Copied: an optimizer keeps the tensor, and this one is a view of the mapped file.
