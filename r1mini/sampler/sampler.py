@@ -257,9 +257,8 @@ class Sampler:
     def prefill(self, new: Sequence[int]) -> None:
         """Computes these prompts, all but their last token, which belongs to the first decoding
         step. In the cache they replace the unused ones."""
-        lengths = [len(self.prompt_ids[n]) for n in new]
-        for part in pack_greedily(lengths, range(len(new)), PREFILL_TOKENS):
-            numbers = [new[i] for i in part]
+        lengths = {n: len(self.prompt_ids[n]) for n in new}
+        for numbers in pack_greedily(lengths, new, PREFILL_TOKENS):
             prefixes = [self.prompt_ids[n][:-1] for n in numbers]
             attend = PackedAttention(list(map(len, prefixes)), keep_kv=True, device=self.device)
             if any(prefixes):
@@ -298,7 +297,7 @@ class Sampler:
     def decode_step(self, length: int) -> tuple[Tensor, Tensor]:
         """Draws the next token of every slot: (token_B, its log-probability logp_B)."""
         # Idle slots keep counting; the clamp keeps them inside the cache.
-        limit = min(self.cache.capacity, self.uniform_BT.shape[1])
+        limit = min(self.cache.capacity, self.max_length)
         count_B = self.count_B.clamp(max=limit - 1)
         # Autocast would only add casts: FusedDecoder chose its dtypes at construction.
         with torch.autocast(self.device.type, enabled=False):

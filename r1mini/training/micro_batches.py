@@ -1,6 +1,6 @@
 """Splits row indices into micro-batches by a token budget. A row over the budget stands alone."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from random import Random
 
 
@@ -61,7 +61,7 @@ def packed_batches(lengths: Sequence[int], token_budget: int, seed: str) -> list
 
 
 def pack_greedily(
-    lengths: Sequence[int], indices: Iterable[int], token_budget: int
+    lengths: Sequence[int] | Mapping[int, int], indices: Iterable[int], token_budget: int
 ) -> list[list[int]]:
     """Rows in this order, at most `token_budget` tokens.
 

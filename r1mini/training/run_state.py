@@ -124,7 +124,13 @@ class Run:
                 )
             for change in changes(self.out, state["config"], self.settings):
                 print(f"{self.out}: {change}", flush=True)
-            load_tensors(folder, self.model, self.optimizers, self.others)
+            weights = {}
+            for path in weight_files(folder)[1]:
+                weights |= load_file(path)
+            load_weights(self.model, weights)
+            for name, other in self.others.items():
+                load_weights(other, load_file(folder / f"{name}.safetensors"))
+            load_moments(self.optimizers, load_file(folder / MOMENTS))
             print(f"{self.out}: resuming from step {state['step']}", flush=True)
         distributed.require_same(f"the state in --out {self.out}", state["step"])
         truncate_logs(self.out, self.logs, state)
@@ -399,22 +405,6 @@ def latest_valid(out: Path) -> Path | None:
             "again"
         )
     return None
-
-
-def load_tensors(
-    folder: Path,
-    model: nn.Module,
-    optimizers: Sequence[torch.optim.Optimizer],
-    others: Mapping[str, nn.Module],
-) -> None:
-    """Load the tensors of a state."""
-    weights = {}
-    for path in weight_files(folder)[1]:
-        weights |= load_file(path)
-    load_weights(model, weights)
-    for name, other in others.items():
-        load_weights(other, load_file(folder / f"{name}.safetensors"))
-    load_moments(optimizers, load_file(folder / MOMENTS))
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
