@@ -78,6 +78,7 @@ def rope_tables(position: Tensor, frequency: Tensor, factor: float) -> tuple[Ten
 
 
 def rotate(x_MHC: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """[M, H, C]. `cos` and `sin` [M, 1, C] are the same for all heads."""
     half = x_MHC.shape[-1] // 2
     rotated = torch.cat((-x_MHC[..., half:], x_MHC[..., :half]), -1)
     return x_MHC * cos + rotated * sin

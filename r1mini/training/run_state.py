@@ -71,8 +71,6 @@ class Run:
 
     def __init__(self, out: str, settings: Mapping[str, Any], logs: Sequence[str]):
         self.out, self.settings, self.logs = Path(out), settings, logs
-        self.step = self.saved_step = 0
-        self.values = {}
         self.step_is_whole = True  # what is in memory is the state after `step` steps
 
     @property
