@@ -209,8 +209,9 @@ def test_weights_that_are_no_numbers_are_not_saved(tmp_path, model, tokens):
     with pytest.raises(
         ValueError, match=f"{tmp_path}/checkpoints/step-00000001/model.safetensors: model.layers.1"
     ):
-        files = run_state.state_files(lost, tokens, [], {})
-        run_state.save_state(tmp_path, {"step": 1}, files, (), 1)
+        run = run_state.Run(str(tmp_path), {"keep": 1}, ())
+        run.model, run.tokenizer, run.optimizers, run.others = lost, tokens, [], {}
+        run_state.save_state(tmp_path, {"step": 1}, run.state_files(), (), 1)
     assert not list((tmp_path / "checkpoints").iterdir())
 
 

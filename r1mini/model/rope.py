@@ -45,7 +45,7 @@ def yarn_unscaled_share(C: int, theta: float, scaling: Mapping[str, Any]) -> Ten
     """[YaRN §3.2]: 1 for the first planes, which turn often, 0 for the last, a ramp between."""
     context = scaling["original_max_position_embeddings"]
 
-    def plane_that_turns(times: float) -> float:
+    def plane_that_turns(times):
         return C * math.log(context / (times * 2 * math.pi)) / (2 * math.log(theta))
 
     first = plane_that_turns(scaling.get("beta_fast") or 32)

@@ -142,7 +142,7 @@ class KVCache:
         visible = torch.cat((self.prompt_visible, own_visible), 1)[:, None]
         bias = torch.zeros(visible.shape, device=device).masked_fill(~visible, -torch.inf)
 
-        def attend(layer: int, q_BHC: Tensor, k_BKC: Tensor, v_BKC: Tensor) -> Tensor:
+        def attend(layer, q_BHC, k_BKC, v_BKC):
             for cache, x_BKC in ((self.key, k_BKC), (self.value, v_BKC)):
                 new = x_BKC.reshape(B * K, C).to(cache.dtype)
                 cache[layer].view(-1, C).index_copy_(0, target_BK, new)

@@ -96,7 +96,7 @@ def token_logprobs_and_entropy(
     attend = PackedAttention(batch.lengths, batch.parent, device=tokens.device)
 
     # A callback: FSDP gathers `lm_head` only inside of the model's forward methods.
-    def head(hidden_MD: Tensor, weight_VD: Tensor) -> tuple[Tensor, Tensor | None]:
+    def head(hidden_MD, weight_VD):
         flat_Q = batch.flat_of_token_BT.flatten()[batch.target_Q - 1]  # column t-1 predicts t
         hidden_QD, target_ids_Q = hidden_MD.index_select(0, flat_Q), tokens[batch.target_Q]
         return ChunkedLogprobs.apply(hidden_QD, weight_VD, target_ids_Q, temperature, with_entropy)

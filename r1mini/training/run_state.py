@@ -188,15 +188,30 @@ class Run:
 
     def save(self) -> None:
         """Write a state. Called by all ranks."""
-        files = state_files(self.model, self.tokenizer, self.optimizers, self.others)
         values = {
             "step": self.step,
             "seconds": self.seconds,
             "config": self.settings,
             "values": self.values,
         }
-        save_state(self.out, values, files, self.logs, self.settings["keep"])
+        save_state(self.out, values, self.state_files(), self.logs, self.settings["keep"])
         self.saved_step = self.step
+
+    def state_files(self) -> Files:
+        """The files of a state, without its values: the same for any number of ranks. Called by all
+        ranks."""
+        moments = {}
+        for number, optimizer in enumerate(self.optimizers):
+            state = distributed.gather_state(optimizer.state_dict())["state"]
+            for parameter, values in state.items():
+                for name, value in values.items():
+                    moments[f"{number}.{parameter}.{name}"] = value
+        files = model_files(distributed.gather_model(self.model), self.tokenizer)
+        files[MOMENTS] = partial(write_tensors, moments, None)
+        for name, other in self.others.items():
+            weights = dict(distributed.gather_model(other).named_parameters())
+            files[f"{name}.safetensors"] = partial(write_tensors, weights, None)
+        return files
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         signals.defer()  # to the end: what is left is short
@@ -340,28 +355,6 @@ def digest(path: Path, size: int | None = None) -> dict[str, Any]:
 
 def manifest(digests: Mapping[str, Mapping[str, Any]]) -> bytes:
     return json_text(dict(sorted(digests.items()))).encode()
-
-
-def state_files(
-    model: Transformer,
-    tokenizer: Tokenizer,
-    optimizers: Sequence[torch.optim.Optimizer],
-    others: Mapping[str, Transformer],
-) -> Files:
-    """The files of a state, the same for any number of ranks. Called by all ranks."""
-    moments = {}
-    for number, optimizer in enumerate(optimizers):
-        for parameter, values in distributed.gather_state(optimizer.state_dict())["state"].items():
-            for name, value in values.items():
-                moments[f"{number}.{parameter}.{name}"] = value
-    files = {
-        **model_files(distributed.gather_model(model), tokenizer),
-        MOMENTS: partial(write_tensors, moments, None),
-    }
-    for name, other in others.items():
-        weights = dict(distributed.gather_model(other).named_parameters())
-        files[f"{name}.safetensors"] = partial(write_tensors, weights, None)
-    return files
 
 
 # -- reading a state -------------------------------------------------------------------------------
