@@ -319,14 +319,7 @@ def progress_bar(cfg: Config) -> tqdm:
 
 def memory_needed(cfg: Config, shape: ModelConfig) -> dict[str, int]:
     """Bytes by purpose."""
-    return memory.training_bytes(
-        shape,
-        cfg.batch_tokens,
-        optimizer=cfg.optimizer,
-        optimizer_on=cfg.optimizer_on,
-        gradient_checkpointing=cfg.gradient_checkpointing,
-        ranks=distributed.world_size(),
-    )
+    return memory.training_bytes(shape, cfg.batch_tokens, cfg)
 
 
 def worst_case_step(cfg: Config, model: Transformer, rows: Sequence[Segments] | None) -> None:

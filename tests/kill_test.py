@@ -369,13 +369,13 @@ def break_state(what: str) -> None:
             hasattr(into, "config") and restore(into, state)
         )
     elif what == "position":
-        resume = run_state.resume
+        resume = run_state.Run.resume
 
-        def forgetful(*args):
-            state = resume(*args)
-            return {**state, "values": {**state.get("values", {}), "position": (0, 0)}}
+        def forgetful(run):
+            resume(run)
+            run.values = {**run.values, "position": (0, 0)}
 
-        run_state.resume = forgetful
+        run_state.Run.resume = forgetful
     else:
         raise SystemExit(f"--sabotage {what}")
 

@@ -114,7 +114,7 @@ def test_update_that_is_no_number_leaves_weights_and_moments(
     model, rollouts, monkeypatch, kind, fault
 ):
     policy, cfg = copy.deepcopy(model).requires_grad_(True), train_grpo.Config()
-    optimizers = optim.build_optimizers(policy, kind, 1e-2, 0.1)
+    optimizers = optim.build_optimizers(policy, kind, 0.1)
     samples = samples_of(cfg, policy, rollouts)
     update = lambda: learner.update_minibatch(cfg, policy, None, optimizers, samples, 1e-2)
     assert math.isfinite(update()["grad_norm"])  # now there are moments
@@ -209,7 +209,9 @@ def test_weights_that_are_no_numbers_are_not_saved(tmp_path, model, tokens):
     with pytest.raises(
         ValueError, match=f"{tmp_path}/checkpoints/step-00000001/model.safetensors: model.layers.1"
     ):
-        run_state.save_state(tmp_path, 1, {}, run_state.state_files(lost, tokens, [], {}), (), 1)
+        run = run_state.Run(str(tmp_path), {"keep": 1}, ())
+        run.model, run.tokenizer, run.optimizers, run.others = lost, tokens, [], {}
+        run_state.save_state(tmp_path, {"step": 1}, run.state_files(), (), 1)
     assert not list((tmp_path / "checkpoints").iterdir())
 
 

@@ -295,7 +295,7 @@ def measure_sft(s: Subject) -> Iterator[Measured]:
     random, losses, trl_losses = Random(s.cfg.seed), [], []
     ids = s.prompts(SFT_ROWS, SFT_LENGTHS[1])
     rows = [row[: random.randint(*SFT_LENGTHS)] for row in ids]
-    optimizers = optim.build_optimizers(s.model, "adamw", LEARNING_RATE, 0.0)
+    optimizers = optim.build_optimizers(s.model, "adamw", 0.0)
     ours = partial(sft_step, s.model, optimizers, rows, s.cfg.bf16, losses)
     if "trl" in s.libraries:
         tokenizer = s.tokenizer("equal")
@@ -320,7 +320,7 @@ def measure_grpo(s: Subject) -> Iterator[Measured]:
         learner_tokens=s.cfg.learner_tokens,
     )
     prompts = list(map(text, s.prompts(PROBLEMS, prompt)))
-    optimizers = optim.build_optimizers(s.model, "adamw", LEARNING_RATE, 0.0)
+    optimizers = optim.build_optimizers(s.model, "adamw", 0.0)
     for case in ("equal", "ragged"):
         tokenizer = s.tokenizer(case)
         ours = partial(grpo_step, cfg, s.model, optimizers, tokenizer, prompts, s.device)

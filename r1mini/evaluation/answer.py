@@ -85,7 +85,7 @@ def answer_file(session: Session, system: Messages) -> None:
         1,
         session.params,
         seed=cfg.seed,
-        first=done,
+        first_prompt=done,
         max_rows=cfg.sampler_rows,
         on_finished=save,
         progress="answering" if cfg.progress and cfg.out else None,

@@ -123,7 +123,7 @@ def sample_and_score(
                     session.params,
                     seed=cfg.seed,
                     step=number,
-                    first=start,
+                    first_prompt=start,
                     max_rows=cfg.sampler_rows,
                     progress=progress if cfg.progress else None,
                 )

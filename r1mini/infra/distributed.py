@@ -141,19 +141,6 @@ def require_same(what: str, value: Any) -> None:
             raise ValueError(f"{what} differs between rank {rank()} and rank {other}")
 
 
-def same_on_all_ranks(read: Callable[..., Item]) -> Callable[..., Item]:
-    """Decorator: every rank calls `read`, and all must get the same result. They differ where the
-    nodes do not share the folder."""
-
-    @functools.wraps(read)
-    def checked(*args: Any, **kwargs: Any) -> Item:
-        result = read(*args, **kwargs)
-        require_same(f"the content of {args[0]}", result)
-        return result
-
-    return checked
-
-
 def main_rank_only(write: Callable[..., None]) -> Callable[..., None]:
     """Decorator: every rank calls `write`, only the main rank runs it, the others wait for it."""
 

@@ -139,8 +139,8 @@ def json_object(content: bytes, where: Any) -> dict[str, Any]:
 
 
 def json_text(value: Any) -> str:
-    """JSON text in this project's layout."""
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    """JSON text in this project's layout; tensors of one number become numbers."""
+    return json.dumps(value, indent=2, ensure_ascii=False, default=float) + "\n"
 
 
 # -- logs of a run --------------------------------------------------------------------------------

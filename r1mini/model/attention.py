@@ -2,6 +2,8 @@
 
 The layers pass the queries, keys and values of M tokens and get one output per token. Small bf16
 products are slower than fp32 on a CPU, so there attention always runs in fp32.
+
+Letters: records.py; M tokens of all rows; here B are the rows of one padded batch.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,10 +32,10 @@ class PackedAttention:
         self, lengths: Sequence[int], parent: Sequence[int] = (), keep_kv: bool = False, device=None
     ):
         self.lengths = list(lengths)
-        self.kept_kv: list[tuple[Tensor, Tensor]] | None = [] if keep_kv else None
+        self.kept_kv = [] if keep_kv else None  # (k_MKC, v_MKC) of each layer
         parent = list(parent) or [-1] * len(lengths)
         batches, output_of_token = padded_batches(self.lengths, parent)
-        self.batches_NT = [batch_NT.to(device, non_blocking=True) for batch_NT in batches]
+        self.batches_BT = [batch_BT.to(device, non_blocking=True) for batch_BT in batches]
         self.output_of_token_M = output_of_token.to(device, non_blocking=True)
 
     def __call__(self, layer: int, q_MHC: Tensor, k_MKC: Tensor, v_MKC: Tensor) -> Tensor:
@@ -45,24 +47,25 @@ class PackedAttention:
             if device == "cpu":
                 q_MHC, k_MKC, v_MKC = q_MHC.float(), k_MKC.float(), v_MKC.float()
             outputs = []
-            for tokens_NT in self.batches_NT:
-                q_NHTC = gather_rows(q_MHC, tokens_NT)
-                k_NKTC = gather_rows(k_MKC, tokens_NT)
-                v_NKTC = gather_rows(v_MKC, tokens_NT)
-                y_NHTC = causal_attention(q_NHTC, k_NKTC, v_NKTC)
-                outputs.append(y_NHTC.transpose(1, 2).flatten(0, 1))
+            for tokens_BT in self.batches_BT:
+                q_BHTC = gather_rows(q_MHC, tokens_BT)
+                k_BKTC = gather_rows(k_MKC, tokens_BT)
+                v_BKTC = gather_rows(v_MKC, tokens_BT)
+                y_BHTC = causal_attention(q_BHTC, k_BKTC, v_BKTC)
+                outputs.append(y_BHTC.transpose(1, 2).flatten(0, 1))
             return torch.cat(outputs).index_select(0, self.output_of_token_M).to(dtype)
 
 
-def gather_rows(x_MHC: Tensor, tokens_NT: Tensor) -> Tensor:
-    """[N, H, T, C]. Avoids indexing: its backward is nondeterministic for repeated tokens."""
-    x = x_MHC.index_select(0, tokens_NT.flatten())
-    return x.view(*tokens_NT.shape, *x_MHC.shape[1:]).transpose(1, 2)
+def gather_rows(x_MHC: Tensor, tokens_BT: Tensor) -> Tensor:
+    """[B, H, T, C]. Avoids indexing: its backward is nondeterministic for repeated tokens."""
+    x = x_MHC.index_select(0, tokens_BT.flatten())
+    return x.view(*tokens_BT.shape, *x_MHC.shape[1:]).transpose(1, 2)
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """[B, H, T, C] from q [B, H, T, C], k and v [B, K, T, C]."""
     if q.is_cuda and q.dtype == torch.float32 and not torch.is_autocast_enabled("cuda"):
-        # No fused fp32 kernel supports grouped heads; the fallback materialises [N, H, T, T].
+        # No fused fp32 kernel supports grouped heads; the fallback materialises [B, H, T, T].
         k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
         v = v.repeat_interleave(q.shape[1] // v.shape[1], 1)
     grouped = q.shape[1] != k.shape[1]
@@ -70,11 +73,11 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def padded_batches(lengths: Sequence[int], parent: Sequence[int]) -> tuple[list[Tensor], Tensor]:
-    """(batches [N, T] of token indices, each a full row padded with its last token;
+    """(batches [B, T] of token indices, each a full row padded with its last token;
     of each of the M tokens, the index of its output among all batches' outputs).
 
     >>> batches, output_of_token = padded_batches([2, 1, 3], [-1, 0, -1])
-    >>> [batch_NT.tolist() for batch_NT in batches], output_of_token.tolist()
+    >>> [batch_BT.tolist() for batch_BT in batches], output_of_token.tolist()
     ([[[0, 1, 2], [3, 4, 5]]], [0, 1, 2, 3, 4, 5])
     """
     ends = list(accumulate(lengths))
@@ -82,9 +85,9 @@ def padded_batches(lengths: Sequence[int], parent: Sequence[int]) -> tuple[list[
     parents = set(parent)
     rows = []
     for i, p in enumerate(parent):
-        if i not in parents:
-            rows.append(segments[p] + segments[i] if p >= 0 else segments[i])
-    rows = [row for row in rows if row]
+        row = segments[p] + segments[i] if p >= 0 else segments[i]
+        if row and i not in parents:
+            rows.append(row)
     rows.sort(key=len, reverse=True)
 
     batches = []

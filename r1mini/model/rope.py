@@ -45,7 +45,7 @@ def yarn_unscaled_share(C: int, theta: float, scaling: Mapping[str, Any]) -> Ten
     """[YaRN §3.2]: 1 for the first planes, which turn often, 0 for the last, a ramp between."""
     context = scaling["original_max_position_embeddings"]
 
-    def plane_that_turns(times: float) -> float:
+    def plane_that_turns(times):
         return C * math.log(context / (times * 2 * math.pi)) / (2 * math.log(theta))
 
     first = plane_that_turns(scaling.get("beta_fast") or 32)
@@ -78,6 +78,7 @@ def rope_tables(position: Tensor, frequency: Tensor, factor: float) -> tuple[Ten
 
 
 def rotate(x_MHC: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """[M, H, C]. `cos` and `sin` [M, 1, C] are the same for all heads."""
     half = x_MHC.shape[-1] // 2
     rotated = torch.cat((-x_MHC[..., half:], x_MHC[..., :half]), -1)
     return x_MHC * cos + rotated * sin

@@ -10,7 +10,7 @@ Letters: records.py; M tokens of all rows.
 """
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,6 @@ from r1mini.model.attention import Attend, PackedAttention
 from r1mini.model.config import ModelConfig
 from r1mini.model.rope import rope_frequency, rope_tables, rotate
 
-Output = TypeVar("Output")
 QKV = tuple[Tensor, Tensor, Tensor]  # [M, H, C], [M, K, C], [M, K, C]
 
 
@@ -76,6 +75,7 @@ class Layer(nn.Module):
         self.mlp = MLP(config)
 
     def forward(self, x_MD: Tensor, cos: Tensor, sin: Tensor, index: int, attend: Attend) -> Tensor:
+        """[M, D]. `cos` and `sin` [M, 1, C] rotate all heads."""
         y_MHC = attend(index, *self.before_attention(x_MD, cos, sin))
         return self.after_attention(x_MD, y_MHC)
 
@@ -110,7 +110,7 @@ class Transformer(nn.Module):
         # fp32 as integers: `model.to(bfloat16)` would round the frequencies of long positions.
         self.register_buffer("rope_bits", frequency.view(torch.int32), persistent=False)
         self.gradient_checkpointing = False  # store only the input of each layer for backward
-        self.hf_config: dict[str, Any] = {}  # the config.json it was loaded from, unused fields too
+        self.hf_config = {}  # the config.json it was loaded from, unused fields too
 
     @property
     def device(self) -> torch.device:
@@ -128,7 +128,7 @@ class Transformer(nn.Module):
         frequency = self.rope_bits.view(torch.float32)
         cos_MC, sin_MC = rope_tables(position_M, frequency, self.rope_factor)
         x_MD = self.model.embed_tokens(tokens_M)
-        cos, sin = cos_MC[:, None].to(x_MD.dtype), sin_MC[:, None].to(x_MD.dtype)  # for all heads
+        cos, sin = cos_MC[:, None].to(x_MD.dtype), sin_MC[:, None].to(x_MD.dtype)
         for index, layer in enumerate(self.model.layers):
             if self.gradient_checkpointing and torch.is_grad_enabled():  # [Chen et al. 2016]
                 x_MD = checkpoint(layer, x_MD, cos, sin, index, attend, use_reentrant=False)
@@ -141,8 +141,8 @@ class Transformer(nn.Module):
         tokens_M: Tensor,
         position_M: Tensor,
         attend: Attend,
-        head: Callable[[Tensor, Tensor], Output],
-    ) -> Output:
+        head: Callable[[Tensor, Tensor], Any],
+    ) -> Any:
         """`head(hidden_MD, weight_VD)`, with the last hidden states and the weight of `lm_head`.
         FSDP gathers the parameters around this call (infra/distributed.py)."""
         return head(self.hidden(tokens_M, position_M, attend), self.lm_head.weight)

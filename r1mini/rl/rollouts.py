@@ -97,7 +97,7 @@ def sample_groups(
             seed=cfg.seed,
             step=step,
             attempt=attempt,
-            first=part.start,
+            first_prompt=part.start,
             max_rows=cfg.sampler_rows,
             progress=f"step {step} sampling" if cfg.progress else None,
             on_finished=start_scoring,

@@ -58,18 +58,11 @@ def load_problems(
 
 def memory_needed(cfg: GRPOConfig, device: torch.device, config: ModelConfig) -> dict[str, int]:
     """Bytes by purpose."""
-    ranks = distributed.world_size()
     max_length = config.max_completion(cfg.max_new_tokens)
-    sizes = memory.training_bytes(
-        config,
-        max(cfg.learner_tokens, max_length),
-        optimizer=cfg.optimizer,
-        optimizer_on=cfg.optimizer_on,
-        reference=bool(cfg.beta),
-        gradient_checkpointing=cfg.gradient_checkpointing,
-        ranks=ranks,
-    )
-    rows = min(cfg.sampler_rows, -(-cfg.problems // ranks) * cfg.completions)
+    tokens = max(cfg.learner_tokens, max_length)
+    sizes = memory.training_bytes(config, tokens, cfg, reference=bool(cfg.beta))
+    problems = -(-cfg.problems // distributed.world_size())
+    rows = min(cfg.sampler_rows, problems * cfg.completions)
     bytes_per_number = 2 if device.type == "cuda" and cfg.bf16 else 4
     cache = cache_bytes(config, rows, max_length, bytes_per_number)
     if cache > sizes["learner"]:  # sampler and learner take turns

@@ -67,7 +67,7 @@ class GraphRunner(EagerRunner):
 
     def __init__(self, device: torch.device):
         self.device = device
-        self.layout: list[tuple[int, torch.Size]] = []  # address and shape of each tensor read
+        self.layout = []  # address and shape of each tensor read
         self.graphs: dict[Hashable, Captured | None] = {}
 
     def rounded_length(self, length: int) -> int:

@@ -1,7 +1,7 @@
 """The KV cache for sampling: one copy of each prompt, shared by all its completions.
 
-Letters as in records.py; S is the cache's capacity, in tokens a row; R are the query heads of one
-key head.
+Letters as in records.py, and: P prompts, of at most T tokens; S is the cache's capacity, in tokens
+a row; R are the query heads of one key head.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,9 +24,9 @@ def cache_bytes(config: ModelConfig, rows: int, new_tokens: int, bytes_per_numbe
 
 
 class KVCache:
-    """Keys and values of N prompts and of B rows' new tokens, preallocated and written in place.
+    """Keys and values of P prompts and of B rows' new tokens, preallocated and written in place.
 
-        prompt_key [L, N*K, P, C]            key [L, B*K, S, C]
+        prompt_key [L, P, K, T, C]           key [L, B, K, S, C]
         prompt 0 | p p p p p p p |   <---    row 0 | t t t t     |
                                      <---    row 1 | t t         |
         prompt 1 | p p p p       |   <---    row 2 | t t t       |
@@ -35,7 +35,7 @@ class KVCache:
     of a row is its token t after the prompt. Entries after a row's last token are stale, and
     overwritten before they become visible.
 
-    `rounded(needed, current)` chooses the sizes N, P, and the number of rows per prompt. While the
+    `rounded(needed, current)` chooses the sizes P, T, and the number of rows per prompt. While the
     sizes stay the same, so do the addresses of all tensors, as CUDA graphs require.
     """
 
@@ -49,96 +49,82 @@ class KVCache:
         rounded: Callable[[int, int], int] = lambda needed, current: needed,
     ):
         self.kv_heads, self.rounded = config.num_key_value_heads, rounded
-        shape = config.num_hidden_layers, rows * self.kv_heads, capacity, config.head_dim
+        shape = config.num_hidden_layers, rows, self.kv_heads, capacity, config.head_dim
         self.key = torch.zeros(shape, device=device, dtype=dtype)
         self.value = torch.zeros_like(self.key)
-        self.prompt_key, self.prompt_value = self.key[:, :0, :0], self.value[:, :0, :0]
-        self.lengths: list[int] = []  # of the prompts
+        self.prompt_key = self.prompt_value = self.key[:, :0, :, :0]
+        self.lengths = []  # of the prompts
         self.rows_per_prompt = 0
         # Indices between two orders of the queries: rows as they lie in `key` [B*K], and rows
-        # sorted by prompt, each prompt padded to G = rows_per_prompt of them [N*K*G].
+        # sorted by prompt, each prompt padded to G = rows_per_prompt of them [P*K*G].
         self.by_prompt = self.by_row_BK = self.key[:0]
-        self.prompt_visible = self.key[:0]  # [B*K, P] bool
+        self.prompt_visible = self.key[:0]  # [B*K, T] bool
 
     @property
     def capacity(self) -> int:
-        return self.key.shape[2]
+        return self.key.shape[3]
 
     def tensors(self) -> tuple[Tensor, ...]:
         pools = self.key, self.value, self.prompt_key, self.prompt_value
         return *pools, self.by_prompt, self.by_row_BK, self.prompt_visible
 
     def add_prompts(
-        self, keep: Sequence[int], kv: Sequence[tuple[Tensor, Tensor]], lengths: Sequence[int]
+        self, keep: list[int], kv: Sequence[tuple[Tensor, Tensor]], lengths: list[int]
     ) -> None:
         """Keeps the prompts with the numbers `keep`, in this order, and appends new ones.
 
         `kv` holds (key, value) [M, K, C] of each layer, from a packed pass over the new prompts.
         """
-        self.lengths = [self.lengths[n] for n in keep] + list(lengths)
-        L, NK, P, C = self.prompt_key.shape
-        N = self.rounded(len(self.lengths), NK // self.kv_heads)
-        P = self.rounded(max(1, *self.lengths), P)
-        shape = L, N * self.kv_heads, P, C
-        keys, values = zip(*kv) if kv else ((), ())
-        self.prompt_key = self.repacked(self.prompt_key, shape, keep, keys, lengths)
-        self.prompt_value = self.repacked(self.prompt_value, shape, keep, values, lengths)
+        self.lengths = [self.lengths[p] for p in keep] + lengths
+        L, P, K, T, C = self.prompt_key.shape
+        P, T = self.rounded(len(self.lengths), P), self.rounded(max(1, *self.lengths), T)
 
-    def repacked(
-        self,
-        pool: Tensor,
-        shape: tuple[int, ...],
-        keep: Sequence[int],
-        new: Sequence[Tensor],
-        lengths: Sequence[int],
-    ) -> Tensor:
-        """The kept prompts, then the new ones, padded to `shape`; in place if the pool has it."""
-        kept = pool[:, self.with_heads(keep), : shape[2]]
-        pool = pool.zero_() if pool.shape == shape else pool.new_zeros(shape)
-        pool[:, : kept.shape[1], : kept.shape[2]] = kept
-        prompts = pool.unflatten(1, (-1, self.kv_heads))  # [L, N, K, P, C]
-        for layer, x_MKC in enumerate(new):
-            for n, x_TKC in enumerate(x_MKC.split(list(lengths)), len(keep)):
-                prompts[layer, n, :, : len(x_TKC)] = x_TKC.transpose(0, 1)
-        return pool
+        def repacked(pool, new):
+            """The kept prompts, then the new ones, padded to P and T; in place if possible."""
+            kept = pool[:, keep, :, :T]
+            in_place = pool.shape == (L, P, K, T, C)
+            pool = pool.zero_() if in_place else pool.new_zeros(L, P, K, T, C)
+            pool[:, : len(keep), :, : kept.shape[3]] = kept
+            for layer, x_MKC in enumerate(new):
+                for p, x_TKC in enumerate(x_MKC.split(lengths), len(keep)):
+                    pool[layer, p, :, : len(x_TKC)] = x_TKC.transpose(0, 1)
+            return pool
+
+        keys, values = zip(*kv) if kv else ((), ())
+        self.prompt_key = repacked(self.prompt_key, keys)
+        self.prompt_value = repacked(self.prompt_value, values)
 
     def assign_prompts(self, prompt_B: Sequence[int]) -> None:
         """Sets the prompt that each row continues. -1: an idle row, whose output is unused."""
         K, device = self.kv_heads, self.key.device
-        rows_of_prompt: list[list[int]] = [[] for _ in range(self.prompt_key.shape[1] // K)]
-        g_B = []  # the number of each row among those of its prompt
+        rows_of_prompt = [[] for _ in range(self.prompt_key.shape[1])]
+        g_B = [0] * len(prompt_B)  # the number of each row among those of its prompt
         for row, prompt in enumerate(prompt_B):
-            g_B.append(len(rows_of_prompt[prompt]) if prompt >= 0 else 0)
             if prompt >= 0:
+                g_B[row] = len(rows_of_prompt[prompt])
                 rows_of_prompt[prompt].append(row)
         prompt_B = [max(prompt, 0) for prompt in prompt_B]
 
         self.rows_per_prompt = G = self.rounded(max(map(len, rows_of_prompt)), self.rows_per_prompt)
-        row_NG = torch.tensor([rows + [0] * (G - len(rows)) for rows in rows_of_prompt])
-        by_prompt = row_NG[:, None] * K + torch.arange(K)[:, None]  # [N, K, G]
+        row_PG = torch.tensor([rows + [0] * (G - len(rows)) for rows in rows_of_prompt])
+        by_prompt = row_PG[:, None] * K + torch.arange(K)[:, None]  # [P, K, G]
         prompt_BK = torch.tensor(prompt_B)[:, None] * K + torch.arange(K)
         by_row_BK = prompt_BK * G + torch.tensor(g_B)[:, None]
         length_B = torch.tensor([self.lengths[prompt] for prompt in prompt_B], device=device)
-        position_P = torch.arange(self.prompt_key.shape[2], device=device)
-        visible = position_P < length_B.repeat_interleave(K)[:, None]
+        position_T = torch.arange(self.prompt_key.shape[3], device=device)
+        visible = position_T < length_B.repeat_interleave(K)[:, None]
 
         self.by_prompt = copy_or_replace(self.by_prompt, by_prompt.flatten().to(device))
         self.by_row_BK = copy_or_replace(self.by_row_BK, by_row_BK.flatten().to(device))
         self.prompt_visible = copy_or_replace(self.prompt_visible, visible)
 
-    def select_rows(self, rows: Sequence[int]) -> None:
-        index = self.with_heads(rows)
-        self.key, self.value = self.key[:, index], self.value[:, index]
-
-    def with_heads(self, index: Sequence[int]) -> Tensor:
-        """The indices of all heads of these rows or prompts, in a dimension that holds both."""
-        heads = torch.arange(self.kv_heads)
-        numbers = torch.tensor(index, dtype=torch.long)[:, None] * self.kv_heads + heads
-        return numbers.flatten().to(self.key.device)
+    def select_rows(self, rows: list[int]) -> None:
+        self.key, self.value = self.key[:, rows], self.value[:, rows]
 
     def grow(self, capacity: int) -> None:
-        self.key = F.pad(self.key, (0, 0, 0, capacity - self.key.shape[2]))
-        self.value = F.pad(self.value, (0, 0, 0, capacity - self.value.shape[2]))
+        padding = 0, 0, 0, capacity - self.capacity
+        self.key = F.pad(self.key, padding)
+        self.value = F.pad(self.value, padding)
 
     def attention(self, count_B: Tensor, length: int) -> Attend:
         """Attention of one new token of each row: token number `count_B` after its prompt.
@@ -146,41 +132,44 @@ class KVCache:
         Reads the first `length` positions of each row, so `count_B` must be below `length`. The R
         query heads of a key head are R queries to it, so no key is ever repeated.
         """
-        _, BK, S, C = self.key.shape
-        P, device = self.prompt_key.shape[2], count_B.device
-        count_BK = count_B.repeat_interleave(self.kv_heads)
-        target_BK = torch.arange(BK, device=device) * S + count_BK  # in a layer's flattened cache
+        _, B, K, S, C = self.key.shape
+        T, device = self.prompt_key.shape[3], count_B.device
+        count_BK = count_B.repeat_interleave(K)
+        target_BK = (
+            torch.arange(B * K, device=device) * S + count_BK
+        )  # in a layer's flattened cache
         own_visible = torch.arange(length, device=device) <= count_BK[:, None]
         visible = torch.cat((self.prompt_visible, own_visible), 1)[:, None]
         bias = torch.zeros(visible.shape, device=device).masked_fill(~visible, -torch.inf)
 
-        def attend(layer: int, q_BHC: Tensor, k_BKC: Tensor, v_BKC: Tensor) -> Tensor:
+        def attend(layer, q_BHC, k_BKC, v_BKC):
             for cache, x_BKC in ((self.key, k_BKC), (self.value, v_BKC)):
-                new = x_BKC.reshape(BK, C).to(cache.dtype)
+                new = x_BKC.reshape(B * K, C).to(cache.dtype)
                 cache[layer].view(-1, C).index_copy_(0, target_BK, new)
-            key, value = self.key[layer, :, :length], self.value[layer, :, :length]
-            q = q_BHC.reshape(BK, -1, C).to(key.dtype)  # [B*K, R, C]
-            prompt_key_T = self.prompt_key[layer].transpose(1, 2)
-            prompt_scores = self.to_rows(torch.bmm(self.to_prompts(q), prompt_key_T))
+            key = self.key[layer, :, :, :length].flatten(0, 1)  # [B*K, length, C]
+            value = self.value[layer, :, :, :length].flatten(0, 1)
+            prompt_key = self.prompt_key[layer].flatten(0, 1)  # [P*K, T, C]
+            prompt_value = self.prompt_value[layer].flatten(0, 1)
+            q = q_BHC.reshape(B * K, -1, C).to(key.dtype)  # [B*K, R, C]
+            prompt_scores = self.to_rows(torch.bmm(self.to_prompts(q), prompt_key.transpose(1, 2)))
             own_scores = torch.bmm(q, key.transpose(1, 2))
-            scores = torch.cat((prompt_scores, own_scores), -1)  # [B*K, R, P + length]
+            scores = torch.cat((prompt_scores, own_scores), -1)  # [B*K, R, T + length]
             weight = torch.add(bias, scores, alpha=C**-0.5).softmax(-1).to(key.dtype)
-            prompt_weight, own_weight = weight[..., :P], weight[..., P:]
-            y = torch.bmm(self.to_prompts(prompt_weight), self.prompt_value[layer])
-            y = torch.baddbmm(self.to_rows(y), own_weight, value)
-            return y.view(len(q_BHC), -1, C)
+            prompt_weight, own_weight = weight[..., :T], weight[..., T:]
+            y = self.to_rows(torch.bmm(self.to_prompts(prompt_weight), prompt_value))
+            return torch.baddbmm(y, own_weight, value).view(B, -1, C)
 
         return attend
 
     def to_prompts(self, x: Tensor) -> Tensor:
-        """[B*K, R, X] -> [N*K, G*R, X]"""
+        """[B*K, R, X] -> [P*K, G*R, X]"""
         sorted_x = x.reshape(len(x), -1).index_select(0, self.by_prompt)
-        return sorted_x.view(self.prompt_key.shape[1], -1, x.shape[-1])
+        return sorted_x.view(-1, self.rows_per_prompt * x.shape[1], x.shape[2])
 
     def to_rows(self, x: Tensor) -> Tensor:
-        """[N*K, G*R, X] -> [B*K, R, X]"""
+        """[P*K, G*R, X] -> [B*K, R, X]"""
         rows = x.view(len(self.by_prompt), -1).index_select(0, self.by_row_BK)
-        return rows.view(len(self.by_row_BK), -1, x.shape[-1])
+        return rows.view(len(rows), -1, x.shape[-1])
 
 
 def copy_or_replace(old: Tensor, new: Tensor) -> Tensor:

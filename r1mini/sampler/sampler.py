@@ -9,8 +9,6 @@ serve all G completions [R1 §2.2.1]. Each token is drawn with a uniform number 
 from one turn of a conversation to the next.
 """
 
-from __future__ import annotations
-
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -50,14 +48,14 @@ def sample(
     seed: int,
     step: int = 0,
     attempt: int = 0,
-    first: int = 0,
+    first_prompt: int = 0,
     max_rows: int = 256,
     progress: str | None = None,
     on_finished: Callable[[int, list[Rollout]], None] = lambda n, rollouts: None,
 ) -> list[list[Rollout]]:
     """Samples `completions` rollouts of each prompt.
 
-    `first` is the number of the first prompt, if the prompts are a later part of a longer list;
+    `first_prompt` is the number of the first, if the prompts are a later part of a longer list;
     `attempt` draws other rollouts in the same step. `max_rows` limits the rows that decode in
     parallel. `progress` names a progress bar. `on_finished(n, rollouts)` is called for each prompt,
     in order, as soon as all its rollouts are complete.
@@ -66,21 +64,27 @@ def sample(
     """
     prompt_ids = encode_prompts(model, tokenizer, prompts)
     sampler = Sampler(
-        model, tokenizer, prompt_ids, completions, params, seed, step, attempt, first, max_rows
+        model,
+        tokenizer,
+        prompt_ids,
+        completions,
+        params,
+        seed,
+        step,
+        attempt,
+        first_prompt,
+        max_rows,
     )
-    groups: list[list[Rollout | None]] = [[None] * completions for _ in prompts]
     reported = 0
     total, hidden = len(prompts) * completions, None if progress else True
     with tqdm(total=total, desc=progress, leave=False, disable=hidden) as bar:
         while sampler.has_unfinished:
-            sampler.step()
-            for n, g, rollout in sampler.pop_finished():
-                groups[n][g] = rollout
-                bar.update()
-            while reported < len(groups) and all(groups[reported]):
-                on_finished(reported, groups[reported])
+            sampler.draw_tokens()
+            bar.update(sampler.finished - bar.n)
+            while reported < len(prompts) and all(sampler.groups[reported]):
+                on_finished(reported, sampler.groups[reported])
                 reported += 1
-    return groups
+    return sampler.groups
 
 
 @torch.inference_mode()
@@ -99,28 +103,10 @@ def stream(
     Raises ValueError, at the first token, for a prompt that leaves no room in the context.
     """
     prompt_ids = encode_prompts(model, tokenizer, [prompt])
-    sampler = Sampler(model, tokenizer, prompt_ids, 1, params, seed=seed, step=step, block=1)
+    sampler = Sampler(model, tokenizer, prompt_ids, 1, params, seed, step, steps_per_sync=1)
     while sampler.has_unfinished:
-        [[token]] = sampler.step()
+        [[token]] = sampler.draw_tokens()
         yield token
-
-
-@torch.inference_mode()
-def dry_run(
-    model: Transformer,
-    tokenizer: Tokenizer,
-    prompt_ids: Sequence[Sequence[int]],
-    completions: int,
-    params: SamplingParams,
-    max_rows: int,
-) -> Sampler:
-    """Uses as much memory as `sample` ever can: fills every slot, grows the cache to its limit, and
-    decodes one block that reads all of it, also as a CUDA graph."""
-    sampler = Sampler(model, tokenizer, prompt_ids, completions, params, seed=0, max_rows=max_rows)
-    sampler.admit()
-    sampler.ensure_capacity(sampler.max_length)
-    sampler.decode(sampler.max_length)
-    return sampler
 
 
 def encode_prompts(
@@ -157,7 +143,9 @@ class Sampler:
 
     A slot holds a row, its last token, the position of that token, and the number of tokens drawn.
     A decoding step advances every slot by one token and does not synchronize with the host: on
-    CUDA the host reads the drawn tokens only after every `block` steps.
+    CUDA the host reads the drawn tokens only after every `steps_per_sync` steps.
+
+    `groups[n][g]` is rollout g of prompt n, None until it has finished.
     """
 
     def __init__(
@@ -170,29 +158,31 @@ class Sampler:
         seed: int,
         step: int = 0,
         attempt: int = 0,
-        first: int = 0,
+        first_prompt: int = 0,
         max_rows: int = 256,
-        block: int | None = None,
+        steps_per_sync: int | None = None,
         runner: EagerRunner | None = None,
     ):
         self.model, self.tokenizer, self.params = model, tokenizer, params
-        self.prompt_ids, self.completions, self.first = prompt_ids, completions, first
+        self.prompt_ids, self.completions, self.first_prompt = prompt_ids, completions, first_prompt
         self.uniforms = partial(row_uniforms, seed, step, attempt)
         self.device = device = model.device
         on_gpu = device.type == "cuda"
-        self.block = block or (16 if on_gpu else 1)
+        self.steps_per_sync = steps_per_sync or (16 if on_gpu else 1)
         self.runner = runner or (GraphRunner(device) if graphs_enabled(device) else EagerRunner())
         self.decoder = FusedDecoder(model)
 
         self.waiting = deque((n, g) for n in range(len(prompt_ids)) for g in range(completions))
-        self.slots: list[Row | None] = [None] * min(max_rows, len(self.waiting))  # None: idle
-        self.finished: list[tuple[int, int, Rollout]] = []
-        self.prompts: list[int] = []  # the numbers of those in the cache
+        self.slots = [None] * min(max_rows, len(self.waiting))  # Rows; None: idle
+        self.groups = [[None] * completions for _ in prompt_ids]
+        self.finished = 0
+        self.cached_prompts = []  # their numbers, in the cache's order
 
         B = len(self.slots)
         max_tokens = model.config.max_completion(params.max_new_tokens)
-        self.max_length = max_tokens + self.block  # a row may overrun its limit inside a block
-        capacity = round_up(min(max_tokens, INITIAL_CAPACITY) + self.block)
+        # A row may overrun its limit before the next sync.
+        self.max_length = max_tokens + self.steps_per_sync
+        capacity = round_up(min(max_tokens, INITIAL_CAPACITY) + self.steps_per_sync)
         dtype = self.decoder.head.dtype if on_gpu else torch.float32
         self.cache = KVCache(model.config, B, capacity, device, dtype, self.runner.rounded)
         self.token_B = torch.zeros(B, dtype=torch.long, device=device)
@@ -204,19 +194,15 @@ class Sampler:
     def has_unfinished(self) -> bool:
         return bool(self.waiting) or any(self.slots)
 
-    def step(self) -> list[list[int]]:
-        """Admits waiting rows, then draws `block` tokens in every slot: returns them [block][B]."""
+    def draw_tokens(self) -> list[list[int]]:
+        """Admits waiting rows, then draws `steps_per_sync` tokens in every slot: returns them
+        [steps_per_sync][B]."""
         self.admit()
-        length = max(len(row.ids) for row in self.slots if row) + self.block
+        length = max(len(row.ids) for row in self.slots if row) + self.steps_per_sync
         self.ensure_capacity(length)
         tokens, logprobs = (torch.stack(x).tolist() for x in zip(*self.decode(length)))
         self.append(tokens, logprobs)
         return tokens
-
-    def pop_finished(self) -> list[tuple[int, int, Rollout]]:
-        """The rollouts that finished since the last call, as (n, g, rollout)."""
-        finished, self.finished = self.finished, []
-        return finished
 
     def admit(self) -> None:
         """Gives idle slots to waiting rows. When none waits, drops idle slots."""
@@ -225,14 +211,17 @@ class Sampler:
         if new:
             self.start_rows(new)
         shrunk = self.shrink()
-        in_use = list(dict.fromkeys(row.n for row in self.slots if row))
-        missing = [n for n in in_use if n not in self.prompts]
-        if missing or shrunk:
+        if not new and not shrunk:
+            return
+        in_use = dict.fromkeys(row.n for row in self.slots if row)
+        missing = [n for n in in_use if n not in self.cached_prompts]
+        if missing:
             self.prefill(missing)
-        if new or shrunk:
-            index = {n: i for i, n in enumerate(self.prompts)}
-            idle_prompt = self.runner.idle_prompt
-            self.cache.assign_prompts([index[row.n] if row else idle_prompt for row in self.slots])
+        elif shrunk:
+            self.evict_unused()
+        index = {n: i for i, n in enumerate(self.cached_prompts)}
+        idle_prompt = self.runner.idle_prompt
+        self.cache.assign_prompts([index[row.n] if row else idle_prompt for row in self.slots])
 
     def start_rows(self, slots: Sequence[int]) -> None:
         """Starts a waiting row in each of these slots, at the last token of its prompt."""
@@ -244,7 +233,7 @@ class Sampler:
             self.slots[slot] = Row(n, g, limit)
             last.append(ids[-1])
             position.append(len(ids) - 1)
-            number.append((self.first + n) * self.completions + g)
+            number.append((self.first_prompt + n) * self.completions + g)
         self.token_B[slots] = torch.tensor(last, device=self.device)
         self.position_B[slots] = torch.tensor(position, device=self.device)
         self.count_B[slots] = 0
@@ -267,41 +256,50 @@ class Sampler:
 
     def prefill(self, new: Sequence[int]) -> None:
         """Computes these prompts, all but their last token, which belongs to the first decoding
-        step. Drops the prompts that no row needs any more."""
-        needed = {row.n for row in self.slots if row}
-        if self.waiting:
-            needed.add(self.waiting[0][0])  # a group may be split between slots and queue
-        keep = [i for i, n in enumerate(self.prompts) if n in needed]
-        lengths = [len(self.prompt_ids[n]) for n in new]
-        for part in pack_greedily(lengths, range(len(new)), PREFILL_TOKENS) or [[]]:
-            numbers = [new[i] for i in part]
+        step. In the cache they replace the unused ones."""
+        lengths = {n: len(self.prompt_ids[n]) for n in new}
+        for numbers in pack_greedily(lengths, new, PREFILL_TOKENS):
             prefixes = [self.prompt_ids[n][:-1] for n in numbers]
             attend = PackedAttention(list(map(len, prefixes)), keep_kv=True, device=self.device)
             if any(prefixes):
                 token_M = torch.tensor(sum(prefixes, [])).to(self.device)
                 position_M = torch.cat([torch.arange(len(ids)) for ids in prefixes])
                 self.model.hidden(token_M, position_M.to(self.device), attend)
+            keep = self.used_prompts()
             self.cache.add_prompts(keep, attend.kept_kv, attend.lengths)
-            self.prompts = [self.prompts[i] for i in keep] + numbers
-            keep = range(len(self.prompts))
+            self.cached_prompts = [self.cached_prompts[i] for i in keep] + numbers
+
+    def evict_unused(self) -> None:
+        """Drops the prompts that no row needs any more from the cache."""
+        keep = self.used_prompts()
+        self.cache.add_prompts(keep, [], [])
+        self.cached_prompts = [self.cached_prompts[i] for i in keep]
+
+    def used_prompts(self) -> list[int]:
+        """The indices in the cache of the prompts that a row still needs."""
+        used = {row.n for row in self.slots if row}
+        if self.waiting:
+            used.add(self.waiting[0][0])  # a group may be split between slots and queue
+        return [i for i, n in enumerate(self.cached_prompts) if n in used]
 
     def ensure_capacity(self, length: int) -> None:
         while length > self.cache.capacity:
             self.cache.grow(min(2 * self.cache.capacity, round_up(self.max_length)))
 
     def decode(self, length: int) -> list[tuple[Tensor, Tensor]]:
-        """`block` decoding steps, after which no row has more than `length` tokens."""
+        """`steps_per_sync` decoding steps, after which no row has more than `length` tokens."""
         length = min(self.runner.rounded_length(length), self.cache.capacity)
         state = self.token_B, self.position_B, self.count_B, self.uniform_BT
         reads = *self.cache.tensors(), *state
-        step = partial(self.decode_step, length)
-        return [self.runner.run(step, length, reads) for _ in range(self.block)]
+        decode_step = partial(self.decode_step, length)
+        return [self.runner.run(decode_step, length, reads) for _ in range(self.steps_per_sync)]
 
     def decode_step(self, length: int) -> tuple[Tensor, Tensor]:
         """Draws the next token of every slot: (token_B, its log-probability logp_B)."""
         # Idle slots keep counting; the clamp keeps them inside the cache.
-        limit = min(self.cache.capacity, self.uniform_BT.shape[1])
+        limit = min(self.cache.capacity, self.max_length)
         count_B = self.count_B.clamp(max=limit - 1)
+        # Autocast would only add casts: FusedDecoder chose its dtypes at construction.
         with torch.autocast(self.device.type, enabled=False):
             attend = self.cache.attention(count_B, length)
             logits_BV = self.decoder.logits(self.token_B, self.position_B, attend)
@@ -314,7 +312,8 @@ class Sampler:
         return token_B, p_BV.gather(-1, token_B[:, None])[:, 0].log()
 
     def append(self, tokens: Sequence[Sequence[int]], logprobs: Sequence[Sequence[float]]) -> None:
-        """Appends what was drawn, [block][B], to the rows. A finished row leaves its slot."""
+        """Appends what was drawn, [steps_per_sync][B], to the rows. Finished rows leave their
+        slots."""
         for slot, row in enumerate(self.slots):
             if row is None:
                 continue
@@ -322,7 +321,8 @@ class Sampler:
                 row.ids.append(token_B[slot])
                 row.logprobs.append(logp_B[slot])
                 if row.ids[-1] in self.tokenizer.stop_ids or len(row.ids) == row.max_tokens:
-                    self.finished.append((row.n, row.g, self.rollout(row)))
+                    self.groups[row.n][row.g] = self.rollout(row)
+                    self.finished += 1
                     self.slots[slot] = None
                     break
 
@@ -339,3 +339,21 @@ class Sampler:
         text = self.tokenizer.decode(row.ids[:-1] if finished else row.ids)
         ids, logprobs = tuple(row.ids), tuple(row.logprobs)
         return Rollout(tuple(prompt_ids), ids, logprobs, text, finished)
+
+
+@torch.inference_mode()
+def dry_run(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    prompt_ids: Sequence[Sequence[int]],
+    completions: int,
+    params: SamplingParams,
+    max_rows: int,
+) -> Sampler:
+    """Uses as much memory as `sample` ever can: fills every slot, grows the cache to its limit, and
+    decodes once up to a sync, which reads all of it, also as a CUDA graph."""
+    sampler = Sampler(model, tokenizer, prompt_ids, completions, params, seed=0, max_rows=max_rows)
+    sampler.admit()
+    sampler.ensure_capacity(sampler.max_length)
+    sampler.decode(sampler.max_length)
+    return sampler

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from r1mini.config import option, validate
 from r1mini.training.optim import nan_if_not_finite
 
 
@@ -19,24 +20,14 @@ from r1mini.training.optim import nan_if_not_finite
 class SamplingParams:
     """RL samples from the model itself: temperature alone, no truncation."""
 
-    max_new_tokens: int = 256
-    temperature: float = 1.0  # 0: greedy
-    top_k: int = 0  # 0: off
-    top_p: float = 1.0  # 1: off
-    min_p: float = 0.0  # 0: off
+    max_new_tokens: int = option(256, "most tokens of a completion", bounds="1 <= x")
+    temperature: float = option(1.0, "0: greedy", bounds="0 <= x")
+    top_k: int = option(0, "0: off", bounds="0 <= x")
+    top_p: float = option(1.0, "1: off", bounds="0 < x <= 1")
+    min_p: float = option(0.0, "0: off", bounds="0 <= x < 1")
 
     def __post_init__(self):
-        checks = {
-            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
-            "temperature": (self.temperature >= 0, "at least 0"),
-            "top_k": (self.top_k >= 0, "at least 0"),
-            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
-            "min_p": (0 <= self.min_p < 1, "at least 0 and below 1"),
-        }
-        for name, (valid, bounds) in checks.items():
-            if not valid:
-                flag = "--" + name.replace("_", "-")
-                raise ValueError(f"{flag} {getattr(self, name)}: must be {bounds}")
+        validate(self)
 
 
 def next_token_probs(logits_BV: Tensor, params: SamplingParams) -> Tensor:
@@ -78,10 +69,10 @@ def inverse_cdf_sample(p_BV: Tensor, uniform_B: Tensor) -> Tensor:
     """
     B, V = p_BV.shape
     width = math.isqrt(V - 1) + 1
-    p_BNW = F.pad(p_BV, (0, -V % width)).view(B, -1, width)  # N blocks of W tokens
-    block_p_BN = p_BNW.sum(-1)
-    block_B, rest_B = first_exceeding(block_p_BN, uniform_B * block_p_BN.sum(-1))
-    p_BW = p_BNW[torch.arange(B, device=p_BV.device), block_B]
+    p_BJW = F.pad(p_BV, (0, -V % width)).view(B, -1, width)  # J blocks of W tokens
+    block_p_BJ = p_BJW.sum(-1)
+    block_B, rest_B = first_exceeding(block_p_BJ, uniform_B * block_p_BJ.sum(-1))
+    p_BW = p_BJW[torch.arange(B, device=p_BV.device), block_B]
     token_B, _ = first_exceeding(p_BW, rest_B)
     return block_B * width + token_B
 

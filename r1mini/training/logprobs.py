@@ -7,7 +7,7 @@ with the same prompt share its computation, except in attention.
 """
 
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, groupby
 
 import torch
 from torch import Tensor
@@ -35,33 +35,28 @@ def collate(rows: Sequence[Sequence[Sequence[int]]]) -> Batch:
     target_BT = targets(rows)
     B, T = target_BT.shape
     tokens_BT = torch.zeros(B, T, dtype=torch.long)
-    flat_of_token_BT = torch.zeros(B, T, dtype=torch.long)
+    flat_of_token_BT = torch.zeros_like(tokens_BT)
     token_of_flat, lengths, parent = [], [], []
 
-    def add_segment(b: int, begin: int, end: int, parent_segment: int) -> None:
+    def add_segment(row_indices, begin, end, parent_segment):
+        """Tokens `begin` to `end` of these rows, which are the same in all of them."""
         start = sum(lengths)
-        flat_of_token_BT[b, begin:end] = torch.arange(start, start + end - begin)
-        token_of_flat.append(torch.arange(b * T + begin, b * T + end))
+        flat_of_token_BT[row_indices, begin:end] = torch.arange(start, start + end - begin)
+        token_of_flat.append(row_indices[0] * T + torch.arange(begin, end))
         lengths.append(end - begin)
         parent.append(parent_segment)
 
-    prompts = [tuple(row[0]) for row in rows]
-    prompt_segment = -1
-    for b, row in enumerate(rows):
-        ids = [token for segment in row for token in segment]
-        tokens_BT[b, : len(ids)] = torch.tensor(ids, dtype=torch.long)
-        same_as_last = b > 0 and prompts[b] == prompts[b - 1]
-        same_as_next = b + 1 < B and prompts[b] == prompts[b + 1]
-        shared = len(prompts[b]) if same_as_last or same_as_next else 0
-        if not shared:
-            prompt_segment = -1
-        elif same_as_last:
-            flat_of_token_BT[b, :shared] = flat_of_token_BT[b - 1, :shared]
-        else:
-            prompt_segment = len(lengths)
-            add_segment(b, 0, shared, -1)
-        if shared < len(ids):
-            add_segment(b, shared, len(ids), prompt_segment)
+    for prompt, group in groupby(range(B), key=lambda b: tuple(rows[b][0])):
+        neighbours = list(group)
+        shared, prompt_segment = 0, -1
+        if prompt and len(neighbours) > 1:
+            shared, prompt_segment = len(prompt), len(lengths)
+            add_segment(neighbours, 0, shared, -1)
+        for b in neighbours:
+            ids = [token for segment in rows[b] for token in segment]
+            tokens_BT[b, : len(ids)] = torch.tensor(ids)
+            if shared < len(ids):
+                add_segment([b], shared, len(ids), prompt_segment)
     token_of_flat_M, target_Q = torch.cat(token_of_flat), target_BT.flatten().nonzero()[:, 0]
     indices = token_of_flat_M, flat_of_token_BT, target_Q
     return Batch(tokens_BT, target_BT, *indices, tuple(lengths), tuple(parent))
@@ -101,7 +96,7 @@ def token_logprobs_and_entropy(
     attend = PackedAttention(batch.lengths, batch.parent, device=tokens.device)
 
     # A callback: FSDP gathers `lm_head` only inside of the model's forward methods.
-    def head(hidden_MD: Tensor, weight_VD: Tensor) -> tuple[Tensor, Tensor | None]:
+    def head(hidden_MD, weight_VD):
         flat_Q = batch.flat_of_token_BT.flatten()[batch.target_Q - 1]  # column t-1 predicts t
         hidden_QD, target_ids_Q = hidden_MD.index_select(0, flat_Q), tokens[batch.target_Q]
         return ChunkedLogprobs.apply(hidden_QD, weight_VD, target_ids_Q, temperature, with_entropy)

@@ -15,12 +15,12 @@ import re
 from bisect import bisect
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
 
-from r1mini.config import memory_flags
+from r1mini.config import TrainOptions, memory_flags
 from r1mini.infra import distributed
 from r1mini.model.config import ModelConfig
 from r1mini.model.transformer import Transformer
@@ -31,7 +31,6 @@ CERTAIN = ("weights", "gradients", "optimizer")  # arithmetic, and there at the 
 USABLE = 0.9  # share of the free memory that --learner-tokens 0 fills; the rest is not counted
 # Micro-batch sizes to choose from; larger ones are not faster.
 BUDGETS = {"cuda": [2**k for k in range(8, 17)], "cpu": [2**k for k in range(8, 13)]}
-Result = TypeVar("Result")
 
 
 def activation_bytes(config: ModelConfig, tokens: int, gradient_checkpointing: bool = False) -> int:
@@ -40,15 +39,15 @@ def activation_bytes(config: ModelConfig, tokens: int, gradient_checkpointing: b
         model = Transformer(config).to("meta")
         tokens_M = torch.zeros(tokens, dtype=torch.long)
     parameters = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-    kept: dict[int, torch.UntypedStorage] = {}
+    kept = {}
 
-    def keep(x: torch.Tensor) -> torch.Tensor:
+    def keep(x):
         storage = x.untyped_storage()
         if storage._cdata not in parameters:
             kept[storage._cdata] = storage  # kept alive, so that no other tensor gets its address
         return x
 
-    def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    def attend(layer, q, k, v):
         if not gradient_checkpointing:
             keep(q), keep(k), keep(v)  # as the fused kernels do
         return q * 1
@@ -63,14 +62,7 @@ def activation_bytes(config: ModelConfig, tokens: int, gradient_checkpointing: b
 
 
 def training_bytes(
-    config: ModelConfig,
-    tokens: int,
-    *,
-    optimizer: str,
-    optimizer_on: str = "device",
-    reference: bool = False,
-    gradient_checkpointing: bool = False,
-    ranks: int = 1,
+    config: ModelConfig, tokens: int, cfg: TrainOptions, reference: bool = False
 ) -> dict[str, int]:
     """Bytes by purpose, on each rank's device, for micro-batches of this many tokens. The
     learner's passes need a fifth more than the activations that they keep."""
@@ -78,19 +70,20 @@ def training_bytes(
         model = Transformer(config)
     weights = sum(p.numel() for p in model.parameters())
     matrices = sum(p.numel() for p in model.model.layers.parameters() if p.ndim > 1)
-    moments = 2 * weights - (matrices if optimizer == "muon" else 0)  # Muon has one per matrix
+    moments = 2 * weights - (matrices if cfg.optimizer == "muon" else 0)  # Muon has one per matrix
     numbers = {
         "weights": weights * (2 if reference else 1),
         "gradients": weights,
-        "optimizer": moments if optimizer_on == "device" else 0,
+        "optimizer": moments if cfg.optimizer_on == "device" else 0,
     }
+    ranks = distributed.world_size()
     sizes = {name: 4 * -(-count // ranks) for name, count in numbers.items()}
     if ranks > 1:  # whole weights to sample from and to save; Muon's matrices
-        sizes["whole weights"] = 4 * weights + (8 * matrices if optimizer == "muon" else 0)
+        sizes["whole weights"] = 4 * weights + (8 * matrices if cfg.optimizer == "muon" else 0)
+    activations = activation_bytes(config, tokens, cfg.gradient_checkpointing)
     # Logits, their softmax, its gradient and a copy; the gradient of the head.
     head = config.vocab_size * config.hidden_size
     logits = 4 * min(MAX_LOGITS, tokens * config.vocab_size) + head
-    activations = activation_bytes(config, tokens, gradient_checkpointing)
     return {**sizes, "learner": round(1.2 * activations) + 4 * logits}
 
 
@@ -99,17 +92,18 @@ def available(device: torch.device) -> int | None:
     of a parent group, are not seen."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    free = []
-    info = Path("/proc/meminfo")
-    if info.is_file() and (match := re.search(r"MemAvailable:\s+(\d+) kB", info.read_text())):
-        free.append(int(match[1]) * 1024)
+
+    def read(path):
+        return path.read_text() if path.is_file() else ""
+
+    available_kb = re.findall(r"MemAvailable:\s+(\d+) kB", read(Path("/proc/meminfo")))
+    free = [int(kb) * 1024 for kb in available_kb]
     group = Path("/sys/fs/cgroup")
-    limit = group / "memory.max"
-    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
-        statistics = (group / "memory.stat").read_text()
+    limit = read(group / "memory.max").strip()
+    if limit.isdigit():
         reclaimable = r"^(?:active_file|inactive_file|slab_reclaimable) (\d+)"
-        cache = sum(map(int, re.findall(reclaimable, statistics, re.M)))
-        free.append(int(text) - int((group / "memory.current").read_text()) + cache)
+        cache = sum(map(int, re.findall(reclaimable, read(group / "memory.stat"), re.M)))
+        free.append(int(limit) - int(read(group / "memory.current")) + cache)
     return min(free) // distributed.world_size() if free else None
 
 
@@ -118,23 +112,24 @@ def raises_oom(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def require(sizes: Mapping[str, int], device: torch.device, config: Any) -> None:
+def require(sizes: Mapping[str, int], device: torch.device, cfg: Any) -> None:
     """Raises ValueError, with the flags that save memory, if the sizes add up to more than is
     free."""
-    free, takes = available(device), "about"
-    if free is None:
-        return
-    there = f"only {free / GIB:.1f} GiB are free"
-    advice = f"in the worst case, but {there}: lower {memory_flags(config)}"
+    free = available(device)
+    takes, when, advice = "about", "in the worst case", f"lower {memory_flags(cfg)}"
     if raises_oom(device):
         sizes, takes = {name: sizes[name] for name in CERTAIN}, "at least"
         offload = sizes["optimizer"] and distributed.world_size() == 1
         less = "add --optimizer-on cpu, or use" if offload else "use"
-        advice = f"with any other flags, but {there}: {less} more ranks"
-    if (needed := sum(sizes.values())) > free:
+        when, advice = "with any other flags", f"{less} more ranks"
+    needed = sum(sizes.values())
+    if free is not None and needed > free:
         large = {name: size for name, size in sizes.items() if size >= 0.05 * GIB}
         parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in large.items())
-        raise ValueError(f"this run needs {takes} {needed / GIB:.1f} GiB ({parts}) {advice}")
+        raise ValueError(
+            f"this run needs {takes} {needed / GIB:.1f} GiB ({parts}) {when}, but only "
+            f"{free / GIB:.1f} GiB are free: {advice}"
+        )
 
 
 def largest_fitting(
@@ -162,7 +157,7 @@ def longest_rows(
     >>> [(len(prompt), len(completion)) for prompt, completion in rows]
     [(2, 5), (2, 5), (2, 5), (2, 1)]
     """
-    batch: list[tuple[list[int], list[int]]] = []
+    batch = []
     for number in range(rows):
         tokens -= 0 if number % group else prompt
         size = min(completion, tokens) if batch else completion  # there is always one row
@@ -194,8 +189,8 @@ def dry_run(
 
 
 def retry_with_half(
-    passes: Callable[[int], Result], tokens: int, model: nn.Module, config: Any, exact: bool = True
-) -> Result:
+    passes: Callable[[int], Any], tokens: int, model: nn.Module, cfg: Any, exact: bool = True
+) -> Any:
     """`passes(tokens)` adds up a gradient in micro-batches of so many tokens. If a GPU runs out of
     memory, repeats all of it with half the size, if that gives the same gradient (`exact`). Raises
     ValueError if that is not enough, or with several ranks: the others are in the same pass and
@@ -213,11 +208,11 @@ def retry_with_half(
         if size != sizes[-1]:
             print(
                 f"out of memory with micro-batches of {size} tokens: retrying with half the size "
-                f"(lower {memory_flags(config)} if this happens again)",
+                f"(lower {memory_flags(cfg)} if this happens again)",
                 flush=True,
             )
     tried = " or ".join(map(str, sizes))
     raise ValueError(
-        f"not enough memory for micro-batches of {tried} tokens; lower {memory_flags(config)} "
+        f"not enough memory for micro-batches of {tried} tokens; lower {memory_flags(cfg)} "
         f"({reason})"
     )

@@ -1,17 +1,17 @@
 """Splits row indices into micro-batches by a token budget. A row over the budget stands alone."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from random import Random
 
 
-def by_length(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
-    """Rows of similar length, at most `token_budget` tokens with padding.
+def by_length(lengths: Sequence[int], indices: Iterable[int], token_budget: int) -> list[list[int]]:
+    """These rows sorted by length, at most `token_budget` tokens with padding.
 
-    >>> by_length([3, 9, 4, 8], token_budget=18)
+    >>> by_length([3, 9, 4, 8], range(4), token_budget=18)
     [[0, 2], [3, 1]]
     """
     batches = []
-    for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+    for index in sorted(indices, key=lambda i: lengths[i]):
         if not batches or (len(batches[-1]) + 1) * lengths[index] > token_budget:
             batches.append([])
         batches[-1].append(index)
@@ -49,9 +49,7 @@ def length_bucketed(
     rng.shuffle(order)
     batches = []
     for start in range(0, len(order), window):
-        part = order[start : start + window]
-        for batch in by_length([lengths[i] for i in part], token_budget):
-            batches.append([part[i] for i in batch])
+        batches += by_length(lengths, order[start : start + window], token_budget)
     rng.shuffle(batches)
     return batches
 
@@ -63,7 +61,7 @@ def packed_batches(lengths: Sequence[int], token_budget: int, seed: str) -> list
 
 
 def pack_greedily(
-    lengths: Sequence[int], order: Iterable[int], token_budget: int
+    lengths: Sequence[int] | Mapping[int, int], indices: Iterable[int], token_budget: int
 ) -> list[list[int]]:
     """Rows in this order, at most `token_budget` tokens.
 
@@ -72,7 +70,7 @@ def pack_greedily(
     """
     batches = []
     free = 0
-    for index in order:
+    for index in indices:
         if not batches or lengths[index] > free:
             batches.append([])
             free = token_budget

@@ -6,15 +6,13 @@ embedded size, Muon is clearly better.
 """
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from r1mini.infra.distributed import is_sharded, replicate
-
-Number = TypeVar("Number", Tensor, float)
 
 
 class Muon(torch.optim.Muon):
@@ -38,14 +36,13 @@ class CPUOffload:
 
     def step(self, closure=None):
         groups = self.param_groups
-        parameters = [p for group in groups for p in group["params"]]
         for group in groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     self.param_groups = [{**group, "params": [parameter]}]
                     self.step_one(parameter)
         self.param_groups = groups
-        for device in {p.device for p in parameters if p.is_cuda}:
+        for device in {p.device for group in groups for p in group["params"] if p.is_cuda}:
             # Copies from a GPU may still be running. Wait only for this stream: another thread may
             # be capturing a graph in its own.
             torch.cuda.current_stream(device).synchronize()
@@ -96,18 +93,13 @@ class OffloadedMuon(CPUOffload, Muon):
 def build_optimizers(
     model: nn.Module,
     kind: str,
-    learning_rate: float,
     weight_decay: float,
     adamw_scale: float = 1.0,
     state_on: str = "device",
 ) -> list[torch.optim.Optimizer]:
     """`kind`: "adamw" or "muon". With Muon, AdamW updates embeddings, head, norms and biases, at
     `adamw_scale` times the learning rate. `state_on`: where to keep the state between steps,
-    "device" or "cpu". No weight decay for norms and biases."""
-    if kind not in ("adamw", "muon"):
-        raise ValueError(f"--optimizer {kind}: must be adamw or muon")
-    if state_on not in ("device", "cpu"):
-        raise ValueError(f"--optimizer-on {state_on}: must be device or cpu")
+    "device" or "cpu". No weight decay for norms and biases. `step` sets the learning rate."""
     matrices, embeddings, vectors = [], [], []
     for name, parameter in model.named_parameters():
         if parameter.ndim < 2:
@@ -116,7 +108,8 @@ def build_optimizers(
             embeddings.append(parameter)
         else:
             matrices.append(parameter)
-    AdamW = OffloadedAdamW if state_on == "cpu" else torch.optim.AdamW
+    offload = state_on == "cpu"
+    AdamW = OffloadedAdamW if offload else torch.optim.AdamW
     if kind == "adamw":
         decayed, scale = embeddings + matrices, 1.0
     else:
@@ -125,34 +118,28 @@ def build_optimizers(
         {"params": decayed, "weight_decay": weight_decay, "share": scale},
         {"params": vectors, "weight_decay": 0.0, "share": scale},
     ]
-    optimizers = [AdamW(groups, lr=learning_rate, betas=(0.9, 0.95))]
+    optimizers = [AdamW(groups, betas=(0.9, 0.95))]
     if kind == "muon":
-        muon = OffloadedMuon if state_on == "cpu" else Muon
-        optimizers.append(
-            muon(
-                matrices,
-                lr=learning_rate,
-                weight_decay=weight_decay,
-                adjust_lr_fn="match_rms_adamw",
-            )
-        )
+        muon = OffloadedMuon if offload else Muon
+        optimizers.append(muon(matrices, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
     return optimizers
 
 
-def learning_rate_at(progress: float, peak: float, warmup: float, final: float) -> float:
-    """Linear warm-up over the first `warmup` of the run, then a cosine to `final` times the peak.
+def learning_rate_at(fraction: float, peak: float, warmup: float, final: float) -> float:
+    """The learning rate when this fraction (0 to 1) of the run is done: linear warm-up over the
+    first `warmup` of the run, then a cosine to `final` times the peak.
 
-    >>> progress = 0.0, 0.05, 0.1, 0.55, 1.0
-    >>> [round(learning_rate_at(p, 1.0, warmup=0.1, final=0.1), 3) for p in progress]
+    >>> fractions = 0.0, 0.05, 0.1, 0.55, 1.0
+    >>> [round(learning_rate_at(x, 1.0, warmup=0.1, final=0.1), 3) for x in fractions]
     [0.0, 0.5, 1.0, 0.55, 0.1]
     """
-    if progress < warmup:
-        return peak * progress / warmup
-    cosine = 0.5 * (1 + math.cos(math.pi * (progress - warmup) / max(1 - warmup, 1e-9)))
+    if fraction < warmup:
+        return peak * fraction / warmup
+    cosine = 0.5 * (1 + math.cos(math.pi * (fraction - warmup) / max(1 - warmup, 1e-9)))
     return peak * (final + (1 - final) * cosine)
 
 
-def nan_if_not_finite(x: Number) -> Number:
+def nan_if_not_finite(x: Tensor | float) -> Tensor | float:
     """0 where x is finite, else NaN. Add it to a result to reveal what a branch or clamp hides."""
     return 0.0 * x
 
@@ -167,7 +154,7 @@ def step(
     """One update with clipped gradients; clears the gradients. Returns their norm before clipping.
     If that norm or the loss is not finite, no weight and no optimizer state changes, and the
     returned norm is not finite."""
-    norm = nn.utils.clip_grad_norm_(list(parameters), max_grad_norm)
+    norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm)
     if is_sharded(norm):
         norm = norm.full_tensor()
     norm = float(norm + nan_if_not_finite(loss))  # one number, so the device synchronizes once
@@ -188,16 +175,13 @@ class NonFiniteSteps:
     def __init__(self):
         self.in_a_row = 0
 
-    def check(self, norm: float | None, where: str, rows: Iterable[str]) -> None:
-        """After each update. `norm`: as returned by `step`, None if there was nothing to learn.
-        `where`: the run and its step. `rows`: names of the update's rows, read only if needed."""
-        if norm is None:
-            return
+    def check(self, norm: float, where: str, rows: Sequence[str]) -> None:
+        """After each update. `norm`: as returned by `step`. `where`: the run and its step. `rows`:
+        names of the update's rows, needed only if it was skipped."""
         if math.isfinite(norm):
             self.in_a_row = 0
             return
         self.in_a_row += 1
-        rows = list(rows)
         names = ", ".join(rows[:4])
         if len(rows) > 4:
             names += f" and {len(rows) - 4} more"

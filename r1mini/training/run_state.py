@@ -8,8 +8,6 @@ the disk, and it is verified before it is read. It holds no state of a random ge
 random is a function of (seed, step, row). docs/survival.md has the rest.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -28,7 +26,7 @@ from r1mini import checkpoint
 from r1mini.checkpoint.tokenizer import Tokenizer
 from r1mini.checkpoint.weights import model_files, weight_files, write_tensors
 from r1mini.infra import distributed, signals
-from r1mini.infra.distributed import main_rank_only, same_on_all_ranks
+from r1mini.infra.distributed import main_rank_only
 from r1mini.infra.files import (
     Content,
     fsync,
@@ -73,8 +71,6 @@ class Run:
 
     def __init__(self, out: str, settings: Mapping[str, Any], logs: Sequence[str]):
         self.out, self.settings, self.logs = Path(out), settings, logs
-        self.step = self.saved_step = 0
-        self.values: dict[str, Any] = {}
         self.step_is_whole = True  # what is in memory is the state after `step` steps
 
     @property
@@ -87,12 +83,13 @@ class Run:
         return time.perf_counter() - self.started
 
     def has_finished(self) -> bool:
-        """Whether the same run has finished in this folder. Raises ValueError if another one
-        has."""
-        if not has_finished(self.out, self.settings):
-            return False
-        print(f"{self.out}: this run has finished already; nothing to do")
-        return True
+        """Whether the same run has finished in this folder. Raises ValueError if it holds another
+        run, or if the ranks, on nodes that do not share the folder, see different ones."""
+        finished = has_finished(self.out, self.settings)
+        distributed.require_same(f"the content of {self.out}", finished)
+        if finished:
+            print(f"{self.out}: this run has finished already; nothing to do")
+        return finished
 
     def record(self) -> dict[str, Any]:
         return read_run_json(self.out / "run.json")
@@ -102,38 +99,56 @@ class Run:
         model: Transformer,
         tokenizer: Tokenizer,
         optimizers: Sequence[torch.optim.Optimizer],
-        others: Mapping[str, Transformer] | None = None,
+        others: Mapping[str, Transformer] = {},
     ) -> None:
         """Make and lock the folder, then put the model, the optimizers and `others` (a reference
         model) into the latest saved state. Call it after everything that may fail because
         of a wrong flag."""
         distributed.require_same("the content of --data", self.settings.get("data_sha256"))
         start_run(self.out, self.settings)
-        self.resume(model, tokenizer, optimizers, others or {})
+        self.model, self.tokenizer, self.optimizers = model, tokenizer, optimizers
+        self.others = others
+        self.resume()
 
-    def resume(
-        self,
-        model: Transformer,
-        tokenizer: Tokenizer,
-        optimizers: Sequence[torch.optim.Optimizer],
-        others: Mapping[str, Transformer],
-    ) -> None:
-        self.model, self.tokenizer = model, tokenizer
-        self.files = partial(state_files, model, tokenizer, optimizers, others)
-        state = resume(self.out, self.settings, model, optimizers, self.logs, others)
+    def resume(self) -> None:
+        """Load the latest valid state, if there is one, and cut the logs back to it."""
+        state = {"step": 0, "seconds": 0.0, "values": {}, "logs": {}}
+        if folder := latest_valid(self.out):
+            state = read_json(folder / VALUES)
+            steps = self.settings.get("steps", state["step"])
+            if state["step"] > steps:
+                raise ValueError(
+                    f"--steps {steps}: the run in --out {self.out} has already done {state['step']}"
+                )
+            for change in changes(self.out, state["config"], self.settings):
+                print(f"{self.out}: {change}", flush=True)
+            weights = {}
+            for path in weight_files(folder)[1]:
+                weights |= load_file(path)
+            load_weights(self.model, weights)
+            for name, other in self.others.items():
+                load_weights(other, load_file(folder / f"{name}.safetensors"))
+            load_moments(self.optimizers, load_file(folder / MOMENTS))
+            print(f"{self.out}: resuming from step {state['step']}", flush=True)
+        distributed.require_same(f"the state in --out {self.out}", state["step"])
+        truncate_logs(self.out, self.logs, state)
         self.step = self.saved_step = state["step"]
         self.started = time.perf_counter() - state["seconds"]
-        self.values = state.get("values", {})
+        self.values = state["values"]
 
-    def __enter__(self) -> Run:
+    def __enter__(self) -> "Run":
         self.open_logs = {name: distributed.open_log(self.out / name) for name in self.logs}
         if distributed.world_size() > 1:
             signals.defer()
         return self
 
     def steps(self, count: int) -> Iterator[int]:
-        """The numbers of the remaining steps. If the loop breaks out of its last step, no state is
-        saved for it, because the run is finished right after."""
+        """The numbers of the remaining steps.
+
+        After a signal in the last step, `end_step` ends the run with that step saved, and the rerun
+        only has to finish it. If the loop breaks out of its last step, `end_step` is not called: no
+        state is saved, and a signal in that step does not keep the run from finishing.
+        """
         for step in range(self.step, count):
             self.step_began, self.laps = time.perf_counter(), []
             yield step
@@ -172,21 +187,39 @@ class Run:
         self.open_logs[log].flush()
 
     def save(self) -> None:
-        values = json.loads(json.dumps(self.values, default=float))  # tensors of one number
-        values = {"seconds": self.seconds, "config": self.settings, "values": values}
-        keep = self.settings["keep"]
-        save_state(self.out, self.step, values, self.files(), self.logs, keep)
+        """Write a state. Called by all ranks."""
+        values = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "config": self.settings,
+            "values": self.values,
+        }
+        save_state(self.out, values, self.state_files(), self.logs, self.settings["keep"])
         self.saved_step = self.step
+
+    def state_files(self) -> Files:
+        """The files of a state, without its values: the same for any number of ranks. Called by all
+        ranks."""
+        moments = {}
+        for number, optimizer in enumerate(self.optimizers):
+            state = distributed.gather_state(optimizer.state_dict())["state"]
+            for parameter, values in state.items():
+                for name, value in values.items():
+                    moments[f"{number}.{parameter}.{name}"] = value
+        files = model_files(distributed.gather_model(self.model), self.tokenizer)
+        files[MOMENTS] = partial(write_tensors, moments, None)
+        for name, other in self.others.items():
+            weights = dict(distributed.gather_model(other).named_parameters())
+            files[f"{name}.safetensors"] = partial(write_tensors, weights, None)
+        return files
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         signals.defer()  # to the end: what is left is short
-        # An error may be one rank's alone; then the others cannot take part in saving.
-        all_ranks = (
-            distributed.world_size() == 1 or kind is None or issubclass(kind, KeyboardInterrupt)
-        )
         try:
-            if kind and all_ranks and self.step_is_whole and self.saved_step < self.step:
-                self.save()
+            if kind and self.step_is_whole and self.saved_step < self.step:
+                # An error may be one rank's alone; then the others cannot take part in saving.
+                if distributed.world_size() == 1 or issubclass(kind, KeyboardInterrupt):
+                    self.save()
         finally:
             for log in self.open_logs.values():
                 log.close()
@@ -215,14 +248,9 @@ def unlock(out: Path) -> None:
         file.close()
 
 
-@same_on_all_ranks
 def has_finished(out: Path, config: Mapping[str, Any]) -> bool:
     """Whether a run with this configuration has finished in `out`. Raises ValueError if the folder
     holds a run with another one."""
-    return is_recorded_as_finished(out, config)
-
-
-def is_recorded_as_finished(out: Path, config: Mapping[str, Any]) -> bool:
     if not (out / "run.json").is_file():
         return False
     record = read_run_json(out / "run.json")
@@ -255,7 +283,7 @@ def start_run(out: Path, config: Mapping[str, Any]) -> None:
     """Make the folder, lock it and record the configuration."""
     prepare_folder(out)
     lock(out)
-    if is_recorded_as_finished(out, config):
+    if has_finished(out, config):
         raise ValueError(f"--out {out}: another process has just finished this run")
     write_json(out / "run.json", {"config": config, "finished": False})
 
@@ -273,19 +301,27 @@ def finish_run(out: Path, **summary: Any) -> None:
 
 @main_rank_only
 def save_state(
-    out: Path, step: int, values: Mapping[str, Any], files: Files, logs: Sequence[str], keep: int
+    out: Path, values: Mapping[str, Any], files: Files, logs: Sequence[str], keep: int
 ) -> None:
-    """Write a state, then delete older ones beyond `keep`. If writing fails, the earlier states are
-    untouched."""
+    """Write the state after `values["step"]` steps, then delete older ones beyond `keep`. If
+    writing fails, the earlier states are untouched."""
     root = out / "checkpoints"
     root.mkdir(exist_ok=True)
     for leftover in root.glob("*.tmp"):
         shutil.rmtree(leftover)
-    target = root / f"step-{step:08d}"
+    target = root / f"step-{values['step']:08d}"
     folder = root / f"{target.name}.tmp"
     folder.mkdir()
     try:
-        write_state(out, folder, target, {"step": step, **values}, files, logs)
+        for name in logs:
+            fsync(out / name)
+        values = {**values, "ranks": distributed.world_size(), "torch": str(torch.__version__)}
+        values["logs"] = {name: digest(out / name) for name in logs}
+        for name, content in {**files, VALUES: json_text(values).encode()}.items():
+            write_file(folder / name, content, target / name)
+        digests = {path.name: digest(path) for path in folder.iterdir()}
+        write_file(folder / MANIFEST, manifest(digests), target / MANIFEST)
+        fsync(folder)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -294,33 +330,17 @@ def save_state(
     folder.rename(target)
     fsync(root)
     fsync(out)
-    earlier = [path for path in list_states(out) if path < target]
-    later = [path for path in list_states(out) if path > target]  # were skipped as damaged
-    for path in [*earlier[: 1 - keep or None], *later, *root.glob("*.tmp")]:
+    states = list_states(out)
+    number = states.index(target)
+    later = states[number + 1 :]  # were skipped as damaged
+    for path in [*states[: max(0, number + 1 - keep)], *later, *root.glob("*.tmp")]:
         # Renamed first: a half-deleted state would look like a damaged one.
         shutil.rmtree(path.rename(path.with_name(f"{path.name}.gone.tmp")))
 
 
-def write_state(
-    out: Path, folder: Path, target: Path, values: dict[str, Any], files: Files, logs: Sequence[str]
-) -> None:
-    """Write the files of a state to `folder`; error messages name them in `target`."""
-    for name in logs:
-        fsync(out / name)
-    values |= {"ranks": distributed.world_size(), "torch": str(torch.__version__)}
-    values["logs"] = {name: digest(out / name) for name in logs}
-    for name, content in {**files, VALUES: json_text(values).encode()}.items():
-        write_file(folder / name, content, target / name)
-    digests = {path.name: digest(path) for path in folder.iterdir()}
-    write_file(folder / MANIFEST, manifest(digests), target / MANIFEST)
-    fsync(folder)
-
-
 def list_states(out: Path) -> list[Path]:
-    states = [
-        path for path in (out / "checkpoints").glob("step-*") if not path.name.endswith(".tmp")
-    ]
-    return sorted(states)
+    """In the order of their steps; without temporary folders, whose names are longer."""
+    return sorted((out / "checkpoints").glob("step-????????"))
 
 
 def digest(path: Path, size: int | None = None) -> dict[str, Any]:
@@ -334,29 +354,7 @@ def digest(path: Path, size: int | None = None) -> dict[str, Any]:
 
 
 def manifest(digests: Mapping[str, Mapping[str, Any]]) -> bytes:
-    return json_text({name: digests[name] for name in sorted(digests)}).encode()
-
-
-def state_files(
-    model: Transformer,
-    tokenizer: Tokenizer,
-    optimizers: Sequence[torch.optim.Optimizer],
-    others: Mapping[str, Transformer],
-) -> Files:
-    """The files of a state, the same for any number of ranks. Called by all ranks."""
-    moments = {}
-    for number, optimizer in enumerate(optimizers):
-        for parameter, values in distributed.gather_state(optimizer.state_dict())["state"].items():
-            for name, value in values.items():
-                moments[f"{number}.{parameter}.{name}"] = value
-    files = {
-        **model_files(distributed.gather_model(model), tokenizer),
-        MOMENTS: partial(write_tensors, moments, None),
-    }
-    for name, other in others.items():
-        weights = dict(distributed.gather_model(other).named_parameters())
-        files[f"{name}.safetensors"] = partial(write_tensors, weights, None)
-    return files
+    return json_text(dict(sorted(digests.items()))).encode()
 
 
 # -- reading a state -------------------------------------------------------------------------------
@@ -400,39 +398,6 @@ def latest_valid(out: Path) -> Path | None:
     return None
 
 
-def resume(
-    out: Path,
-    config: Mapping[str, Any],
-    model: nn.Module,
-    optimizers: Sequence[torch.optim.Optimizer],
-    logs: Sequence[str],
-    others: Mapping[str, nn.Module],
-) -> dict[str, Any]:
-    """Load the latest valid state and cut the logs back to it. Returns its values; for a new run
-    `step` and `seconds` are 0."""
-    values: dict[str, Any] = {"step": 0, "seconds": 0.0, "logs": {}}
-    if folder := latest_valid(out):
-        values = read_json(folder / VALUES)
-        if values["step"] > config.get("steps", values["step"]):
-            raise ValueError(
-                f"--steps {config['steps']}: the run in --out {out} has already done "
-                f"{values['step']}"
-            )
-        for change in changes(out, values["config"], config):
-            print(f"{out}: {change}", flush=True)
-        weights: dict[str, Tensor] = {}
-        for path in weight_files(folder)[1]:
-            weights |= load_file(path)
-        load_weights(model, weights)
-        for name, other in others.items():
-            load_weights(other, load_file(folder / f"{name}.safetensors"))
-        load_moments(optimizers, load_file(folder / MOMENTS))
-        print(f"{out}: resuming from step {values['step']}", flush=True)
-    distributed.require_same(f"the state in --out {out}", values["step"])
-    truncate_logs(out, logs, values)
-    return values
-
-
 def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
     if model.config.tie_word_embeddings:  # stored once
         weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
@@ -441,7 +406,7 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
 
 def load_moments(optimizers: Sequence[torch.optim.Optimizer], moments: dict[str, Tensor]) -> None:
     """Moments are named "optimizer number.parameter number.name"."""
-    states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
+    states = [{} for _ in optimizers]
     for key, value in moments.items():
         number, parameter, name = key.split(".")
         # Copied: an optimizer keeps the tensor, and this one is a view of the mapped file.

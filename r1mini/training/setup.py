@@ -21,7 +21,7 @@ def load_model(
 ) -> tuple[Transformer, Tokenizer, ChatTemplate]:
     """Raises ValueError, before a weight is read, if the run would not fit the device's memory."""
 
-    def check_memory(config: ModelConfig) -> None:
+    def check_memory(config):
         memory.require(memory_needed(config), device, cfg)
 
     model, tokenizer = checkpoint.load(cfg.model, device, check_config=check_memory)
@@ -38,5 +38,5 @@ def prepare(
         model.compile_layers()
     model = distributed.shard(model)
     return model, optim.build_optimizers(
-        model, cfg.optimizer, cfg.learning_rate, cfg.weight_decay, adamw_scale, cfg.optimizer_on
+        model, cfg.optimizer, cfg.weight_decay, adamw_scale, cfg.optimizer_on
     )

@@ -118,11 +118,9 @@ def sampled(model, tokens, prompts, group, params, **settings):
     sampler = Sampler(
         model, tokens, encode_prompts(model, tokens, prompts), group, params, 0, **settings
     )
-    rollouts = {}
     while sampler.has_unfinished:
-        sampler.step()
-        rollouts |= {(n, g): r for n, g, r in sampler.pop_finished()}
-    return rollouts
+        sampler.draw_tokens()
+    return {(n, g): r for n, group in enumerate(sampler.groups) for g, r in enumerate(group)}
 
 
 def same(rollouts, expected, atol=1e-5):
@@ -154,7 +152,7 @@ def test_rounded_shapes_and_replayed_steps_change_no_rollout(
     tokenizer, params = stopping(tokens, every), SamplingParams(limit)
     runner = Taped()
     run = partial(sampled, model, tokenizer, prompts, group, params, max_rows=max_rows)
-    same(run(block=block, runner=runner), run())
+    same(run(steps_per_sync=block, runner=runner), run())
 
 
 @pytest.mark.parametrize(
@@ -168,7 +166,7 @@ def test_every_kind_of_model_and_of_sampling_can_be_recorded(tokens, params, kin
     runner = Taped()
     for bf16 in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            run = partial(sampled, model, tokenizer, PROMPTS, 4, params, block=5)
+            run = partial(sampled, model, tokenizer, PROMPTS, 4, params, steps_per_sync=5)
             same(run(runner=runner), run(runner=Untaped(CPU)), atol=0)
     assert runner.records
 
@@ -177,7 +175,7 @@ def test_few_graphs_serve_a_long_queue(model, tokens, monkeypatch):
     monkeypatch.setattr(sampler_module, "INITIAL_CAPACITY", 16)
     runner, prompts = Taped(), [text + "x" * (i % 5) for i, text in enumerate(PROMPTS * 30)]
     tokenizer, params = stopping(tokens, 16), SamplingParams(90)
-    sampled(model, tokenizer, prompts, 8, params, max_rows=64, block=8, runner=runner)
+    sampled(model, tokenizer, prompts, 8, params, max_rows=64, steps_per_sync=8, runner=runner)
     # Tensors move when the cache grows (to 24, 48, 96), when slots are dropped (64: 24, 8, 3), and
     # when so many prompts are alive for the first time.
     assert runner.runs > 250 and runner.moves <= 12 and runner.records <= 14
@@ -260,7 +258,7 @@ def test_an_update_reads_no_number_before_its_last_micro_batch(monkeypatch):
         group = Group(Problem("", "", "", ""), rollouts, [], ())
         samples = make_samples(cfg, policy, [group], torch.arange(1.0, 7)[None])
         events.clear()
-        optimizers = build_optimizers(policy, "adamw", 1e-3, 0.0)
+        optimizers = build_optimizers(policy, "adamw", 0.0)
         learner.update_minibatch(cfg, policy, None, optimizers, samples, 1e-3)
     micro = [i for i, event in enumerate(events) if event == "collate"]
     assert (

@@ -181,14 +181,12 @@ def test_looking_at_the_tokens_seldom_changes_no_completion(model, stopping, blo
             SamplingParams(20),
             0,
             max_rows=5,
-            block=block,
+            steps_per_sync=block,
         )
-        rollouts = {}
         with torch.inference_mode():
             while sampler.has_unfinished:
-                sampler.step()
-                rollouts |= {(n, g): r.completion_ids for n, g, r in sampler.pop_finished()}
-        return rollouts
+                sampler.draw_tokens()
+        return tokens_of(sampler.groups)
 
     assert drawn(block) == drawn(1)
 
@@ -226,7 +224,7 @@ def test_stream_gives_a_token_as_soon_as_it_is_drawn(model, tokens, monkeypatch)
 @pytest.mark.parametrize("texts", [["a"], ["a", "b"], ["a", "Make 24\n", "b"]])
 def test_prompts_of_one_token_need_no_prefill(model, tokens, texts):
     alone = [
-        sample(model, tokens, [text], 2, SamplingParams(12), seed=0, first=n)[0]
+        sample(model, tokens, [text], 2, SamplingParams(12), seed=0, first_prompt=n)[0]
         for n, text in enumerate(texts)
     ]
     assert len(alone[0][0].prompt_ids) == 1
@@ -255,7 +253,7 @@ def test_cache_grows_with_what_is_written_and_changes_nothing(model, tokens, mon
 def test_later_part_of_a_list_is_sampled_as_in_the_whole(model, tokens):
     prompts = ["a\n", "b\n", "c\n"]
     whole = sample(model, tokens, prompts, 2, SamplingParams(6), seed=0)
-    part = sample(model, tokens, prompts[1:], 2, SamplingParams(6), seed=0, first=1)
+    part = sample(model, tokens, prompts[1:], 2, SamplingParams(6), seed=0, first_prompt=1)
     assert [[r.completion_ids for r in group] for group in part] == [
         [r.completion_ids for r in group] for group in whole[1:]
     ]

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sampler.test_cuda_graphs import Taped
 
+from r1mini.config import TrainOptions
 from r1mini.rl.config import GRPOConfig
 from r1mini.rl.setup import memory_needed
 from r1mini.sampler import sampler
@@ -58,11 +59,14 @@ def test_the_count_grows_with_tokens_and_layers_and_falls_with_checkpointing():
     assert count(deep, 100, gradient_checkpointing=True) < count(deep, 100) / 5
 
 
-def test_weights_and_moments_by_hand():
+def test_weights_and_moments_by_hand(monkeypatch):
     config = shape()
     model = random_model()
     weights = sum(p.numel() for p in model.parameters())
-    adamw, muon = (memory.training_bytes(config, 10, optimizer=kind) for kind in ("adamw", "muon"))
+    adamw, muon = (
+        memory.training_bytes(config, 10, TrainOptions(optimizer=kind))
+        for kind in ("adamw", "muon")
+    )
     assert (
         adamw["weights"] == adamw["gradients"] == 4 * weights and adamw["optimizer"] == 8 * weights
     )
@@ -70,10 +74,13 @@ def test_weights_and_moments_by_hand():
         p.numel() for p in model.model.layers.parameters() if p.ndim == 2
     )
     assert (
-        memory.training_bytes(config, 10, optimizer="adamw", reference=True)["weights"]
+        memory.training_bytes(config, 10, TrainOptions(optimizer="adamw"), reference=True)[
+            "weights"
+        ]
         == 8 * weights
     )
-    two = memory.training_bytes(config, 10, optimizer="adamw", ranks=2)
+    monkeypatch.setattr(memory.distributed, "world_size", lambda: 2)
+    two = memory.training_bytes(config, 10, TrainOptions(optimizer="adamw"))
     assert (
         two["optimizer"] == 4 * weights
         and two["whole weights"] == 4 * weights
@@ -104,7 +111,7 @@ def test_a_run_that_cannot_fit_stops_with_what_it_takes_and_the_flags(monkeypatc
 
 def test_moments_on_the_cpu_take_none_of_the_device():
     there, away = (
-        memory.training_bytes(shape(), 10, optimizer="muon", optimizer_on=where)
+        memory.training_bytes(shape(), 10, TrainOptions(optimizer="muon", optimizer_on=where))
         for where in ("device", "cpu")
     )
     assert away == {**there, "optimizer": 0} and there["optimizer"]
@@ -112,7 +119,7 @@ def test_moments_on_the_cpu_take_none_of_the_device():
 
 def test_where_it_is_told_only_what_cannot_be_is_refused(monkeypatch):
     """There the worst is tried instead."""
-    parts = memory.training_bytes(shape(), 4096, optimizer="adamw")
+    parts = memory.training_bytes(shape(), 4096, TrainOptions(optimizer="adamw"))
     monkeypatch.setattr(memory, "raises_oom", lambda device: True)
     monkeypatch.setattr(
         memory, "available", lambda device: sum(parts[name] for name in memory.CERTAIN)
@@ -176,7 +183,7 @@ def test_the_worst_of_the_sampler_is_with_its_graph(model, tokens, monkeypatch):
     monkeypatch.setattr(sampler, "GraphRunner", lambda device: graphs)
     real = sampler.Sampler
     monkeypatch.setattr(
-        sampler, "Sampler", lambda *args, **settings: real(*args, **settings, block=2)
+        sampler, "Sampler", lambda *args, **settings: real(*args, **settings, steps_per_sync=2)
     )  # as on a GPU, some
     worst = dry_run(model, tokens, [[1, 2, 3]] * 3, 4, SamplingParams(100), max_rows=8)
     assert (

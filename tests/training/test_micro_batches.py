@@ -9,7 +9,7 @@ LENGTHS = st.lists(st.integers(1, 60), max_size=40)
 
 @given(LENGTHS, st.integers(1, 200))
 def test_micro_batches_hold_every_row_once_within_the_budget(lengths, budget):
-    groups = by_length(lengths, budget)
+    groups = by_length(lengths, range(len(lengths)), budget)
     assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
     assert all(
         len(group) * max(lengths[i] for i in group) <= budget or len(group) == 1 for group in groups

@@ -7,6 +7,7 @@ import torch
 from conftest import random_model
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from r1mini.config import TrainOptions, validate
 from r1mini.training import optim
 
 
@@ -23,8 +24,7 @@ def names_of(model, optimizer):
 def test_muon_takes_the_matrices_of_the_layers_and_adamw_the_rest(tied):
     model = random_model(attention_bias=True, tie_word_embeddings=tied)
     adamw, muon = (
-        names_of(model, optimizers)
-        for optimizers in optim.build_optimizers(model, "muon", 1e-3, 0.1)
+        names_of(model, optimizers) for optimizers in optim.build_optimizers(model, "muon", 0.1)
     )
     assert set(muon) == {name for name, p in model.named_parameters() if "proj.weight" in name}
     assert (
@@ -38,14 +38,14 @@ def test_muon_takes_the_matrices_of_the_layers_and_adamw_the_rest(tied):
 def test_norms_and_biases_are_never_decayed(kind):
     model = random_model(attention_bias=True)
     decay = {}
-    for optimizers in optim.build_optimizers(model, kind, 1e-3, 0.1):
+    for optimizers in optim.build_optimizers(model, kind, 0.1):
         decay |= names_of(model, optimizers)
     assert decay == {name: 0.1 if p.ndim == 2 else 0.0 for name, p in model.named_parameters()}
 
 
 def test_unknown_optimizer_names_the_flag():
-    with pytest.raises(ValueError, match="--optimizer sgd: must be adamw or muon"):
-        optim.build_optimizers(random_model(), "sgd", 1e-3, 0.0)
+    with pytest.raises(ValueError, match="--optimizer sgd: must be muon or adamw"):
+        validate(TrainOptions(optimizer="sgd"))
 
 
 def stepped(optimizers, model, steps=3, device="cpu"):
@@ -94,13 +94,11 @@ def test_offloaded_state_gives_the_same_bits(kind, monkeypatch):
 
     model = random_model(attention_bias=True)
     other = copy.deepcopy(model)
-    plain = stepped(optim.build_optimizers(model, kind, 1e-3, 0.1, adamw_scale=0.5), model)
+    plain = stepped(optim.build_optimizers(model, kind, 0.1, adamw_scale=0.5), model)
     monkeypatch.setattr(optim.CPUOffload, "to_device", to_device)
     monkeypatch.setattr(optim.CPUOffload, "to_cpu", to_cpu)
     assert_same_bits(
-        stepped(
-            optim.build_optimizers(other, kind, 1e-3, 0.1, adamw_scale=0.5, state_on="cpu"), other
-        ),
+        stepped(optim.build_optimizers(other, kind, 0.1, adamw_scale=0.5, state_on="cpu"), other),
         plain,
     )
     at_a_time = "".join(moves).split()
@@ -122,7 +120,7 @@ def test_state_lies_on_the_cpu_between_steps_and_on_the_device_during_one(kind, 
             {name: torch.zeros(size, device="cuda") for name, size in shapes.items()}
         )
         first, resumed = (
-            optim.build_optimizers(model, kind, 1e-3, 0.1, state_on="cpu") for _ in range(2)
+            optim.build_optimizers(model, kind, 0.1, state_on="cpu") for _ in range(2)
         )
         for optimizers in (first, resumed):
             if optimizers is resumed:
@@ -158,7 +156,7 @@ def test_moments_on_the_cpu_give_the_same_bits_on_a_gpu_and_free_it(kind):
     results, taken = [], []
     for where in ("device", "cpu"):
         model = random_model().cuda()
-        optimizers = optim.build_optimizers(model, kind, 1e-3, 0.1, state_on=where)
+        optimizers = optim.build_optimizers(model, kind, 0.1, state_on=where)
         before = torch.cuda.memory_allocated()
         results.append(stepped(optimizers, model, device="cuda"))
         taken.append(torch.cuda.memory_allocated() - before)
@@ -170,7 +168,7 @@ def test_moments_on_the_cpu_give_the_same_bits_on_a_gpu_and_free_it(kind):
 
 
 @pytest.mark.parametrize(
-    "progress, warmup, final, share",
+    "fraction, warmup, final, share",
     [
         (0.1, 0.2, 0.5, 0.5),  # half of the warm-up
         (0.2, 0.2, 0.5, 1.0),
@@ -181,8 +179,8 @@ def test_moments_on_the_cpu_give_the_same_bits_on_a_gpu_and_free_it(kind):
         (1.0, 1.0, 0.5, 1.0),  # nothing but warm-up
     ],
 )
-def test_schedule_by_hand(progress, warmup, final, share):
-    assert optim.learning_rate_at(progress, 3.0, warmup, final) == pytest.approx(3.0 * share)
+def test_schedule_by_hand(fraction, warmup, final, share):
+    assert optim.learning_rate_at(fraction, 3.0, warmup, final) == pytest.approx(3.0 * share)
 
 
 def test_step_by_hand():

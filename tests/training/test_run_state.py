@@ -39,8 +39,9 @@ class NormRun(Run):
         super().__init__(str(out), {**SETTINGS, **settings}, ("log",))
         model = random_model(vocab_size=tokens.vocab_size, num_hidden_layers=1)
         out.mkdir(exist_ok=True)
-        self.optimizers = optim.build_optimizers(model, "muon", 0.1, 0.0)
-        self.resume(model, tokens, self.optimizers, {})
+        self.optimizers = optim.build_optimizers(model, "muon", 0.0)
+        self.model, self.tokenizer, self.others = model, tokens, {}
+        self.resume()
 
     def go(self, to):
         with self, (self.out / "log").open("a") as log:
