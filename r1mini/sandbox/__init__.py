@@ -125,9 +125,9 @@ class Zygote:
             if fault and not (fault == STARVED and yields >= MIN_YIELDS):
                 raise SandboxError(f"{NO_VERDICT}: {fault} (status {status})")
             output = os.pread(files[2], OUTPUT_CAP + 1, 0)
-            passed = status == 0 and not fault and len(output) <= OUTPUT_CAP
-            cpu = times[0] + times[2] + (times[1] + times[3]) / 1e6
-            return (output if passed else None), cpu
+            if status or fault or len(output) > OUTPUT_CAP:
+                output = None
+            return output, times[0] + times[2] + (times[1] + times[3]) / 1e6
         except OSError as error:
             raise SandboxError(f"{NO_VERDICT}: {error}") from error
         finally:
@@ -197,13 +197,10 @@ def run(request: bytes, stdin: bytes, seconds: float, memory: int) -> tuple[byte
         zygote = idle_zygote()
         try:
             result = zygote.run(request, stdin, seconds, memory)
-        except HelperDied:
+        except BaseException as error:  # Ctrl-C too: a late reply must not answer the next request
             zygote.close()
-            if last_try:
+            if last_try or not isinstance(error, HelperDied):
                 raise
-        except BaseException:  # Ctrl-C too: a late reply must not answer the next request
-            zygote.close()
-            raise
         else:
             IDLE.append(zygote)
             return result
@@ -221,38 +218,39 @@ def text_lines(output: bytes) -> list[bytes]:
     return lines
 
 
-def prepare(code: str, test: dict, where: str) -> tuple[bytes, bytes, bytes]:
-    """(request, standard input, expected bytes) of a test. ValueError if it is malformed."""
+def prepare(test: dict, where: str) -> tuple[bytes, bytes, bytes]:
+    """(request, standard input, expected bytes) of a test, with an empty program.
+
+    ValueError naming `where` if it is malformed.
+    """
     try:
         if set(test) == {"stdin", "stdout"}:
-            prepared = encode({"code": code}), test["stdin"].encode(), test["stdout"].encode()
-        elif not is_call(test):
-            raise ValueError('it needs "stdin" and "stdout", or "call", "args" and "expect"')
-        else:
+            request, stdin, expected = {}, test["stdin"].encode(), test["stdout"].encode()
+        elif (
+            set(test) == {"call", "args", "expect"}
+            and type(test["call"]) is str
+            and type(test["args"]) is list
+        ):
             canonical(test["args"])  # raises for values that JSON would change
-            request = {"call": test["call"], "args": test["args"], "code": code}
-            prepared = encode(request), b"", canonical(test["expect"])
-        if len(prepared[2]) > OUTPUT_CAP:
+            request = {"call": test["call"], "args": test["args"]}
+            stdin, expected = b"", canonical(test["expect"])
+        else:
+            raise ValueError('it needs "stdin" and "stdout", or "call", "args" and "expect"')
+        if len(expected) > OUTPUT_CAP:
             raise ValueError("it expects more than a program may write")
-        return prepared
+        return encode({**request, "code": ""}), stdin, expected
     except (TypeError, AttributeError, ValueError, RecursionError) as error:
         raise ValueError(f"{where}: {error}") from error
 
 
-def is_call(test: dict) -> bool:
-    if set(test) != {"call", "args", "expect"}:
-        return False
-    return type(test["call"]) is str and type(test["args"]) is list
-
-
 def check(tests: list[dict]) -> list[tuple[bytes, bytes, bytes]]:
-    """`prepare` for every test, with an empty program.
+    """`prepare` for every test.
 
     ValueError if a test is malformed, or if there are none.
     """
     if not isinstance(tests, list) or not tests:
         raise ValueError("no tests: every program would pass")
-    return [prepare("", test, f"test {index}") for index, test in enumerate(tests)]
+    return [prepare(test, f"test {index}") for index, test in enumerate(tests)]
 
 
 def judge(code: str, tests: list[dict], time_limit: float, memory_mb: int = 512) -> bool:
@@ -307,15 +305,14 @@ def benchmark(seconds: float = 5.0) -> str:
     CPU time is reported too, because it does not depend on the machine's other work; it includes
     starting the helper.
     """
-    test = {"stdin": "21\n", "stdout": "42\n"}
-    request, stdin, expected = prepare("print(2 * int(input()))", test, "benchmark")
+    request = encode({"code": "print(2 * int(input()))"})
     close()
     before = sum(os.times()[:4])
-    run(request, stdin, 2.0, 512 << 20)  # starts the helper
+    require()  # starts the helper
     count, program_cpu, start = 0, 0.0, time.perf_counter()
     while time.perf_counter() - start < seconds:
-        output, cpu = run(request, stdin, 2.0, 512 << 20)
-        assert output == expected
+        output, cpu = run(request, b"21\n", 2.0, 512 << 20)
+        assert output == b"42\n"
         count += 1
         program_cpu += cpu
     total = time.perf_counter() - start

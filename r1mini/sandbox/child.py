@@ -18,6 +18,7 @@ import math
 import os
 import random
 import signal
+import site
 import socket
 import struct
 import sys
@@ -172,15 +173,15 @@ class System:
         self.program = struct.pack("@HP", len(code) // 8, ctypes.addressof(self.code))
         self.end = ctypes.create_string_buffer(END.size)
         self.sigchld = struct.pack("=Q120x", 1 << signal.SIGCHLD - 1)  # sigset_t
+        self.zygote = os.getpid()
 
     def check(self, name: str, result: int) -> None:
         if result != 0:
             raise OSError(ctypes.get_errno(), f"{name}: {os.strerror(ctypes.get_errno())}")
 
     def prctl(self, name: str, option: int, *values: object) -> None:
-        arguments = []
-        for value in (*values, 0, 0, 0, 0)[:4]:
-            arguments.append(ctypes.c_ulong(value) if isinstance(value, int) else value)
+        values = (*values, 0, 0, 0, 0)[:4]
+        arguments = [ctypes.c_ulong(v) if isinstance(v, int) else v for v in values]
         self.check(name, self.libc.prctl(option, *arguments))
 
     def fork(self) -> int:
@@ -220,14 +221,14 @@ def limit(kind: int, value: int) -> None:
     resource.setrlimit(kind, (value, value))
 
 
-def confine(system: System, zygote: int, base: int, seconds: float, memory: int) -> None:
-    """Gives up everything that the program must not have.
+def confine(system: System, seconds: float, memory: int) -> None:
+    """Gives up everything that the program must not have; `memory` is its whole address space.
 
     OSError if the kernel refuses any of it; the program is then not run.
     """
     import resource as r
 
-    limit(r.RLIMIT_AS, base + memory)
+    limit(r.RLIMIT_AS, memory)
     limit(r.RLIMIT_STACK, STACK)
     limit(r.RLIMIT_FSIZE, OUTPUT_CAP + 1)
     limit(r.RLIMIT_CPU, math.ceil(seconds) + 1)
@@ -244,7 +245,7 @@ def confine(system: System, zygote: int, base: int, seconds: float, memory: int)
     # Also clears capabilities that a user other than root may hold.
     system.call("capset", struct.pack("=Ii", 0x20080522, 0), bytes(24))
     system.prctl("PR_SET_PDEATHSIG", 1, signal.SIGKILL)  # after setuid, which clears it
-    if os.getppid() != zygote:
+    if os.getppid() != system.zygote:
         raise OSError("the zygote has ended")
     # RLIMIT_CORE does not stop a core_pattern that is a pipe.
     system.prctl("PR_SET_DUMPABLE", 4, 0)
@@ -325,9 +326,7 @@ def exit_status(code: object) -> int:
     return code & 255 if -1 << 63 <= code < 1 << 63 else 255
 
 
-def child(
-    system: System, zygote: int, base: int, fds: list[int], status: int, limits: dict
-) -> None:
+def child(system: System, base: int, fds: list[int], status: int, limits: dict) -> None:
     """The fork: sets up descriptors, gives up rights, then runs the program.
 
     Reports on STATUS: "ok" once it is confined, or why it is not.
@@ -335,9 +334,9 @@ def child(
     try:
         os.dup2(status, STATUS)
         request = json.loads(os.pread(fds[0], os.fstat(fds[0]).st_size, 0))
-        null, result = 1, RESULT if "call" in request else 1
+        result = RESULT if "call" in request else 1
         os.dup2(fds[1], 0)
-        os.dup2(null, 2)
+        os.dup2(1, 2)  # still /dev/null
         os.dup2(fds[2], result)
         os.closerange(STATUS + 1, 256)
         if result == 1:
@@ -348,7 +347,7 @@ def child(
         # descriptor 0, nothing else.
         stats = {fd: os.fstat(fd) for fd in (0, 1, 2)}
         os.fstat = lambda fd: stats.get(fd) or os.close(-1)  # EBADF
-        confine(system, zygote, base, limits["seconds"], limits["memory"])
+        confine(system, limits["seconds"], base + limits["memory"])
         # Many programs start by asking for a larger stack.
         sys.modules["resource"].setrlimit = lambda *_: None
         sys.modules["resource"].getrlimit = lambda _: (STACK, -1)
@@ -366,7 +365,7 @@ def is_asleep(pid: int) -> bool:
         return file.read().rpartition(b")")[2].split()[0] not in (b"R", b"D", b"Z")
 
 
-def check_is_asleep(system: System, own: int) -> None:
+def check_is_asleep(system: System) -> None:
     """OSError if /proc hides processes without rights (hidepid): `watch` must see them."""
     pid = system.fork()
     if pid == 0:
@@ -374,7 +373,7 @@ def check_is_asleep(system: System, own: int) -> None:
             os.setresuid(NOBODY, NOBODY, NOBODY)
         system.prctl("PR_SET_PDEATHSIG", 1, signal.SIGKILL)
         system.prctl("PR_SET_DUMPABLE", 4, 0)
-        if os.getppid() == own:
+        if os.getppid() == system.zygote:
             os.kill(os.getpid(), signal.SIGSTOP)
         os._exit(0)
     try:
@@ -419,7 +418,7 @@ def start_thread(thread: threading.Thread) -> None:
         thread.run()
 
 
-def serve(control: socket.socket, system: System, own: int, base: int) -> bool:
+def serve(control: socket.socket, system: System, base: int) -> bool:
     """Runs one fork. False if the other end closed.
 
     A message brings the limits and three descriptors (request, standard input, output). The reply
@@ -433,7 +432,7 @@ def serve(control: socket.socket, system: System, own: int, base: int) -> bool:
     reader, writer = os.pipe()
     pid = system.fork()
     if pid == 0:
-        child(system, own, base, fds, writer, limits)
+        child(system, base, fds, writer, limits)
     for fd in (*fds, writer):
         os.close(fd)
     fault = watch(system, pid, limits["seconds"])
@@ -453,8 +452,9 @@ def zygote() -> None:
         with suppress(ImportError):
             importlib.import_module(name)
     # exit() and quit(), help and copyright: -S leaves them out.
-    for name in ("setquit", "sethelper", "setcopyright"):
-        getattr(sys.modules["site"], name)()
+    site.setquit()
+    site.sethelper()
+    site.setcopyright()
     threading.Thread.start = start_thread
     threading.Thread.join = lambda *_, **__: None
     threading.Thread.is_alive = lambda _: False
@@ -464,17 +464,17 @@ def zygote() -> None:
         file.write("1000")  # when memory runs out, the kernel kills a program, not the training run
     with open("/proc/self/statm") as file:
         base = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    system, own = System(), os.getpid()
+    system = System()
     control = socket.socket(fileno=0)
     os.dup2(1, RESULT)  # reserves these two descriptors for the forks
     os.dup2(1, STATUS)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # it may be inherited as ignored
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
-    check_is_asleep(system, own)
+    check_is_asleep(system)
     gc.collect()
     gc.freeze()
     control.send(b"ready")
-    while serve(control, system, own, base):
+    while serve(control, system, base):
         pass
 
 
