@@ -37,13 +37,13 @@ TOKENIZER_FILES = (  # saved unchanged
     "merges.txt",
     "tokenizer.model",
 )
-HUB_FILES = (
+HUB_FILES = [
     "config.json",
     "model*.safetensors",
     "model.safetensors.index.json",
     "tokenizer.json",
     *TOKENIZER_FILES,
-)
+]
 
 
 def resolve(name: str | Path) -> Path:
@@ -59,7 +59,7 @@ def resolve(name: str | Path) -> Path:
     from huggingface_hub import snapshot_download  # comes with tokenizers; slow to import
 
     try:
-        return Path(snapshot_download(str(name), allow_patterns=list(HUB_FILES)))
+        return Path(snapshot_download(str(name), allow_patterns=HUB_FILES))
     except Exception as error:  # the hub's own errors, its HTTP library's and the system's
         reason = str(error).strip().split("\n")[0]
         raise ValueError(
@@ -88,17 +88,17 @@ def load(
         names = ", ".join(EMBEDDED)
         raise ValueError(f"{folder}: no such model folder (embedded models: {names})")
     config = read_config(folder / "config.json")
-    if check_config is not None:
+    if check_config:
         check_config(config)
     tokenizer = load_tokenizer(folder)
     ids_of = {"tokenizer.json": tokenizer.backend.get_vocab().values()}
     for name in ("config.json", "generation_config.json"):
         ids_of[name] = eos_token_ids(folder / name)
     for name, ids in ids_of.items():
-        largest, size = max(ids, default=0), config.vocab_size
-        if largest >= size:
+        if max(ids, default=0) >= config.vocab_size:
             raise ValueError(
-                f"{folder / name}: token id {largest}, but the model has embeddings for {size}"
+                f"{folder / name}: token id {max(ids)}, "
+                f"but the model has embeddings for {config.vocab_size}"
             )
     return load_model(folder, config, device, dtype or torch.float32), tokenizer
 
@@ -157,9 +157,11 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     eos = read_json(path).get("eos_token") if path.is_file() else None
     if isinstance(eos, dict):
         eos = eos.get("content")
-    eos_id = None if eos is None else backend.token_to_id(str(eos))
-    if eos is not None and eos_id is None:
-        raise ValueError(f"{path}: eos_token {eos!r} is not in tokenizer.json")
+    eos_id = None
+    if eos is not None:
+        eos_id = backend.token_to_id(str(eos))
+        if eos_id is None:
+            raise ValueError(f"{path}: eos_token {eos!r} is not in tokenizer.json")
     paths = [folder / name for name in TOKENIZER_FILES]
     files = {path.name: read_file(path) for path in paths if path.is_file()}
     try:

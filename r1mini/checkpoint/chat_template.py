@@ -79,15 +79,12 @@ def tojson(value, ensure_ascii=False, **options) -> str:
     return json.dumps(value, ensure_ascii=ensure_ascii, **options)  # jinja2's escapes <, > and &
 
 
-def strftime_now(format: str) -> str:
-    return datetime.now().strftime(format)
-
-
 ENVIRONMENT = ImmutableSandboxedEnvironment(
     trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
 )
 ENVIRONMENT.filters["tojson"] = tojson
-ENVIRONMENT.globals |= {"raise_exception": raise_exception, "strftime_now": strftime_now}
+ENVIRONMENT.globals["raise_exception"] = raise_exception
+ENVIRONMENT.globals["strftime_now"] = lambda format: datetime.now().strftime(format)
 
 
 @dataclass(frozen=True)

@@ -42,11 +42,11 @@ class Tokenizer:
         backend: Backend,
         stop_ids: Iterable[int] = (),
         eos_id: int | None = None,
-        files: Mapping[str, bytes] | None = None,
+        files: Mapping[str, bytes] = {},
     ):
         backend.no_truncation()  # a tokenizer.json can ask for both, for every text
         backend.no_padding()
-        self.backend, self.files = backend, dict(files or {})
+        self.backend, self.files = backend, dict(files)
         eos_ids = [i for i in (eos_id, backend.token_to_id(END_OF_TEXT)) if i is not None]
         self.stop_ids = frozenset([*stop_ids, *eos_ids])
         if not self.stop_ids:

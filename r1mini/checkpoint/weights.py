@@ -25,20 +25,16 @@ from r1mini.infra.files import Content, json_text, read_json
 from r1mini.model.config import ModelConfig
 from r1mini.model.transformer import Transformer
 
-FAMILIES: dict[str, dict[str, Any]] = {  # with transformers' defaults for missing fields
+QWEN = {"max_position_embeddings": 32768, "num_key_value_heads": 32, "sliding_window": 4096}
+FAMILIES = {  # with transformers' defaults for missing fields
     "llama": {"max_position_embeddings": 2048},
     "mistral": {
         "max_position_embeddings": 131072,
         "num_key_value_heads": 8,
         "sliding_window": 4096,
     },
-    "qwen2": {"max_position_embeddings": 32768, "num_key_value_heads": 32, "sliding_window": 4096},
-    "qwen3": {
-        "max_position_embeddings": 32768,
-        "num_key_value_heads": 32,
-        "head_dim": 128,
-        "sliding_window": 4096,
-    },
+    "qwen2": QWEN,
+    "qwen3": {**QWEN, "head_dim": 128},
 }
 ROPE = {  # kinds of RoPE scaling, and their required numbers
     "default": (),
@@ -123,14 +119,14 @@ def refuse_unsupported(family: str, raw: Mapping[str, Any], sizes: Mapping[str, 
             slides = "sliding_attention" in layer_types
         else:
             slides = raw.get("max_window_layers", 28) < sizes["num_hidden_layers"]
-        slides = slides and bool(raw.get("use_sliding_window"))
+        slides = slides and raw.get("use_sliding_window")
     else:
         slides = family == "mistral"
     unsupported = {
         f"hidden_act {raw.get('hidden_act')}": raw.get("hidden_act", "silu") != "silu",
-        "mlp_bias": bool(raw.get("mlp_bias")),
+        "mlp_bias": raw.get("mlp_bias"),
         "attention_bias (of the output projection)": (
-            family != "qwen2" and bool(raw.get("attention_bias"))
+            family != "qwen2" and raw.get("attention_bias")
         ),
         "quantization_config": raw.get("quantization_config") is not None,
         f"sliding_window {window} of {context} positions": (
@@ -159,14 +155,14 @@ def rope_config(raw: Mapping[str, Any], context: int) -> tuple[float, dict[str, 
             raise ValueError(f"partial_rotary_factor {factor} is not supported")
     if kind == "default":
         return theta, None
-    names = (*ROPE[kind], *YARN_OPTIONS, "truncate")
-    scaling = {name: value for name, value in rope.items() if name in names}
+    numbers = (*ROPE[kind], *YARN_OPTIONS)
+    scaling = {name: value for name, value in rope.items() if name in (*numbers, "truncate")}
     if kind != "linear":
         name = "original_max_position_embeddings"
         scaling[name] = raw.get(name) or scaling.get(name) or context
         if kind == "yarn" and scaling.get("factor") is None:
             scaling["factor"] = context / scaling[name]
-    for name in (*ROPE[kind], *YARN_OPTIONS):
+    for name in numbers:
         value = scaling.get(name)
         if name in YARN_OPTIONS and value is None:
             continue
@@ -229,8 +225,7 @@ def weight_files(folder: Path) -> tuple[Path, list[Path]]:
     if path.is_file():
         return path, [path]
     if path.exists() or not index.is_file():
-        suffixes = (".bin", ".pt", ".pth")
-        pickles = sorted(file.name for file in folder.iterdir() if file.suffix in suffixes)
+        pickles = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
         hint = f" ({pickles[0]} is not read: pickle)" if pickles else ""
         raise ValueError(f"{path}: no such file{hint}")
     names = read_json(index).get("weight_map")
@@ -281,8 +276,7 @@ def locate_tensors(
     listing: Path, files: list[Path], shapes: Mapping[str, tuple[int, ...]], tied: bool
 ) -> dict[str, Path]:
     """The file of each tensor. ValueError unless they are the tensors of these names and shapes."""
-    file_of: dict[str, Path] = {}
-    problems = []
+    file_of, problems = {}, []
     for path in files:
         with open_safetensors(path) as file:
             for name in file.keys():
@@ -292,8 +286,9 @@ def locate_tensors(
                     problems.append(f"{name} is in {file_of[name].name} and in {path.name}")
                 elif name not in shapes:
                     # Old Llamas store a buffer; some files store a tied weight twice.
-                    ignored = name.endswith("rotary_emb.inv_freq")
-                    if not ignored and not (tied and name == "lm_head.weight"):
+                    if not (
+                        name.endswith("rotary_emb.inv_freq") or tied and name == "lm_head.weight"
+                    ):
                         problems.append(f"{name[:100]!r} is unknown")
                 elif shape != shapes[name]:
                     problems.append(f"{name} has shape {shape}, not {shapes[name]}")
@@ -327,24 +322,24 @@ def model_files(
         generation["eos_token_id"] = sorted(tokenizer.stop_ids)
         files["generation_config.json"] = json_text(generation).encode()
     config = config_json(model, tokenizer.stop_ids, dtype or model.lm_head.weight.dtype)
-    return {**files, "config.json": json_text(config).encode()}
+    files["config.json"] = json_text(config).encode()
+    return files
 
 
 def shards(model: Transformer, dtype: torch.dtype | None, shard_bytes: int) -> dict[str, Content]:
     """One file, or shards of at most `shard_bytes` (but at least one tensor) and their index."""
-    parts: list[dict[str, torch.Tensor]] = [{}]
-    size = total = 0
+    parts, size, total = [{}], 0, 0
     for name, parameter in model.named_parameters():  # a tied one once
         count = parameter.numel() * (dtype or parameter.dtype).itemsize
         if parts[-1] and size + count > shard_bytes:
             parts.append({})
             size = 0
         parts[-1][name] = parameter.detach()
-        size, total = size + count, total + count
+        size += count
+        total += count
     if len(parts) == 1:
         return {"model.safetensors": partial(write_tensors, parts[0], dtype)}
-    files: dict[str, Content] = {}
-    weight_map = {}
+    files, weight_map = {}, {}
     for number, part in enumerate(parts, 1):
         file = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
         files[file] = partial(write_tensors, part, dtype)

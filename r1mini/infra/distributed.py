@@ -34,7 +34,7 @@ Item = TypeVar("Item")
 
 
 def world_size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
@@ -49,12 +49,12 @@ def is_main_rank() -> bool:
 # -- the run ---------------------------------------------------------------------------------------
 
 
-def distributed_main(main: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def distributed_main(main: Callable) -> Callable:
     """`main(cfg)` on every rank that torchrun started; without torchrun, just `main`. An error on
     one rank stops all of them, and only that rank reports it."""
 
     @functools.wraps(main)
-    def on_ranks(cfg: Any) -> Any:
+    def on_ranks(cfg):
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return main(cfg)
         store = init_process_group()
@@ -146,7 +146,7 @@ def same_on_all_ranks(read: Callable[..., Item]) -> Callable[..., Item]:
     nodes do not share the folder."""
 
     @functools.wraps(read)
-    def checked(*args: Any, **kwargs: Any) -> Item:
+    def checked(*args, **kwargs):
         result = read(*args, **kwargs)
         require_same(f"the content of {args[0]}", result)
         return result
@@ -158,7 +158,7 @@ def main_rank_only(write: Callable[..., None]) -> Callable[..., None]:
     """Decorator: every rank calls `write`, only the main rank runs it, the others wait for it."""
 
     @functools.wraps(write)
-    def on_main_rank(*args: Any, **kwargs: Any) -> None:
+    def on_main_rank(*args, **kwargs):
         if is_main_rank():
             write(*args, **kwargs)
         all_gather([])
@@ -203,7 +203,7 @@ def all_gather(items: Sequence[Item]) -> list[Item]:
     """The lists of all ranks, concatenated, on every rank."""
     if world_size() == 1:
         return list(items)
-    gathered: list[Any] = [None] * world_size()
+    gathered = [None] * world_size()
     dist.all_gather_object(gathered, items)
     return [item for of_rank in gathered for item in of_rank]
 
@@ -241,8 +241,8 @@ def reduce_metrics(metrics: Mapping[str, float], maxima: Iterable[str] = ()) -> 
     of_ranks = all_gather([metrics])
     reduced = {}
     for name in metrics:
-        values = (of_rank[name] for of_rank in of_ranks)
-        reduced[name] = max(values) if name in maxima else sum(values)
+        combine = max if name in maxima else sum
+        reduced[name] = combine(of_rank[name] for of_rank in of_ranks)
     return reduced
 
 

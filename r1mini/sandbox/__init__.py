@@ -8,7 +8,6 @@ not. Left out: real threads, files and third-party packages in solutions; partia
 """
 
 import atexit
-import json
 import os
 import platform
 import socket
@@ -50,11 +49,11 @@ class Zygote:
     """
 
     def __init__(self) -> None:
-        system, machine = platform.system(), platform.machine()
-        if system != "Linux" or machine not in SYSCALLS or sys.maxsize < 2**32:
+        machine = platform.machine()
+        if platform.system() != "Linux" or machine not in SYSCALLS or sys.maxsize < 2**32:
             raise SandboxError(
-                f"no sandbox on {system} {machine}: programs are run only on Linux with seccomp, "
-                f"on {' or '.join(SYSCALLS)}"
+                f"no sandbox on {platform.system()} {machine}: programs are run only on Linux with "
+                f"seccomp, on {' or '.join(SYSCALLS)}"
             )
         self.control, child_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         # Not -I, which would ignore the hash seed: with it, sets have the same order every time.
@@ -112,9 +111,9 @@ class Zygote:
         try:
             for data in (request, stdin, b""):
                 files.append(memory_file(data))
-            limits = json.dumps({"seconds": seconds, "memory": memory}).encode()
+            limits = {"seconds": seconds, "memory": memory}
             try:
-                socket.send_fds(self.control, [limits], files)
+                socket.send_fds(self.control, [encode(limits)], files)
             except OSError as error:
                 raise HelperDied(f"the sandbox's helper process failed: {error}") from error
             message = self.receive(starved_after(seconds) + START_TIMEOUT)
@@ -167,8 +166,7 @@ def disown_helpers() -> None:
 
 
 atexit.register(close)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=disown_helpers)
+os.register_at_fork(after_in_child=disown_helpers)
 
 
 def memory_file(data: bytes) -> int:

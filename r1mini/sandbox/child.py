@@ -17,6 +17,7 @@ import json
 import math
 import os
 import random
+import resource
 import signal
 import site
 import socket
@@ -214,8 +215,6 @@ class System:
 
 
 def limit(kind: int, value: int) -> None:
-    import resource  # not at the top: systems without it import this file too
-
     hard = resource.getrlimit(kind)[1]
     value = value if hard == resource.RLIM_INFINITY else min(value, hard)
     resource.setrlimit(kind, (value, value))
@@ -226,15 +225,13 @@ def confine(system: System, seconds: float, memory: int) -> None:
 
     OSError if the kernel refuses any of it; the program is then not run.
     """
-    import resource as r
-
-    limit(r.RLIMIT_AS, memory)
-    limit(r.RLIMIT_STACK, STACK)
-    limit(r.RLIMIT_FSIZE, OUTPUT_CAP + 1)
-    limit(r.RLIMIT_CPU, math.ceil(seconds) + 1)
-    for kind in (r.RLIMIT_NPROC, r.RLIMIT_CORE, r.RLIMIT_MEMLOCK):
+    limit(resource.RLIMIT_AS, memory)
+    limit(resource.RLIMIT_STACK, STACK)
+    limit(resource.RLIMIT_FSIZE, OUTPUT_CAP + 1)
+    limit(resource.RLIMIT_CPU, math.ceil(seconds) + 1)
+    for kind in (resource.RLIMIT_NPROC, resource.RLIMIT_CORE, resource.RLIMIT_MEMLOCK):
         limit(kind, 0)
-    limit(r.RLIMIT_NOFILE, STATUS + 1)
+    limit(resource.RLIMIT_NOFILE, STATUS + 1)
     if 0 in os.getresuid():
         try:
             os.setgroups([])
@@ -349,8 +346,8 @@ def child(system: System, base: int, fds: list[int], status: int, limits: dict) 
         os.fstat = lambda fd: stats.get(fd) or os.close(-1)  # EBADF
         confine(system, limits["seconds"], base + limits["memory"])
         # Many programs start by asking for a larger stack.
-        sys.modules["resource"].setrlimit = lambda *_: None
-        sys.modules["resource"].getrlimit = lambda _: (STACK, -1)
+        resource.setrlimit = lambda *_: None
+        resource.getrlimit = lambda _: (STACK, -1)
         report = "ok"
     except Exception as error:
         report = f"{type(error).__name__}: {error}"
