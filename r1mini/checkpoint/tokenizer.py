@@ -1,13 +1,11 @@
 """Text to token ids and back, with the `tokenizers` library, and the embedded models' vocabulary.
 
 The vocabulary is a byte-level BPE. Its pre-tokenizer keeps a digit together with the sign before it
-(`5`, `+8`, ` ?7`), and keeps whole a two-digit number, a chemical symbol, and a word with its line
-end. One attempt of a search then takes half as many tokens as it has characters.
+(`5`, `+8`, ` ?7`); a two-digit number, a chemical symbol, and a word with its line end stay whole.
+One attempt of a search then takes half as many tokens as it has characters.
 
 `StreamDecoder` decodes token by token, for the terminal.
 """
-
-from __future__ import annotations
 
 import copy
 import re
@@ -80,7 +78,7 @@ class Tokenizer:
         """Leaves out special tokens."""
         return self.backend.decode(list(ids), skip_special_tokens=True)
 
-    def with_stop_token(self, token: str) -> Tokenizer:
+    def with_stop_token(self, token: str) -> "Tokenizer":
         """A copy that also stops at `token`, if that is one of its tokens.
 
         Chat templates end turns with a token that the model's files may not name: Qwen2.5's base

@@ -188,10 +188,11 @@ def config_json(model: Transformer, stop_ids: frozenset[int], dtype: torch.dtype
                 config[name] = {**config[name], "attention_factor": model.rope_factor}
         return config
     fields = dataclasses.asdict(model.config)
-    family = "qwen2" if model.config.attention_bias else "llama"
+    family = "llama"
     if fields.pop("qk_norm"):
         family = "qwen3"
-    if family == "qwen2":
+    elif fields["attention_bias"]:
+        family = "qwen2"
         del fields["attention_bias"]
     if model.config.rope_scaling is None:
         del fields["rope_scaling"]
@@ -286,9 +287,8 @@ def locate_tensors(
                     problems.append(f"{name} is in {file_of[name].name} and in {path.name}")
                 elif name not in shapes:
                     # Old Llamas store a buffer; some files store a tied weight twice.
-                    if not (
-                        name.endswith("rotary_emb.inv_freq") or tied and name == "lm_head.weight"
-                    ):
+                    tied_copy = tied and name == "lm_head.weight"
+                    if not tied_copy and not name.endswith("rotary_emb.inv_freq"):
                         problems.append(f"{name[:100]!r} is unknown")
                 elif shape != shapes[name]:
                     problems.append(f"{name} has shape {shape}, not {shapes[name]}")

@@ -254,10 +254,9 @@ def shard(model: Transformer) -> Transformer:
     sums over ranks, not means: the loss is divided by the token count of the whole batch."""
     if world_size() == 1:
         return model
-    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-    mesh = init_device_mesh(model.lm_head.weight.device.type, (world_size(),))
+    mesh = dist.init_device_mesh(model.lm_head.weight.device.type, (world_size(),))
     for module in [*model.model.layers, model]:
         fully_shard(module, mesh=mesh, reshard_after_forward=True)
         module.set_gradient_divide_factor(1.0)
@@ -292,8 +291,6 @@ def gather_state(state: Any) -> Any:
     others. Called by all ranks."""
     if isinstance(state, dict):
         return {key: gather_state(value) for key, value in state.items()}
-    if isinstance(state, list):
-        return [gather_state(value) for value in state]
     if not is_sharded(state):
         return state
     tensor = state.full_tensor()

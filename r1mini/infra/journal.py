@@ -18,8 +18,8 @@ from r1mini.infra.files import lock_file
 class Journal:
     """`parts` holds the finished ones of `count` parts; `add(part)` saves one more.
 
-    Without a path, nothing is saved. ValueError for the journal of a job with other settings or
-    that still runs, and for a damaged one. Drops a last line that was cut off.
+    Without a path, nothing is saved. ValueError for the journal of a job that has other settings or
+    is still running, and for a damaged one. Drops a last line that was cut off.
     """
 
     def __init__(self, path: Path | None, settings: Mapping[str, Any], count: int):

@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
 from typing import Any, TextIO
 
 EXIT_CODE = 75  # EX_TEMPFAIL
@@ -84,7 +83,7 @@ def ignore_broken_pipes() -> None:
     sys.stdout, sys.stderr = (stream and IgnoreBrokenPipe(stream) for stream in streams)
 
 
-def on_first_signal(number: int, frame: FrameType | None) -> None:
+def on_first_signal(*_: Any) -> None:
     """Handler: the first signal interrupts the job; later ones do nothing."""
     global first_time
     if first_time is None:
@@ -94,12 +93,12 @@ def on_first_signal(number: int, frame: FrameType | None) -> None:
             raise KeyboardInterrupt
 
 
-def on_signal(number: int, frame: FrameType | None) -> None:
+def on_signal(number: int, *_: Any) -> None:
     """Handler: the first signal interrupts the job; one over a second later ends the process."""
     if first_time is not None and time.monotonic() - first_time > DUPLICATE_SECONDS:
         signal.signal(number, signal.SIG_DFL)
         signal.raise_signal(number)
-    on_first_signal(number, frame)
+    on_first_signal()
 
 
 @contextmanager

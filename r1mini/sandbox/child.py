@@ -206,7 +206,10 @@ class System:
         return done == pid
 
     def wait(self, seconds: float) -> None:
-        """Waits until a fork ends, or so long. (signal.sigtimedwait would return the status.)"""
+        """Waits until a fork ends, at most `seconds`.
+
+        Not signal.sigtimedwait, which would return the status.
+        """
         timeout = struct.pack("=2q", int(seconds), int(seconds % 1 * 1e9))
         self.libc.sigtimedwait(self.sigchld, None, timeout)
 

@@ -67,10 +67,10 @@ def literal(node: ast.expr, allow_tuples: bool) -> object:
 
 
 def assert_to_test(condition: ast.expr, name: str, call: str) -> dict:
-    """The test that `assert condition` makes of the function `name`, which programs call `call`.
+    """The test of the function `name` in `assert condition`; programs name the function `call`.
 
-    Exact are == in either order, and `is` with None, True or False. `not f(x)` is not: 0, "" and
-    None pass it too.
+    Only == in either order and `is` with None, True or False are exact. `not f(x)` is not: 0, ""
+    and None pass it too.
 
     >>> condition = ast.parse("f([1, -2]) == (3, 'a')", mode="eval").body
     >>> assert_to_test(condition, "f", "solve")
