@@ -1,8 +1,8 @@
 """Text to token ids and back, with the `tokenizers` library, and the embedded models' vocabulary.
 
 The vocabulary is a byte-level BPE. Its pre-tokenizer keeps a digit together with the sign before it
-(`5`, `+8`, ` ?7`); a two-digit number, a chemical symbol, and a word with its line end stay whole.
-One attempt of a search then takes half as many tokens as it has characters.
+(`5`, `+8`, ` ?7`), and keeps whole a two-digit number, a chemical symbol, and a word with its line
+end. One attempt of a search then takes half as many tokens as it has characters.
 
 `StreamDecoder` decodes token by token, for the terminal.
 """

@@ -49,11 +49,11 @@ class Zygote:
     """
 
     def __init__(self) -> None:
-        machine = platform.machine()
-        if platform.system() != "Linux" or machine not in SYSCALLS or sys.maxsize < 2**32:
+        system, machine = platform.system(), platform.machine()
+        if system != "Linux" or machine not in SYSCALLS or sys.maxsize < 2**32:
             raise SandboxError(
-                f"no sandbox on {platform.system()} {machine}: programs are run only on Linux with "
-                f"seccomp, on {' or '.join(SYSCALLS)}"
+                f"no sandbox on {system} {machine}: programs are run only on Linux with seccomp, "
+                f"on {' or '.join(SYSCALLS)}"
             )
         self.control, child_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         # Not -I, which would ignore the hash seed: with it, sets have the same order every time.
@@ -166,7 +166,8 @@ def disown_helpers() -> None:
 
 
 atexit.register(close)
-os.register_at_fork(after_in_child=disown_helpers)
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=disown_helpers)
 
 
 def memory_file(data: bytes) -> int:
@@ -202,7 +203,6 @@ def run(request: bytes, stdin: bytes, seconds: float, memory: int) -> tuple[byte
         else:
             IDLE.append(zygote)
             return result
-    raise AssertionError("unreachable")
 
 
 def text_lines(output: bytes) -> list[bytes]:

@@ -67,10 +67,10 @@ def literal(node: ast.expr, allow_tuples: bool) -> object:
 
 
 def assert_to_test(condition: ast.expr, name: str, call: str) -> dict:
-    """The test of the function `name` in `assert condition`; programs name the function `call`.
+    """The test that `assert condition` makes of the function `name`, which programs call `call`.
 
-    Only == in either order and `is` with None, True or False are exact. `not f(x)` is not: 0, ""
-    and None pass it too.
+    Exact are == in either order, and `is` with None, True or False. `not f(x)` is not: 0, "" and
+    None pass it too.
 
     >>> condition = ast.parse("f([1, -2]) == (3, 'a')", mode="eval").body
     >>> assert_to_test(condition, "f", "solve")
@@ -120,7 +120,7 @@ def from_asserts(source: str, call: str, function: str | None = None) -> Tests:
     asserts = [(node.test, name, call) for node in certain if isinstance(node, ast.Assert)]
     tests, dropped = collect(assert_to_test, asserts)
     total = sum(isinstance(node, ast.Assert) for node in ast.walk(tree))
-    return tests, +(dropped + Counter({"inside or after other statements": total - len(asserts)}))
+    return tests, dropped + Counter({"inside or after other statements": total - len(asserts)})
 
 
 def function_body(tree: ast.Module, call: str, function: str) -> tuple[list[ast.stmt], str]:
@@ -196,8 +196,8 @@ def input_output_test(name: str | None, inputs: object, expected: object) -> dic
 
 
 def humaneval_tests(row: dict) -> Tests:
-    call = typed_column(row, "entry_point", str)
-    return from_asserts(typed_column(row, "test", str), call, "check")
+    test, call = typed_column(row, "test", str), typed_column(row, "entry_point", str)
+    return from_asserts(test, call, "check")
 
 
 def mbpp_asserts(row: dict) -> list[str]:
