@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 import train_grpo
 from r1mini import checkpoint, compare
+from r1mini.checkpoint import weights
 from r1mini.checkpoint.chat_template import load_chat_template, plain_template
 from r1mini.checkpoint.tokenizer import END_OF_TEXT
 from r1mini.checkpoint.weights import config_json
@@ -346,8 +347,9 @@ def test_headers_of_safetensors(copied):
     run()
 
 
-def test_index_of_shards(copied, model, tokens):
-    checkpoint.save(copied, model, tokens, shard_bytes=20_000)
+def test_index_of_shards(copied, model, tokens, monkeypatch):
+    monkeypatch.setattr(weights, "SHARD_BYTES", 20_000)
+    checkpoint.save(copied, model, tokens)
     path = copied / "model.safetensors.index.json"
 
     @examples(15)

@@ -8,7 +8,8 @@ Only `load` and `save` import torch; rendering a prompt does not need it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 ASSETS = Path(__file__).parent.parent / "assets"
 EMBEDDED = ("base", "student-base")
-SHARD_BYTES = 5_000_000_000
 TOKENIZER_FILES = (  # saved unchanged
     "generation_config.json",
     "tokenizer_config.json",
@@ -91,10 +91,8 @@ def load(
     if check_config:
         check_config(config)
     tokenizer = load_tokenizer(folder)
-    ids_of = {"tokenizer.json": tokenizer.backend.get_vocab().values()}
-    for name in ("config.json", "generation_config.json"):
-        ids_of[name] = eos_token_ids(folder / name)
-    for name, ids in ids_of.items():
+    vocabulary = {"tokenizer.json": tokenizer.backend.get_vocab().values()}
+    for name, ids in {**vocabulary, **read_stop_ids(folder)}.items():
         if max(ids, default=0) >= config.vocab_size:
             raise ValueError(
                 f"{folder / name}: token id {max(ids)}, "
@@ -104,11 +102,7 @@ def load(
 
 
 def save(
-    folder: str | Path,
-    model: Transformer,
-    tokenizer: Tokenizer,
-    dtype: torch.dtype | None = None,
-    shard_bytes: int = SHARD_BYTES,
+    folder: str | Path, model: Transformer, tokenizer: Tokenizer, dtype: torch.dtype | None = None
 ) -> None:
     """Write a model folder, with all fields and files that the model was loaded with.
 
@@ -120,7 +114,7 @@ def save(
     @main_rank_only
     def write_model(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        files = model_files(model, tokenizer, dtype, shard_bytes)
+        files = model_files(model, tokenizer, dtype)
         # The shards of an earlier model would be loaded with this one, or instead of it.
         shard = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
         obsolete = [
@@ -149,10 +143,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         raise
     except BaseException as error:  # tokenizers' panics are not Exceptions
         raise ValueError(f"{path}: not a tokenizer ({error})") from None
-    stop_ids = [
-        *eos_token_ids(folder / "config.json"),
-        *eos_token_ids(folder / "generation_config.json"),
-    ]
+    stop_ids = chain(*read_stop_ids(folder).values())
     path = folder / "tokenizer_config.json"
     eos = read_json(path).get("eos_token") if path.is_file() else None
     if isinstance(eos, dict):
@@ -170,16 +161,20 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         raise ValueError(f"{folder}: {error}") from None
 
 
-def as_list(value: Any) -> list[Any]:
+def eos_token_ids(config: Mapping[str, Any]) -> list[Any]:
     """eos_token_id may be a list, one id or absent."""
-    if isinstance(value, list):
-        return value
-    return [] if value is None else [value]
+    ids = config.get("eos_token_id")
+    if isinstance(ids, list):
+        return ids
+    return [] if ids is None else [ids]
 
 
-def eos_token_ids(path: Path) -> list[int]:
-    """eos_token_id of a JSON file; none if there is no file."""
-    ids = as_list(read_json(path).get("eos_token_id")) if path.is_file() else []
-    if not all(type(i) is int and i >= 0 for i in ids):
-        raise ValueError(f"{path}: eos_token_id {ids!r} is not a token id")
-    return ids
+def read_stop_ids(folder: Path) -> dict[str, list[int]]:
+    """The eos_token_ids of each JSON file that may name some."""
+    ids_of = {}
+    for name in ("config.json", "generation_config.json"):
+        path = folder / name
+        ids = ids_of[name] = eos_token_ids(read_json(path)) if path.is_file() else []
+        if not all(type(i) is int and i >= 0 for i in ids):
+            raise ValueError(f"{path}: eos_token_id {ids!r} is not a token id")
+    return ids_of

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from r1mini.checkpoint import SHARD_BYTES, as_list
+from r1mini.checkpoint import eos_token_ids
 from r1mini.checkpoint.tokenizer import Tokenizer
 from r1mini.infra.files import Content, json_text, read_json
 from r1mini.model.config import ModelConfig
@@ -59,6 +59,7 @@ SIZES = (
     "max_position_embeddings",
 )
 PRECISIONS = ("F64", "F32", "F16", "BF16")
+SHARD_BYTES = 5_000_000_000
 
 
 # -- config.json -----------------------------------------------------------------------------------
@@ -309,16 +310,13 @@ def is_finite(tensor: torch.Tensor) -> bool:
 
 
 def model_files(
-    model: Transformer,
-    tokenizer: Tokenizer,
-    dtype: torch.dtype | None = None,
-    shard_bytes: int = SHARD_BYTES,
+    model: Transformer, tokenizer: Tokenizer, dtype: torch.dtype | None = None
 ) -> dict[str, Content]:
     """The files of a model folder by name; config.json is the last."""
-    files = {**shards(model, dtype, shard_bytes), **tokenizer.files}
+    files = {**shards(model, dtype), **tokenizer.files}
     files["tokenizer.json"] = tokenizer.backend.to_str(pretty=True).encode()
     generation = json.loads(files.get("generation_config.json", "{}"))
-    if set(as_list(generation.get("eos_token_id"))) != tokenizer.stop_ids:
+    if set(eos_token_ids(generation)) != tokenizer.stop_ids:
         generation["eos_token_id"] = sorted(tokenizer.stop_ids)
         files["generation_config.json"] = json_text(generation).encode()
     config = config_json(model, tokenizer.stop_ids, dtype or model.lm_head.weight.dtype)
@@ -326,12 +324,12 @@ def model_files(
     return files
 
 
-def shards(model: Transformer, dtype: torch.dtype | None, shard_bytes: int) -> dict[str, Content]:
-    """One file, or shards of at most `shard_bytes` (but at least one tensor) and their index."""
+def shards(model: Transformer, dtype: torch.dtype | None) -> dict[str, Content]:
+    """One file, or shards of at most SHARD_BYTES (but at least one tensor) and their index."""
     parts, size, total = [{}], 0, 0
     for name, parameter in model.named_parameters():  # a tied one once
         count = parameter.numel() * (dtype or parameter.dtype).itemsize
-        if parts[-1] and size + count > shard_bytes:
+        if parts[-1] and size + count > SHARD_BYTES:
             parts.append({})
             size = 0
         parts[-1][name] = parameter.detach()

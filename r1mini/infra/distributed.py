@@ -16,8 +16,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TextIO, TypeVar
 
@@ -166,28 +165,20 @@ def main_rank_only(write: Callable[..., None]) -> Callable[..., None]:
     return on_main_rank
 
 
-class NamedLog(io.TextIOWrapper):
-    """A text file whose errors name it."""
+class NamedFile(io.FileIO):
+    """A file whose errors name it."""
 
-    def flush(self) -> None:
-        with self.name_in_errors():
-            super().flush()
-
-    def close(self) -> None:
-        with self.name_in_errors():
-            super().close()
-
-    @contextmanager
-    def name_in_errors(self) -> Iterator[None]:
+    def write(self, content) -> int:
         try:
-            yield
+            return super().write(content)
         except OSError as error:
             raise ValueError(f"{self.name}: cannot be written ({error.strerror})") from None
 
 
 def open_log(path: os.PathLike) -> TextIO:
     """A log to append to. Only the main rank's lines reach the file."""
-    return NamedLog(open(path if is_main_rank() else os.devnull, "ab"), encoding="utf-8")
+    file = NamedFile(path if is_main_rank() else os.devnull, "a")
+    return io.TextIOWrapper(io.BufferedWriter(file), encoding="utf-8")
 
 
 # -- dividing work and adding up -------------------------------------------------------------------

@@ -95,12 +95,11 @@ def lock_file(path: Path, name: str) -> BinaryIO:
     file = open(path, "a+b")  # noqa: SIM115 (the caller closes it)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise ValueError(f"{name}: in use by another process") from None
     except OSError as error:
         file.close()
-        raise ValueError(f"{name}: cannot be locked ({error.strerror})") from None
+        busy = isinstance(error, BlockingIOError)
+        reason = "in use by another process" if busy else f"cannot be locked ({error.strerror})"
+        raise ValueError(f"{name}: {reason}") from None
     return file
 
 

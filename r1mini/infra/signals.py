@@ -102,8 +102,8 @@ def on_signal(number: int, *_: Any) -> None:
 
 
 @contextmanager
-def listening(handler=on_signal) -> Iterator[None]:
-    """Install the handler within this block of the main thread.
+def listening() -> Iterator[None]:
+    """Handle signals by `on_signal` within this block of the main thread.
 
     A signal that was ignored before (by nohup, or a script's `&`) stays ignored.
     """
@@ -113,7 +113,7 @@ def listening(handler=on_signal) -> Iterator[None]:
     try:
         for number, old_handler in previous.items():
             if old_handler != signal.SIG_IGN:
-                signal.signal(number, handler)
+                signal.signal(number, on_signal)
         yield
     finally:
         for number, old_handler in previous.items():

@@ -210,10 +210,7 @@ def text_lines(output: bytes) -> list[bytes]:
 
     These are its lines without trailing white space, and without empty lines at the end.
     """
-    lines = [line.rstrip() for line in output.split(b"\n")]
-    while lines and not lines[-1]:
-        lines.pop()
-    return lines
+    return [line.rstrip() for line in output.rstrip().split(b"\n")]
 
 
 def prepare(test: dict, where: str) -> tuple[bytes, bytes, bytes]:
@@ -307,17 +304,16 @@ def benchmark(seconds: float = 5.0) -> str:
     close()
     before = sum(os.times()[:4])
     require()  # starts the helper
-    count, program_cpu, start = 0, 0.0, time.perf_counter()
+    cpu_times, start = [], time.perf_counter()
     while time.perf_counter() - start < seconds:
-        output, cpu = run(request, b"21\n", 2.0, 512 << 20)
+        output, cpu_time = run(request, b"21\n", 2.0, 512 << 20)
         assert output == b"42\n"
-        count += 1
-        program_cpu += cpu
-    total = time.perf_counter() - start
+        cpu_times.append(cpu_time)
+    total, count = time.perf_counter() - start, len(cpu_times)
     close()  # waits for the helper, so that its CPU time is counted
     used = sum(os.times()[:4]) - before
     return (
         f"{count / total:.0f} judgements a second, {1000 * total / count:.2f} ms each; "
-        f"CPU time {1000 * used / count:.2f} ms each, {program_cpu / used:.0%} of it in the "
+        f"CPU time {1000 * used / count:.2f} ms each, {sum(cpu_times) / used:.0%} of it in the "
         f"programs' processes; load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} CPUs"
     )
