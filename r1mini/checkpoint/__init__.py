@@ -116,11 +116,11 @@ def save(
         folder.mkdir(parents=True, exist_ok=True)
         files = model_files(model, tokenizer, dtype)
         # The shards of an earlier model would be loaded with this one, or instead of it.
-        shard = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
+        shard = r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?"
         obsolete = [
             path
-            for path in folder.glob("model*.safetensors*")
-            if path.name not in files and shard.fullmatch(path.name)
+            for path in folder.iterdir()
+            if path.name not in files and re.fullmatch(shard, path.name)
         ]
         replace_files(folder, files, obsolete)
 

@@ -66,7 +66,7 @@ class Generation(Extension):
 
     tags = {"generation"}
 
-    def parse(self, parser) -> jinja2.nodes.Scope:
+    def parse(self, parser):
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return jinja2.nodes.Scope(body, lineno=line)

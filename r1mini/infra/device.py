@@ -24,8 +24,6 @@ def pick_device(name: str, threads: int, deterministic: bool = False) -> torch.d
         raise ValueError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices")
     if ":" in name:
         torch.cuda.set_device(name)  # also for NCCL, CUDA graphs, and tensors on plain "cuda"
-    if threads < 0:
-        raise ValueError(f"--threads {threads}: must be at least 0")
     if threads:
         torch.set_num_threads(threads)
     if deterministic:

@@ -140,20 +140,7 @@ def require_same(what: str, value: Any) -> None:
             raise ValueError(f"{what} differs between rank {rank()} and rank {other}")
 
 
-def same_on_all_ranks(read: Callable[..., Item]) -> Callable[..., Item]:
-    """Decorator: every rank calls `read`, and all must get the same result. They differ where the
-    nodes do not share the folder."""
-
-    @functools.wraps(read)
-    def checked(*args, **kwargs):
-        result = read(*args, **kwargs)
-        require_same(f"the content of {args[0]}", result)
-        return result
-
-    return checked
-
-
-def main_rank_only(write: Callable[..., None]) -> Callable[..., None]:
+def main_rank_only(write: Callable) -> Callable:
     """Decorator: every rank calls `write`, only the main rank runs it, the others wait for it."""
 
     @functools.wraps(write)
@@ -227,10 +214,9 @@ def all_reduce_sum(x: Tensor) -> Tensor:
     return x
 
 
-def reduce_metrics(metrics: Mapping[str, float], maxima: Iterable[str] = ()) -> dict[str, float]:
+def reduce_metrics(metrics: Mapping[str, float], maxima: Iterable[str]) -> dict[str, float]:
     """The sum over ranks of each metric; the maximum of those in `maxima`."""
-    of_ranks = all_gather([metrics])
-    reduced = {}
+    of_ranks, reduced = all_gather([metrics]), {}
     for name in metrics:
         combine = max if name in maxima else sum
         reduced[name] = combine(of_rank[name] for of_rank in of_ranks)

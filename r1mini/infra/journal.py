@@ -40,14 +40,10 @@ class Journal:
             saved, *numbered = map(parse_line, lines)
             self.parts = [part for _, part in numbered]
             numbers = [number for number, _ in numbered]
+            if not isinstance(saved, dict) or numbers != list(range(count))[: len(numbers)]:
+                raise ValueError("its lines are not those of one job")
         except (ValueError, TypeError) as error:
             raise ValueError(f"{self.path}: damaged ({error}); delete it to start over") from None
-        if (
-            not isinstance(saved, dict)
-            or numbers != list(range(len(numbers)))
-            or len(numbers) > count
-        ):
-            raise ValueError(f"{self.path}: damaged; delete it to start over")
         for name in sorted(settings.keys() | saved.keys()):
             old, new = saved.get(name), settings.get(name)
             if old != new:

@@ -122,13 +122,15 @@ class Zygote:
             # On a busy machine, a program that sleeps for moments again and again is rarely seen
             # asleep, but it starved itself. One that only computes hardly ever yields.
             if fault and not (fault == STARVED and yields >= MIN_YIELDS):
-                raise SandboxError(f"{NO_VERDICT}: {fault} (status {status})")
+                raise OSError(f"{fault} (status {status})")
             output = os.pread(files[2], OUTPUT_CAP + 1, 0)
             if status or fault or len(output) > OUTPUT_CAP:
                 output = None
             return output, times[0] + times[2] + (times[1] + times[3]) / 1e6
         except OSError as error:
-            raise SandboxError(f"{NO_VERDICT}: {error}") from error
+            raise SandboxError(
+                f"the sandbox failed and the program has no verdict: {error}"
+            ) from error
         finally:
             for file in files:
                 os.close(file)
@@ -142,7 +144,6 @@ class Zygote:
         self.process.stderr.close()
 
 
-NO_VERDICT = "the sandbox failed and the program has no verdict"
 ZYGOTES: set[Zygote] = set()
 # A test takes one and returns it. Threads share them, and start another when none is idle.
 IDLE: list[Zygote] = []

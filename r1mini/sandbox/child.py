@@ -168,9 +168,9 @@ class System:
     def __init__(self) -> None:
         self.libc = ctypes.CDLL(None, use_errno=True)
         self.libc_with_gil = ctypes.PyDLL(None, use_errno=True)
-        self.machine = os.uname().machine
-        self.number = SYSCALLS[self.machine][1]
-        code = seccomp_filter(self.machine)
+        machine = os.uname().machine
+        self.number = SYSCALLS[machine][1]
+        code = seccomp_filter(machine)
         self.code = ctypes.create_string_buffer(code, len(code))
         # struct sock_fprog
         self.program = struct.pack("@HP", len(code) // 8, ctypes.addressof(self.code))

@@ -51,7 +51,7 @@ def collect(convert: Callable[..., dict], candidates: Iterable[tuple]) -> Tests:
 def literal(node: ast.expr, allow_tuples: bool) -> object:
     """The JSON value of a literal, without evaluating it; tuples become lists if allowed."""
     match node:
-        case ast.Constant(value=value) if value is None or type(value) in (bool, int, float, str):
+        case ast.Constant(value=None | bool() | int() | float() | str() as value):
             return value
         case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=value)):
             if type(value) in (int, float):

@@ -28,7 +28,7 @@ from r1mini import checkpoint
 from r1mini.checkpoint.tokenizer import Tokenizer
 from r1mini.checkpoint.weights import model_files, weight_files, write_tensors
 from r1mini.infra import distributed, signals
-from r1mini.infra.distributed import main_rank_only, same_on_all_ranks
+from r1mini.infra.distributed import main_rank_only
 from r1mini.infra.files import (
     Content,
     fsync,
@@ -215,11 +215,12 @@ def unlock(out: Path) -> None:
         file.close()
 
 
-@same_on_all_ranks
 def has_finished(out: Path, config: Mapping[str, Any]) -> bool:
     """Whether a run with this configuration has finished in `out`. Raises ValueError if the folder
     holds a run with another one."""
-    return is_recorded_as_finished(out, config)
+    finished = is_recorded_as_finished(out, config)
+    distributed.require_same(f"the content of {out}", finished)  # nodes may not share the folder
+    return finished
 
 
 def is_recorded_as_finished(out: Path, config: Mapping[str, Any]) -> bool:
