@@ -85,8 +85,7 @@ def load(
 
     folder = resolve(folder)
     if not folder.is_dir():
-        names = ", ".join(EMBEDDED)
-        raise ValueError(f"{folder}: no such model folder (embedded models: {names})")
+        raise ValueError(f"{folder}: no such model folder (embedded models: {', '.join(EMBEDDED)})")
     config = read_config(folder / "config.json")
     if check_config:
         check_config(config)
@@ -111,8 +110,10 @@ def save(
     from r1mini.checkpoint.weights import model_files
     from r1mini.infra.distributed import main_rank_only
 
+    folder = Path(folder)
+
     @main_rank_only
-    def write_model(folder: Path) -> None:
+    def write_model() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         files = model_files(model, tokenizer, dtype)
         # The shards of an earlier model would be loaded with this one, or instead of it.
@@ -124,7 +125,7 @@ def save(
         ]
         replace_files(folder, files, obsolete)
 
-    write_model(Path(folder))
+    write_model()
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:

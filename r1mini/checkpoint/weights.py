@@ -195,7 +195,7 @@ def config_json(model: Transformer, stop_ids: frozenset[int], dtype: torch.dtype
     elif fields["attention_bias"]:
         family = "qwen2"
         del fields["attention_bias"]
-    if model.config.rope_scaling is None:
+    if fields["rope_scaling"] is None:
         del fields["rope_scaling"]
     return {
         "architectures": [f"{family.capitalize()}ForCausalLM"],

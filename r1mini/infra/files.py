@@ -170,8 +170,9 @@ def read_metrics(path: Path, *required: str) -> list[dict[str, float]]:
     for where, row in read_log(path):
         for name in [*required, *row]:
             if not is_finite_number(row.get(name)):
-                value = f"{row.get(name)!r:.60}"
-                raise ValueError(f"{where}: {name[:60]} {value} is not a finite number")
+                raise ValueError(
+                    f"{where}: {name[:60]} {row.get(name)!r:.60} is not a finite number"
+                )
         rows.append(row)
     return rows
 
