@@ -304,7 +304,7 @@ def use_folder(path):
         tokenizer.encode(chat_template.render([{"role": "user", "content": "1+1 配? \n"}]))
     )
     tokenizer.decode(ids)
-    config_json(model, tokenizer.stop_ids, model.lm_head.weight.dtype)
+    config_json(model, tokenizer.stop_ids)
 
 
 @pytest.mark.parametrize(

@@ -100,12 +100,11 @@ def load(
     return load_model(folder, config, device, dtype or torch.float32), tokenizer
 
 
-def save(
-    folder: str | Path, model: Transformer, tokenizer: Tokenizer, dtype: torch.dtype | None = None
-) -> None:
+def save(folder: str | Path, model: Transformer, tokenizer: Tokenizer) -> None:
     """Write a model folder, with all fields and files that the model was loaded with.
 
-    Call it on all ranks; the main rank writes. config.json is written last.
+    The weights keep their dtype. Call it on all ranks; the main rank writes. config.json is written
+    last.
     """
     from r1mini.checkpoint.weights import model_files
     from r1mini.infra.distributed import main_rank_only
@@ -115,7 +114,7 @@ def save(
     @main_rank_only
     def write_model() -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        files = model_files(model, tokenizer, dtype)
+        files = model_files(model, tokenizer)
         # The shards of an earlier model would be loaded with this one, or instead of it.
         shard = r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?"
         obsolete = [

@@ -176,9 +176,9 @@ def rope_config(raw: Mapping[str, Any], context: int) -> tuple[float, dict[str, 
     return theta, {"rope_type": kind, **scaling}
 
 
-def config_json(model: Transformer, stop_ids: frozenset[int], dtype: torch.dtype) -> dict[str, Any]:
-    """The config.json of a model: the one that it was loaded with, if any, with the saved dtype."""
-    dtype_name = str(dtype).removeprefix("torch.")
+def config_json(model: Transformer, stop_ids: frozenset[int]) -> dict[str, Any]:
+    """The config.json of a model: the one that it was loaded with, if any, with its dtype now."""
+    dtype_name = str(model.lm_head.weight.dtype).removeprefix("torch.")
     if model.hf_config:
         config = {
             **model.hf_config,
@@ -309,55 +309,49 @@ def is_finite(tensor: torch.Tensor) -> bool:
     return math.isfinite(tensor.sum(dtype=torch.float32))
 
 
-def model_files(
-    model: Transformer, tokenizer: Tokenizer, dtype: torch.dtype | None = None
-) -> dict[str, Content]:
+def model_files(model: Transformer, tokenizer: Tokenizer) -> dict[str, Content]:
     """The files of a model folder by name; config.json is the last."""
-    files = {**shards(model, dtype), **tokenizer.files}
+    files = {**shards(model), **tokenizer.files}
     files["tokenizer.json"] = tokenizer.backend.to_str(pretty=True).encode()
     generation = json.loads(files.get("generation_config.json", "{}"))
     if set(eos_token_ids(generation)) != tokenizer.stop_ids:
         generation["eos_token_id"] = sorted(tokenizer.stop_ids)
         files["generation_config.json"] = json_text(generation).encode()
-    config = config_json(model, tokenizer.stop_ids, dtype or model.lm_head.weight.dtype)
-    files["config.json"] = json_text(config).encode()
+    files["config.json"] = json_text(config_json(model, tokenizer.stop_ids)).encode()
     return files
 
 
-def shards(model: Transformer, dtype: torch.dtype | None) -> dict[str, Content]:
+def shards(model: Transformer) -> dict[str, Content]:
     """One file, or shards of at most SHARD_BYTES (but at least one tensor) and their index."""
     parts, size, total = [{}], 0, 0
     for name, parameter in model.named_parameters():  # a tied one once
-        count = parameter.numel() * (dtype or parameter.dtype).itemsize
-        if parts[-1] and size + count > SHARD_BYTES:
+        if parts[-1] and size + parameter.nbytes > SHARD_BYTES:
             parts.append({})
             size = 0
         parts[-1][name] = parameter.detach()
-        size += count
-        total += count
+        size += parameter.nbytes
+        total += parameter.nbytes
     if len(parts) == 1:
-        return {"model.safetensors": partial(write_tensors, parts[0], dtype)}
+        return {"model.safetensors": partial(write_tensors, parts[0])}
     files, weight_map = {}, {}
     for number, part in enumerate(parts, 1):
         file = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
-        files[file] = partial(write_tensors, part, dtype)
+        files[file] = partial(write_tensors, part)
         weight_map |= dict.fromkeys(part, file)
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     return {**files, "model.safetensors.index.json": json_text(index).encode()}
 
 
-def write_tensors(
-    tensors: Mapping[str, torch.Tensor], dtype: torch.dtype | None, path: Path
-) -> None:
+def write_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     """Write a safetensors file. ValueError for a tensor that `load_model` would refuse."""
-    converted = {name: t.to("cpu", dtype or t.dtype).contiguous() for name, t in tensors.items()}
-    for name, tensor in converted.items():
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    for name, tensor in tensors.items():
         if not is_finite(tensor):
             raise ValueError(f"{name} holds NaN or infinity, so nothing is saved")
     path.touch()
     mode = path.stat().st_mode
     try:
-        save_file(converted, path, {"format": "pt"})
+        save_file(tensors, path, {"format": "pt"})
     except SafetensorError as error:
         raise OSError(str(error)) from None
     path.chmod(mode)  # safetensors 0.8 replaces the file by one that only its owner may read

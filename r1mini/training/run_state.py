@@ -352,11 +352,11 @@ def state_files(
                 moments[f"{number}.{parameter}.{name}"] = value
     files = {
         **model_files(distributed.gather_model(model), tokenizer),
-        MOMENTS: partial(write_tensors, moments, None),
+        MOMENTS: partial(write_tensors, moments),
     }
     for name, other in others.items():
         weights = dict(distributed.gather_model(other).named_parameters())
-        files[f"{name}.safetensors"] = partial(write_tensors, weights, None)
+        files[f"{name}.safetensors"] = partial(write_tensors, weights)
     return files
 
 
