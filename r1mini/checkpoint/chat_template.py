@@ -218,7 +218,22 @@ def load_chat_template(folder: str | Path, kind: str = "auto") -> ChatTemplate:
     if kind not in KINDS:
         raise ValueError(f"--template {kind}: not one of {', '.join(KINDS)}")
     folder = resolve(folder)
-    path, source, special_tokens = read_template(folder)
+    path, jinja_path = folder / "tokenizer_config.json", folder / "chat_template.jinja"
+    config = read_json(path) if path.is_file() else {}
+    special_tokens = {}
+    for name, token in config.items():
+        if isinstance(token, dict):
+            token = token.get("content")
+        if name.endswith("_token") and isinstance(token, str):
+            special_tokens[name] = token
+    source = config.get("chat_template")
+    if isinstance(source, list):  # named templates: "default", "tool_use", ...
+        for template in source:
+            if isinstance(template, dict) and template.get("name") == "default":
+                source = template.get("template")
+                break
+    if jinja_path.is_file():
+        path, source = jinja_path, jinja_path.read_bytes().decode("utf-8", errors="replace")
     if kind == "chat" and source is None:
         raise ValueError(
             f"--template chat: {folder} has no template in tokenizer_config.json or "
@@ -240,27 +255,6 @@ def load_chat_template(folder: str | Path, kind: str = "auto") -> ChatTemplate:
     # A model trained with a template that is not its own has to be saved with that template.
     saved, wraps_text = kind in ("r1-zero", "plain"), kind in ("r1-zero", "chat")
     return ChatTemplate(name, source, special_tokens, saved, wraps_text)
-
-
-def read_template(folder: Path) -> tuple[Path, object, dict[str, str]]:
-    """(file, the template in it or None, special tokens) of a folder; the template is unchecked."""
-    path, jinja_path = folder / "tokenizer_config.json", folder / "chat_template.jinja"
-    config = read_json(path) if path.is_file() else {}
-    special_tokens = {}
-    for name, token in config.items():
-        if isinstance(token, dict):
-            token = token.get("content")
-        if name.endswith("_token") and isinstance(token, str):
-            special_tokens[name] = token
-    source = config.get("chat_template")
-    if isinstance(source, list):  # named templates: "default", "tool_use", ...
-        for template in source:
-            if isinstance(template, dict) and template.get("name") == "default":
-                source = template.get("template")
-                break
-    if jinja_path.is_file():
-        path, source = jinja_path, jinja_path.read_bytes().decode("utf-8", errors="replace")
-    return path, source, special_tokens
 
 
 def plain_template(eos_token: str) -> ChatTemplate:
