@@ -122,17 +122,6 @@ def is_first_to_fail(store: dist.Store) -> bool:
         return False
 
 
-def rank_device(name: str) -> str:
-    """The device of this rank for `--device name`: each rank has its own GPU."""
-    if world_size() == 1 or name == "cpu":
-        return name
-    if name != "cuda":
-        raise ValueError(
-            f"--device {name}: each of the {world_size()} ranks has its own; use auto, cuda or cpu"
-        )
-    return f"cuda:{os.environ.get('LOCAL_RANK', rank())}"
-
-
 def require_same(what: str, value: Any) -> None:
     """Raises ValueError unless all ranks pass the same value."""
     for other, other_value in enumerate(all_gather([repr(value)])):

@@ -109,8 +109,11 @@ class Zygote:
         """
         files = []
         try:
-            for data in (request, stdin, b""):
-                files.append(memory_file(data))
+            for content in (request, stdin, b""):
+                files.append(os.memfd_create("r1mini"))  # a private file in memory
+                with open(files[-1], "wb", closefd=False) as file:
+                    file.write(content)
+                    file.seek(0)
             limits = {"seconds": seconds, "memory": memory}
             try:
                 socket.send_fds(self.control, [encode(limits)], files)
@@ -169,15 +172,6 @@ def disown_helpers() -> None:
 atexit.register(close)
 if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=disown_helpers)
-
-
-def memory_file(data: bytes) -> int:
-    """A descriptor of a private file in memory."""
-    fd = os.memfd_create("r1mini")
-    with open(fd, "wb", closefd=False) as file:
-        file.write(data)
-    os.lseek(fd, 0, os.SEEK_SET)
-    return fd
 
 
 def idle_zygote() -> Zygote:
