@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from r1mini import config
+from r1mini.bench import __main__ as bench
+from r1mini.evaluation.config import SampleConfig
 from r1mini.infra.device import pick_device
 from r1mini.sampler import cuda_graphs
 
@@ -189,17 +191,17 @@ def test_device_with_a_number_is_the_one_that_is_meant_where_none_is_named(monke
 
 
 @pytest.mark.parametrize(
-    "name, threads, flag",
-    [
-        ("gpu", 1, "--device gpu"),
-        ("cpu:x", 1, "--device cpu:x"),
-        ("", 1, "--device"),
-        ("cpu", -1, "--threads"),
-    ],
+    "name, flag", [("gpu", "--device gpu"), ("cpu:x", "--device cpu:x"), ("", "--device")]
 )
-def test_bad_device_names_the_flag(name, threads, flag):
+def test_bad_device_names_the_flag(name, flag):
     with pytest.raises(ValueError, match=flag):
-        pick_device(name, threads)
+        pick_device(name, 1)
+
+
+@pytest.mark.parametrize("cls", [config.TrainOptions, SampleConfig, bench.Config])
+def test_negative_number_of_threads_names_the_flag(cls):
+    with pytest.raises(ValueError, match="--threads -1: must be at least 0"):
+        config.validate(cls(threads=-1))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 import train_grpo
 from r1mini import checkpoint, compare
+from r1mini.checkpoint import weights
 from r1mini.checkpoint.chat_template import load_chat_template, plain_template
 from r1mini.checkpoint.tokenizer import END_OF_TEXT
 from r1mini.checkpoint.weights import config_json
@@ -307,7 +308,7 @@ def use_folder(path):
         tokenizer.encode(chat_template.render([{"role": "user", "content": "1+1 配? \n"}]))
     )
     tokenizer.decode(ids)
-    config_json(model, tokenizer.stop_ids, model.lm_head.weight.dtype)
+    config_json(model, tokenizer.stop_ids)
 
 
 @pytest.mark.parametrize(
@@ -350,8 +351,9 @@ def test_headers_of_safetensors(copied):
     run()
 
 
-def test_index_of_shards(copied, model, tokens):
-    checkpoint.save(copied, model, tokens, shard_bytes=20_000)
+def test_index_of_shards(copied, model, tokens, monkeypatch):
+    monkeypatch.setattr(weights, "SHARD_BYTES", 20_000)
+    checkpoint.save(copied, model, tokens)
     path = copied / "model.safetensors.index.json"
 
     @examples(15)

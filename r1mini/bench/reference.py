@@ -35,7 +35,7 @@ def to_transformers(ours: Transformer, stop_ids: frozenset[int]):
     from transformers import AutoConfig, AutoModelForCausalLM
 
     weight = ours.lm_head.weight
-    fields = config_json(ours, stop_ids, weight.dtype)
+    fields = config_json(ours, stop_ids)
     fields |= {"eos_token_id": sorted(stop_ids), "pad_token_id": 0}
     config = AutoConfig.for_model(fields.pop("model_type"), **fields)
     model = AutoModelForCausalLM.from_config(config, dtype=weight.dtype)

@@ -8,7 +8,8 @@ Only `load` and `save` import torch; rendering a prompt does not need it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 ASSETS = Path(__file__).parent.parent / "assets"
 EMBEDDED = ("base", "student-base")
-SHARD_BYTES = 5_000_000_000
 TOKENIZER_FILES = (  # saved unchanged
     "generation_config.json",
     "tokenizer_config.json",
@@ -37,13 +37,13 @@ TOKENIZER_FILES = (  # saved unchanged
     "merges.txt",
     "tokenizer.model",
 )
-HUB_FILES = (
+HUB_FILES = [
     "config.json",
     "model*.safetensors",
     "model.safetensors.index.json",
     "tokenizer.json",
     *TOKENIZER_FILES,
-)
+]
 
 
 def resolve(name: str | Path) -> Path:
@@ -59,7 +59,7 @@ def resolve(name: str | Path) -> Path:
     from huggingface_hub import snapshot_download  # comes with tokenizers; slow to import
 
     try:
-        return Path(snapshot_download(str(name), allow_patterns=list(HUB_FILES)))
+        return Path(snapshot_download(str(name), allow_patterns=HUB_FILES))
     except Exception as error:  # the hub's own errors, its HTTP library's and the system's
         reason = str(error).strip().split("\n")[0]
         raise ValueError(
@@ -85,52 +85,46 @@ def load(
 
     folder = resolve(folder)
     if not folder.is_dir():
-        names = ", ".join(EMBEDDED)
-        raise ValueError(f"{folder}: no such model folder (embedded models: {names})")
+        raise ValueError(f"{folder}: no such model folder (embedded models: {', '.join(EMBEDDED)})")
     config = read_config(folder / "config.json")
-    if check_config is not None:
+    if check_config:
         check_config(config)
     tokenizer = load_tokenizer(folder)
-    ids_of = {"tokenizer.json": tokenizer.backend.get_vocab().values()}
-    for name in ("config.json", "generation_config.json"):
-        ids_of[name] = eos_token_ids(folder / name)
-    for name, ids in ids_of.items():
-        largest, size = max(ids, default=0), config.vocab_size
-        if largest >= size:
+    vocabulary = {"tokenizer.json": tokenizer.backend.get_vocab().values()}
+    for name, ids in {**vocabulary, **read_stop_ids(folder)}.items():
+        if max(ids, default=0) >= config.vocab_size:
             raise ValueError(
-                f"{folder / name}: token id {largest}, but the model has embeddings for {size}"
+                f"{folder / name}: token id {max(ids)}, "
+                f"but the model has embeddings for {config.vocab_size}"
             )
     return load_model(folder, config, device, dtype or torch.float32), tokenizer
 
 
-def save(
-    folder: str | Path,
-    model: Transformer,
-    tokenizer: Tokenizer,
-    dtype: torch.dtype | None = None,
-    shard_bytes: int = SHARD_BYTES,
-) -> None:
+def save(folder: str | Path, model: Transformer, tokenizer: Tokenizer) -> None:
     """Write a model folder, with all fields and files that the model was loaded with.
 
-    Call it on all ranks; the main rank writes. config.json is written last.
+    The weights keep their dtype. Call it on all ranks; the main rank writes. config.json is written
+    last.
     """
     from r1mini.checkpoint.weights import model_files
     from r1mini.infra.distributed import main_rank_only
 
+    folder = Path(folder)
+
     @main_rank_only
-    def write_model(folder: Path) -> None:
+    def write_model() -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        files = model_files(model, tokenizer, dtype, shard_bytes)
+        files = model_files(model, tokenizer)
         # The shards of an earlier model would be loaded with this one, or instead of it.
-        shard = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
+        shard = r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?"
         obsolete = [
             path
-            for path in folder.glob("model*.safetensors*")
-            if path.name not in files and shard.fullmatch(path.name)
+            for path in folder.iterdir()
+            if path.name not in files and re.fullmatch(shard, path.name)
         ]
         replace_files(folder, files, obsolete)
 
-    write_model(Path(folder))
+    write_model()
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
@@ -149,17 +143,16 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         raise
     except BaseException as error:  # tokenizers' panics are not Exceptions
         raise ValueError(f"{path}: not a tokenizer ({error})") from None
-    stop_ids = [
-        *eos_token_ids(folder / "config.json"),
-        *eos_token_ids(folder / "generation_config.json"),
-    ]
+    stop_ids = chain(*read_stop_ids(folder).values())
     path = folder / "tokenizer_config.json"
     eos = read_json(path).get("eos_token") if path.is_file() else None
     if isinstance(eos, dict):
         eos = eos.get("content")
-    eos_id = None if eos is None else backend.token_to_id(str(eos))
-    if eos is not None and eos_id is None:
-        raise ValueError(f"{path}: eos_token {eos!r} is not in tokenizer.json")
+    eos_id = None
+    if eos is not None:
+        eos_id = backend.token_to_id(str(eos))
+        if eos_id is None:
+            raise ValueError(f"{path}: eos_token {eos!r} is not in tokenizer.json")
     paths = [folder / name for name in TOKENIZER_FILES]
     files = {path.name: read_file(path) for path in paths if path.is_file()}
     try:
@@ -168,16 +161,20 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         raise ValueError(f"{folder}: {error}") from None
 
 
-def as_list(value: Any) -> list[Any]:
+def eos_token_ids(config: Mapping[str, Any]) -> list[Any]:
     """eos_token_id may be a list, one id or absent."""
-    if isinstance(value, list):
-        return value
-    return [] if value is None else [value]
+    ids = config.get("eos_token_id")
+    if isinstance(ids, list):
+        return ids
+    return [] if ids is None else [ids]
 
 
-def eos_token_ids(path: Path) -> list[int]:
-    """eos_token_id of a JSON file; none if there is no file."""
-    ids = as_list(read_json(path).get("eos_token_id")) if path.is_file() else []
-    if not all(type(i) is int and i >= 0 for i in ids):
-        raise ValueError(f"{path}: eos_token_id {ids!r} is not a token id")
-    return ids
+def read_stop_ids(folder: Path) -> dict[str, list[int]]:
+    """The eos_token_ids of each JSON file that may name some."""
+    ids_of = {}
+    for name in ("config.json", "generation_config.json"):
+        path = folder / name
+        ids = ids_of[name] = eos_token_ids(read_json(path)) if path.is_file() else []
+        if not all(type(i) is int and i >= 0 for i in ids):
+            raise ValueError(f"{path}: eos_token_id {ids!r} is not a token id")
+    return ids_of

@@ -13,10 +13,11 @@ template built) ends the process, and off the main thread there is no time limit
 Left out: tools, documents, content other than text, variables such as Qwen3's `enable_thinking`.
 """
 
+import copy
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -65,7 +66,7 @@ class Generation(Extension):
 
     tags = {"generation"}
 
-    def parse(self, parser) -> jinja2.nodes.Scope:
+    def parse(self, parser):
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return jinja2.nodes.Scope(body, lineno=line)
@@ -79,15 +80,12 @@ def tojson(value, ensure_ascii=False, **options) -> str:
     return json.dumps(value, ensure_ascii=ensure_ascii, **options)  # jinja2's escapes <, > and &
 
 
-def strftime_now(format: str) -> str:
-    return datetime.now().strftime(format)
-
-
 ENVIRONMENT = ImmutableSandboxedEnvironment(
     trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
 )
 ENVIRONMENT.filters["tojson"] = tojson
-ENVIRONMENT.globals |= {"raise_exception": raise_exception, "strftime_now": strftime_now}
+ENVIRONMENT.globals["raise_exception"] = raise_exception
+ENVIRONMENT.globals["strftime_now"] = lambda format: datetime.now().strftime(format)
 
 
 @dataclass(frozen=True)
@@ -97,19 +95,25 @@ class ChatTemplate:
     name: str
     source: str
     special_tokens: Mapping[str, str]
-    files: Mapping[str, bytes] = field(default_factory=dict)  # to save with a model trained on it
+    saved: bool = False  # with a model that is trained with it
     wraps_text: bool = False  # True: a string prompt becomes a message; False: used as it is
 
     def adapt_tokenizer(self, tokenizer: Tokenizer) -> Tokenizer:
         """A copy that also stops where this template ends a turn, and that saves the template.
 
-        ValueError if the end of a turn is not a token.
+        The model's files may not name that token: Qwen2.5's base models stop at <|endoftext|>,
+        their template at <|im_end|>. ValueError if the end of a turn is not a token.
         """
-        end = self.end_of_turn.strip()
-        if end and tokenizer.backend.token_to_id(end) is None:
-            raise self._error(f"ends a turn with {end!r}, which is not a token of the tokenizer")
-        adapted = tokenizer.with_stop_token(end)
-        adapted.files = {**adapted.files, **self.files}
+        adapted = copy.copy(tokenizer)
+        if end := self.end_of_turn.strip():
+            end_id = tokenizer.backend.token_to_id(end)
+            if end_id is None:
+                raise self._error(
+                    f"ends a turn with {end!r}, which is not a token of the tokenizer"
+                )
+            adapted.stop_ids |= {end_id}
+        if self.saved:
+            adapted.files = {**adapted.files, "chat_template.jinja": self.source.encode()}
         return adapted
 
     def render(self, messages: Messages, add_generation_prompt: bool = True) -> str:
@@ -214,32 +218,6 @@ def load_chat_template(folder: str | Path, kind: str = "auto") -> ChatTemplate:
     if kind not in KINDS:
         raise ValueError(f"--template {kind}: not one of {', '.join(KINDS)}")
     folder = resolve(folder)
-    path, source, special_tokens = read_template(folder)
-    if kind == "chat" and source is None:
-        raise ValueError(
-            f"--template chat: {folder} has no template in tokenizer_config.json or "
-            "chat_template.jinja; choose another --template"
-        )
-    if "eos_token" not in special_tokens:
-        tokenizer = load_tokenizer(folder)
-        special_tokens["eos_token"] = tokenizer.backend.id_to_token(tokenizer.eos_id)
-    if kind in ("auto", "chat") and source is not None:
-        if not isinstance(source, str) or len(source) > MAX_SOURCE:
-            raise ValueError(
-                f"{path}: the chat template is neither text of at most {MAX_SOURCE} characters "
-                "nor a list with a default"
-            )
-        return ChatTemplate(str(path), source, special_tokens, wraps_text=kind == "chat")
-    if kind == "auto":
-        return ChatTemplate("plain", PLAIN, special_tokens)
-    source = R1_ZERO if kind == "r1-zero" else PLAIN
-    # A model trained with a template that is not its own has to be saved with that template.
-    files = {"chat_template.jinja": source.encode()}
-    return ChatTemplate(kind, source, special_tokens, files, wraps_text=kind == "r1-zero")
-
-
-def read_template(folder: Path) -> tuple[Path, object, dict[str, str]]:
-    """(file, the template in it or None, special tokens) of a folder; the template is unchecked."""
     path, jinja_path = folder / "tokenizer_config.json", folder / "chat_template.jinja"
     config = read_json(path) if path.is_file() else {}
     special_tokens = {}
@@ -256,7 +234,27 @@ def read_template(folder: Path) -> tuple[Path, object, dict[str, str]]:
                 break
     if jinja_path.is_file():
         path, source = jinja_path, jinja_path.read_bytes().decode("utf-8", errors="replace")
-    return path, source, special_tokens
+    if kind == "chat" and source is None:
+        raise ValueError(
+            f"--template chat: {folder} has no template in tokenizer_config.json or "
+            "chat_template.jinja; choose another --template"
+        )
+    if "eos_token" not in special_tokens:
+        tokenizer = load_tokenizer(folder)
+        special_tokens["eos_token"] = tokenizer.backend.id_to_token(tokenizer.eos_id)
+    name = str(path)
+    if kind == "r1-zero":
+        name, source = kind, R1_ZERO
+    elif kind == "plain" or source is None:
+        name, source = "plain", PLAIN
+    elif not isinstance(source, str) or len(source) > MAX_SOURCE:
+        raise ValueError(
+            f"{path}: the chat template is neither text of at most {MAX_SOURCE} characters "
+            "nor a list with a default"
+        )
+    # A model trained with a template that is not its own has to be saved with that template.
+    saved, wraps_text = kind in ("r1-zero", "plain"), kind in ("r1-zero", "chat")
+    return ChatTemplate(name, source, special_tokens, saved, wraps_text)
 
 
 def plain_template(eos_token: str) -> ChatTemplate:

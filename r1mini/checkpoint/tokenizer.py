@@ -7,9 +7,6 @@ end. One attempt of a search then takes half as many tokens as it has characters
 `StreamDecoder` decodes token by token, for the terminal.
 """
 
-from __future__ import annotations
-
-import copy
 import re
 from collections.abc import Iterable, Mapping
 
@@ -42,11 +39,11 @@ class Tokenizer:
         backend: Backend,
         stop_ids: Iterable[int] = (),
         eos_id: int | None = None,
-        files: Mapping[str, bytes] | None = None,
+        files: Mapping[str, bytes] = {},
     ):
         backend.no_truncation()  # a tokenizer.json can ask for both, for every text
         backend.no_padding()
-        self.backend, self.files = backend, dict(files or {})
+        self.backend, self.files = backend, dict(files)
         eos_ids = [i for i in (eos_id, backend.token_to_id(END_OF_TEXT)) if i is not None]
         self.stop_ids = frozenset([*stop_ids, *eos_ids])
         if not self.stop_ids:
@@ -79,17 +76,6 @@ class Tokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """Leaves out special tokens."""
         return self.backend.decode(list(ids), skip_special_tokens=True)
-
-    def with_stop_token(self, token: str) -> Tokenizer:
-        """A copy that also stops at `token`, if that is one of its tokens.
-
-        Chat templates end turns with a token that the model's files may not name: Qwen2.5's base
-        models stop at <|endoftext|>, their template at <|im_end|>.
-        """
-        other, token_id = copy.copy(self), self.backend.token_to_id(token)
-        if token_id is not None:
-            other.stop_ids = self.stop_ids | {token_id}
-        return other
 
 
 class StreamDecoder:

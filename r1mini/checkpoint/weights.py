@@ -19,26 +19,22 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from r1mini.checkpoint import SHARD_BYTES, as_list
+from r1mini.checkpoint import eos_token_ids
 from r1mini.checkpoint.tokenizer import Tokenizer
 from r1mini.infra.files import Content, json_text, read_json
 from r1mini.model.config import ModelConfig
 from r1mini.model.transformer import Transformer
 
-FAMILIES: dict[str, dict[str, Any]] = {  # with transformers' defaults for missing fields
+QWEN = {"max_position_embeddings": 32768, "num_key_value_heads": 32, "sliding_window": 4096}
+FAMILIES = {  # with transformers' defaults for missing fields
     "llama": {"max_position_embeddings": 2048},
     "mistral": {
         "max_position_embeddings": 131072,
         "num_key_value_heads": 8,
         "sliding_window": 4096,
     },
-    "qwen2": {"max_position_embeddings": 32768, "num_key_value_heads": 32, "sliding_window": 4096},
-    "qwen3": {
-        "max_position_embeddings": 32768,
-        "num_key_value_heads": 32,
-        "head_dim": 128,
-        "sliding_window": 4096,
-    },
+    "qwen2": QWEN,
+    "qwen3": {**QWEN, "head_dim": 128},
 }
 ROPE = {  # kinds of RoPE scaling, and their required numbers
     "default": (),
@@ -63,6 +59,7 @@ SIZES = (
     "max_position_embeddings",
 )
 PRECISIONS = ("F64", "F32", "F16", "BF16")
+SHARD_BYTES = 5_000_000_000
 
 
 # -- config.json -----------------------------------------------------------------------------------
@@ -123,14 +120,14 @@ def refuse_unsupported(family: str, raw: Mapping[str, Any], sizes: Mapping[str, 
             slides = "sliding_attention" in layer_types
         else:
             slides = raw.get("max_window_layers", 28) < sizes["num_hidden_layers"]
-        slides = slides and bool(raw.get("use_sliding_window"))
+        slides = slides and raw.get("use_sliding_window")
     else:
         slides = family == "mistral"
     unsupported = {
         f"hidden_act {raw.get('hidden_act')}": raw.get("hidden_act", "silu") != "silu",
-        "mlp_bias": bool(raw.get("mlp_bias")),
+        "mlp_bias": raw.get("mlp_bias"),
         "attention_bias (of the output projection)": (
-            family != "qwen2" and bool(raw.get("attention_bias"))
+            family != "qwen2" and raw.get("attention_bias")
         ),
         "quantization_config": raw.get("quantization_config") is not None,
         f"sliding_window {window} of {context} positions": (
@@ -159,14 +156,14 @@ def rope_config(raw: Mapping[str, Any], context: int) -> tuple[float, dict[str, 
             raise ValueError(f"partial_rotary_factor {factor} is not supported")
     if kind == "default":
         return theta, None
-    names = (*ROPE[kind], *YARN_OPTIONS, "truncate")
-    scaling = {name: value for name, value in rope.items() if name in names}
+    numbers = (*ROPE[kind], *YARN_OPTIONS)
+    scaling = {name: value for name, value in rope.items() if name in (*numbers, "truncate")}
     if kind != "linear":
         name = "original_max_position_embeddings"
         scaling[name] = raw.get(name) or scaling.get(name) or context
         if kind == "yarn" and scaling.get("factor") is None:
             scaling["factor"] = context / scaling[name]
-    for name in (*ROPE[kind], *YARN_OPTIONS):
+    for name in numbers:
         value = scaling.get(name)
         if name in YARN_OPTIONS and value is None:
             continue
@@ -179,9 +176,9 @@ def rope_config(raw: Mapping[str, Any], context: int) -> tuple[float, dict[str, 
     return theta, {"rope_type": kind, **scaling}
 
 
-def config_json(model: Transformer, stop_ids: frozenset[int], dtype: torch.dtype) -> dict[str, Any]:
-    """The config.json of a model: the one that it was loaded with, if any, with the saved dtype."""
-    dtype_name = str(dtype).removeprefix("torch.")
+def config_json(model: Transformer, stop_ids: frozenset[int]) -> dict[str, Any]:
+    """The config.json of a model: the one that it was loaded with, if any, with its dtype now."""
+    dtype_name = str(model.lm_head.weight.dtype).removeprefix("torch.")
     if model.hf_config:
         config = {
             **model.hf_config,
@@ -192,12 +189,13 @@ def config_json(model: Transformer, stop_ids: frozenset[int], dtype: torch.dtype
                 config[name] = {**config[name], "attention_factor": model.rope_factor}
         return config
     fields = dataclasses.asdict(model.config)
-    family = "qwen2" if model.config.attention_bias else "llama"
+    family = "llama"
     if fields.pop("qk_norm"):
         family = "qwen3"
-    if family == "qwen2":
+    elif fields["attention_bias"]:
+        family = "qwen2"
         del fields["attention_bias"]
-    if model.config.rope_scaling is None:
+    if fields["rope_scaling"] is None:
         del fields["rope_scaling"]
     return {
         "architectures": [f"{family.capitalize()}ForCausalLM"],
@@ -229,8 +227,7 @@ def weight_files(folder: Path) -> tuple[Path, list[Path]]:
     if path.is_file():
         return path, [path]
     if path.exists() or not index.is_file():
-        suffixes = (".bin", ".pt", ".pth")
-        pickles = sorted(file.name for file in folder.iterdir() if file.suffix in suffixes)
+        pickles = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
         hint = f" ({pickles[0]} is not read: pickle)" if pickles else ""
         raise ValueError(f"{path}: no such file{hint}")
     names = read_json(index).get("weight_map")
@@ -281,8 +278,7 @@ def locate_tensors(
     listing: Path, files: list[Path], shapes: Mapping[str, tuple[int, ...]], tied: bool
 ) -> dict[str, Path]:
     """The file of each tensor. ValueError unless they are the tensors of these names and shapes."""
-    file_of: dict[str, Path] = {}
-    problems = []
+    file_of, problems = {}, []
     for path in files:
         with open_safetensors(path) as file:
             for name in file.keys():
@@ -292,8 +288,8 @@ def locate_tensors(
                     problems.append(f"{name} is in {file_of[name].name} and in {path.name}")
                 elif name not in shapes:
                     # Old Llamas store a buffer; some files store a tied weight twice.
-                    ignored = name.endswith("rotary_emb.inv_freq")
-                    if not ignored and not (tied and name == "lm_head.weight"):
+                    tied_copy = tied and name == "lm_head.weight"
+                    if not tied_copy and not name.endswith("rotary_emb.inv_freq"):
                         problems.append(f"{name[:100]!r} is unknown")
                 elif shape != shapes[name]:
                     problems.append(f"{name} has shape {shape}, not {shapes[name]}")
@@ -313,58 +309,49 @@ def is_finite(tensor: torch.Tensor) -> bool:
     return math.isfinite(tensor.sum(dtype=torch.float32))
 
 
-def model_files(
-    model: Transformer,
-    tokenizer: Tokenizer,
-    dtype: torch.dtype | None = None,
-    shard_bytes: int = SHARD_BYTES,
-) -> dict[str, Content]:
+def model_files(model: Transformer, tokenizer: Tokenizer) -> dict[str, Content]:
     """The files of a model folder by name; config.json is the last."""
-    files = {**shards(model, dtype, shard_bytes), **tokenizer.files}
+    files = {**shards(model), **tokenizer.files}
     files["tokenizer.json"] = tokenizer.backend.to_str(pretty=True).encode()
     generation = json.loads(files.get("generation_config.json", "{}"))
-    if set(as_list(generation.get("eos_token_id"))) != tokenizer.stop_ids:
+    if set(eos_token_ids(generation)) != tokenizer.stop_ids:
         generation["eos_token_id"] = sorted(tokenizer.stop_ids)
         files["generation_config.json"] = json_text(generation).encode()
-    config = config_json(model, tokenizer.stop_ids, dtype or model.lm_head.weight.dtype)
-    return {**files, "config.json": json_text(config).encode()}
+    files["config.json"] = json_text(config_json(model, tokenizer.stop_ids)).encode()
+    return files
 
 
-def shards(model: Transformer, dtype: torch.dtype | None, shard_bytes: int) -> dict[str, Content]:
-    """One file, or shards of at most `shard_bytes` (but at least one tensor) and their index."""
-    parts: list[dict[str, torch.Tensor]] = [{}]
-    size = total = 0
+def shards(model: Transformer) -> dict[str, Content]:
+    """One file, or shards of at most SHARD_BYTES (but at least one tensor) and their index."""
+    parts, size, total = [{}], 0, 0
     for name, parameter in model.named_parameters():  # a tied one once
-        count = parameter.numel() * (dtype or parameter.dtype).itemsize
-        if parts[-1] and size + count > shard_bytes:
+        if parts[-1] and size + parameter.nbytes > SHARD_BYTES:
             parts.append({})
             size = 0
         parts[-1][name] = parameter.detach()
-        size, total = size + count, total + count
+        size += parameter.nbytes
+        total += parameter.nbytes
     if len(parts) == 1:
-        return {"model.safetensors": partial(write_tensors, parts[0], dtype)}
-    files: dict[str, Content] = {}
-    weight_map = {}
+        return {"model.safetensors": partial(write_tensors, parts[0])}
+    files, weight_map = {}, {}
     for number, part in enumerate(parts, 1):
         file = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
-        files[file] = partial(write_tensors, part, dtype)
+        files[file] = partial(write_tensors, part)
         weight_map |= dict.fromkeys(part, file)
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     return {**files, "model.safetensors.index.json": json_text(index).encode()}
 
 
-def write_tensors(
-    tensors: Mapping[str, torch.Tensor], dtype: torch.dtype | None, path: Path
-) -> None:
+def write_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     """Write a safetensors file. ValueError for a tensor that `load_model` would refuse."""
-    converted = {name: t.to("cpu", dtype or t.dtype).contiguous() for name, t in tensors.items()}
-    for name, tensor in converted.items():
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    for name, tensor in tensors.items():
         if not is_finite(tensor):
             raise ValueError(f"{name} holds NaN or infinity, so nothing is saved")
     path.touch()
     mode = path.stat().st_mode
     try:
-        save_file(converted, path, {"format": "pt"})
+        save_file(tensors, path, {"format": "pt"})
     except SafetensorError as error:
         raise OSError(str(error)) from None
     path.chmod(mode)  # safetensors 0.8 replaces the file by one that only its owner may read

@@ -19,13 +19,17 @@ def pick_device(name: str, threads: int, deterministic: bool = False) -> torch.d
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", name):
         raise ValueError(f"--device {name}: must be auto, cpu or cuda[:n]")
-    name = distributed.rank_device(name)
+    ranks = distributed.world_size()
+    if ranks > 1 and name != "cpu":
+        if name != "cuda":
+            raise ValueError(
+                f"--device {name}: each of the {ranks} ranks has its own; use auto, cuda or cpu"
+            )
+        name = f"cuda:{os.environ.get('LOCAL_RANK', distributed.rank())}"
     if name != "cpu" and int(name[5:] or 0) >= torch.cuda.device_count():
         raise ValueError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices")
     if ":" in name:
         torch.cuda.set_device(name)  # also for NCCL, CUDA graphs, and tensors on plain "cuda"
-    if threads < 0:
-        raise ValueError(f"--threads {threads}: must be at least 0")
     if threads:
         torch.set_num_threads(threads)
     if deterministic:

@@ -16,8 +16,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TextIO, TypeVar
 
@@ -49,12 +48,12 @@ def is_main_rank() -> bool:
 # -- the run ---------------------------------------------------------------------------------------
 
 
-def distributed_main(main: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def distributed_main(main: Callable) -> Callable:
     """`main(cfg)` on every rank that torchrun started; without torchrun, just `main`. An error on
     one rank stops all of them, and only that rank reports it."""
 
     @functools.wraps(main)
-    def on_ranks(cfg: Any) -> Any:
+    def on_ranks(cfg):
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return main(cfg)
         store = init_process_group()
@@ -123,17 +122,6 @@ def is_first_to_fail(store: dist.Store) -> bool:
         return False
 
 
-def rank_device(name: str) -> str:
-    """The device of this rank for `--device name`: each rank has its own GPU."""
-    if world_size() == 1 or name == "cpu":
-        return name
-    if name != "cuda":
-        raise ValueError(
-            f"--device {name}: each of the {world_size()} ranks has its own; use auto, cuda or cpu"
-        )
-    return f"cuda:{os.environ.get('LOCAL_RANK', rank())}"
-
-
 def require_same(what: str, value: Any) -> None:
     """Raises ValueError unless all ranks pass the same value."""
     for other, other_value in enumerate(all_gather([repr(value)])):
@@ -141,11 +129,11 @@ def require_same(what: str, value: Any) -> None:
             raise ValueError(f"{what} differs between rank {rank()} and rank {other}")
 
 
-def main_rank_only(write: Callable[..., None]) -> Callable[..., None]:
+def main_rank_only(write: Callable) -> Callable:
     """Decorator: every rank calls `write`, only the main rank runs it, the others wait for it."""
 
     @functools.wraps(write)
-    def on_main_rank(*args: Any, **kwargs: Any) -> None:
+    def on_main_rank(*args, **kwargs):
         if is_main_rank():
             write(*args, **kwargs)
         all_gather([])
@@ -153,28 +141,20 @@ def main_rank_only(write: Callable[..., None]) -> Callable[..., None]:
     return on_main_rank
 
 
-class NamedLog(io.TextIOWrapper):
-    """A text file whose errors name it."""
+class NamedFile(io.FileIO):
+    """A file whose errors name it."""
 
-    def flush(self) -> None:
-        with self.name_in_errors():
-            super().flush()
-
-    def close(self) -> None:
-        with self.name_in_errors():
-            super().close()
-
-    @contextmanager
-    def name_in_errors(self) -> Iterator[None]:
+    def write(self, content) -> int:
         try:
-            yield
+            return super().write(content)
         except OSError as error:
             raise ValueError(f"{self.name}: cannot be written ({error.strerror})") from None
 
 
 def open_log(path: os.PathLike) -> TextIO:
     """A log to append to. Only the main rank's lines reach the file."""
-    return NamedLog(open(path if is_main_rank() else os.devnull, "ab"), encoding="utf-8")
+    file = NamedFile(path if is_main_rank() else os.devnull, "a")
+    return io.TextIOWrapper(io.BufferedWriter(file), encoding="utf-8")
 
 
 # -- dividing work and adding up -------------------------------------------------------------------
@@ -190,7 +170,7 @@ def all_gather(items: Sequence[Item]) -> list[Item]:
     """The lists of all ranks, concatenated, on every rank."""
     if world_size() == 1:
         return list(items)
-    gathered: list[Any] = [None] * world_size()
+    gathered = [None] * world_size()
     dist.all_gather_object(gathered, items)
     return [item for of_rank in gathered for item in of_rank]
 
@@ -223,13 +203,12 @@ def all_reduce_sum(x: Tensor) -> Tensor:
     return x
 
 
-def reduce_metrics(metrics: Mapping[str, float], maxima: Iterable[str] = ()) -> dict[str, float]:
+def reduce_metrics(metrics: Mapping[str, float], maxima: Iterable[str]) -> dict[str, float]:
     """The sum over ranks of each metric; the maximum of those in `maxima`."""
-    of_ranks = all_gather([metrics])
-    reduced = {}
+    of_ranks, reduced = all_gather([metrics]), {}
     for name in metrics:
-        values = (of_rank[name] for of_rank in of_ranks)
-        reduced[name] = max(values) if name in maxima else sum(values)
+        combine = max if name in maxima else sum
+        reduced[name] = combine(of_rank[name] for of_rank in of_ranks)
     return reduced
 
 
@@ -241,10 +220,9 @@ def shard(model: Transformer) -> Transformer:
     sums over ranks, not means: the loss is divided by the token count of the whole batch."""
     if world_size() == 1:
         return model
-    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-    mesh = init_device_mesh(model.lm_head.weight.device.type, (world_size(),))
+    mesh = dist.init_device_mesh(model.lm_head.weight.device.type, (world_size(),))
     for module in [*model.model.layers, model]:
         fully_shard(module, mesh=mesh, reshard_after_forward=True)
         module.set_gradient_divide_factor(1.0)
@@ -279,8 +257,6 @@ def gather_state(state: Any) -> Any:
     others. Called by all ranks."""
     if isinstance(state, dict):
         return {key: gather_state(value) for key, value in state.items()}
-    if isinstance(state, list):
-        return [gather_state(value) for value in state]
     if not is_sharded(state):
         return state
     tensor = state.full_tensor()

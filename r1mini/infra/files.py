@@ -95,12 +95,11 @@ def lock_file(path: Path, name: str) -> BinaryIO:
     file = open(path, "a+b")  # noqa: SIM115 (the caller closes it)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise ValueError(f"{name}: in use by another process") from None
     except OSError as error:
         file.close()
-        raise ValueError(f"{name}: cannot be locked ({error.strerror})") from None
+        busy = isinstance(error, BlockingIOError)
+        reason = "in use by another process" if busy else f"cannot be locked ({error.strerror})"
+        raise ValueError(f"{name}: {reason}") from None
     return file
 
 
@@ -171,8 +170,9 @@ def read_metrics(path: Path, *required: str) -> list[dict[str, float]]:
     for where, row in read_log(path):
         for name in [*required, *row]:
             if not is_finite_number(row.get(name)):
-                value = f"{row.get(name)!r:.60}"
-                raise ValueError(f"{where}: {name[:60]} {value} is not a finite number")
+                raise ValueError(
+                    f"{where}: {name[:60]} {row.get(name)!r:.60} is not a finite number"
+                )
         rows.append(row)
     return rows
 

@@ -18,8 +18,8 @@ from r1mini.infra.files import lock_file
 class Journal:
     """`parts` holds the finished ones of `count` parts; `add(part)` saves one more.
 
-    Without a path, nothing is saved. ValueError for the journal of a job with other settings or
-    that still runs, and for a damaged one. Drops a last line that was cut off.
+    Without a path, nothing is saved. ValueError for the journal of a job that has other settings or
+    is still running, and for a damaged one. Drops a last line that was cut off.
     """
 
     def __init__(self, path: Path | None, settings: Mapping[str, Any], count: int):
@@ -40,14 +40,10 @@ class Journal:
             saved, *numbered = map(parse_line, lines)
             self.parts = [part for _, part in numbered]
             numbers = [number for number, _ in numbered]
+            if not isinstance(saved, dict) or numbers != list(range(count))[: len(numbers)]:
+                raise ValueError("its lines are not those of one job")
         except (ValueError, TypeError) as error:
             raise ValueError(f"{self.path}: damaged ({error}); delete it to start over") from None
-        if (
-            not isinstance(saved, dict)
-            or numbers != list(range(len(numbers)))
-            or len(numbers) > count
-        ):
-            raise ValueError(f"{self.path}: damaged; delete it to start over")
         for name in sorted(settings.keys() | saved.keys()):
             old, new = saved.get(name), settings.get(name)
             if old != new:

@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
 from typing import Any, TextIO
 
 EXIT_CODE = 75  # EX_TEMPFAIL
@@ -84,7 +83,7 @@ def ignore_broken_pipes() -> None:
     sys.stdout, sys.stderr = (stream and IgnoreBrokenPipe(stream) for stream in streams)
 
 
-def on_first_signal(number: int, frame: FrameType | None) -> None:
+def on_first_signal(*_: Any) -> None:
     """Handler: the first signal interrupts the job; later ones do nothing."""
     global first_time
     if first_time is None:
@@ -94,17 +93,17 @@ def on_first_signal(number: int, frame: FrameType | None) -> None:
             raise KeyboardInterrupt
 
 
-def on_signal(number: int, frame: FrameType | None) -> None:
+def on_signal(number: int, *_: Any) -> None:
     """Handler: the first signal interrupts the job; one over a second later ends the process."""
     if first_time is not None and time.monotonic() - first_time > DUPLICATE_SECONDS:
         signal.signal(number, signal.SIG_DFL)
         signal.raise_signal(number)
-    on_first_signal(number, frame)
+    on_first_signal()
 
 
 @contextmanager
-def listening(handler=on_signal) -> Iterator[None]:
-    """Install the handler within this block of the main thread.
+def listening() -> Iterator[None]:
+    """Handle signals by `on_signal` within this block of the main thread.
 
     A signal that was ignored before (by nohup, or a script's `&`) stays ignored.
     """
@@ -114,7 +113,7 @@ def listening(handler=on_signal) -> Iterator[None]:
     try:
         for number, old_handler in previous.items():
             if old_handler != signal.SIG_IGN:
-                signal.signal(number, handler)
+                signal.signal(number, on_signal)
         yield
     finally:
         for number, old_handler in previous.items():

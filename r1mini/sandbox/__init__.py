@@ -8,7 +8,6 @@ not. Left out: real threads, files and third-party packages in solutions; partia
 """
 
 import atexit
-import json
 import os
 import platform
 import socket
@@ -110,11 +109,14 @@ class Zygote:
         """
         files = []
         try:
-            for data in (request, stdin, b""):
-                files.append(memory_file(data))
-            limits = json.dumps({"seconds": seconds, "memory": memory}).encode()
+            for content in (request, stdin, b""):
+                files.append(os.memfd_create("r1mini"))  # a private file in memory
+                with open(files[-1], "wb", closefd=False) as file:
+                    file.write(content)
+                    file.seek(0)
+            limits = {"seconds": seconds, "memory": memory}
             try:
-                socket.send_fds(self.control, [limits], files)
+                socket.send_fds(self.control, [encode(limits)], files)
             except OSError as error:
                 raise HelperDied(f"the sandbox's helper process failed: {error}") from error
             message = self.receive(starved_after(seconds) + START_TIMEOUT)
@@ -123,13 +125,15 @@ class Zygote:
             # On a busy machine, a program that sleeps for moments again and again is rarely seen
             # asleep, but it starved itself. One that only computes hardly ever yields.
             if fault and not (fault == STARVED and yields >= MIN_YIELDS):
-                raise SandboxError(f"{NO_VERDICT}: {fault} (status {status})")
+                raise OSError(f"{fault} (status {status})")
             output = os.pread(files[2], OUTPUT_CAP + 1, 0)
-            passed = status == 0 and not fault and len(output) <= OUTPUT_CAP
-            cpu = times[0] + times[2] + (times[1] + times[3]) / 1e6
-            return (output if passed else None), cpu
+            if status or fault or len(output) > OUTPUT_CAP:
+                output = None
+            return output, times[0] + times[2] + (times[1] + times[3]) / 1e6
         except OSError as error:
-            raise SandboxError(f"{NO_VERDICT}: {error}") from error
+            raise SandboxError(
+                f"the sandbox failed and the program has no verdict: {error}"
+            ) from error
         finally:
             for file in files:
                 os.close(file)
@@ -143,7 +147,6 @@ class Zygote:
         self.process.stderr.close()
 
 
-NO_VERDICT = "the sandbox failed and the program has no verdict"
 ZYGOTES: set[Zygote] = set()
 # A test takes one and returns it. Threads share them, and start another when none is idle.
 IDLE: list[Zygote] = []
@@ -167,17 +170,8 @@ def disown_helpers() -> None:
 
 
 atexit.register(close)
-if hasattr(os, "register_at_fork"):
+if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=disown_helpers)
-
-
-def memory_file(data: bytes) -> int:
-    """A descriptor of a private file in memory."""
-    fd = os.memfd_create("r1mini")
-    with open(fd, "wb", closefd=False) as file:
-        file.write(data)
-    os.lseek(fd, 0, os.SEEK_SET)
-    return fd
 
 
 def idle_zygote() -> Zygote:
@@ -197,17 +191,13 @@ def run(request: bytes, stdin: bytes, seconds: float, memory: int) -> tuple[byte
         zygote = idle_zygote()
         try:
             result = zygote.run(request, stdin, seconds, memory)
-        except HelperDied:
+        except BaseException as error:  # Ctrl-C too: a late reply must not answer the next request
             zygote.close()
-            if last_try:
+            if last_try or not isinstance(error, HelperDied):
                 raise
-        except BaseException:  # Ctrl-C too: a late reply must not answer the next request
-            zygote.close()
-            raise
         else:
             IDLE.append(zygote)
             return result
-    raise AssertionError("unreachable")
 
 
 def text_lines(output: bytes) -> list[bytes]:
@@ -215,44 +205,42 @@ def text_lines(output: bytes) -> list[bytes]:
 
     These are its lines without trailing white space, and without empty lines at the end.
     """
-    lines = [line.rstrip() for line in output.split(b"\n")]
-    while lines and not lines[-1]:
-        lines.pop()
-    return lines
+    return [line.rstrip() for line in output.rstrip().split(b"\n")]
 
 
-def prepare(code: str, test: dict, where: str) -> tuple[bytes, bytes, bytes]:
-    """(request, standard input, expected bytes) of a test. ValueError if it is malformed."""
+def prepare(test: dict, where: str) -> tuple[bytes, bytes, bytes]:
+    """(request, standard input, expected bytes) of a test, with an empty program.
+
+    ValueError naming `where` if it is malformed.
+    """
     try:
         if set(test) == {"stdin", "stdout"}:
-            prepared = encode({"code": code}), test["stdin"].encode(), test["stdout"].encode()
-        elif not is_call(test):
-            raise ValueError('it needs "stdin" and "stdout", or "call", "args" and "expect"')
-        else:
+            request, stdin, expected = {}, test["stdin"].encode(), test["stdout"].encode()
+        elif (
+            set(test) == {"call", "args", "expect"}
+            and type(test["call"]) is str
+            and type(test["args"]) is list
+        ):
             canonical(test["args"])  # raises for values that JSON would change
-            request = {"call": test["call"], "args": test["args"], "code": code}
-            prepared = encode(request), b"", canonical(test["expect"])
-        if len(prepared[2]) > OUTPUT_CAP:
+            request = {"call": test["call"], "args": test["args"]}
+            stdin, expected = b"", canonical(test["expect"])
+        else:
+            raise ValueError('it needs "stdin" and "stdout", or "call", "args" and "expect"')
+        if len(expected) > OUTPUT_CAP:
             raise ValueError("it expects more than a program may write")
-        return prepared
+        return encode({**request, "code": ""}), stdin, expected
     except (TypeError, AttributeError, ValueError, RecursionError) as error:
         raise ValueError(f"{where}: {error}") from error
 
 
-def is_call(test: dict) -> bool:
-    if set(test) != {"call", "args", "expect"}:
-        return False
-    return type(test["call"]) is str and type(test["args"]) is list
-
-
 def check(tests: list[dict]) -> list[tuple[bytes, bytes, bytes]]:
-    """`prepare` for every test, with an empty program.
+    """`prepare` for every test.
 
     ValueError if a test is malformed, or if there are none.
     """
     if not isinstance(tests, list) or not tests:
         raise ValueError("no tests: every program would pass")
-    return [prepare("", test, f"test {index}") for index, test in enumerate(tests)]
+    return [prepare(test, f"test {index}") for index, test in enumerate(tests)]
 
 
 def judge(code: str, tests: list[dict], time_limit: float, memory_mb: int = 512) -> bool:
@@ -307,22 +295,20 @@ def benchmark(seconds: float = 5.0) -> str:
     CPU time is reported too, because it does not depend on the machine's other work; it includes
     starting the helper.
     """
-    test = {"stdin": "21\n", "stdout": "42\n"}
-    request, stdin, expected = prepare("print(2 * int(input()))", test, "benchmark")
+    request = encode({"code": "print(2 * int(input()))"})
     close()
     before = sum(os.times()[:4])
-    run(request, stdin, 2.0, 512 << 20)  # starts the helper
-    count, program_cpu, start = 0, 0.0, time.perf_counter()
+    require()  # starts the helper
+    cpu_times, start = [], time.perf_counter()
     while time.perf_counter() - start < seconds:
-        output, cpu = run(request, stdin, 2.0, 512 << 20)
-        assert output == expected
-        count += 1
-        program_cpu += cpu
-    total = time.perf_counter() - start
+        output, cpu_time = run(request, b"21\n", 2.0, 512 << 20)
+        assert output == b"42\n"
+        cpu_times.append(cpu_time)
+    total, count = time.perf_counter() - start, len(cpu_times)
     close()  # waits for the helper, so that its CPU time is counted
     used = sum(os.times()[:4]) - before
     return (
         f"{count / total:.0f} judgements a second, {1000 * total / count:.2f} ms each; "
-        f"CPU time {1000 * used / count:.2f} ms each, {program_cpu / used:.0%} of it in the "
+        f"CPU time {1000 * used / count:.2f} ms each, {sum(cpu_times) / used:.0%} of it in the "
         f"programs' processes; load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} CPUs"
     )

@@ -574,9 +574,10 @@ def test_special_tokens_that_a_message_says_are_let_through_as_by_transformers()
 
 def test_template_that_a_model_was_trained_with_ends_turns_in_the_next_training(model_folder):
     folder = model_folder()
-    (folder / "chat_template.jinja").write_bytes(
-        load_chat_template("base", "r1-zero").files["chat_template.jinja"]
+    trained = load_chat_template("base", "r1-zero").adapt_tokenizer(
+        checkpoint.load_tokenizer("base")
     )
+    (folder / "chat_template.jinja").write_bytes(trained.files["chat_template.jinja"])
     assert (
         load_chat_template(folder).end_of_turn == "<|endoftext|>"
     )  # with no tokenizer_config.json to name it

@@ -1,3 +1,4 @@
+import copy
 import errno
 import json
 import os
@@ -288,9 +289,10 @@ def test_missing_field_is_named(tmp_path):
     [{}, {"attention_bias": True}, {"qk_norm": True, "head_dim": 16}, {"rope_scaling": LLAMA3}],
     ids=["llama", "qwen2", "qwen3", "llama3"],
 )
-def test_model_comes_back_as_it_was_saved(tmp_path, tokens, family, tied, shard_bytes):
+def test_model_comes_back_as_it_was_saved(tmp_path, tokens, family, tied, shard_bytes, monkeypatch):
     saved = random_model(vocab_size=tokens.vocab_size, tie_word_embeddings=tied, **family)
-    checkpoint.save(tmp_path, saved, tokens, shard_bytes=shard_bytes)
+    monkeypatch.setattr(weights, "SHARD_BYTES", shard_bytes)
+    checkpoint.save(tmp_path, saved, tokens)
     loaded, tokenizer = checkpoint.load(tmp_path)
     assert loaded.config == saved.config
     row = torch.tensor([[1, 2, 3]])
@@ -340,8 +342,8 @@ def test_tied_weight_that_is_stored_all_the_same_is_accepted(copied, model):
     assert checkpoint.load(copied)[0].lm_head.weight.equal(model.lm_head.weight)
 
 
-def test_half_precision_is_stored_as_asked_and_loaded_as_single(tmp_path, model, tokens):
-    checkpoint.save(tmp_path, model, tokens, torch.bfloat16)
+def test_half_precision_is_stored_as_it_is_and_loaded_as_single(tmp_path, model, tokens):
+    checkpoint.save(tmp_path, copy.deepcopy(model).to(torch.bfloat16), tokens)
     loaded, _ = checkpoint.load(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["torch_dtype"] == "bfloat16"
     assert loaded.lm_head.weight.equal(model.lm_head.weight.bfloat16().float())
@@ -360,7 +362,9 @@ def change(path, **fields):
 
 @pytest.fixture
 def sharded(tmp_path, model, tokens):
-    checkpoint.save(tmp_path / "sharded", model, tokens, shard_bytes=30_000)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(weights, "SHARD_BYTES", 30_000)
+        checkpoint.save(tmp_path / "sharded", model, tokens)
     return tmp_path / "sharded"
 
 
@@ -385,14 +389,15 @@ def test_weights_may_be_read_by_whom_the_other_files_may(sharded):
     assert len({path.stat().st_mode for path in sharded.iterdir()}) == 1
 
 
-def test_saving_again_leaves_no_shard_of_before(sharded, model, tokens):
+def test_saving_again_leaves_no_shard_of_before(sharded, model, tokens, monkeypatch):
     (sharded / "model-of-mine.safetensors").write_text("not ours")
     checkpoint.save(sharded, model, tokens)
     assert [path.name for path in sorted(sharded.glob("model*"))] == [
         "model-of-mine.safetensors",
         "model.safetensors",
     ]
-    checkpoint.save(sharded, model, tokens, shard_bytes=30_000)
+    monkeypatch.setattr(weights, "SHARD_BYTES", 30_000)
+    checkpoint.save(sharded, model, tokens)
     assert not (sharded / "model.safetensors").exists()
     checkpoint.load(sharded)
 
@@ -415,7 +420,7 @@ def test_what_only_others_read_is_saved_as_it_was(copied, tmp_path):
     for name, content in {**extra, "run.json": b"{}", "pytorch_model.bin": b"?"}.items():
         (copied / name).write_bytes(content)
     model, tokens = checkpoint.load(copied)
-    checkpoint.save(tmp_path / "again", model, tokens, torch.bfloat16)
+    checkpoint.save(tmp_path / "again", model.to(torch.bfloat16), tokens)
     files = {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()}
     assert files.keys() == {
         *extra,

@@ -4,6 +4,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
+from r1mini.checkpoint.chat_template import ChatTemplate
 from r1mini.checkpoint.tokenizer import END_OF_TEXT, TAGS, StreamDecoder, Tokenizer, train
 from r1mini.tasks.corpus import document
 
@@ -79,8 +80,11 @@ def test_tokenizer_without_an_end_is_refused():
 
 
 def test_end_of_a_chat_templates_turn_is_one_stop_more(tokens):
-    assert tokens.with_stop_token("<think>").stop_ids == {tokens.eos_id, *tokens.encode("<think>")}
-    assert tokens.stop_ids == tokens.with_stop_token("<|im_end|>").stop_ids == {tokens.eos_id}
+    turn = "{% for m in messages %}{{ m.content }}"
+    adapted = ChatTemplate("x", turn + "<think>{% endfor %}", {}).adapt_tokenizer(tokens)
+    assert adapted.stop_ids == {tokens.eos_id, *tokens.encode("<think>")}
+    adapted = ChatTemplate("x", turn + "{% endfor %}", {}).adapt_tokenizer(tokens)
+    assert tokens.stop_ids == adapted.stop_ids == {tokens.eos_id}
 
 
 # -- token by token ----------------------------------------------------------------------------------------------------

@@ -552,9 +552,8 @@ def test_the_counts_in_one_line(tmp_path):
     rows, counts = read(tmp_path, OPEN_R1, open_r1([CASE], "cpp"), OPEN_R1_CALL)
     assert len(rows) == 2
     assert summary(counts) == (
-        "2 of 3 rows kept, 4 of 7 tests kept; dropped test: no expected output, or more than the "
-        "sandbox takes (1); dropped row: language cpp (1); dropped test: printed text in place "
-        "of a value (1); "
+        "2 of 3 rows kept, 4 of 7 tests kept; dropped test: no expected output (1); "
+        "dropped row: language cpp (1); dropped test: printed text in place of a value (1); "
         "dropped test: a type other than stdin_stdout, or than function_call with fn_name (1)"
     )
     assert summary(read(tmp_path, APPS)[1]) == "1 of 1 rows kept, 2 of 2 tests kept"

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 import train_grpo
 import train_sft
 from r1mini.infra import distributed, files, signals
+from r1mini.infra.device import pick_device
 from r1mini.records import Group, Problem, Rollout
 from r1mini.rl import learner, metrics
 from r1mini.rl.samples import make_samples
@@ -318,9 +319,13 @@ def test_each_rank_has_its_own_gpu(monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     monkeypatch.setattr(distributed, "rank", lambda: 1)
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert [distributed.rank_device(name) for name in ("cpu", "cuda")] == ["cpu", "cuda:1"]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    assert [str(pick_device(name, 0)) for name in ("cpu", "cuda")] == ["cpu", "cuda:1"]
+    assert chosen == ["cuda:1"]
     with pytest.raises(ValueError, match="--device cuda:0: each of the 2 ranks has its own"):
-        distributed.rank_device("cuda:0")
+        pick_device("cuda:0", 0)
 
 
 @pytest.mark.parametrize(("parts", "ranks"), [(5, 2), (1, 3), (6, 3), (7, 4)])

@@ -629,7 +629,7 @@ def test_a_program_cannot_starve_itself(give, tmp_path, monkeypatch):
     for old, new in (
         ("return 10 * seconds + 10", "return 0.8"),
         ('not in (b"R", b"D", b"Z")', "in ()"),
-        ("whole = int(seconds)", "whole, seconds = 9, 9"),
+        ("0, 0, int(seconds), int(seconds % 1 * 1e9)", "0, 0, 9, 0"),
     ):
         assert source.count(old) == 1
         source = source.replace(old, new)
@@ -925,6 +925,26 @@ def test_other_machines_are_refused(monkeypatch):
     ) as caught:
         judge(RIGHT, SQUARE, 1)
     assert "\n" not in str(caught.value)
+
+
+WINDOWS = """
+import os, platform, signal, sys
+for name in ("resource", "fcntl", "grp", "pwd", "posix", "termios"):
+    sys.modules[name] = None
+for name in ("fork", "getresuid", "memfd_create", "register_at_fork", "setresuid", "sysconf"):
+    delattr(os, name)
+for name in ("SIGCHLD", "SIGKILL", "SIG_BLOCK", "pthread_sigmask"):
+    delattr(signal, name)
+from r1mini.sandbox import judge
+platform.system, platform.machine = lambda: "Windows", lambda: "AMD64"
+judge("print(1)", [{"stdin": "", "stdout": "1"}], 1)
+"""
+
+
+def test_on_windows_only_a_judgement_is_refused():
+    end = subprocess.run([sys.executable, "-c", WINDOWS], cwd=ROOT, capture_output=True, text=True)
+    last = end.stderr.splitlines()[-1]
+    assert last.startswith("r1mini.sandbox.SandboxError: no sandbox on Windows AMD64: programs are")
 
 
 def test_tasks_that_run_code_are_refused_where_there_is_no_sandbox(monkeypatch):
