@@ -47,9 +47,6 @@ class Config:
         0, "processes to run in parallel (0: one per core on a CPU, one on a GPU)", bounds="0 <= x"
     )
 
-    def all_seeds(self) -> range:
-        return range(self.seed, self.seed + self.seeds)
-
 
 def preset_settings(preset: str, budget: int) -> dict:
     """A preset's flags, with the number of steps that sample `budget` completions without
@@ -73,7 +70,7 @@ def stages(cfg: Config, out: Path) -> list[Stage]:
         return Stage(f"eval/{name}", "sample", settings, file, inputs)
 
     plan = [evaluation("start", start, cfg.seed)]
-    for seed in cfg.all_seeds():
+    for seed in range(cfg.seed, cfg.seed + cfg.seeds):
         for preset in cfg.presets:
             name = f"{preset}-{seed}"
             folder, record = str(out / name), out / name / "run.json"
@@ -89,11 +86,11 @@ def table(cfg: Config, out: Path) -> str:
     start = read_mean(out, "start")
     rows = [["start", "0", *(format_figure(start[name], name) for name in COLUMNS), MISSING]]
     for preset in cfg.presets:
-        names = [f"{preset}-{seed}" for seed in cfg.all_seeds()]
+        names = [f"{preset}-{cfg.seed + i}" for i in range(cfg.seeds)]
         means = [read_mean(out, name) for name in names]
         figures = [spread([mean[column] for mean in means], column) for column in COLUMNS]
-        completions = fmean(completions_sampled(out / name) for name in names)
-        seconds = fmean(run_record(out / name)["seconds"] for name in names)
+        costs = [completions_and_seconds(out / name) for name in names]
+        completions, seconds = map(fmean, zip(*costs))
         rows.append([preset, f"{completions:.0f}", *figures, f"{seconds:.0f}"])
     deviation = "; ± is the standard deviation over seeds" if cfg.seeds > 1 else ""
     return (
@@ -108,15 +105,12 @@ def read_mean(out: Path, name: str) -> Figures:
     return read_figures(out / "eval" / f"{name}.json", k=16, columns=COLUMNS)["mean"]
 
 
-def run_record(folder: Path) -> dict:
-    return files.read_run_json(folder / "run.json", "completions", "seconds")
-
-
-def completions_sampled(folder: Path) -> int:
-    """Includes the groups that --resample replaced."""
+def completions_and_seconds(folder: Path) -> tuple[int, float]:
+    """What a run sampled, with the groups that --resample replaced, and the time it took."""
+    record = files.read_run_json(folder / "run.json", "completions", "seconds")
     steps = files.read_metrics(folder / "metrics.jsonl", "groups_drawn")
     groups = sum(step["groups_drawn"] for step in steps)
-    return run_record(folder)["config"]["completions"] * groups
+    return record["config"]["completions"] * groups, record["seconds"]
 
 
 def main(cfg: Config) -> None:

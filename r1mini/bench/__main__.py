@@ -10,23 +10,30 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import count
+from itertools import chain, count, islice
 from pathlib import Path
 from random import Random
 from statistics import median
 
+import tokenizers
 import torch
-from tokenizers import Tokenizer as Backend
-from tokenizers import models, pre_tokenizers
 from torch import Tensor
 
 from r1mini import checkpoint
 from r1mini.answers import equivalent
 from r1mini.bench import reference
-from r1mini.bench.timing import Runs, Stopwatch, alternate, least_seconds, machine_limits
+from r1mini.bench.timing import (
+    TRAINING_PASSES,
+    UNTIMED,
+    Run,
+    Runs,
+    alternate,
+    least_seconds,
+    machine_limits,
+)
 from r1mini.checkpoint.tokenizer import Tokenizer
 from r1mini.config import option, run_script, validate
 from r1mini.evaluation.figures import MISSING, table_head, table_row
@@ -36,11 +43,12 @@ from r1mini.model.attention import PackedAttention
 from r1mini.model.config import ModelConfig
 from r1mini.model.init import init_weights
 from r1mini.model.transformer import Transformer
-from r1mini.records import Group, Problem
+from r1mini.records import Problem
+from r1mini.rewards.runner import Rewards
 from r1mini.rl.config import GRPOConfig
 from r1mini.rl.grpo import group_advantages
-from r1mini.rl.learner import update_minibatch
-from r1mini.rl.samples import make_samples
+from r1mini.rl.learner import update_policy
+from r1mini.rl.rollouts import sample_groups
 from r1mini.sampler.sampler import sample
 from r1mini.sampler.sampling import SamplingParams
 from r1mini.sandbox import judge
@@ -61,8 +69,9 @@ SFT_ROWS, SFT_LENGTHS = 32, (64, 256)
 MEAN_LENGTH = 64  # of ragged completions: one token id in 64 is an end token
 LEARNING_RATE = 1e-6  # too small to change the lengths of completions during the benchmark
 MEASURED = ("decode", "prefill", "sft", "grpo", "logprobs", "rewards")
-Row = dict  # of the table
-Measured = tuple  # table_figures' arguments, without the shape
+SIDE = ("seconds", "CPU s", "per second", "peak MB")
+COLUMNS = ("shape", "what", *SIDE, "of the limit", "reference: seconds", *SIDE[1:], "times as fast")
+ALL, SAMPLING, LEARNER = (0, -1), (0, 1), (1, -1)  # the marks around a part of a run
 
 
 @dataclass(frozen=True)
@@ -92,24 +101,24 @@ class Config:
     )
 
 
-# -- one timed run of r1mini: returns its number of tokens ----------------------------------------
+# -- what r1mini runs; a timed run returns its number of tokens ------------------------------------
 
 
 def decode(
     model: Transformer,
     tokenizer: Tokenizer,
-    prompts: Sequence[str],
+    prompts: list[str],
     completions: int,
     params: SamplingParams,
     rows: int,
-    watch: Stopwatch,
+    runs: Runs,
 ) -> int:
     groups = sample(model, tokenizer, prompts, completions, params, seed=0, max_rows=rows)
     return sum(len(rollout.completion_ids) for group in groups for rollout in group)
 
 
 @torch.inference_mode()
-def prefill(model: Transformer, tokens_BT: Tensor, watch: Stopwatch) -> int:
+def prefill(model: Transformer, tokens_BT: Tensor, runs: Runs) -> int:
     B, T = tokens_BT.shape
     position_M = torch.arange(T, device=tokens_BT.device).repeat(B)
     attention = PackedAttention([T] * B, keep_kv=True, device=tokens_BT.device)
@@ -118,107 +127,66 @@ def prefill(model: Transformer, tokens_BT: Tensor, watch: Stopwatch) -> int:
     return tokens_BT.numel()
 
 
-def grpo_step(
-    cfg: GRPOConfig,
-    policy: Transformer,
-    optimizers: Sequence[torch.optim.Optimizer],
-    tokenizer: Tokenizer,
-    prompts: Sequence[str],
-    device: torch.device,
-    watch: Stopwatch,
-) -> int:
-    params = SamplingParams(cfg.max_new_tokens)
-    with watch.lap("sampling"), autocast(device, cfg.bf16):
-        sampled = sample(
-            policy, tokenizer, prompts, cfg.completions, params, seed=0, max_rows=cfg.sampler_rows
-        )
-    with watch.lap("learner"):
-        groups = [Group(Problem("", "", "", ""), rollouts, [], ()) for rollouts in sampled]
-        rewards_NG = torch.arange(cfg.completions).float().expand(len(groups), -1)
-        samples = make_samples(cfg, policy, groups, group_advantages(rewards_NG))
-        update_minibatch(cfg, policy, None, optimizers, samples, LEARNING_RATE)
-    return sum(len(rollout.completion_ids) for rollouts in sampled for rollout in rollouts)
-
-
-def sft_step(
-    model: Transformer,
-    optimizers: Sequence[torch.optim.Optimizer],
-    rows: Sequence[Sequence[int]],
-    bf16: bool,
-    losses: list[float],
-    watch: Stopwatch,
-) -> int:
-    batch = collate([([], row) for row in rows]).to(model.lm_head.weight.device)
-    with autocast(batch.tokens_BT.device, bf16):
+def forward_backward(model: Transformer, rows: list[list[int]], bf16: bool) -> float:
+    """Adds the gradient of the mean loss over all tokens of the rows. Returns that loss."""
+    batch = collate([([], row) for row in rows]).to(model.device)
+    with autocast(model.device, bf16):
         logp_BT = token_logprobs(model, batch)
     loss = -logp_BT.sum() / batch.target_BT.sum()
     loss.backward()
-    optim.step(optimizers, model.parameters(), LEARNING_RATE, 1.0)
-    losses.append(float(loss.detach()))
-    return sum(map(len, rows))
-
-
-def logprobs(model: Transformer, tokens_BT: Tensor, bf16: bool, watch: Stopwatch) -> int:
-    batch = collate([([], row) for row in tokens_BT.tolist()]).to(tokens_BT.device)
-    with autocast(tokens_BT.device, bf16):
-        logp_BT = token_logprobs(model, batch)
-    (-logp_BT.sum()).backward()
-    model.zero_grad(set_to_none=True)
-    return tokens_BT.numel()
+    return float(loss.detach())
 
 
 # -- the models and their prompts -----------------------------------------------------------------
 
 
-@dataclass(frozen=True)
 class Subject:
-    """A model to measure."""
+    """A model to measure: the embedded one, or random weights of a shape.
 
-    cfg: Config
-    name: str
-    model: Transformer
-    stop_ids: frozenset[int]  # that end a ragged completion
-    limits: dict  # of the machine, on this model's shapes
-    device: torch.device
-    libraries: dict[str, str]  # versions of transformers and TRL, if they are measured too
+    stop_ids   end a ragged completion
+    limits     of the machine, on this model's shapes
+    libraries  versions of transformers and TRL, if they are measured too
+    """
 
-    def cast_model(self) -> Transformer:
-        return self.model.to(torch.bfloat16 if self.cfg.bf16 else torch.float32)
+    def __init__(self, cfg: Config, name: str, device: torch.device, libraries: dict[str, str]):
+        self.cfg, self.name, self.libraries = cfg, name, libraries
+        if name == "embedded":
+            self.model, tokenizer = checkpoint.load("base", device)
+            self.stop_ids = tokenizer.stop_ids
+        else:
+            self.model = random_model(SHAPES[name], cfg.seed, device)
+            self.stop_ids = frozenset(range(self.model.config.vocab_size // MEAN_LENGTH))
+        self.limits = machine_limits(self.model)
 
     def tokenizer(self, case: str) -> Tokenizer:
-        stop_ids = self.stop_ids if case == "ragged" else frozenset()
-        return word_tokenizer(self.model.config.vocab_size, stop_ids)
+        """A word for each id (`w3` is 3), so that any ids have a text. A completion ends at a stop
+        id in a ragged case, and never in an equal one: no model can sample the id of <end>."""
+        vocab_size = self.model.config.vocab_size
+        vocabulary = {f"w{i}": i for i in range(vocab_size)} | {"<end>": vocab_size}
+        backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="w0"))
+        backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+        return Tokenizer(backend, self.stop_ids if case == "ragged" else [vocab_size])
 
     def prompts(self, number: int, length: int) -> list[list[int]]:
         """Random ids; for the embedded model, text like its training data."""
         if self.name == "embedded":
-            tokenizer, ids = checkpoint.load_tokenizer("base"), []
+            encode = checkpoint.load_tokenizer("base").encode
             rows = (document(self.cfg.seed, index) for index in count())
-            while len(ids) < number * length:
-                ids += tokenizer.encode("".join(next(rows).values()))
-            return [ids[i * length :][:length] for i in range(number)]
+            ids = chain.from_iterable(encode("".join(row.values())) for row in rows)
+            return [list(islice(ids, length)) for _ in range(number)]
         generator = torch.Generator().manual_seed(self.cfg.seed)
         vocab_size = self.model.config.vocab_size
         return torch.randint(vocab_size, (number, length), generator=generator).tolist()
 
-    def min_seconds(self, rows: Sequence[tuple[float, float]], **options) -> float:
-        return least_seconds(self.model.config, self.limits, rows, self.cfg.bf16, **options)
+    def least_seconds(self, rows: list[tuple[float, float]], batch: int = 0) -> float:
+        return least_seconds(self.model, self.limits, rows, self.cfg.bf16, batch)
 
-    def trainer_options(self) -> dict:
-        return {"repeats": self.cfg.repeats, "bf16": self.cfg.bf16, "rate": LEARNING_RATE}
-
-
-def load_subject(
-    cfg: Config, name: str, device: torch.device, libraries: dict[str, str]
-) -> Subject:
-    if name == "embedded":
-        model, tokenizer = checkpoint.load("base", device)
-        stop_ids = tokenizer.stop_ids
-    else:
-        model = random_model(SHAPES[name], cfg.seed, device)
-        stop_ids = frozenset(range(model.config.vocab_size // MEAN_LENGTH))
-    limits = machine_limits(model.config, device)
-    return Subject(cfg, name, model, stop_ids, limits, device, libraries)
+    def measure_training(self, ours: Run, reference_run: Callable, *args) -> list[Runs]:
+        """Our training steps; if TRL is installed, in turns with those of `reference_run`."""
+        if "trl" not in self.libraries:
+            return alternate(ours, None, self.cfg.repeats, self.model.device)
+        settings = {"max_steps": UNTIMED + self.cfg.repeats, "bf16": self.cfg.bf16}
+        return reference_run(ours, self.model, *args, learning_rate=LEARNING_RATE, **settings)
 
 
 def random_model(config: ModelConfig, seed: int, device: torch.device) -> Transformer:
@@ -232,141 +200,134 @@ def random_model(config: ModelConfig, seed: int, device: torch.device) -> Transf
     return model
 
 
-def word_tokenizer(vocab_size: int, stop_ids: frozenset[int] = frozenset()) -> Tokenizer:
-    """A tokenizer with one word per id (`w3` is 3), so that any ids have a text. No model can
-    sample the id of <end>.
-
-    >>> word_tokenizer(8).encode("w3 w7"), sorted(word_tokenizer(8).stop_ids)
-    ([3, 7], [8])
-    >>> sorted(word_tokenizer(8, frozenset([2, 5])).stop_ids)
-    [2, 5]
-    """
-    vocabulary = {f"w{i}": i for i in range(vocab_size)} | {"<end>": vocab_size}
-    backend = Backend(models.WordLevel(vocabulary, unk_token="w0"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return Tokenizer(backend, stop_ids or [vocab_size])
+# -- the measurements: each yields arguments of `table_figures` after the shape --------------------
 
 
-def text(ids: Sequence[int]) -> str:
-    return " ".join(f"w{i}" for i in ids)
-
-
-# -- the measurements: each yields the figures of table rows ---------------------------------------
-
-
-def measure_decode(s: Subject) -> Iterator[Measured]:
+def measure_decode(s: Subject) -> Iterator[tuple]:
     """Ragged: a queue of four times as many rows as are decoded at a time."""
+    if s.cfg.bf16:
+        s.model.bfloat16()
+    length, device = s.cfg.prompt_tokens, s.model.device
     for case, queue, new in (("equal", 1, s.cfg.new_tokens), ("ragged", 4, 8 * MEAN_LENGTH)):
+        tokenizer = s.tokenizer(case)
+        stop_ids = tokenizer.stop_ids
+        hf_model = s.libraries and reference.to_transformers(s.model, stop_ids)
         for rows in s.cfg.batch:
-            yield decode_row(s, case, queue * rows, rows, new)
+            total = queue * rows
+            completions = COMPLETIONS if rows % COMPLETIONS == 0 else 1  # of a prompt, as in RL
+            ids = s.prompts(total // completions, length)
+            prompts, params = list(map(tokenizer.decode, ids)), SamplingParams(new)
+            prompts_BT = torch.tensor(ids, device=device).repeat_interleave(completions, 0)
+            ours = partial(decode, s.model, tokenizer, prompts, completions, params, rows)
+            other = partial(reference.decode, hf_model, prompts_BT, new, rows, stop_ids)
+            sides = alternate(ours, hf_model and other, s.cfg.repeats, device)
+            mean = median(sides[0].amounts) / total
+            limit = s.least_seconds([(length, mean)] * total, rows)
+            yield f"decode {rows}, {case}", sides, limit
     s.model.float()
 
 
-def decode_row(s: Subject, case: str, total: int, rows: int, new: int) -> Measured:
-    """`total` completions of at most `new` tokens, `rows` at a time."""
-    model, tokenizer = s.cast_model(), s.tokenizer(case)
-    completions = COMPLETIONS if rows % COMPLETIONS == 0 else 1  # of a prompt, as in RL
-    ids = s.prompts(total // completions, s.cfg.prompt_tokens)
-    prompts, other = list(map(text, ids)), None
-    ours = partial(decode, model, tokenizer, prompts, completions, SamplingParams(new), rows)
-    if s.libraries:
-        prompts_BT = torch.tensor(ids, device=s.device).repeat_interleave(completions, 0)
-        hf_model = reference.to_transformers(model, tokenizer.stop_ids)
-        other = partial(reference.decode, hf_model, prompts_BT, new, rows, tokenizer.stop_ids)
-    sides = alternate(ours, other, s.cfg.repeats, s.device)
-    mean = median(sides[0].amounts) / total
-    limit = s.min_seconds([(s.cfg.prompt_tokens, mean)] * total, batch=rows)
-    return f"decode {rows}, {case}", sides, limit
-
-
-def measure_prefill(s: Subject) -> Iterator[Measured]:
-    T, model = s.cfg.prompt_tokens, s.cast_model()
-    hf_model = reference.to_transformers(model, s.stop_ids) if s.libraries else None
+def measure_prefill(s: Subject) -> Iterator[tuple]:
+    if s.cfg.bf16:
+        s.model.bfloat16()
+    T, device = s.cfg.prompt_tokens, s.model.device
+    hf_model = s.libraries and reference.to_transformers(s.model, s.stop_ids)
     for rows in s.cfg.batch:
-        tokens_BT = torch.tensor(s.prompts(rows, T), device=s.device)
-        ours = partial(prefill, model, tokens_BT)
-        other = hf_model and partial(reference.prefill, hf_model, tokens_BT)
-        sides = alternate(ours, other, s.cfg.repeats, s.device)
-        yield f"prefill {rows} × {T}", sides, s.min_seconds([(T - 1, 1)] * rows)
+        tokens_BT = torch.tensor(s.prompts(rows, T), device=device)
+        ours = partial(prefill, s.model, tokens_BT)
+        other = partial(reference.prefill, hf_model, tokens_BT)
+        sides = alternate(ours, hf_model and other, s.cfg.repeats, device)
+        yield f"prefill {rows} × {T}", sides, s.least_seconds([(T - 1, 1)] * rows)
     s.model.float()
 
 
-def measure_sft(s: Subject) -> Iterator[Measured]:
-    random, losses, trl_losses = Random(s.cfg.seed), [], []
-    ids = s.prompts(SFT_ROWS, SFT_LENGTHS[1])
-    rows = [row[: random.randint(*SFT_LENGTHS)] for row in ids]
+def measure_sft(s: Subject) -> Iterator[tuple]:
+    shortest, longest = SFT_LENGTHS
+    random = Random(s.cfg.seed)
+    rows = [ids[: random.randint(shortest, longest)] for ids in s.prompts(SFT_ROWS, longest)]
     optimizers = optim.build_optimizers(s.model, "adamw", 0.0)
-    ours = partial(sft_step, s.model, optimizers, rows, s.cfg.bf16, losses)
-    if "trl" in s.libraries:
-        tokenizer = s.tokenizer("equal")
-        sides = reference.sft(ours, s.model, tokenizer, rows, trl_losses, **s.trainer_options())
-    else:
-        sides = alternate(ours, None, s.cfg.repeats, s.device)
-    loss = f"loss {losses[0]:.6f}" + (f", TRL {trl_losses[0]:.6f}" if trl_losses else "")
-    title = f"SFT step, {SFT_ROWS} × {SFT_LENGTHS[0]} to {SFT_LENGTHS[1]} ({loss})"
-    yield title, sides, s.min_seconds([(0, len(row)) for row in rows], passes=3)
+
+    def step(runs: Runs) -> int:
+        runs.losses.append(forward_backward(s.model, rows, s.cfg.bf16))
+        optim.step(optimizers, s.model.parameters(), LEARNING_RATE, 1.0)
+        return sum(map(len, rows))
+
+    sides = s.measure_training(step, reference.sft, s.tokenizer("equal"), rows)
+    losses = ", TRL ".join(f"{runs.losses[0]:.6f}" for runs in sides)
+    title = f"SFT step, {SFT_ROWS} × {shortest} to {longest} (loss {losses})"
+    yield title, sides, TRAINING_PASSES * s.least_seconds([(0, len(row)) for row in rows])
 
 
-def measure_grpo(s: Subject) -> Iterator[Measured]:
-    prompt, new, B = s.cfg.prompt_tokens, s.cfg.new_tokens, PROBLEMS * COMPLETIONS
+def index_reward(completions: list, **_) -> list[float]:
+    """A completion's index in its group: rewards are never equal and cost nothing."""
+    return [float(i % COMPLETIONS) for i in range(len(completions))]
+
+
+def measure_grpo(s: Subject) -> Iterator[tuple]:
+    length, new, B = s.cfg.prompt_tokens, s.cfg.new_tokens, PROBLEMS * COMPLETIONS
     cfg = GRPOConfig(
-        problems=PROBLEMS,
+        progress=False,
         completions=COMPLETIONS,
         minibatches=1,
         max_new_tokens=new,
-        optimizer="adamw",
-        clip_high=0.2,
         bf16=s.cfg.bf16,
         learner_tokens=s.cfg.learner_tokens,
     )
-    prompts = list(map(text, s.prompts(PROBLEMS, prompt)))
+    rewards = Rewards({"index": index_reward}, {"index": 1.0})
     optimizers = optim.build_optimizers(s.model, "adamw", 0.0)
+    prompts = list(map(s.tokenizer("equal").decode, s.prompts(PROBLEMS, length)))
+    problems = [Problem("", "", "", prompt) for prompt in prompts]
+
+    def step(tokenizer: Tokenizer, runs: Runs) -> int:
+        groups = sample_groups(cfg, s.model, tokenizer, problems, rewards, step=0, attempt=0)
+        runs.mark()
+        adv_NG = group_advantages(torch.tensor([group.rewards for group in groups]))
+        guard = optim.NonFiniteSteps()
+        update_policy(cfg, s.model, None, optimizers, groups, adv_NG, 0, LEARNING_RATE, guard)
+        return sum(len(rollout.completion_ids) for group in groups for rollout in group.rollouts)
+
     for case in ("equal", "ragged"):
         tokenizer = s.tokenizer(case)
-        ours = partial(grpo_step, cfg, s.model, optimizers, tokenizer, prompts, s.device)
-        if "trl" in s.libraries:
-            options = s.trainer_options()
-            sides = reference.grpo(ours, s.model, tokenizer, prompts, COMPLETIONS, new, **options)
-        else:
-            sides = alternate(ours, None, s.cfg.repeats, s.device)
-        mean = median(sides[0].amounts) / B
+        args = tokenizer, prompts, index_reward, COMPLETIONS, new
+        sides = s.measure_training(partial(step, tokenizer), reference.grpo, *args)
+        rows = [(length, median(sides[0].amounts) / B)] * B
         # Each prompt is computed once for all its completions.
-        once, alone = [(prompt, 0)] * PROBLEMS, [(prompt, 0)] * B
-        whole = [(prompt, mean)] * B
-        sampling = s.min_seconds(once) + s.min_seconds(whole, batch=B) - s.min_seconds(alone)
-        learner = (
-            s.min_seconds(once, passes=3)
-            + s.min_seconds(whole, passes=3)
-            - s.min_seconds(alone, passes=3)
-        )
-        size = f"{PROBLEMS} × {COMPLETIONS} × ({prompt} + {new})"
+        saved = s.least_seconds([(length, 0)] * (B - PROBLEMS))
+        sampling = s.least_seconds(rows, B) - saved
+        learner = TRAINING_PASSES * (s.least_seconds(rows) - saved)
+        size = f"{PROBLEMS} × {COMPLETIONS} × ({length} + {new})"
         yield f"GRPO step, {size}, {case}", sides, sampling + learner
-        yield f"GRPO sampling, {case}", sides, sampling, "sampling"
-        yield f"GRPO learner, {case}", sides, learner, "learner"
+        yield f"GRPO sampling, {case}", sides, sampling, SAMPLING
+        yield f"GRPO learner, {case}", sides, learner, LEARNER
 
 
-def measure_logprobs(s: Subject) -> Iterator[Measured]:
+def measure_logprobs(s: Subject) -> Iterator[tuple]:
     """Forward and backward pass of one row with a large vocabulary, mainly for its peak memory."""
-    model = random_model(replace(s.model.config, vocab_size=LARGE_VOCABULARY), s.cfg.seed, s.device)
-    length = s.cfg.prompt_tokens + s.cfg.new_tokens
-    tokens_BT = torch.arange(length, device=s.device)[None] % LARGE_VOCABULARY
-    other = None
+    device, bf16 = s.model.device, s.cfg.bf16
+    model = random_model(replace(s.model.config, vocab_size=LARGE_VOCABULARY), s.cfg.seed, device)
+    length, other = s.cfg.prompt_tokens + s.cfg.new_tokens, None
+    ids = [i % LARGE_VOCABULARY for i in range(length)]
+
+    def ours(runs: Runs) -> int:
+        forward_backward(model, [ids], bf16)
+        model.zero_grad(set_to_none=True)
+        return length
+
     if "trl" in s.libraries:
         trl_model = reference.with_fused_head(reference.to_transformers(model, s.stop_ids))
-        other = partial(reference.logprobs, trl_model, tokens_BT, s.cfg.bf16)
-    ours = partial(logprobs, model, tokens_BT, s.cfg.bf16)
-    sides = alternate(ours, other, s.cfg.repeats, s.device)
-    limit = least_seconds(model.config, s.limits, [(0, length)], s.cfg.bf16, passes=3)
+        other = partial(reference.logprobs, trl_model, torch.tensor([ids], device=device), bf16)
+    sides = alternate(ours, other, s.cfg.repeats, device)
+    limit = TRAINING_PASSES * least_seconds(model, s.limits, [(0, length)], bf16)
     yield f"log-probabilities, {length} tokens, vocabulary {LARGE_VOCABULARY}", sides, limit
 
 
-def measure_rewards(cfg: Config) -> Iterator[Measured]:
+def measure_rewards(cfg: Config) -> Iterator[tuple]:
     """Small programs in the sandbox, and answers compared with gold answers; in one thread."""
     tests = [{"stdin": "21\n", "stdout": "42\n"}]
     program = "print(2 * int(input()))"
     pairs = [(rf"\frac{{{n}}}{{7}}", f"{n}/7") for n in range(1, 51)]
-    judge_programs = lambda watch: sum(judge(program, tests, time_limit=2) for _ in pairs)
-    check_answers = lambda watch: sum(equivalent(gold, answer) for gold, answer in pairs)
+    judge_programs = lambda runs: sum(judge(program, tests, time_limit=2) for _ in pairs)
+    check_answers = lambda runs: sum(equivalent(gold, answer) for gold, answer in pairs)
     for title, call in ("sandbox judgements", judge_programs), ("answer checks", check_answers):
         yield title, alternate(call, None, cfg.repeats, torch.device("cpu"))
 
@@ -386,22 +347,24 @@ MEASUREMENTS = {
 def table_figures(
     shape: str,
     what: str,
-    sides: Sequence[Runs],
+    sides: list[Runs],
     limit_seconds: float | None = None,
-    lap: str = "all",
-) -> Row:
+    part: tuple[int, int] = ALL,
+) -> dict:
     """Medians over the runs. `times`: our throughput divided by the other side's; median, minimum
     and maximum over the pairs of runs."""
     row = {"shape": shape, "what": what}
+    begin, end = part
     for side, runs in zip(("ours", "reference"), sides):
-        wall, cpu = zip(*(laps[lap] for laps in runs.laps))
+        wall = [marks[end][0] - marks[begin][0] for marks in runs.marks]
+        cpu = [marks[end][1] - marks[begin][1] for marks in runs.marks]
         rates = [amount / seconds for amount, seconds in zip(runs.amounts, wall)]
         row[side] = {
             "seconds": median(wall),
             "cpu_seconds": median(cpu),
             "per_second": median(rates),
             "rates": rates,
-            "peak_bytes": runs.peak_bytes if lap == "all" else None,
+            "peak_bytes": runs.peak_bytes if part == ALL else None,
         }
     if limit_seconds is not None:
         row["of_limit"] = limit_seconds / row["ours"]["seconds"]
@@ -412,29 +375,17 @@ def table_figures(
     return row
 
 
-def head(compared: bool) -> str:
-    """The table's first two lines."""
-    side = ["seconds", "CPU s", "per second", "peak MB"]
-    columns = ["shape", "what", *side, "of the limit"]
-    if compared:
-        columns += [f"reference: {side[0]}", *side[1:], "times as fast"]
-    return table_head(columns)
-
-
-def line(row: Row, compared: bool) -> str:
-    """A row of the table."""
-    cells = [row["shape"], row["what"], *side_cells(row["ours"])]
-    cells.append(f"{row['of_limit']:.0%}" if "of_limit" in row else MISSING)
-    if compared:
-        cells += side_cells(row.get("reference"))
-        times = row.get("times")
-        cells.append("{:.2f} ({:.2f} to {:.2f})".format(*times) if times else MISSING)
-    return table_row(cells)
+def cells(row: dict) -> list[str]:
+    """The row's cells in COLUMNS."""
+    limit = f"{row['of_limit']:.0%}" if "of_limit" in row else MISSING
+    times = "{:.2f} ({:.2f} to {:.2f})".format(*row["times"]) if "times" in row else MISSING
+    ours, other = side_cells(row["ours"]), side_cells(row.get("reference"))
+    return [row["shape"], row["what"], *ours, limit, *other, times]
 
 
 def side_cells(side: dict | None) -> list[str]:
     if side is None:
-        return [MISSING] * 4
+        return [MISSING] * len(SIDE)
     peak = side["peak_bytes"]
     cells = [f"{side['seconds']:.4g}", f"{side['cpu_seconds']:.4g}", f"{side['per_second']:.0f}"]
     return [*cells, MISSING if peak is None else f"{peak / 2**20:.0f}"]
@@ -469,19 +420,20 @@ def main(cfg: Config) -> dict:
     print(", ".join(f"{key} {value}" for key, value in info.items()))
     if cfg.compare and len(libraries) < 2:
         print("transformers or TRL is not installed: comparisons that need it are skipped")
-    print(head(bool(libraries)), flush=True)
+    width = len(COLUMNS) if libraries else COLUMNS.index("of the limit") + 1
+    print(table_head(COLUMNS[:width]), flush=True)
 
-    def add(shape: str, measured: Iterator[Measured]) -> None:
+    def add(shape: str, measured: Iterator[tuple]) -> None:
         for figures in measured:
             row = table_figures(shape, *figures)
             result["rows"].append(row)
-            print(line(row, bool(libraries)), flush=True)
+            print(table_row(cells(row)[:width]), flush=True)
             if cfg.json:  # after each row: the next may run out of memory
                 files.write_json(Path(cfg.json), result)
 
     measurements = [measure for name, measure in MEASUREMENTS.items() if name in cfg.what]
     for name in cfg.shapes if measurements else ():
-        subject = load_subject(cfg, name, device, libraries)
+        subject = Subject(cfg, name, device, libraries)
         result["limits"][name] = subject.limits
         for measure in measurements:
             add(name, measure(subject))

@@ -207,10 +207,10 @@ class Run:
                 for name, value in values.items():
                     moments[f"{number}.{parameter}.{name}"] = value
         files = model_files(distributed.gather_model(self.model), self.tokenizer)
-        files[MOMENTS] = partial(write_tensors, moments, None)
+        files[MOMENTS] = partial(write_tensors, moments)
         for name, other in self.others.items():
             weights = dict(distributed.gather_model(other).named_parameters())
-            files[f"{name}.safetensors"] = partial(write_tensors, weights, None)
+            files[f"{name}.safetensors"] = partial(write_tensors, weights)
         return files
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:

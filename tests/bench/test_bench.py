@@ -115,32 +115,38 @@ def test_a_micro_batch_of_the_grpo_step_has_as_many_tokens_as_said(tiny, monkeyp
 def test_sides_take_turns_and_two_runs_are_not_timed():
     calls = []
     sides = timing.alternate(
-        lambda watch: calls.append("ours") or 3,
-        lambda watch: calls.append("reference") or 5,
-        2,
-        CPU,
+        lambda runs: calls.append("ours") or 3, lambda runs: calls.append("reference") or 5, 2, CPU
     )
     assert calls == ["ours", "reference"] * 4
     assert [side.amounts for side in sides] == [[3, 3], [5, 5]] and [
-        len(side.laps) for side in sides
+        len(side.marks) for side in sides
     ] == [2, 2]
 
 
 def test_peak_memory_is_that_above_what_was_there():
     held = torch.ones(2**22)
-    [runs] = timing.alternate(lambda watch: torch.ones(2**23).numel(), None, 1, CPU)
+    [runs] = timing.alternate(lambda runs: torch.ones(2**23).numel(), None, 1, CPU)
     if runs.peak_bytes is None:
         pytest.skip("the system does not tell")
     assert 2**25 - 2**20 <= runs.peak_bytes <= 2**25 + 2**24 and held[0] == 1
 
 
 def test_ratios_are_of_pairs():
-    ours = Runs([10.0, 20.0], [{"all": (1.0, 1.0)}, {"all": (1.0, 1.0)}])
-    other = Runs([10.0, 10.0], [{"all": (2.0, 4.0)}, {"all": (1.0, 2.0)}])
+    ours, other = Runs(CPU), Runs(CPU)
+    ours.amounts, ours.marks = [10.0, 20.0], [[(0.0, 0.0), (1.0, 1.0)], [(5.0, 2.0), (6.0, 3.0)]]
+    other.amounts, other.marks = [10.0, 10.0], [[(1.0, 0.0), (3.0, 4.0)], [(6.0, 4.0), (7.0, 6.0)]]
     figures = bench.table_figures("tiny", "decode", [ours, other], limit_seconds=0.25)
     assert figures["times"] == [2.0, 2.0, 2.0] and figures["of_limit"] == 0.25
     assert figures["reference"]["cpu_seconds"] == 3.0 and figures["reference"]["per_second"] == 7.5
-    assert bench.line(figures, compared=True).count("|") == 13
+    assert len(bench.cells(figures)) == len(bench.COLUMNS) == 12
+
+
+def test_parts_of_a_run_lie_between_marks():
+    runs = Runs(CPU)
+    runs.amounts, runs.marks = [10.0], [[(1.0, 1.0), (3.0, 2.0), (8.0, 4.0)]]
+    for part, wall, cpu in ((bench.ALL, 7, 3), (bench.SAMPLING, 2, 1), (bench.LEARNER, 5, 2)):
+        side = bench.table_figures("tiny", "GRPO", [runs], part=part)["ours"]
+        assert (side["seconds"], side["cpu_seconds"]) == (wall, cpu)
 
 
 def test_least_seconds_by_hand():
@@ -155,18 +161,18 @@ def test_least_seconds_by_hand():
         intermediate_size=3,
         head_dim=2,
     )
-    assert sum(out * into * number for out, into, number in timing.matrices(config)) == 16 + 18 + 10
+    model = Transformer(config)
+    assert sum(weight.numel() for weight in timing.matrices(model)) == 16 + 18 + 10
     # 3 tokens through the layer, 2 to the vocabulary, 9/2 pairs at 2 numbers of query x key and
     # weight x value each.
     operations = 2 * (3 * 34 + 2 * 10 + 4.5 * 2 * 2)
-    assert timing.least_seconds(config, LIMITS, [(1, 2)], False) == pytest.approx(operations / 1e9)
-    assert timing.least_seconds(config, LIMITS, [(1, 2)], True, passes=3) == pytest.approx(
-        3 * operations / 2e9
-    )
+    assert timing.least_seconds(model, LIMITS, [(1, 2)], False) == pytest.approx(operations / 1e9)
+    assert timing.least_seconds(model, LIMITS, [(1, 2)], True) == pytest.approx(operations / 2e9)
+    assert timing.TRAINING_PASSES == 3
     # Decoded alone: all 44 weights for both tokens, and keys and values (2 numbers each) of 1 x 2 +
     # 2 tokens; 4 bytes each.
     slow = {**LIMITS, "copy": 1e6}
-    assert timing.least_seconds(config, slow, [(1, 2)], False, batch=1) == pytest.approx(
+    assert timing.least_seconds(model, slow, [(1, 2)], False, batch=1) == pytest.approx(
         4 * (2 * 44 + 4 * 4) / 1e6
     )
 
@@ -175,7 +181,7 @@ def test_rates_of_the_machine_are_numbers(monkeypatch):
     monkeypatch.setattr(
         timing, "copy_rate", lambda device, rate=timing.copy_rate: rate(device, 1000)
     )
-    limits = timing.machine_limits(shape(), CPU)
+    limits = timing.machine_limits(Transformer(shape()))
     assert limits["copy"] > 0 and all(
         rate > 0 for kind in ("fp32", "bf16") for rate in limits[kind].values()
     )
@@ -190,29 +196,27 @@ def test_their_tokens_are_counted_up_to_the_end():
 def test_ragged_completions_are_as_long_as_said(tiny):
     """One of four tokens ends a completion: the mean of 400 geometric lengths, and its standard
     error of 0.17."""
-    s = bench.load_subject(bench.Config(**SMALL), "1m", CPU, {})
+    s = bench.Subject(bench.Config(**SMALL), "1m", CPU, {})
     ids = s.prompts(400, 5)
-    count = bench.decode(
-        s.model, s.tokenizer("ragged"), list(map(bench.text, ids)), 1, SamplingParams(64), 400, None
-    )
+    ragged, equal = s.tokenizer("ragged"), s.tokenizer("equal")
+    prompts = list(map(equal.decode, ids))
+    count = bench.decode(s.model, ragged, prompts, 1, SamplingParams(64), 400, None)
     assert abs(count / 400 - 4) < 4 * 0.17
-    assert (
-        bench.decode(
-            s.model,
-            s.tokenizer("equal"),
-            list(map(bench.text, ids[:7])),
-            1,
-            SamplingParams(9),
-            4,
-            None,
-        )
-        == 63
-    )
+    assert bench.decode(s.model, equal, prompts[:7], 1, SamplingParams(9), 4, None) == 63
+
+
+def test_words_of_the_tokenizer_are_ids(tiny):
+    s = bench.Subject(bench.Config(**SMALL), "1m", CPU, {})
+    size = s.model.config.vocab_size
+    for case, stop_ids in (("equal", {size}), ("ragged", set(range(size // 4)))):
+        tokenizer = s.tokenizer(case)
+        assert tokenizer.encode("w3 w7") == [3, 7] and tokenizer.decode([3, 7]) == "w3 w7"
+        assert tokenizer.stop_ids == stop_ids
 
 
 def test_embedded_model_reads_text_of_its_own(monkeypatch):
     monkeypatch.setattr(bench, "machine_limits", lambda *_: LIMITS)
-    s = bench.load_subject(bench.Config(), "embedded", CPU, {})
+    s = bench.Subject(bench.Config(), "embedded", CPU, {})
     ids = s.prompts(3, 40)
     assert [len(row) for row in ids] == [40] * 3
     tokens = bench.checkpoint.load_tokenizer("base")
