@@ -264,7 +264,7 @@ def close(got, wanted):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_logits_and_greedy_text_are_transformers(name, tmp_path):
+def test_logits_and_greedy_text_match_transformers(name, tmp_path):
     model, wanted = ours(name, tmp_path), numbers(name, their_numbers)
     for row, logits in zip(rows(), wanted["logits"]):
         assert max(map(abs, logits)) > 0.5
@@ -281,7 +281,7 @@ def test_logits_and_greedy_text_are_transformers(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ROPES)
-def test_frequencies_of_real_sizes_are_transformers(name, tmp_path):
+def test_rope_frequencies_of_real_sizes_match_transformers(name, tmp_path):
     frequency, factor = rope_frequency(our_config(name, tmp_path))
     wanted = numbers(name, their_rope)
     torch.testing.assert_close(
@@ -292,7 +292,7 @@ def test_frequencies_of_real_sizes_are_transformers(name, tmp_path):
 
 @needs_transformers
 @pytest.mark.parametrize("name", CASES)
-def test_rows_of_several_lengths_are_those_of_left_padding(name, tmp_path):
+def test_rows_of_several_lengths_match_left_padding(name, tmp_path):
     longest = max(LENGTHS)
     tokens_BT, mask_BT = torch.zeros(2, len(rows()), longest, dtype=torch.long)
     for i, row in enumerate(rows()):

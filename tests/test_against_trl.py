@@ -223,7 +223,7 @@ def trl_loss(name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_loss_and_gradient_are_trls(name):
+def test_loss_and_gradient_match_trl(name):
     if importlib.util.find_spec("trl"):
         wanted, slope = trl_loss(name)
     else:

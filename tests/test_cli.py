@@ -95,7 +95,7 @@ def test_problem_longer_than_the_context_stops_training(script, tmp_path, tokens
     )
 
 
-def test_script_in_a_process_of_its_own(folder):
+def test_scripts_run_from_a_shell(folder):
     """What the tests above see from within is what a shell sees."""
     process = subprocess.run(
         [sys.executable, ROOT / "sample.py", "--model", folder, "--prompt", "<think>" * 200],

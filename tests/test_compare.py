@@ -3,7 +3,7 @@ import pytest
 from r1mini import compare
 
 
-def test_presets_side_by_side_end_to_end(tmp_path, folder, capsys):
+def test_comparison_end_to_end(tmp_path, folder, capsys):
     out = tmp_path / "out"
     compare.main(
         compare.Config(
@@ -49,6 +49,6 @@ def test_folder_of_another_comparison_is_refused(tmp_path, folder):
         ({"model": "absent"}, "absent"),
     ],
 )
-def test_what_does_not_exist_is_named(tmp_path, changes, named):
+def test_bad_flag_value_is_named(tmp_path, changes, named):
     with pytest.raises(ValueError, match=named):
         compare.main(compare.Config(out=str(tmp_path), **changes))

@@ -330,7 +330,7 @@ def test_files_of_a_model(name, copied):
     run()
 
 
-def test_headers_of_safetensors(copied):
+def test_safetensors_headers(copied):
     path = copied / "model.safetensors"
     content = path.read_bytes()
     size = int.from_bytes(content[:8], "little")
@@ -346,7 +346,7 @@ def test_headers_of_safetensors(copied):
     run()
 
 
-def test_index_of_shards(copied, model, tokens):
+def test_shard_index(copied, model, tokens):
     checkpoint.save(copied, model, tokens, shard_bytes=20_000)
     path = copied / "model.safetensors.index.json"
 
@@ -467,7 +467,7 @@ def told(folder):
         "stages.json",
     ],
 )
-def test_what_the_recipe_reads(name, finished):
+def test_files_that_the_recipe_reads(name, finished):
     path = finished / name
 
     @examples(15)
@@ -484,7 +484,7 @@ def test_what_the_recipe_reads(name, finished):
     "name",
     ["eval/start.json", "eval/default-0.json", "default-0/run.json", "default-0/metrics.jsonl"],
 )
-def test_what_the_comparison_reads(name, finished):
+def test_files_that_the_comparison_reads(name, finished):
     path = finished / name
     cfg = compare.Config(presets=("default",), seeds=1, tasks=("kinetics", "elements"))
 
@@ -498,7 +498,7 @@ def test_what_the_comparison_reads(name, finished):
 
 
 @pytest.mark.parametrize("name", ["run.json", "metrics.jsonl"])
-def test_what_a_run_that_goes_on_reads(name, finished):
+def test_files_that_a_resumed_run_reads(name, finished):
     path = finished / "r1-zero" / name
 
     @examples(15)
@@ -535,7 +535,7 @@ def test_journals(tmp_path):
     run()
 
 
-def test_files_of_rewards(tmp_path, monkeypatch):
+def test_reward_files(tmp_path, monkeypatch):
     monkeypatch.setattr(spec, "TIME_LIMIT", 0.5)
     path = tmp_path / "mine.py"
     content = (

@@ -188,9 +188,9 @@ class NonFiniteSteps:
     def __init__(self):
         self.in_a_row = 0
 
-    def check(self, norm: float | None, where: str, rows: Iterable[str]) -> None:
+    def check(self, norm: float | None, step_name: str, rows: Iterable[str]) -> None:
         """After each update. `norm`: as returned by `step`, None if there was nothing to learn.
-        `where`: the run and its step. `rows`: names of the update's rows, read only if needed."""
+        `step_name`: the run and its step. `rows`: names of its rows, read only if needed."""
         if norm is None:
             return
         if math.isfinite(norm):
@@ -202,7 +202,7 @@ class NonFiniteSteps:
         if len(rows) > 4:
             names += f" and {len(rows) - 4} more"
         message = (
-            f"{where}: the loss or its gradient is not finite, no update "
+            f"{step_name}: the loss or its gradient is not finite, no update "
             f"({self.in_a_row} in a row); rows: {names}"
         )
         print(message, flush=True)

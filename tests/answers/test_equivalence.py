@@ -439,12 +439,12 @@ CASES = [
 GOLDS = sorted({gold for _, gold, _, _ in CASES})
 
 
-def test_table_is_large():
+def test_table_has_enough_rows():
     assert len(CASES) >= 300
 
 
 @pytest.mark.parametrize("kind", TABLE)
-def test_table(kind):
+def test_grades_of_the_table(kind):
     wrong = [
         (gold, answer, f"should be {right}")
         for of, gold, answer, right in CASES
@@ -486,7 +486,7 @@ def test_table(kind):
         "1e9999",
     ],
 )
-def test_gold_that_cannot_be_read_is_an_error(gold):
+def test_unparsable_gold_is_an_error(gold):
     with pytest.raises(ValueError, match="gold answer"):
         equivalent(gold, "1")
 
@@ -525,11 +525,11 @@ def test_gold_that_cannot_be_read_is_an_error(gold):
         (r"\boxed{" + "{" * 500_000, None),
     ],
 )
-def test_extract(completion, answer):
+def test_extracted_answer(completion, answer):
     assert extract(completion) == answer
 
 
-def test_constants_are_right():
+def test_pi_has_enough_digits():
     mpmath = pytest.importorskip("mpmath")
     assert mpmath.almosteq(mpmath.mpf(0) + mpmath.mpf(str(PI)), mpmath.pi)
     with mpmath.workdps(118):
@@ -554,19 +554,19 @@ structures = st.one_of(
 
 
 @given(structures)
-def test_everything_equals_itself(text):
+def test_every_expression_equals_itself(text):
     assert equivalent(text, text)
 
 
 @given(st.fractions(max_denominator=20), st.fractions(max_denominator=20))
-def test_exact_values_are_judged_as_fractions_and_both_ways(a, b):
+def test_exact_values_compare_as_fractions_in_either_order(a, b):
     for first, second in ((a, b), (b, a), (a, a + b - b)):
         text = rf"\frac{{{second.numerator}}}{{{second.denominator}}}"
         assert equivalent(str(first), text) is equivalent(text, str(first)) is (first == second)
 
 
 @given(st.integers(-999, 999), st.integers(1, 6))
-def test_a_decimal_is_only_exact_if_it_is(n, places):
+def test_decimal_equals_a_fraction_only_if_it_is_exact(n, places):
     written = f"{n / 7:.{places}f}"
     assert equivalent(f"{n}/7", written) is (n % 7 == 0)
 
@@ -575,7 +575,7 @@ def test_a_decimal_is_only_exact_if_it_is(n, places):
     st.sampled_from(GOLDS),
     st.one_of(st.text(), st.text("0123456789.,+-*/^!%$()[]{}|\\=<>ex", max_size=40)),
 )
-def test_no_text_raises(gold, text):
+def test_no_string_raises(gold, text):
     assert equivalent(gold, text) in (True, False)
     assert extract(text) is None or isinstance(extract(text), str)
 
@@ -705,11 +705,11 @@ def fuzz(count, seed=0):
     return times
 
 
-def test_hostile_strings_are_judged_in_time():
+def test_hostile_strings_are_graded_quickly():
     assert max(fuzz(3000)) < 1
 
 
-def test_threads_give_equal_verdicts():
+def test_verdicts_do_not_depend_on_threads():
     pairs = list(hostile(400, seed=1)) + [(gold, answer) for _, gold, answer, _ in CASES[:400]]
     alone = [equivalent(*pair) for pair in pairs]
     with ThreadPoolExecutor(8) as pool:

@@ -31,7 +31,7 @@ def test_mixed_languages(text, removed):
     assert rejection.mixed_languages(PROBLEM, text) is removed
 
 
-def test_mixed_languages_needs_a_language():
+def test_mixed_languages_filter_needs_a_language():
     assert not rejection.mixed_languages(Problem("data", "", "", "p", {}), think("so 对"))
     assert not rejection.mixed_languages(
         Problem("elements", "", "zh", "p", {}), "<answer>Fe</answer>"

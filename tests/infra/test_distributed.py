@@ -192,7 +192,7 @@ def difference(one, other):
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.1])
-def test_gradients_and_metrics_of_two_ranks_are_those_of_one(runs, beta):
+def test_two_ranks_give_the_gradients_and_metrics_of_one(runs, beta):
     saved = torch.load(runs / f"gradients-{beta}.pt")
     expected, stats = gradients(beta)
     assert saved["gradients"].keys() == expected.keys()
@@ -202,7 +202,7 @@ def test_gradients_and_metrics_of_two_ranks_are_those_of_one(runs, beta):
 
 
 @pytest.mark.parametrize("kind", ["sft", "grpo"])
-def test_a_run_on_two_ranks_is_that_of_one(runs, kind):
+def test_run_on_two_ranks_equals_run_on_one(runs, kind):
     one, two = runs / f"{kind}-1", runs / f"{kind}-2"
     assert sorted(path.name for path in one.iterdir()) == sorted(
         path.name for path in two.iterdir()
@@ -223,9 +223,7 @@ def test_a_run_on_two_ranks_is_that_of_one(runs, kind):
         assert (one / "rollouts.jsonl").read_bytes() == (two / "rollouts.jsonl").read_bytes()
 
 
-def test_a_saved_state_has_the_same_files_and_resumes_on_any_number_of_ranks(
-    runs, folder, tmp_path
-):
+def test_saved_state_is_independent_of_the_number_of_ranks(runs, folder, tmp_path):
     (tmp_path / "letters.py").write_text(LETTERS)
     interrupted(tmp_path / "one", folder)
     one_rank, two_ranks = (
@@ -249,7 +247,7 @@ def test_a_saved_state_has_the_same_files_and_resumes_on_any_number_of_ranks(
     assert difference(runs / "from-1", runs / "grpo-1") < 1e-5
 
 
-def test_a_signal_to_one_rank_ends_all_behind_the_same_step(runs):
+def test_signal_to_one_rank_ends_all_after_the_same_step(runs):
     assert run_state.latest_valid(runs / "asked").name == "step-00000001"
 
 
@@ -285,7 +283,7 @@ def on_ranks(cwd, *argv, faulty=""):
     return [process.returncode for process in started], "".join(stderr)
 
 
-def test_an_error_of_one_rank_is_one_line_and_stops_all(folder, tmp_path):
+def test_error_on_one_rank_stops_all_with_one_line(folder, tmp_path):
     (tmp_path / "letters.py").write_text(LETTERS)
     codes, stderr = on_ranks(
         tmp_path,
@@ -324,7 +322,7 @@ def test_each_rank_has_its_own_gpu(monkeypatch):
 
 
 @pytest.mark.parametrize(("parts", "ranks"), [(5, 2), (1, 3), (6, 3), (7, 4)])
-def test_every_rank_runs_equally_many_passes_and_each_micro_batch_counts_once(
+def test_ranks_run_equal_numbers_of_passes_and_count_each_micro_batch_once(
     monkeypatch, parts, ranks
 ):
     monkeypatch.setattr(distributed, "world_size", lambda: ranks)

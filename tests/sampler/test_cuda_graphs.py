@@ -148,7 +148,7 @@ def same(rollouts, expected, atol=1e-5):
 @example(prompts=["a", "Make 24\n" * 3, "b"], group=7, max_rows=21, block=4, limit=60, every=5)
 @example(prompts=["a"] * 5 + ["Make 24\n" * 3], group=2, max_rows=3, block=3, limit=60, every=20)
 @example(prompts=["a"], group=1, max_rows=1, block=1, limit=1, every=5)
-def test_rounded_shapes_and_replayed_steps_change_no_rollout(
+def test_rounding_shapes_and_replaying_steps_change_no_rollout(
     model, tokens, prompts, group, max_rows, block, limit, every
 ):
     tokenizer, params = stopping(tokens, every), SamplingParams(limit)
@@ -162,7 +162,7 @@ def test_rounded_shapes_and_replayed_steps_change_no_rollout(
     [SamplingParams(20, temperature=0), SamplingParams(20, 0.7, top_k=9, top_p=0.9, min_p=0.01)],
 )
 @pytest.mark.parametrize("kind", [{}, {"qk_norm": True, "attention_bias": True}])
-def test_every_kind_of_model_and_of_sampling_can_be_recorded(tokens, params, kind):
+def test_every_model_family_and_sampling_option_can_be_recorded(tokens, params, kind):
     model = random_model(vocab_size=tokens.vocab_size, **kind).requires_grad_(False)
     tokenizer = stopping(tokens)
     runner = Taped()
@@ -183,7 +183,7 @@ def test_few_graphs_serve_a_long_queue(model, tokens, monkeypatch):
     assert runner.runs > 250 and runner.moves <= 12 and runner.records <= 14
 
 
-def test_what_reads_elsewhere_is_recorded_again():
+def test_step_is_recorded_again_if_a_tensor_moves():
     runner, x = Taped(), torch.zeros(3)
     step = lambda: (x.add_(1) * 2,)
     outputs = [runner.run(step, "a", [x])[0].tolist() for _ in range(3)]
@@ -214,12 +214,12 @@ def test_what_reads_elsewhere_is_recorded_again():
         lambda x: bool(x.any()),
     ],
 )
-def test_the_tape_refuses_what_a_graph_cannot_hold(host):
+def test_tape_refuses_operations_that_a_graph_cannot_capture(host):
     with pytest.raises(AssertionError), Tape():
         host(torch.ones(3))
 
 
-def test_a_step_looks_at_no_number(model, tokens, monkeypatch):
+def test_step_reads_no_tensor_values(model, tokens, monkeypatch):
     """On tensors that have shapes and no numbers: whatever a step decided by one would end it."""
     monkeypatch.setattr(
         torch, "autocast", lambda *args, **kwargs: nullcontext()
@@ -237,7 +237,7 @@ def test_a_step_looks_at_no_number(model, tokens, monkeypatch):
 
 
 @pytest.mark.parametrize("logprobs", [token_logprobs, token_logprobs_and_entropy])
-def test_a_micro_batch_of_the_learner_waits_for_nothing(logprobs):
+def test_learner_micro_batch_never_waits_for_the_device(logprobs):
     model = random_model()
     batch = collate([([3, 4], [5, 6, 7]), ([3, 4], [5]), ([1], [2] * 30), ([], [4, 4, 1])])
     with NoWait():
@@ -245,7 +245,7 @@ def test_a_micro_batch_of_the_learner_waits_for_nothing(logprobs):
         (rollouts if logprobs is token_logprobs else rollouts[0] + rollouts[1]).sum().backward()
 
 
-def test_an_update_reads_no_number_before_its_last_micro_batch(monkeypatch):
+def test_update_reads_no_tensor_values_before_its_last_micro_batch(monkeypatch):
     events, real, policy = [], learner.collate, random_model()
 
     class Watch(TorchDispatchMode):
@@ -293,7 +293,7 @@ class Eager(GraphRunner):
 )
 @pytest.mark.parametrize("kind", [{}, {"qk_norm": True, "attention_bias": True}])
 @pytest.mark.parametrize("bf16", [False, True])
-def test_graphs_on_a_gpu_give_what_steps_give(tokens, params, kind, bf16):
+def test_cuda_graphs_give_the_same_rollouts_as_eager_steps(tokens, params, kind, bf16):
     device, tokenizer = torch.device("cuda"), stopping(tokens, 16)
     runner = GraphRunner(device)
     model = random_model(vocab_size=tokens.vocab_size, **kind).requires_grad_(False).to(device)
@@ -304,7 +304,7 @@ def test_graphs_on_a_gpu_give_what_steps_give(tokens, params, kind, bf16):
 
 
 @needs_gpu
-def test_a_gpu_samples_what_a_cpu_samples(tokens):
+def test_gpu_samples_the_same_tokens_as_cpu(tokens):
     model = random_model(vocab_size=tokens.vocab_size).requires_grad_(False)
     tokenizer = stopping(tokens, 16)
     run = lambda: sampled(model, tokenizer, PROMPTS * 6, 8, SamplingParams(90), max_rows=64)
@@ -317,7 +317,7 @@ def test_a_gpu_samples_what_a_cpu_samples(tokens):
 
 @needs_gpu
 @pytest.mark.parametrize("bf16", [False, True])
-def test_a_micro_batch_on_a_gpu_waits_for_nothing_and_takes_no_quadratic_memory(bf16):
+def test_gpu_micro_batch_never_waits_and_needs_no_quadratic_memory(bf16):
     model = random_model(max_position_embeddings=4096).to("cuda")
     rows = [([3, 4], [5, 6, 7]), ([1], [2] * 4000)]
     with torch.autocast("cuda", torch.bfloat16, enabled=bf16):

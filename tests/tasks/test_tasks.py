@@ -83,14 +83,14 @@ def key_from_prompt(problem):
 
 
 @pytest.mark.parametrize("task", ["countdown", "countdown4", "balance"])
-def test_neither_order_nor_language_changes_a_key(task):
+def test_key_does_not_depend_on_order_or_language(task):
     generated = problems(task, 400)
     assert {p.language for p in generated} == set(LANGUAGES)
     assert all(p.key == key_from_prompt(p) for p in generated)
 
 
 @pytest.mark.parametrize("task", ["kinetics", "elements", "repair"])
-def test_keys_are_shared_by_languages(task):
+def test_languages_share_keys(task):
     generated = problems(task, 900)
     keys = {
         language: {p.key for p in generated if p.language == language} for language in LANGUAGES
@@ -147,7 +147,7 @@ def test_no_cold_start_row_shows_a_held_out_problem(monkeypatch):
     assert len(seen) == 300 * len(TASKS) and not any(tasks.is_held_out(p) for p in seen)
 
 
-def test_training_sets_are_drawn_apart():
+def test_stages_draw_different_problems_with_the_same_seed():
     # With one seed, cold start, RL and rejection sampling do not draw the same problems in order.
     assert (
         sft.cold_start_row("repair", 0, 0)["prompt"]
@@ -171,7 +171,7 @@ def test_perfect_demonstrations_earn_every_reward(task):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_checker_rejects_what_a_search_rejects(task):
+def test_checker_agrees_with_the_search(task):
     rejected = 0
     for index, problem in enumerate(problems(task, 100)):
         for attempt in tasks.TASKS[task].tries(problem, Random(index)):
@@ -308,7 +308,7 @@ def test_checker_by_hand(problem, right, wrong):
     assert [answer for answer in wrong if tasks.check(problem, answer)] == []
 
 
-def test_countdown_divides_exactly():
+def test_countdown_division_is_exact():
     thirds = Problem("countdown", "", "en", "", {"numbers": [8, 3, 8, 3], "target": 24})
     assert tasks.check(thirds, "8/(3-8/3)")  # 8/(1/3): floats give 23.999…
     assert not tasks.check(thirds, "8/(3-3)+8")  # division by zero is no answer
@@ -388,7 +388,7 @@ HOSTILE = [
 @pytest.mark.parametrize(
     "problem", [COUNTDOWN, BALANCE, REPAIR, FACT, kinetics([50, 40, 30], 5)], ids=lambda p: p.task
 )
-def test_hostile_answers_are_wrong_at_once(problem):
+def test_hostile_answers_are_rejected_quickly(problem):
     started = time.process_time()  # a busy machine is no fault
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -406,7 +406,7 @@ def test_model_text_raises_no_warning():
 # -- single facts ----------------------------------------------------------------------------------
 
 
-def test_atoms_of_a_formula():
+def test_atom_counts_of_a_formula():
     assert chemistry.atoms("C6H12O2") == {"C": 6, "H": 12, "O": 2}
     assert chemistry.atoms("CoCO") == {"Co": 1, "C": 1, "O": 1}
 
@@ -454,7 +454,7 @@ def python_of(program):
     return namespace["f"]
 
 
-def test_searches_for_fixes_compute_what_python_computes():
+def test_repair_searches_compute_the_same_as_python():
     seen = set()
     for problem in problems("repair", 300):
         for program in (problem.columns["program"], *repair.fixes(problem.columns["program"])):
@@ -466,7 +466,7 @@ def test_searches_for_fixes_compute_what_python_computes():
     assert len(seen) > 100
 
 
-def test_repair_prompts_are_true_of_the_python_they_show():
+def test_repair_prompts_show_true_results():
     for problem in problems("repair", 200):
         _, answer, right = tasks.demonstrate(problem, Style(), Random(0))
         assert right
@@ -493,7 +493,7 @@ def test_repair_prompts_are_true_of_the_python_they_show():
             assert python_of(mended)(*call) == want
 
 
-def test_repairs_have_bugs_of_every_kind():
+def test_repair_has_bugs_of_every_kind():
     kinds = Counter()
     for problem in problems("repair", 1000):
         wrong, right = (half.split("/") for half in re.split(r" (?=def )", problem.key))
@@ -535,7 +535,7 @@ def test_repairs_have_bugs_of_every_kind():
     ), kinds
 
 
-def test_search_of_three_numbers_is_never_cut():
+def test_search_of_three_numbers_is_never_truncated():
     longest = max(sum(1 for _ in countdown.tries(p, Random(0))) for p in problems("countdown"))
     assert longest <= 48  # trace.LONGEST
 
@@ -553,7 +553,7 @@ def test_trace_ends_at_the_first_success():
     )
 
 
-def test_giving_up_is_said_and_answers_with_the_last_try():
+def test_giving_up_is_stated_and_answers_with_the_last_try():
     assert write(TRIES, "zh", Style(), Random(0), 1.0) == ("1+1=2 ?3 错\n算了\n", "1+1", False)
 
 
@@ -561,7 +561,7 @@ def test_slip_is_a_false_verdict():
     assert write(TRIES, "en", Style(slip=1.0), Random(0), 0.0) == ("1+1=2 ?3 yes\n", "1+1", False)
 
 
-def test_mixing_takes_words_of_the_other_language():
+def test_mixing_uses_words_of_the_other_language():
     assert write(TRIES, "en", Style(mix=1.0), Random(0), 0.0)[0] == "1+1=2 ?3 错\n1+2=3 ?3 对\n"
 
 
@@ -578,7 +578,7 @@ def test_broken_cold_start_rows_lack_one_tag():
 # -- rows from a file ------------------------------------------------------------------------------
 
 
-def test_rows_of_a_file_are_read_up_to_the_count(tmp_path, tokens):
+def test_file_rows_are_read_up_to_the_count(tmp_path, tokens):
     rows = [{"prompt": "p", "completion": f"{n}…"} for n in range(3)]
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n", encoding="utf-8")
@@ -614,7 +614,7 @@ def test_missing_rows_name_the_flag(tmp_path):
         sft.sft_rows(tmp_path / "absent.jsonl")
 
 
-def test_nothing_hides_behind_blanks():
+def test_text_after_a_correct_answer_makes_it_wrong():
     # Cut to a length before it was judged, this was right.
     problem = next(p for p in problems("kinetics", 200) if "1 ln" in demonstrate_perfectly(p))
     answer = demonstrate_perfectly(problem)

@@ -20,7 +20,7 @@ def names_of(model, optimizer):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_muon_takes_the_matrices_of_the_layers_and_adamw_the_rest(tied):
+def test_muon_gets_the_layers_matrices_and_adamw_the_rest(tied):
     model = random_model(attention_bias=True, tie_word_embeddings=tied)
     adamw, muon = (
         names_of(model, optimizers)
@@ -75,7 +75,7 @@ def assert_same_bits(one, other):
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_offloaded_state_gives_the_same_bits(kind, monkeypatch):
+def test_offloaded_state_is_bit_identical(kind, monkeypatch):
     """Each copy spoils where it came from: what is read at the wrong place or time shows."""
     moves = []
 
@@ -108,7 +108,7 @@ def test_offloaded_state_gives_the_same_bits(kind, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_state_lies_on_the_cpu_between_steps_and_on_the_device_during_one(kind, monkeypatch):
+def test_offloaded_state_is_on_the_device_only_during_a_step(kind, monkeypatch):
     """On a fake CUDA device with shapes only: operators refuse tensors of two devices."""
     waited = []  # for the stream that copies, not for all: another may capture
     monkeypatch.setattr(
@@ -154,7 +154,7 @@ def where_moments_are(optimizers):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_moments_on_the_cpu_give_the_same_bits_on_a_gpu_and_free_it(kind):
+def test_offloaded_moments_on_a_gpu_are_bit_identical_and_free_its_memory(kind):
     results, taken = [], []
     for where in ("device", "cpu"):
         model = random_model().cuda()
