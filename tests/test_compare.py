@@ -28,7 +28,7 @@ def test_comparison_end_to_end(tmp_path, folder, capsys):
     }
     assert list(rows) == ["preset", "start", "dapo", "small-gpu"]
     assert len({len(row) for row in rows.values()}) == 1
-    # 256 completions: one step of 32 x 8, whose refills are over the budget; two of 16 x 8.
+    # 256 completions: one step of 32 x 8, with no budget left for resampling; or two of 16 x 8.
     assert rows["start"][0] == "0" and rows["dapo"][0] == rows["small-gpu"][0] == "256"
     assert rows["start"][rows["preset"].index("kl")] == "0.000"
     assert "±" in rows["dapo"][rows["preset"].index("kl")]

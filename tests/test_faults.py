@@ -1,4 +1,4 @@
-"""No fault becomes a silent wrong number: each one is planted here. The table is r1mini/docs/faults.md."""
+"""No fault silently produces a wrong number: each one is injected here. The table is r1mini/docs/faults.md."""
 
 import copy
 import json
@@ -67,7 +67,7 @@ def sft(tmp_path, folder):
 
 
 def poisoned(monkeypatch, where, value, calls, row=0):
-    """The log-probabilities of one row are `value` in these calls of the learner's pass, counted from 1."""
+    """Adds `value` to the log-probabilities of one row in these calls of the learner's pass, counted from 1."""
     real, count = where.token_logprobs, []
 
     def pass_(*args):
@@ -84,7 +84,7 @@ def weights_of(folder):
     return (Path(folder) / "model.safetensors").read_bytes()
 
 
-# -- a loss or gradient that is no number --------------------------------------------------------------------------------
+# -- a loss or gradient that is not finite --------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def test_non_finite_update_leaves_weights_and_moments_unchanged(
     optimizers = optim.build_optimizers(policy, kind, 1e-2, 0.1)
     samples = samples_of(cfg, policy, rollouts)
     update = lambda: learner.update_minibatch(cfg, policy, None, optimizers, samples, 1e-2)
-    assert math.isfinite(update()["grad_norm"])  # now there are moments
+    assert math.isfinite(update()["grad_norm"])  # after this, the optimizers have moments
     before = copy.deepcopy(
         [policy.state_dict(), *(optimizer.state_dict()["state"] for optimizer in optimizers)]
     )
@@ -258,7 +258,7 @@ def test_step_with_only_truncated_completions_makes_no_update_when_masked(
 
 def test_empty_completions_are_scored_trained_on_and_reported(rl, tmp_path, tokens, capsys):
     silent = random_model(vocab_size=tokens.vocab_size, tie_word_embeddings=False)
-    with torch.no_grad():  # every token's hidden state points one way, and there is the end
+    with torch.no_grad():  # every hidden state points in the end token's direction
         silent.model.embed_tokens.weight[:, 0] = 50.0
         silent.lm_head.weight[:, 0] = 0.0
         silent.lm_head.weight[tokens.eos_id, 0] = 50.0
@@ -289,14 +289,14 @@ def test_sampler_that_disagrees_with_the_learner_ends_the_run(rl, tmp_path, monk
     ):
         rl()
     assert not (tmp_path / "out/model.safetensors").exists()
-    assert len(jsonl(tmp_path / "out/metrics.jsonl")) == 1  # what was seen is there to be looked at
+    assert len(jsonl(tmp_path / "out/metrics.jsonl")) == 1  # the logged step can be inspected
 
 
 # -- memory --------------------------------------------------------------------------------------------------------------
 
 
 def short(monkeypatch, where, limit=0, calls=()):
-    """A pass of more than `limit` tokens, or one of these, finds no memory."""
+    """A pass of more than `limit` tokens, or one of these calls, runs out of memory."""
     real, seen = where.token_logprobs, []
 
     def pass_(model, batch, *rest):
@@ -329,7 +329,7 @@ def test_running_out_of_memory_once_gives_the_same_gradient(
     whole, figures = moved()
     seen = short(
         monkeypatch, learner, calls={call}
-    )  # the second: the first pass has left its gradient already
+    )  # call 2 fails after call 1 has added its gradient
     got, again = moved()
     torch.testing.assert_close(got, whole, atol=1e-5 * whole.abs().max().item(), rtol=0)
     assert again == pytest.approx(figures, rel=1e-4, abs=1e-5) and max(seen[call:]) <= 30 < max(
@@ -361,7 +361,7 @@ def test_running_out_of_memory_twice_ends_the_run_naming_sizes_and_flags(rl, sft
 def test_run_that_ran_out_of_memory_resumes_with_other_flags(sft, tmp_path, monkeypatch, capsys):
     whole = sft("whole")
     with monkeypatch.context() as patch:
-        short(patch, train_sft, calls={3, 4})  # the third step, and its halves
+        short(patch, train_sft, calls={3, 4})  # the third step, and its retry
         with pytest.raises(ValueError, match="not enough memory"):
             sft()
     assert sft(gradient_checkpointing=True, allow_changes=True)["steps"] == whole["steps"] > 2
@@ -371,7 +371,7 @@ def test_run_that_ran_out_of_memory_resumes_with_other_flags(sft, tmp_path, monk
 
 
 def test_steps_before_an_error_are_saved(rl, tmp_path, monkeypatch):
-    """As one of a reward: the steps before it are whole."""
+    """For example an error in a reward: the steps before it are complete."""
     rl("whole", steps=3)
     with monkeypatch.context() as patch:
         patch.setattr(
@@ -554,7 +554,7 @@ def test_hanging_reward_file_is_named(tmp_path, monkeypatch):
 def test_reward_may_set_its_own_alarm(monkeypatch):
     import signal
 
-    def verified(completions, **columns):  # as Math-Verify
+    def verified(completions, **columns):  # as Math-Verify does
         before = signal.signal(signal.SIGALRM, lambda *_: 1 / 0)
         signal.setitimer(signal.ITIMER_REAL, 0.05)
         try:

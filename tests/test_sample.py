@@ -50,7 +50,7 @@ def run(folder):
 
 @pytest.fixture
 def no_sampling(monkeypatch):
-    """A mistake that is found only after the sampling costs an hour: here it raises."""
+    """Makes sampling raise: a mistake that is detected only after sampling could cost an hour."""
 
     def never(*args, **kwargs):
         raise AssertionError("sampled before the mistake was found")
@@ -92,7 +92,7 @@ def chatting(folder, tmp_path):
 
 @pytest.fixture
 def ending(tokens):
-    """The tokenizer of `chatting`: a turn ends with what its template ends turns with."""
+    """The tokenizer of `chatting`, which stops at its template's end of turn."""
     return Tokenizer(tokens.backend, {*tokens.stop_ids, *tokens.encode("<answer>")})
 
 
@@ -199,7 +199,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def typed(run, monkeypatch, capsys):
-    """What a chat shows after each of these lines, and at the end."""
+    """What a chat prints after each of these input lines, and at the end."""
 
     def call(*lines, **changes):
         rest = iter(lines)
@@ -280,7 +280,7 @@ def test_ctrl_c_stops_the_answer_and_keeps_it_in_the_conversation(typed, chattin
 
     whole = (
         typed("a", model=chatting, max_new_tokens=2)[0].partition(" [")[0].rstrip("\ufffd")
-    )  # half a character is not said
+    )  # an incomplete character is not printed
     monkeypatch.setattr(chat, "stream", stopped)
     shown = typed("a", "b", model=chatting)
     assert shown[0] == whole + " [stopped]\n"
@@ -300,7 +300,7 @@ def test_ctrl_c_or_ctrl_d_at_the_prompt_exits(run, monkeypatch, capsys, leaving)
 
 @pytest.fixture
 def screen(monkeypatch):
-    """What is written to a terminal for these pieces."""
+    """What is written to a terminal for these pieces of text."""
 
     def call(*pieces, **environment):
         monkeypatch.delenv("NO_COLOR", raising=False)
@@ -332,7 +332,7 @@ def test_truncated_thinking_does_not_dim_later_text(screen):
 
 def test_no_colour_if_disabled(screen):
     assert screen("<think>a</think>b", NO_COLOR="1") == "<think>a</think>b\n"
-    assert DIM in screen("<think>", NO_COLOR="")  # as no-color.org has it
+    assert DIM in screen("<think>", NO_COLOR="")  # as defined by no-color.org
 
 
 def test_control_characters_do_not_reach_the_terminal(screen):
@@ -411,7 +411,7 @@ def test_evaluation_writes_its_figures_and_every_completion(run, tmp_path):
 def test_figures_do_not_overwrite_the_completions(run, tmp_path):
     try:
         run(eval=True, out=str(tmp_path / "eval.jsonl"))
-    except ValueError as error:  # refusing the name is as good
+    except ValueError as error:  # refusing the name is fine too
         assert "--out" in str(error)
     else:
         assert len(list(tmp_path.iterdir())) == 2
@@ -511,7 +511,7 @@ def test_instruction_follows_each_question(run, tmp_path):
     "mode, file", [({"eval": True}, "eval.json"), ({"reject": True}, "rows.jsonl")]
 )
 def test_killed_job_resumes_to_the_same_rows(run, tmp_path, monkeypatch, mode, file):
-    """Of completions that are all right."""
+    """With completions that are all correct."""
     (tmp_path / "sums.jsonl").write_text(
         "".join(f'{{"prompt": "{n}+{n}?", "answer": {2 * n}}}\n' for n in range(4))
     )
@@ -534,7 +534,7 @@ def test_killed_job_resumes_to_the_same_rows(run, tmp_path, monkeypatch, mode, f
     assert [path.name for path in (tmp_path / "cut").iterdir()] == [f"{file}.partial"]
     calls[:] = [None] * 9
     run(**mode, out=str(tmp_path / "cut" / file))
-    assert calls[9] == 2  # two were sampled and kept before the kill
+    assert calls[9] == 2  # two problems were finished and saved before the kill
     rows = [
         path.with_suffix(".jsonl").read_bytes()
         for path in (tmp_path / "whole" / file, tmp_path / "cut" / file)
@@ -595,8 +595,8 @@ def test_reasons_to_reject_a_completion(text, finished, thinking_tokens, why):
 
 @pytest.fixture
 def rejected(run, tmp_path, monkeypatch):
-    """Rows of a sampler that demonstrates: of six completions one is wrong, one repeats another,
-    four are good."""
+    """Rows from a fake sampler that writes demonstrations: of six completions, one is wrong, one is a duplicate,
+    and four are good."""
     drawn, real = {}, tasks.problem
 
     def recording(*args):

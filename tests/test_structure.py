@@ -1,4 +1,4 @@
-"""What the design promises of the code itself."""
+"""What the design promises about the code itself."""
 
 import ast
 import doctest
@@ -15,7 +15,7 @@ SCRIPTS = {"train_sft", "train_grpo", "sample"}
 
 
 def imports(path, anywhere=True):
-    """Names of the modules a file imports; without `anywhere` only those of its top level."""
+    """Names of the modules that a file imports; with anywhere=False, only imports at its top level."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     imports = set()
     for node in ast.walk(tree) if anywhere else tree.body:
@@ -30,7 +30,7 @@ def packages(names):
     return {name.split(".")[0] for name in names} - {"__future__"}
 
 
-# Each package may import those of the lines above it, and of its own line; packages of one line are independent.
+# A package may import only from the lines above its own; packages on the same line are independent.
 ORDER = [
     ["records", "model", "answers", "sandbox"],
     ["infra", "tasks"],

@@ -124,14 +124,14 @@ def test_kl_pulls_towards_the_reference_even_without_advantages(model, rollouts)
 @pytest.mark.parametrize("loss_per", ["sequence", "token", "constant"])
 def test_masked_truncated_completions_have_no_gradient(model, rollouts, loss_per):
     cut = [replace(r, finished=n % 2 == 0) for n, r in enumerate(rollouts)]
-    # Their share of the weight is not given to the others: the gradient is that of advantages of zero.
+    # Their weight is not redistributed to the others: the gradient is the same as with advantages of zero.
     silenced = torch.where(torch.arange(12) % 2 == 0, ADVANTAGES, 0.0)
     got, _ = gradient(model, cut, overlong="mask", loss_per=loss_per)
     torch.testing.assert_close(got, gradient(model, cut, silenced, loss_per=loss_per)[0])
 
 
 def test_correction_weights_are_learner_over_sampler(model, rollouts):
-    # The sampler gave every token half of the learner's probability: the first update counts it twice.
+    # The sampler gave every token half of the learner's probability, so its importance weight is 2.
     off = [replace(r, logprobs=tuple(logp - math.log(2) for logp in r.logprobs)) for r in rollouts]
     got, _ = gradient(model, off, correction="token-truncate")
     torch.testing.assert_close(got, 2 * gradient(model, rollouts)[0], rtol=1e-3, atol=1e-4)
@@ -193,7 +193,7 @@ WIRED = [
 
 @pytest.mark.parametrize("changes", WIRED, ids=str)
 def test_every_loss_flag_reaches_policy_loss(model, rollouts, changes):
-    """The update's loss is `policy_loss` with that keyword, and another one than without it."""
+    """The update's loss is `policy_loss` with that keyword, and differs from the loss without it."""
     drifted = [
         replace(r, logprobs=tuple(logp - 0.4 * (-1) ** t for t, logp in enumerate(r.logprobs)))
         for r in rollouts
@@ -239,7 +239,7 @@ def test_every_token_weight_flag_changes_the_gradient(model, rollouts, changes):
         replace(r, logprobs=tuple(logp - 0.4 * (-1) ** t for t, logp in enumerate(r.logprobs)))
         for r in rollouts
     ]
-    # A bad one that has become less likely, but not so much that it is clipped.
+    # A row with negative advantage that has become less likely, but not enough to be clipped.
     drifted[6] = replace(rollouts[6], logprobs=tuple(logp + 0.1 for logp in rollouts[6].logprobs))
     less = {name: value for name, value in changes.items() if name != list(changes)[-1]}
     got, base = gradient(model, drifted, **changes)[0], gradient(model, drifted, **less)[0]
@@ -308,11 +308,11 @@ def test_resumed_run_is_bit_identical_to_an_uninterrupted_one(
     changes = {"steps": 5, "save_every": 3, **changes}
     run("whole", **changes)
     with monkeypatch.context() as patch:
-        # In step 4 before it samples, or in step 3 when only one of its logs is written.
+        # In step 4 before it samples, or in step 3 when only one of its logs has been written.
         interrupt_at_call(patch, *where, call)
         with pytest.raises(KeyboardInterrupt):
             run("cut", **changes)
-    # While it samples, the weights are those of a whole step, and saved; while it writes, they are not.
+    # During sampling, the weights are those after a complete step and are saved; during logging, they are not.
     assert (
         state.latest_valid(tmp_path / "cut").name
         == {"sample": "step-00000004", "rollout_rows": "step-00000003"}[where[1]]
@@ -352,7 +352,13 @@ def test_every_completion_is_trained_on_once_with_its_own_advantage(run, tmp_pat
 
     monkeypatch.setattr(learner, "update_minibatch", recording)
     run("out", steps=1, minibatches=5)
-    assert [len(part) for part in learned] == [3, 3, 2, 2, 2]  # nothing must divide anything
+    assert [len(part) for part in learned] == [
+        3,
+        3,
+        2,
+        2,
+        2,
+    ]  # with no divisibility between these numbers
     rows = jsonl(tmp_path / "out/rollouts.jsonl")
     assert sorted(pair for part in learned for pair in part) == sorted(
         (r["completion"], r["advantage"]) for r in rows
@@ -372,7 +378,9 @@ def test_every_step_uses_new_random_numbers(run, tmp_path, monkeypatch):
 def test_groups_of_equal_rewards_are_resampled_from_the_same_task(run, tmp_path, monkeypatch):
     drawn = []
 
-    def mostly_flat(problem, text):  # the first problem drawn at a place always earns the same
+    def mostly_flat(
+        problem, text
+    ):  # the first problem drawn in each place always has equal rewards
         if problem.prompt not in drawn:
             drawn.append(problem.prompt)
         varied = drawn.index(problem.prompt) >= 3
@@ -385,7 +393,7 @@ def test_groups_of_equal_rewards_are_resampled_from_the_same_task(run, tmp_path,
     replace_rewards(monkeypatch, mostly_flat)
     run("out", steps=1, completions=8, resample=3, reward="accuracy")
     rows, metrics = jsonl(tmp_path / "out/rollouts.jsonl"), jsonl(tmp_path / "out/metrics.jsonl")[0]
-    # Logged is all that was drawn, learned from only what was kept.
+    # The logs contain everything that was drawn; the update uses only what was kept.
     assert (
         metrics["groups_drawn"] >= 6
         and metrics["frac_reward_zero_std"] >= 3 / metrics["groups_drawn"]
@@ -413,7 +421,7 @@ def test_resampling_stops_at_its_budget_and_keeps_groups_of_equal_rewards(
 def test_overlong_penalty_is_logged_as_a_reward(run, tmp_path):
     run("out", steps=1, overlong_cache=4)
     row, lines = jsonl(tmp_path / "out/metrics.jsonl")[0], jsonl(tmp_path / "out/rollouts.jsonl")
-    # A random model hardly ever ends by itself: cut at 6 tokens costs 1, and so on down to 0 at 2 tokens.
+    # A random model hardly ever stops by itself: 6 tokens (truncated) cost 1, and so on down to 0 at 2 tokens.
     for line in lines:
         assert line["rewards"]["overlong"] == pytest.approx(min(0.0, (2 - line["tokens"]) / 4))
         assert line["reward"] == pytest.approx(
@@ -427,7 +435,7 @@ def test_overlong_penalty_is_logged_as_a_reward(run, tmp_path):
 
 
 def test_overlong_penalty_respects_a_shorter_context(model, tokens, monkeypatch):
-    prompt_ids = tuple(range(120))  # of a context of 128
+    prompt_ids = tuple(range(120))  # the context is 128
     rollout = Rollout(prompt_ids, (1,) * 8, (0.0,) * 8, "x", False)
     problem = tasks.problem("countdown", 0, 0, "train")
     cfg = train_grpo.Config(max_new_tokens=400, overlong_cache=4, reward="format", progress=False)
@@ -446,10 +454,10 @@ def test_overlong_penalty_respects_a_shorter_context(model, tokens, monkeypatch)
 def test_run_ends_when_its_sample_budget_is_spent(run, tmp_path, monkeypatch):
     replace_rewards(
         monkeypatch, lambda *_: {"accuracy": 0.0, "format": 0.0, "language": None}
-    )  # all flat
+    )  # all rewards equal
     summary = run("out", steps=9, resample=1, sample_budget=40, final_lr=0.0, warmup=0.0)
     rows = jsonl(tmp_path / "out/metrics.jsonl")
-    # A step draws 3 groups of 4 and then 3 more: 24 completions. The second has 16 left: one group less.
+    # A step draws 3 groups of 4, then 3 more: 24 completions. The second step has 16 left: one group less.
     assert summary["steps"] == 2 == len(rows) and [row["groups_drawn"] for row in rows] == [6, 4]
     assert rows[0]["learning_rate"] > 0 == pytest.approx(rows[1]["learning_rate"])
 
@@ -460,7 +468,7 @@ def test_spent_budget_survives_a_resume_with_other_group_sizes(run, tmp_path, mo
         interrupt_at_call(patch, train_grpo, "collect_groups", 3)
         with pytest.raises(KeyboardInterrupt):
             run("out", steps=9, save_every=1, sample_budget=60)
-    # Two steps of 3 groups of 4 have been; then of 8: 24, 48, 72.
+    # Two steps of 3 groups of 4 are done (24); then steps of 3 groups of 8: 48, 72.
     assert (
         run("out", steps=9, save_every=1, sample_budget=60, completions=8, allow_changes=True)[
             "steps"
@@ -549,7 +557,9 @@ def test_incompatible_flags_are_refused_with_the_reason(run, tmp_path, changes, 
 def test_flags_drop_preset_values_that_would_have_no_effect(flags):
     cfg = config.parse(train_grpo.Config, flags.split(), train_grpo.PRESETS)
     resolve(cfg)
-    with pytest.raises(ValueError, match="--clip-low 0.1: has no effect"):  # but not what is typed
+    with pytest.raises(
+        ValueError, match="--clip-low 0.1: has no effect"
+    ):  # but a flag on the command line is never dropped
         resolve(
             config.parse(
                 train_grpo.Config,
@@ -565,7 +575,7 @@ def test_paper_presets_have_the_papers_numbers():
         8192,
         16,
         16,
-    )  # 512 to an update
+    )  # 512 per update
     assert (cfg.learning_rate, cfg.beta, cfg.temperature, cfg.clip_high, cfg.max_new_tokens) == (
         3e-6,
         1e-3,
@@ -704,7 +714,7 @@ def test_offloaded_moments_give_the_same_run_and_files(run, tmp_path, monkeypatc
 
 def test_finished_run_does_not_run_again(run, monkeypatch):
     run("out", steps=1)
-    monkeypatch.setattr(rl_rollouts, "sample", None)  # a step would raise
+    monkeypatch.setattr(rl_rollouts, "sample", None)  # running a step would raise
     assert run("out", steps=1)["finished"]
 
 
@@ -775,7 +785,7 @@ def test_metrics_have_trls_names(logged):
         "step_time",
         "sampling/sampling_logp_difference/max",
     }
-    assert "rewards/language/mean" not in metrics[0]  # None: it did not apply
+    assert "rewards/language/mean" not in metrics[0]  # None: the reward did not apply
 
 
 def test_num_tokens_counts_prompts_and_completions_of_the_whole_run(

@@ -25,7 +25,7 @@ ROW = {
 
 @pytest.fixture
 def run(tmp_path, folder):
-    """Train with few words: `run("name", epochs=3)`."""
+    """Shorthand for training: `run("name", epochs=3)`."""
     rows = tmp_path / "row.jsonl"
     rows.write_text(json.dumps(ROW) + "\n")
 
@@ -64,7 +64,7 @@ def test_pretraining_also_trains_on_the_prompt(tokens):
     batch = collate([row])
     assert (
         batch.tokens_BT[batch.target_BT].tolist() == everything[1:]
-    )  # nothing precedes the first token
+    )  # the first token has no context to be predicted from
 
 
 def test_model_learns_a_row_and_its_end(run, tmp_path):
@@ -133,7 +133,7 @@ def test_presets_are_valid(preset):
 
 @pytest.fixture(scope="module")
 def interrupted(folder, tmp_path_factory):
-    """The folders of one run, and of the same run with a Ctrl-C in step 16 of 29 and a second start."""
+    """The folders of one run, and of the same run interrupted by Ctrl-C in step 16 of 29 and resumed."""
     out = tmp_path_factory.mktemp("resume")
 
     def go(name):
@@ -172,12 +172,12 @@ def test_resumed_run_gives_the_same_metrics(interrupted):
     assert [row["step"] for row in whole] == [
         0,
         20,
-    ] and whole == cut  # the loss at 20 is the mean since 1
+    ] and whole == cut  # the loss logged at step 20 is the mean since step 1
 
 
 def test_finished_run_does_not_run_again(run, tmp_path, monkeypatch):
     run("out")
-    monkeypatch.setattr(optim, "step", None)  # a step would raise
+    monkeypatch.setattr(optim, "step", None)  # running a step would raise
     assert run("out")["finished"]
 
 
@@ -220,15 +220,15 @@ def test_bf16_trains_fp32_weights(run, tmp_path, model):
     run("out", epochs=3, bf16=True, learning_rate=1e-5)
     trained, _ = checkpoint.load(tmp_path / "out")
     change = (trained.model.norm.weight - model.model.norm.weight).abs()
-    assert 0 < change.max() < 1e-4  # bfloat16 has no such steps at 1
+    assert 0 < change.max() < 1e-4  # bfloat16 cannot represent these changes near 1
     assert json.loads(Path(tmp_path / "out/config.json").read_text())["torch_dtype"] == "float32"
 
 
-# -- rows of a file: what is learned, how it is batched -------------------------------------------------------------------
+# -- rows of a file: targets and batches ----------------------------------------------------------------------------------
 
 
 def learned(row, tokens, **changes):
-    """(the whole text of a row, the texts of it that are learned)"""
+    """(the full text of a row, the parts of it that are targets)"""
     [encoded] = encode_rows(
         [row], tokens, chat_template.plain_template(END_OF_TEXT), 1024, **changes
     )
@@ -262,7 +262,7 @@ USER, BOT = (
             {"prompt": [USER, BOT, USER], "completion": [BOT]},
             f"1+1?\n2{END_OF_TEXT}1+1?\n2{END_OF_TEXT}",
             [f"2{END_OF_TEXT}"],
-        ),  # the last one alone
+        ),  # only the last one
     ],
 )
 def test_assistant_turns_are_targets_with_their_end_token(tokens, row, whole, parts):

@@ -1,6 +1,6 @@
-"""A table of golds and answers by kind, with traps for other graders; properties; hostile strings.
+"""A table of gold answers and answers by kind, including cases that other graders get wrong; properties; hostile strings.
 
-`python tests/answers/test_equivalence.py 100000` fuzzes that many strings and prints the times.
+`python tests/answers/test_equivalence.py 100000` fuzzes with that many strings and prints the times.
 """
 
 import random
@@ -635,8 +635,8 @@ PIECES = [
 
 
 def hostile(count, seed=0):
-    """(gold, text) at random: pieces of the grammar, mutations of right answers, pieces again and
-    again, towers."""
+    """Random (gold, text): pieces of the grammar, mutations of correct answers, repeated pieces,
+    deep nesting."""
     rng = random.Random(seed)
     for _ in range(count):
         _, gold, answer, _ = rng.choice(CASES)
@@ -694,8 +694,8 @@ def hostile(count, seed=0):
 
 
 def fuzz(count, seed=0):
-    """Seconds of CPU time of each call, so that a busy machine does not count; whatever raises
-    comes through."""
+    """CPU seconds of each call, so that other load on the machine does not count. Exceptions
+    propagate."""
     times = []
     for gold, text in hostile(count, seed):
         start = time.thread_time()

@@ -1,4 +1,4 @@
-"""The benchmark runs, counts and compares as it says. What it measures is asserted nowhere."""
+"""The benchmark runs, counts and compares as documented. No test asserts a measured speed."""
 
 import importlib.util
 import json
@@ -144,7 +144,7 @@ def test_ratios_compare_consecutive_runs():
 
 
 def test_least_seconds_by_hand():
-    # One layer of one head of 2: products of 4 + 4 + 4 + 4 (attention), 3 x 6 (MLP) and 2 x 5
+    # One layer with one head of size 2: products of 4 + 4 + 4 + 4 (attention), 3 x 6 (MLP) and 2 x 5
     # (vocabulary) weights.
     config = shape(
         vocab_size=5,
@@ -188,8 +188,8 @@ def test_reference_tokens_are_counted_up_to_the_end_token():
 
 
 def test_ragged_completions_have_the_stated_mean_length(tiny):
-    """One of four tokens ends a completion: the mean of 400 geometric lengths, and its standard
-    error of 0.17."""
+    """One token id in four ends a completion: checks the mean of 400 geometric lengths, whose standard
+    error is 0.17."""
     s = bench.load_subject(bench.Config(**SMALL), "1m", CPU, {})
     ids = s.prompts(400, 5)
     count = bench.decode(

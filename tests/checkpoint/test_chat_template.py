@@ -1,7 +1,7 @@
-"""Chat templates as users meet them: a model folder in, text out.
+"""Chat templates as users see them: a model folder in, text out.
 
-The five templates are what models publish, less their tools. Where transformers is installed, its own renderer is compared
-with on these, and on every template that TRL ships if that is there too:
+The five templates are published by models, with tool use removed. If transformers is installed, its renderer is compared on
+these, and on every template that TRL ships, if TRL is installed too:
 
     trl/bin/python -m pytest tests/checkpoint/test_chat_template.py
 """
@@ -242,7 +242,7 @@ def test_features_that_templates_can_use(source, expected):
     assert ChatTemplate("t", source, SPECIAL).render(talk("<ü>")) == expected
 
 
-# -- what fine-tuning learns -------------------------------------------------------------------------------------------
+# -- targets of fine-tuning --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ def test_features_that_templates_can_use(source, expected):
             "r1-distill",
             "bare",
             ["A<｜end▁of▁sentence｜>", "B<｜end▁of▁sentence｜>"],
-        ),  # none of them thinks
+        ),  # none of them has thinking
         ("r1-distill", "answered", ["how\n</think>\n\nB<｜end▁of▁sentence｜>"]),
         ("qwen3", "answered", ["<think>\nhow\n</think>\n\nB<|im_end|>"]),
     ],
@@ -270,7 +270,7 @@ def test_only_assistant_turns_and_their_end_tokens_are_targets(name, chat, learn
     assert [text for text, learns in segments if learns] == learned
     for number, (_, learns) in enumerate(
         segments
-    ):  # each after what the model sees when it writes it
+    ):  # each follows the text that the model sees when it generates it
         if learns:
             before = "".join(text for text, _ in segments[:number])
             seen = [published(name).render(CHATS[chat][:i]) for i in (1, 3)]
@@ -379,7 +379,7 @@ def test_named_templates_and_a_template_file(model_folder):
     assert (
         load_chat_template(model_folder(jinja="{{ bos_token }}file ü")).render(talk("a"))
         == "<s>file ü"
-    )  # the newer place
+    )  # where newer models keep it
 
 
 def test_embedded_models_have_no_chat_template(model_folder):
@@ -484,7 +484,7 @@ def test_r1_zeros_template():
         zero.render(talk("a", system="s"))
 
 
-# -- templates and messages that are wrong -----------------------------------------------------------------------------
+# -- bad templates and messages ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -498,7 +498,7 @@ def test_message_without_text_is_an_error(message):
 HOSTILE = {
     "range": "{% for i in range(10**9) %}{% endfor %}",
     "loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
-    "power": "{% set x = 3 ** (10 ** 8) %}",  # jinja2 computes it when it compiles, and catches Exceptions there
+    "power": "{% set x = 3 ** (10 ** 8) %}",  # jinja2 computes it at compile time, and catches every Exception there
     "macro": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     "recursion": "{% for a in [1] recursive %}{{ loop([1]) }}{% endfor %}",
     "nesting": "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
@@ -511,7 +511,7 @@ HOSTILE = {
     "raises": "{{ raise_exception('no\nway') }}",
     "zero": "{{ 1 / 0 }}",
 }
-MEMORY = {  # nothing but the time and the size of the text bounds these
+MEMORY = {  # only the limits on time and text size stop these
     "string": "{{ 'a' * 10**8 }}",
     "width": "{{ '%100000000d' % 1 }}",
     "method": "{{ 'a'.center(10**8) }}",
@@ -526,7 +526,9 @@ def test_hostile_template_is_stopped_by_time_and_memory_limits(name):
     started = time.perf_counter()
     with pytest.raises(ValueError, match=r"\Achat template hostile: [^\n]+\Z"):
         ChatTemplate("hostile", HOSTILE[name], {}).render(talk("a"))
-    assert time.perf_counter() - started < 5  # a busy machine's; alone it is 1
+    assert (
+        time.perf_counter() - started < 5
+    )  # seconds, for a busy machine; on an idle one it takes 1
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10
 
 
@@ -556,7 +558,7 @@ def test_limits_are_lifted_after_rendering():
 
 
 def test_rendering_works_off_the_main_thread(monkeypatch):
-    monkeypatch.setattr(signal, "setitimer", None)  # signals are not touched there
+    monkeypatch.setattr(signal, "setitimer", None)  # signal handlers cannot be set there
     rendered = []
     thread = threading.Thread(
         target=lambda: rendered.append(published("mistral").render(talk("a")))

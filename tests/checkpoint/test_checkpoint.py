@@ -16,7 +16,7 @@ from r1mini.checkpoint import weights
 from r1mini.checkpoint.tokenizer import Tokenizer
 from r1mini.model.config import ModelConfig
 
-# As Hugging Face writes them (fields that do not matter left out).
+# As Hugging Face writes them, without irrelevant fields.
 QWEN2 = {
     "architectures": ["Qwen2ForCausalLM"],
     "attention_dropout": 0.0,
@@ -81,7 +81,7 @@ def config_of(tmp_path, raw):
 
 @pytest.fixture
 def copied(folder, tmp_path):
-    """A model folder of one's own to damage."""
+    """A copy of a model folder that a test may damage."""
     return Path(shutil.copytree(folder, tmp_path / "model"))
 
 
@@ -431,7 +431,7 @@ def test_files_and_fields_of_other_tools_are_preserved(copied, tmp_path):
         json.loads(files["config.json"]),
     )
     assert after == {**before, "torch_dtype": "bfloat16"}
-    # In the newer spelling too; and a tokenizer that stops elsewhere says so in the file that others stop by.
+    # In the newer spelling too. A tokenizer with other stop tokens records them in the file that other tools read.
     change(copied / "config.json", dtype="float32", torch_dtype="kept")
     checkpoint.save(
         tmp_path / "again",
@@ -454,7 +454,7 @@ def test_tokenizer_config_sets_the_training_end_token(copied, tokens):
         assert tokenizer.eos_id == think and tokenizer.stop_ids == {
             think,
             tokens.eos_id,
-        }  # the padding token is none of them
+        }  # without the padding token
 
 
 def test_loading_skips_initialisation_and_copies_mapped_weights(copied):
@@ -464,7 +464,7 @@ def test_loading_skips_initialisation_and_copies_mapped_weights(copied):
     weight = model.lm_head.weight.detach().clone()
     with open(
         copied / "model.safetensors", "r+b"
-    ) as file:  # in place: the same file that was mapped
+    ) as file:  # in place: changes the file that was mapped
         file.seek(-4000, os.SEEK_END)
         file.write(b"\xff" * 4000)
     assert model.lm_head.weight.equal(weight)
@@ -616,7 +616,7 @@ def shard_of(folder, number):
 
 
 def lie(folder):
-    """The first shard's header with a tensor's end moved: more bytes than its shape has."""
+    """The first shard's header, with a tensor's end moved so that it has more bytes than its shape."""
     path = shard_of(folder, 0)
     whole = path.read_bytes()
     length = int.from_bytes(whole[:8], "little")
@@ -675,7 +675,7 @@ def test_damaged_shards_raise_one_error_naming_the_file(sharded, damage, file, c
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch, folder):
-    """The hub's cache with one model in it, and no network."""
+    """A hub cache with one model in it, and no network."""
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)

@@ -59,7 +59,9 @@ def test_vocabulary_is_deterministic_and_has_the_requested_size(tokens):
     one, two = train(texts, 300), train(texts, 300)
     assert one.backend.to_str() == two.backend.to_str()
     assert tokens.vocab_size == 400
-    assert max(tokens.backend.get_vocab().values()) == 399  # no gap: ids are rows of the embedding
+    assert (
+        max(tokens.backend.get_vocab().values()) == 399
+    )  # no gaps, because ids index the rows of the embedding
 
 
 def test_end_token_stops_and_is_not_decoded(tokens):
@@ -95,7 +97,7 @@ def streamed(tokens, ids):
 
 @pytest.fixture(scope="module")
 def llama():
-    """As Llama 2's: a space is part of the word after it, what is no word is bytes, a text's first space is dropped."""
+    """Like Llama 2's: a space belongs to the next word, unknown words become bytes, and a text's first space is dropped."""
     pieces = [
         "<unk>",
         "</s>",
@@ -153,7 +155,7 @@ def test_no_partial_character_is_streamed(tokens, text):
     )
     pieces = streamed(tokens, ids)
     assert "".join(pieces) == text and "\ufffd" not in "".join(pieces)
-    assert all(len(piece) == 1 for piece in pieces if piece)  # and each as soon as it is whole
+    assert all(len(piece) == 1 for piece in pieces if piece)  # and each as soon as it is complete
 
 
 def test_tokens_that_straddle_characters_are_streamed():
@@ -222,4 +224,4 @@ def test_bos_of_the_post_processor_is_added_once(tokens):
     assert documents.with_bos(documents.with_bos(ids)) == documents.with_bos(ids)
     assert documents.with_bos(documents.encode("<think>a")) == documents.encode(
         "<think>a"
-    )  # a template wrote it
+    )  # the template has already added it

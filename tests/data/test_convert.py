@@ -1,4 +1,4 @@
-"""Tests of code datasets, on rows by hand: what is exact, what is dropped, what is an error."""
+"""Conversion of code datasets, on handwritten rows: what is exact, what is dropped, what is an error."""
 
 import ast
 import gzip
@@ -127,7 +127,7 @@ ROWS = {
     "open_r1": OPEN_R1,
     "open_r1_call": OPEN_R1_CALL,
 }
-WRONG = {  # programs that a policy would find first, and honest mistakes
+WRONG = {  # programs that a policy would try first, and honest mistakes
     "humaneval": [
         "def halve(numbers): return [n / 2 for n in numbers if n % 2 == 0]",
         "def halve(numbers): return []",
@@ -147,7 +147,7 @@ def read(tmp_path, *rows):
 
 
 def read_file(path):
-    """(Columns of the kept rows, counts) of a file of code."""
+    """(columns of the kept rows, counts) of a code dataset."""
     counts, kept = Counter(), []
     for each in read_examples(Path(path), "", "", RowErrors()):
         try:

@@ -1,4 +1,4 @@
-"""Formats: a sample of each, read through to a reward and to SFT."""
+"""A sample of each format, read for RL up to its reward, and for SFT."""
 
 import re
 
@@ -95,7 +95,7 @@ def test_verified_complete_generation_is_selected():
     )
     assert (
         "3+4=7" in first and "Nine" in second
-    )  # the second by Llama, Math-Verify having found none
+    )  # the second was verified by Llama, because Math-Verify verified none
     row = {
         "problem": "p",
         "generations": ["g"],

@@ -76,9 +76,12 @@ def test_pass_at_k_is_the_fraction_of_draws_with_a_correct_sample(case):
         ([RIGHT, RIGHT, WRONG], 1.0),
         ([RIGHT, WRONG, WRONG], 0.0),
         ([RIGHT, WRONG], 1 / 2),
-        ([RIGHT, SAME, WRONG], 2 / 3),  # three answers tie, two are right
+        ([RIGHT, SAME, WRONG], 2 / 3),  # three answers tie, two of them correct
         ([RIGHT, RIGHT, WRONG, WRONG, OTHER], 1 / 2),
-        ([RIGHT, " " + RIGHT, WRONG], 1.0),  # white space around an answer is no other answer
+        (
+            [RIGHT, " " + RIGHT, WRONG],
+            1.0,
+        ),  # white space around an answer does not make it different
         ([], 0.0),
     ],
 )
@@ -129,7 +132,7 @@ def test_figures_of_a_task_by_hand():
         "pass@1": pytest.approx(1 / 6),  # problems 1/3 and 0
         "pass@1_se": pytest.approx(1 / 6),  # variance 2 * (1/6)^2, over 2 problems
         "pass@3": 0.5,
-        "cons@3": 0.25,  # first problem: a tie of one right and one wrong
+        "cons@3": 0.25,  # first problem: a tie between a correct and a wrong answer
         "format": pytest.approx(4 / 6),
         "language": pytest.approx(5 / 6),
         "length": pytest.approx((5 * 3 + 9) / 6),
@@ -172,7 +175,7 @@ def test_interrupted_evaluation_resumes_to_the_same_figures(
     for group in groups[:done]:
         journal.add(group)
     with path.open("ab") as file:
-        file.write(b'[{"task": "coun')  # cut in the middle of a line
+        file.write(b'[{"task": "coun')  # truncated in the middle of a line
     journal.file.close()
     again, rows = sample_and_evaluate(
         model,
@@ -187,7 +190,7 @@ def test_interrupted_evaluation_resumes_to_the_same_figures(
     for name, figures in results.items():
         assert again[name] == pytest.approx(
             figures
-        )  # other rows beside each: the last bits of its log-probabilities differ
+        )  # the batches have other rows, so the last bits of the log-probabilities differ
     drop = lambda row: {**row, "logprob": 0}
     assert (
         list(map(drop, rows)) == list(map(drop, expected_rows))
@@ -221,7 +224,7 @@ def test_journal_of_another_job_is_refused(tmp_path):
     with pytest.raises(ValueError, match="x.partial: damaged .*; delete it to start over"):
         Journal(path, {"seed": 0}, 40)
     path.write_bytes(b"")
-    assert Journal(path, {"seed": 0}, 40).parts == []  # killed before its first line was whole
+    assert Journal(path, {"seed": 0}, 40).parts == []  # killed before its first line was complete
 
 
 def test_mean_over_tasks_skips_metrics_that_do_not_apply(evaluated):
@@ -265,7 +268,7 @@ def test_entropy_and_kl_by_hand(model, tokens):
         replace(rollout("y", 1), logprobs=(-6.0,)),
     ]
     assert summarise([rows(*rollouts)])["entropy"] == 3.0  # 9 nats over 3 tokens
-    uniform = copy.deepcopy(model)  # likes every token alike: log p - log p_ref = log p + log V
+    uniform = copy.deepcopy(model)  # the reference is uniform: log p - log p_ref = log p + log V
     uniform.lm_head.weight.data.zero_()
     figures = summarise(
         [with_reference(reference_logprobs(uniform, rollouts, 1.0), rows(*rollouts))]

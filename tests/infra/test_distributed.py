@@ -1,5 +1,5 @@
 # ruff: noqa: E402
-"""Two ranks compute what one rank does: two gloo processes, run by torchrun from this file."""
+"""Two ranks compute the same as one: two gloo processes, which torchrun starts from this file."""
 
 import os
 import socket
@@ -51,7 +51,7 @@ def sft(folder, out, **changes):
 
 
 def grpo(folder, out, **changes):
-    """Five problems, and micro-batches that two ranks cannot share out evenly."""
+    """Five problems, and micro-batches that do not divide evenly between two ranks."""
     return train_grpo.Config(
         **{
             "model": folder,
@@ -120,7 +120,7 @@ def gradients(beta):
 
 
 def moved():
-    """Share of a model's weights that a change of a thousandth moves in bf16."""
+    """Fraction of a model's weights that change in bf16 when they are changed by a thousandth."""
     policy = distributed.shard(random_model())
     before = metrics.bf16_weights(policy)
     with torch.no_grad():
@@ -130,14 +130,14 @@ def moved():
 
 
 def on_two(cfg):
-    """What each of two ranks does: all that is compared, in one start of the processes."""
+    """What each of the two ranks runs: everything that is compared, in one launch."""
     folder, out = cfg.model, Path(cfg.out).parent
     for beta in (0.0, 0.1):
         values, stats = gradients(beta)
         if distributed.is_main_rank():
             torch.save({"gradients": values, "metrics": stats}, out / f"gradients-{beta}.pt")
     assert moved() == float(os.environ["MOVED"])
-    with pytest.MonkeyPatch.context() as patch:  # as on GPUs; the one rank beside it does without
+    with pytest.MonkeyPatch.context() as patch:  # as on GPUs; the single rank runs without it
         patch.setattr(memory, "raises_oom", lambda device: True)
         train_sft.main(sft(folder, out / "sft-2"))
         train_grpo.main(grpo(folder, out / "grpo-2"))
@@ -146,7 +146,7 @@ def on_two(cfg):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             signals, "first_time", None if distributed.is_main_rank() else 0.0
-        )  # one of them was signalled
+        )  # only one of them received the signal
         with pytest.raises(KeyboardInterrupt):
             train_grpo.main(grpo(folder, out / "asked"))
 

@@ -44,7 +44,7 @@ def attention_by_loops(attention, x_TD, theta):
 
     def turned(
         vector, position
-    ):  # channels i and i + C/2 are a plane that turns by position / theta^(2i/C)
+    ):  # channels i and i + C/2 form a plane that is rotated by position / theta^(2i/C)
         out = vector.clone()
         for i in range(C // 2):
             angle = position * theta ** (-2 * i / C)
@@ -82,14 +82,14 @@ def test_attention_matches_a_loop_implementation(kind):
 
 
 def test_rotation_by_hand():
-    # Two channels turn by one radian a position.
+    # Two channels rotate by one radian per position.
     cos, sin = rope_tables(torch.arange(3), *rope_frequency(shape(head_dim=2)))
     got = rotate(torch.tensor([1.0, 0.0]).expand(1, 1, 3, 2), cos, sin)[0, 0]
     torch.testing.assert_close(got, torch.tensor([[math.cos(p), math.sin(p)] for p in range(3)]))
 
 
 def test_scaled_frequencies_by_hand():
-    # Two planes, 1 and 0.01 radians a position: over 200 pi positions they turn 100 times and once.
+    # Two planes, 1 and 0.01 radians per position: over 200 pi positions they rotate 100 times and once.
     def scaled(**scaling):
         scaling = {"factor": 4.0, "original_max_position_embeddings": 200 * math.pi, **scaling}
         frequency, factor = rope_frequency(shape(head_dim=4, rope_scaling=scaling))
@@ -100,7 +100,7 @@ def test_scaled_frequencies_by_hand():
     assert scaled(**llama3, low_freq_factor=1.2) == pytest.approx([1, 0.0025, 1])
     assert scaled(**llama3, low_freq_factor=0.5) == pytest.approx(
         [1, 0.5 * 0.01 + 0.5 * 0.0025, 1]
-    )  # half-way up
+    )  # halfway up the ramp
     # YaRN: planes 0 to 2 (by number, whole or not) turn 100 to 0.01 times; the ramp between them is
     # at 1/2 on plane 1.
     yarn = {"rope_type": "yarn", "beta_fast": 100, "beta_slow": 0.01, "truncate": False}
@@ -109,7 +109,7 @@ def test_scaled_frequencies_by_hand():
     assert scaled(**yarn, attention_factor=1.5)[2] == 1.5
     assert scaled(**yarn, attn_factor=1 / temperature)[2] == pytest.approx(
         1
-    )  # as DeepSeek-R1-0528-Qwen3-8B
+    )  # as in DeepSeek-R1-0528-Qwen3-8B
     assert scaled(**yarn, mscale=2.0, mscale_all_dim=1.0)[2] == pytest.approx(
         (0.2 * math.log(4) + 1) / temperature
     )

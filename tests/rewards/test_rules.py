@@ -40,7 +40,7 @@ TABLE = [
         "<think>a < b > c </thinking></think><answer>b</answer>",
         1,
         "b",
-    ),  # no tag, only looks like one
+    ),  # not a tag, but looks like one
     ("<think></think><answer>b</answer>", 0, "b"),
     ("<think> \n</think><answer>b</answer>", 0, "b"),
     ("<think>a</think><answer> </answer>", 0, ""),
@@ -126,7 +126,7 @@ def test_accuracy_applies_the_tasks_checker_to_the_answer():
     assert one(rewards.accuracy, COUNTDOWN, "however untidy <answer> 3*5+9 </answer>") == 1
     assert (
         one(rewards.accuracy, COUNTDOWN, "<think>a</think><answer>9+9+9-3</answer>") == 0
-    )  # 24, of other numbers
+    )  # gives 24, but from other numbers
     assert one(rewards.accuracy, COUNTDOWN, "3*5+9") == 0
 
 
@@ -247,19 +247,19 @@ def test_wrong_countdown_answers_earn_nothing(answer):
         (r"\boxed{1/3}", 1),
         ("<think>a</think><answer>\\boxed{1/3}</answer>", 1),
         ("<think>a</think><answer>0.3333333333</answer>", 0),  # Math-Verify says yes
-        ("<think>a</think><answer>1/3, 1/2</answer>", 0),  # hedging
+        ("<think>a</think><answer>1/3, 1/2</answer>", 0),  # two answers
         ("<think>a</think><answer>1/3 or 1/2</answer>", 0),
         (r"<think>a</think>\boxed{1/3} or \boxed{1/2}", 0),  # the last box counts
-        (r"<think>\boxed{1/3}</think>I do not know.", 0),  # thinking is no answer
+        (r"<think>\boxed{1/3}</think>I do not know.", 0),  # thinking is not an answer
         (r"<think>\boxed{1/3}", 0),
         ("<think>a<answer>1/3</answer>", 0),
         ("<think>a</think><answer>1/3</answer><answer>1/3</answer>", 0),
         ("<think>a</think><answer>1/3", 0),
-        ("<think>a</think>1/3", 0),  # nowhere an answer
+        ("<think>a</think>1/3", 0),  # no answer anywhere
         (
             "<think>a</think><answer>0123456789 1/3 /1 1 2 3</answer>",
             0,
-        ),  # tiny-grpo: the answer is in it somewhere
+        ),  # tiny-grpo accepts this: it contains the answer
         ("<think>a</think><answer></answer>", 0),
         ("<think>a</think><answer>9**9**9</answer>", 0),
         ("<think>a</think><answer>\\frac{1}{</answer>", 0),
@@ -423,7 +423,7 @@ def fenced(program, label="python"):
         (fenced("print('2\\n4\\n10')"), 0),
         (fenced("print('passed')\nexit(0)"), 0),
         (fenced(""), 0),
-        (fenced("print(2)\nprint(4)"), 0),  # one test of two: open-r1 gives a half
+        (fenced("print(2)\nprint(4)"), 0),  # one test of two: open-r1 gives 0.5
         (fenced(RIGHT, "cpp"), 0),
         (fenced(RIGHT) + "It prints\n```\n2\n4\n```\n", 1),
         (fenced(RIGHT) + "or\n```c\nx\n```\n", 1),
@@ -592,7 +592,7 @@ def test_repetition_penalty_takes_open_r1s_parameters():
 
 
 def graded(reward, *cases, **parameters):
-    """A reward of several answers to COUNTDOWN, (right?, length in tokens) each."""
+    """A reward of several answers to COUNTDOWN, each given as (is correct, length in tokens)."""
     return reward(
         prompts=[COUNTDOWN.prompt] * len(cases),
         task=["countdown"] * len(cases),

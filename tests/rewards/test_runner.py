@@ -1,4 +1,4 @@
-"""Calling the rewards: command line, pasted functions of other projects, checks, threads."""
+"""Calling the rewards: command line, functions pasted from other projects, checks, threads."""
 
 import importlib.util
 import json
@@ -108,9 +108,10 @@ def test_functions_from_one_file_share_its_state(file):
     ]
 
 
-# -- rewards of other projects, pasted ---------------------------------------------------------------------------------
+# -- rewards pasted from other projects --------------------------------------------------------------------------------
 
-# Typed anew after the public signatures of open-r1 and TRL: message lists, keywords, columns, completion ids, factories.
+# Written from scratch, with the public signatures of open-r1 and TRL: message lists, keywords, columns, completion ids,
+# factories.
 PASTED = r"""
 import math
 import re
@@ -290,7 +291,7 @@ def test_text_acts_as_a_string_and_as_a_message():
         text[0]["contents"]
 
 
-# -- nothing that goes wrong is a number -------------------------------------------------------------------------------
+# -- failures never become a reward ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -434,7 +435,7 @@ def test_builtin_rewards_run_in_threads_and_user_functions_in_the_main_thread(mo
     monkeypatch.setitem(rewards.REWARDS, "slow", slow)
     with worker_pool() as pool:
         scoring = score_async(DATA, rollouts("a"), {"slow": slow, "users": users}, pool)
-        assert begun.wait(10) and "users" not in where  # before anybody asks for the result
+        assert begun.wait(10) and "users" not in where  # before the result is requested
         assert scoring.result() == [{"slow": 1.0, "users": 2.0}]
     assert where["users"] is threading.main_thread() is not where["slow"]
 

@@ -46,7 +46,7 @@ def test_groups_are_normalised_separately():
     "rewards",
     [
         [0.0] * 4,
-        [0.1 + 0.2, 0.3, 0.3, 0.3],  # equal but for the last bit of a double
+        [0.1 + 0.2, 0.3, 0.3, 0.3],  # equal except for the last bit of a double
         [1.1] * 7,  # the mean of seven 1.1 is not 1.1 in floats
         [1e6 + 0.1] * 3,
     ],
@@ -115,7 +115,7 @@ MASK = torch.tensor([[1, 0, 0, 0, 0], [0, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
             "sequence",
             [1 / 3, 1 / 6, 1 / 15],
         ),  # each of 3 rows has 1/3, shared by its 1, 2 and 5 tokens
-        ("token", [1 / 8] * 3),  # each of 8 tokens alike
+        ("token", [1 / 8] * 3),  # each of the 8 tokens has the same weight
         ("constant", [1 / 30] * 3),  # 3 rows of at most 10 tokens
         # Two micro-batches have 1/2 each: the first holds rows 0 and 1 with 3 tokens, the second row 2 with 5.
         ("microbatch", [1 / 6, 1 / 6, 1 / 10]),
@@ -127,7 +127,7 @@ def test_token_weights_by_hand(per, weights):
 
 
 def test_masked_row_keeps_its_share_of_the_weight():
-    # As TRL's mask_truncated_completions: the second row teaches nothing, and the first is not weighed up for it.
+    # Like TRL's mask_truncated_completions: the second row has no gradient, and the first gets no extra weight for it.
     close(token_weights(torch.tensor([[1, 1], [0, 0]]), "sequence"), [[0.25, 0.25], [0.0, 0.0]])
 
 
@@ -172,11 +172,11 @@ def test_gradient_at_ratio_one_is_reinforce():
     "ratio, advantage, objective, slope",
     [
         # e_low = 0.2, e_high = 0.5, so ratios are clipped to [0.8, 1.5]. The gradient of the ratio is the ratio itself.
-        (2.0, 1.0, 1.5, 0.0),  # good and likelier already: clipped
-        (2.0, -1.0, -2.0, -2.0),  # bad and likelier: never clipped
-        (0.5, 1.0, 0.5, 0.5),  # good and less likely: never clipped
-        (0.5, -1.0, -0.8, 0.0),  # bad and less likely already: clipped
-        (1.4, 1.0, 1.4, 1.4),  # within the higher bound alone
+        (2.0, 1.0, 1.5, 0.0),  # A > 0 and already more likely: clipped
+        (2.0, -1.0, -2.0, -2.0),  # A < 0 and more likely: never clipped
+        (0.5, 1.0, 0.5, 0.5),  # A > 0 and less likely: never clipped
+        (0.5, -1.0, -0.8, 0.0),  # A < 0 and already less likely: clipped
+        (1.4, 1.0, 1.4, 1.4),  # within the higher upper bound
     ],
 )
 def test_clip_is_the_pessimistic_bound_for_both_signs(ratio, advantage, objective, slope):
@@ -197,7 +197,7 @@ VARIANTS = {
         [0.0, 0.5, 0.0],
     ),
     # The sequence's ratio is the geometric mean: sqrt(1.5 * 0.5) = 0.8660 for both tokens of row 0, within 0.2; each
-    # token's slope is the mean's, 0.8660 * 2 tokens * 1/2. Row 1: 3, bad and likelier, is never clipped.
+    # token's slope is the mean's, 0.8660 * 2 tokens * 1/2. Row 1: 3 with A < 0 is never clipped.
     "sequence": (
         {"ratio": "sequence", "clip_low": 0.2, "clip_high": 0.2},
         2 * 0.75**0.5 - 2 * 3,
@@ -238,7 +238,7 @@ def test_objective_by_hand(name):
         ("k1", -LN(2), 1.0),
         ("k2", LN(2) ** 2 / 2, -LN(2)),
         ("k3", 1 - LN(2), -1.0),
-        # Times the ratio 3: value 3 (1 - ln 2), slope 3 (1 - ln 2) - 3.
+        # Multiplied by the ratio 3: value 3 (1 - ln 2), slope 3 (1 - ln 2) - 3.
         ("k3-weighted", 3 * (1 - LN(2)), 3 * (1 - LN(2)) - 3),
     ],
 )
@@ -306,7 +306,7 @@ def test_top_entropy_keeps_the_tokens_with_the_highest_entropy():
 
 
 def test_unlikely_rows_with_negative_advantage_are_dropped():
-    # log(sampler / learner) is 0.5 per token on both rows; only the bad one goes, and only over the limit.
+    # log(sampler / learner) is 0.5 per token on both rows; only the row with A < 0 is dropped, and only above the limit.
     learner, sampler, mask = (
         torch.tensor([[-1.5, -1.5]] * 2),
         torch.tensor([[-1.0, -1.0]] * 2),

@@ -1,5 +1,5 @@
-"""Replayed steps give what direct steps give. Without a GPU, a tape stands in for the graph: it
-records the operators of one step with the memory that they read and write, and runs them again."""
+"""Replayed steps give the same results as direct steps. Without a GPU, a tape replaces the graph: it
+records the operators of one step, with the memory that they read and write, and runs them again."""
 
 import copy
 import math
@@ -37,7 +37,7 @@ def tensors(tree):
 
 
 class NoWait(TorchDispatchMode):
-    """Refuses what depends on numbers that a GPU has and its host has not."""
+    """Refuses operators that need tensor values on the host, which would wait for the GPU."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         masks = func is torch.ops.aten.index.Tensor and any(
@@ -64,7 +64,7 @@ class Tape(NoWait):
         )
         return outputs
 
-    @torch.autocast("cpu", enabled=False)  # has had its say
+    @torch.autocast("cpu", enabled=False)  # was applied during recording
     def replay(self):
         for func, args, kwargs, outputs in self.done:
             for old, new in zip(tensors(outputs), tensors(func(*args, **kwargs))):
@@ -73,7 +73,7 @@ class Tape(NoWait):
 
 
 class Taped(GraphRunner):
-    """As on a GPU: recording computes nothing, and the next replay overwrites the results."""
+    """Like a GPU: recording computes nothing, and each replay overwrites the results of the last."""
 
     def __init__(self):
         super().__init__(CPU)
@@ -191,7 +191,7 @@ def test_step_is_recorded_again_if_a_tensor_moves():
     x.fill_(9)  # in place: seen by the next replay
     kept = runner.run(step, "a", [x])[0]
     runner.run(step, "a", [x])
-    assert kept.tolist() == [20.0] * 3  # and not written over
+    assert kept.tolist() == [20.0] * 3  # and not overwritten
     runner.run(step, "b", [x])
     assert set(runner.graphs) == {"a", "b"} and runner.moves == 1
     x = torch.zeros(3)
@@ -220,10 +220,10 @@ def test_tape_refuses_operations_that_a_graph_cannot_capture(host):
 
 
 def test_step_reads_no_tensor_values(model, tokens, monkeypatch):
-    """On tensors that have shapes and no numbers: whatever a step decided by one would end it."""
+    """Runs on tensors with shapes and no values: a step that depends on a value would fail."""
     monkeypatch.setattr(
         torch, "autocast", lambda *args, **kwargs: nullcontext()
-    )  # knows no such device
+    )  # does not support this device
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)
     params = SamplingParams(20, 0.7, top_k=9, top_p=0.9, min_p=0.01)
     empty = copy.deepcopy(model).to("meta")
@@ -271,7 +271,7 @@ def test_update_reads_no_tensor_values_before_its_last_micro_batch(monkeypatch):
 
 
 class Eager(GraphRunner):
-    """The same shapes, launched kernel by kernel; no kernel may wait for the host."""
+    """The same shapes, launched kernel by kernel; nothing may synchronize with the host."""
 
     def run(self, step, name, reads):
         before = torch.cuda.get_sync_debug_mode()
@@ -311,7 +311,7 @@ def test_gpu_samples_the_same_tokens_as_cpu(tokens):
     expected, _ = run(), model.to("cuda")
     rollouts = run()
     alike = [key for key, r in rollouts.items() if r.completion_ids == expected[key].completion_ids]
-    assert len(alike) >= 0.95 * len(expected)  # rounding may tip a draw
+    assert len(alike) >= 0.95 * len(expected)  # rounding may change a sampled token
     same({key: rollouts[key] for key in alike}, {key: expected[key] for key in alike}, 1e-3)
 
 
@@ -329,7 +329,7 @@ def test_gpu_micro_batch_never_waits_and_needs_no_quadratic_memory(bf16):
             token_logprobs(model, collate(rows).to("cuda")).sum().backward()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    assert torch.cuda.max_memory_allocated() - before < 4000**2 * 4  # of one head's scores alone
+    assert torch.cuda.max_memory_allocated() - before < 4000**2 * 4  # of a single head's scores
 
 
 def test_graphs_can_be_turned_off(monkeypatch):

@@ -61,9 +61,9 @@ def test_cache_rows_have_their_own_lengths_and_can_be_replaced(kind):
     attend = PackedAttention([3], keep_kv=True)
     new = some_tokens(1, 3)[0] + 2
     kind.hidden(new, torch.arange(3), attend)
-    cache.add_prompts([1, 0], attend.kept_kv, [3])  # the prompts change places, and one joins
+    cache.add_prompts([1, 0], attend.kept_kv, [3])  # the prompts change places, and one is added
     assert cache.lengths == [2, 4, 3]
-    cache.assign_prompts([0, 2])  # the second row is another one's now
+    cache.assign_prompts([0, 2])  # the second row now belongs to another prompt
     got = step([11, 12], [4, 3], [2, 0])
     torch.testing.assert_close(
         got[0], kind(torch.cat([prompts[1], torch.tensor([7, 10, 11])])[None])[0, -1], **close

@@ -17,7 +17,7 @@ PROMPTS = ["Make 24 from 3, 5, 9.\n", "x\n", "Balance H2 + O2 -> H2O\n"]
 
 @pytest.fixture(scope="module")
 def stopping(tokens):
-    """Every eighth token ends a completion: rows finish at all lengths, and leave the batch."""
+    """One token id in eight ends a completion, so rows finish at many lengths and leave the batch."""
     return Tokenizer(tokens.backend, range(0, tokens.vocab_size, 8))
 
 
@@ -70,7 +70,7 @@ def test_completion_does_not_depend_on_other_prompts(model, tokens):
 
 
 def test_long_prompt_does_not_shorten_other_completions(model, tokens):
-    # The context holds 128 tokens: a long prompt has little room, a short one beside it has much.
+    # The context has 128 tokens: a long prompt leaves little room, and a short one in the same batch leaves much.
     long = tokens.decode([tokens.encode("a")[0]] * 126)
     short, _ = sample(model, tokens, ["x\n", long], 1, SamplingParams(max_new_tokens=40), seed=0)
     alone = sample(model, tokens, ["x\n"], 1, SamplingParams(max_new_tokens=40), seed=0)
@@ -219,7 +219,7 @@ def test_stream_gives_a_token_as_soon_as_it_is_drawn(model, tokens, monkeypatch)
     for number in range(1, 4):
         next(tokens_out)
         assert len(steps) == number
-    tokens_out.close()  # as Ctrl-C does
+    tokens_out.close()  # like Ctrl-C
     assert not torch.is_inference_mode_enabled()
 
 

@@ -25,7 +25,7 @@ def probabilities(p, **params):
         ({"top_k": 1}, [1, 0, 0, 0]),
         ({"top_k": 2}, [2 / 3, 1 / 3, 0, 0]),
         ({"top_k": 9}, [0.5, 0.25, 0.125, 0.125]),
-        ({"top_p": 0.5}, [1, 0, 0, 0]),  # 0.5 is reached by the first alone
+        ({"top_p": 0.5}, [1, 0, 0, 0]),  # the first alone reaches 0.5
         ({"top_p": 0.6}, [2 / 3, 1 / 3, 0, 0]),  # the token that crosses it stays
         ({"min_p": 0.3}, [2 / 3, 1 / 3, 0, 0]),  # 0.125 < 0.3 * 0.5
         ({"min_p": 0.25}, [0.5, 0.25, 0.125, 0.125]),
@@ -82,7 +82,7 @@ def test_sampled_frequencies_match_the_probabilities():
 def test_uniforms_are_a_function_of_seed_step_attempt_row_and_token():
     base = row_uniforms(0, 0, 0, [5], 8)[0]
     beside_another = row_uniforms(0, 0, 0, [4, 5], 3)[1]
-    assert beside_another.equal(base[:3])  # neither other rows nor the length matter
+    assert beside_another.equal(base[:3])  # other rows and the length do not matter
     others = [(1, 0, 0, [5]), (0, 1, 0, [5]), (0, 0, 1, [5]), (0, 0, 0, [6])]
     assert not any(row_uniforms(*key, 8)[0].equal(base) for key in others)
 

@@ -1,6 +1,6 @@
 """The sandbox: benign programs and attacks, what is compared, what happens when it cannot work.
 
-Most attacks print the right answer only if the forbidden act succeeded: the verdict shows it.
+Most attacks print the correct answer only if the forbidden action succeeded, so the verdict shows whether it did.
 """
 
 import itertools
@@ -182,7 +182,7 @@ AT_THE_END = {
 
 @pytest.mark.parametrize("name", AT_THE_END)
 def test_output_written_at_exit_matches_pythons(name, tmp_path):
-    """The control is Python itself."""
+    """Compared with the output of Python itself."""
     path = tmp_path / "solution.py"
     path.write_text(AT_THE_END[name], encoding="utf-8")
     plain = subprocess.run(
@@ -315,7 +315,7 @@ VALUES = [
 
 
 def test_values_equal_only_themselves():
-    """Every pair of a list of look-alikes, through the very function that both sides use."""
+    """Every pair from a list of similar values, through the function that both sides use."""
     from ast import literal_eval
 
     values = [10**30 if text == "10 ** 30" else literal_eval(text) for text in VALUES]
@@ -575,7 +575,9 @@ BOMBS = {
 def test_resource_bombs_fail_in_time(name):
     start = time.monotonic()
     assert judge(BOMBS[name], SQUARE, 0.4) is False
-    assert time.monotonic() - start < 10  # CPU time is what counts; this is for a busy machine
+    assert (
+        time.monotonic() - start < 10
+    )  # wall-clock seconds for a busy machine; the limit itself is on CPU time
     assert judge(RIGHT, SQUARE, 2)
 
 
@@ -599,11 +601,11 @@ def test_output_up_to_the_limit_passes():
 
 
 def test_verdict_does_not_depend_on_machine_load(monkeypatch):
-    """Half a second of CPU time passes a limit of 0.9 s, even if it takes two; 0.2 s ends it."""
+    """A program that needs 0.5 s of CPU time passes a limit of 0.9 s, even if it takes 2 s; a limit of 0.2 s ends it."""
     cores = os.sched_getaffinity(0)
     sandbox.close()
     os.sched_setaffinity(0, {max(cores)})
-    # Sessions of their own, as the helper has one: Linux may share the processor between sessions.
+    # In separate sessions, like the helper: Linux may divide CPU time between sessions.
     busy = [
         subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"], start_new_session=True)
         for _ in range(3)
@@ -624,7 +626,7 @@ def test_verdict_does_not_depend_on_machine_load(monkeypatch):
 
 @pytest.mark.parametrize("give", ["time.sleep(1e-3)", "pass"])
 def test_starved_program_fails_only_if_it_yielded(give, tmp_path, monkeypatch):
-    """Where all processes look ready to run, one that yields gets a verdict, the other none."""
+    """With a helper that never sees a program asleep: a program that yields fails, and one that does not gets no verdict."""
     source = sandbox.CHILD.read_text(encoding="utf-8")
     for old, new in (
         ("return 10 * seconds + 10", "return 0.8"),
@@ -732,14 +734,14 @@ def test_program_cannot_reach_the_host(name):
 
 
 def test_every_other_system_call_is_refused():
-    """Native code tries every call: others give EPERM, or ENOENT where they take a path."""
+    """Native code tries every system call: those not allowed give EPERM, or ENOENT if they take a path."""
     number = child.SYSCALLS[platform.machine()][1]
     skip = {number[name] for name in child.ALLOWED}
     if platform.machine() == "x86_64":
         skip |= {
             335,
             336,
-        }  # uretprobe, uprobe: past any filter, but for the kernel's own use (death, and ENXIO)
+        }  # uretprobe, uprobe: they bypass any filter, but are for the kernel's own use (the process is killed, or ENXIO)
     program = f"""
 import ctypes
 call = ctypes.CDLL(None, use_errno=True).syscall
@@ -773,7 +775,7 @@ print("alive")
 
 
 def bpf(code: bytes, data: bytes) -> int:
-    """A machine for the five instructions of the filter."""
+    """An interpreter for the five BPF instructions that the filter uses."""
     steps, at, value = list(struct.iter_unpack("=HBBI", code)), 0, 0
     while True:
         kind, yes, no, k = steps[at]
@@ -820,7 +822,7 @@ def test_filter_of_every_architecture(machine):
 
 
 def test_program_runs_in_an_unprivileged_process():
-    """From outside, while it runs: not root, no capabilities, the filter on; afterwards gone."""
+    """Seen from outside while it runs: not root, no capabilities, the filter active; afterwards it is gone."""
     sandbox.close()
     assert judge(RIGHT, SQUARE, 1)
     thread = threading.Thread(target=judge, args=("while True: pass", SQUARE, 1.0))
@@ -851,7 +853,7 @@ def test_next_program_inherits_nothing():
 
 
 def test_exit_status_of_the_last_program_is_wiped():
-    """Neither in a frame below the next program, nor where the kernel wrote it."""
+    """It is neither in a stack frame that the next program can reach, nor where the kernel wrote it."""
     look = """
 import sys
 frame, seen = sys._getframe(), {}
@@ -905,7 +907,7 @@ judge("print(1)", [{"stdin": "", "stdout": "1"}], 1)
 
 
 def test_nothing_runs_without_seccomp():
-    """Under a filter that refuses further filters, as an old kernel does."""
+    """Under a filter that refuses further filters, like an old kernel."""
     end = subprocess.run(
         [sys.executable, "-c", NO_SECCOMP], cwd=ROOT, capture_output=True, text=True
     )

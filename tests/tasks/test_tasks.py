@@ -50,7 +50,7 @@ def problems(task, count=300, split="train", seed=0):
 @pytest.mark.parametrize("task", TASKS)
 def test_problem_is_a_function_of_task_seed_index_and_split(task):
     one = tasks.problem(task, 3, 7, "train")
-    tasks.problem(task, 0, 0, "heldout")  # nothing is remembered between calls
+    tasks.problem(task, 0, 0, "heldout")  # no state is kept between calls
     assert tasks.problem(task, 3, 7, "train") == one
     for other in ((4, 7, "train"), (3, 8, "train"), (3, 7, "heldout")):
         assert tasks.problem(task, *other) != one
@@ -71,7 +71,7 @@ def test_one_problem_in_ten_is_held_out():
 
 
 def key_from_prompt(problem):
-    """A prompt's sorted numbers or species, in either language: they identify the problem."""
+    """A prompt's sorted numbers or species, which identify the problem in both languages."""
     if problem.task.startswith("countdown"):
         numbers = [int(n) for n in re.findall(r"\d+", problem.prompt)]
         target = numbers.pop(0 if problem.language == "en" else -1)
@@ -104,7 +104,7 @@ def test_function_and_its_mirror_image_share_a_key():
     one, other = ("def f(a,b):", " c=a-b", " return c+a"), ("def f(a,b):", " c=b-a", " return c+b")
     assert repair.mirrored(one) == other and repair.mirrored(other) == one
     listed = ("def f(v,b):", " c=b", " return c")
-    assert repair.mirrored(listed) == listed  # a list is no number
+    assert repair.mirrored(listed) == listed  # a list is not a number
     same = [
         ("def f(v,b):", f" c={c}", f" return {r}") for c in ("b+2", "2+b") for r in ("c*2", "2*c")
     ]
@@ -112,7 +112,7 @@ def test_function_and_its_mirror_image_share_a_key():
     for text in (
         ("def f(s,t):", " c=t+s", " return c+s"),
         ("def f(a,b):", " c=b-a", " return c+c"),
-    ):  # no order to lose
+    ):  # the order does not matter
         assert repair.canonical(text) == text
 
 
@@ -124,7 +124,7 @@ def test_a_reaction_and_its_reverse_share_a_key():
 
 
 def recorded(monkeypatch):
-    """The problems that are demonstrated from here on."""
+    """Records the problems that are demonstrated from here on."""
     seen, real = [], tasks.demonstrate
     monkeypatch.setattr(tasks, "demonstrate", lambda p, *rest: seen.append(p) or real(p, *rest))
     return seen
@@ -148,7 +148,7 @@ def test_no_cold_start_row_shows_a_held_out_problem(monkeypatch):
 
 
 def test_stages_draw_different_problems_with_the_same_seed():
-    # With one seed, cold start, RL and rejection sampling do not draw the same problems in order.
+    # With the same seed, cold start, RL and rejection sampling must not draw the same sequence of problems.
     assert (
         sft.cold_start_row("repair", 0, 0)["prompt"]
         != tasks.problem("repair", 0, 0, "train").prompt
@@ -180,7 +180,7 @@ def test_checker_agrees_with_the_search(task):
                 break
             assert not tasks.check(problem, attempt.answer)
             rejected += 1
-    assert rejected > 50 or task == "elements"  # facts are not searched for
+    assert rejected > 50 or task == "elements"  # facts have no search
 
 
 @pytest.mark.parametrize(
@@ -311,7 +311,7 @@ def test_checker_by_hand(problem, right, wrong):
 def test_countdown_division_is_exact():
     thirds = Problem("countdown", "", "en", "", {"numbers": [8, 3, 8, 3], "target": 24})
     assert tasks.check(thirds, "8/(3-8/3)")  # 8/(1/3): floats give 23.999…
-    assert not tasks.check(thirds, "8/(3-3)+8")  # division by zero is no answer
+    assert not tasks.check(thirds, "8/(3-3)+8")  # division by zero is not an answer
 
 
 HOSTILE = [
@@ -389,7 +389,7 @@ HOSTILE = [
     "problem", [COUNTDOWN, BALANCE, REPAIR, FACT, kinetics([50, 40, 30], 5)], ids=lambda p: p.task
 )
 def test_hostile_answers_are_rejected_quickly(problem):
-    started = time.process_time()  # a busy machine is no fault
+    started = time.process_time()  # a busy machine must not fail the test
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert [answer for answer in HOSTILE if tasks.check(problem, answer)] == []
@@ -397,13 +397,13 @@ def test_hostile_answers_are_rejected_quickly(problem):
 
 
 def test_model_text_raises_no_warning():
-    # Python warns of `1if`: a line on the terminal for each such completion.
+    # Python warns about `1if`, which would print a line for each such completion.
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert not tasks.check(REPAIR, "4 s=1if x else 2") and not tasks.check(COUNTDOWN, "2(3)")
 
 
-# -- single facts ----------------------------------------------------------------------------------
+# -- individual cases ------------------------------------------------------------------------------
 
 
 def test_atom_counts_of_a_formula():
@@ -448,7 +448,7 @@ def test_balanced_reactions_keep_every_atom():
 
 
 def python_of(program):
-    """A function of our own generator, run by Python itself."""
+    """A generated function as a Python function."""
     namespace = {}
     exec("\n".join(program), namespace)
     return namespace["f"]
@@ -540,7 +540,7 @@ def test_search_of_three_numbers_is_never_truncated():
     assert longest <= 48  # trace.LONGEST
 
 
-# -- how traces are written ------------------------------------------------------------------------
+# -- writing traces --------------------------------------------------------------------------------
 
 TRIES = [Try("1+1=2 ?3", False, "1+1"), Try("1+2=3 ?3", True, "1+2"), Try("2+2=4 ?3", False, "2+2")]
 
@@ -615,7 +615,7 @@ def test_missing_rows_name_the_flag(tmp_path):
 
 
 def test_text_after_a_correct_answer_makes_it_wrong():
-    # Cut to a length before it was judged, this was right.
+    # If the answer were truncated before it is checked, this would count as correct.
     problem = next(p for p in problems("kinetics", 200) if "1 ln" in demonstrate_perfectly(p))
     answer = demonstrate_perfectly(problem)
     assert tasks.check(problem, answer)

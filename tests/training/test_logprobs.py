@@ -33,7 +33,7 @@ def test_column_t_holds_the_log_probability_of_token_t(model):
     logp_BT = token_logprobs(model, collate(rows), temperature=0.7)
     for b, (prompt, completion) in enumerate(rows):
         for t in range(len(prompt), len(prompt) + len(completion)):
-            # From scratch: the tokens before t alone, in a row of their own.
+            # From scratch: only the tokens before t, in their own row.
             logits_V = model(torch.tensor([(prompt + completion)[:t]]))[0, -1] / 0.7
             expected = logits_V.log_softmax(-1)[(prompt + completion)[t]]
             torch.testing.assert_close(logp_BT[b, t], expected, atol=1e-5, rtol=1e-5)
@@ -53,7 +53,7 @@ def test_entropy_of_a_uniform_model_is_the_log_of_its_vocabulary(model):
 
 
 def written_out(model, rows, temperature):
-    """Each row alone and padded by nothing, every logit at once."""
+    """Each row alone, without padding, with all logits at once."""
     results = []
     for prompt, completion in rows:
         ids = torch.tensor([*prompt, *completion])
@@ -103,7 +103,7 @@ def test_adjacent_rows_with_the_same_prompt_compute_it_once(model):
         2,
         8,
     ]
-    # Every token is computed somewhere, at its own place in its row.
+    # Every token is computed somewhere, at its position in its row.
     for b, length in enumerate((4, 3, 2, 3)):
         for t in range(length):
             source = int(batch.token_of_flat_M[batch.flat_of_token_BT[b, t]])
@@ -126,8 +126,8 @@ def test_gradient_checkpointing_gives_the_same_gradients(model):
 
 
 def test_gradients_are_bit_identical_with_several_threads(model):
-    """A prompt's last token is the past of every completion: what they add to its gradient must
-    come in one order."""
+    """Every completion attends to its prompt's last token: their contributions to its gradient must
+    be added in a fixed order."""
     rows = [([1, 2, 3 + n], [4, 5 + i]) for n in range(3) for i in range(16)]
     copied, gradients = copy.deepcopy(model).requires_grad_(True), []
     before = torch.get_num_threads()
@@ -152,7 +152,7 @@ def test_compiled_layers_serve_all_batch_shapes(options):
     def count(graph, inputs):
         assert not any(
             "scaled_dot_product" in str(node.target) for node in graph.graph.nodes
-        )  # attention stays outside
+        )  # attention is not compiled
         programs.append(graph)
         return graph.forward
 

@@ -25,7 +25,7 @@ def fits(cfg, config=None):
 
 
 def kept_by_a_pass(model, tokens):
-    """What a real pass keeps, weights aside."""
+    """Bytes that a real forward pass keeps, without weights."""
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
     storages = {}
 
@@ -111,7 +111,7 @@ def test_offloaded_moments_take_no_device_memory():
 
 
 def test_gpu_estimate_refuses_only_what_can_never_fit(monkeypatch):
-    """There the worst is tried instead."""
+    """On a GPU, the dry run decides everything else."""
     parts = memory.training_bytes(shape(), 4096, optimizer="adamw")
     monkeypatch.setattr(memory, "raises_oom", lambda device: True)
     monkeypatch.setattr(
@@ -151,7 +151,7 @@ def test_longest_rows_fill_one_micro_batch(tokens, rows, prompt, completion, gro
     longest = memory.longest_rows(tokens, rows, prompt, completion, group)
     assert len(by_prompt(longest, tokens)) == 1
     used = len(collate(longest).token_of_flat_M)
-    # What is left is too little for one token more, or nobody is there to take it.
+    # The remaining budget is too small for another token, or there is no row left to use it.
     assert len(longest) == rows or used >= tokens or tokens - used <= prompt
     assert {len(learned) for _, learned in longest[:-1]} <= {completion}
 
@@ -164,7 +164,7 @@ def test_sampler_dry_run_fills_the_cache_to_its_limit(model, tokens, monkeypatch
         lambda cache, slots: grown.append((real(cache, slots), cache.key.nbytes)[1]),
     )
     dry_run(model, tokens, [[1, 2, 3]] * 3, 4, SamplingParams(125), max_rows=8)
-    assert grown == []  # there from the beginning
+    assert grown == []  # allocated from the beginning
     monkeypatch.setattr(sampler, "INITIAL_CAPACITY", 16)
     dry_run(model, tokens, [[1, 2, 3]] * 3, 4, SamplingParams(125), max_rows=8)
     assert 2 * grown[-1] == pytest.approx(cache_bytes(model.config, 8, 128, 4), rel=0.01)

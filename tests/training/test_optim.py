@@ -76,7 +76,7 @@ def assert_same_bits(one, other):
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_offloaded_state_is_bit_identical(kind, monkeypatch):
-    """Each copy spoils where it came from: what is read at the wrong place or time shows."""
+    """Each copy overwrites its source with garbage, so that a read from the wrong place or time is visible."""
     moves = []
 
     def moved(value):
@@ -104,13 +104,13 @@ def test_offloaded_state_is_bit_identical(kind, monkeypatch):
         plain,
     )
     at_a_time = "".join(moves).split()
-    assert max(map(len, at_a_time)) <= 3  # two moments and a count of steps: of one parameter
+    assert max(map(len, at_a_time)) <= 3  # two moments and a step count of one parameter
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_offloaded_state_is_on_the_device_only_during_a_step(kind, monkeypatch):
-    """On a fake CUDA device with shapes only: operators refuse tensors of two devices."""
-    waited = []  # for the stream that copies, not for all: another may capture
+    """On a fake CUDA device with shapes only: operators refuse tensors on different devices."""
+    waited = []  # only for the stream that copies: another one may be capturing
     monkeypatch.setattr(
         torch.cuda,
         "current_stream",
@@ -178,7 +178,7 @@ def test_offloaded_moments_on_a_gpu_are_bit_identical_and_free_its_memory(kind):
         (1.0, 0.2, 0.5, 0.5),
         (0.7, 0.2, 1.0, 1.0),  # constant
         (0.0, 0.0, 0.5, 1.0),  # no warm-up
-        (1.0, 1.0, 0.5, 1.0),  # nothing but warm-up
+        (1.0, 1.0, 0.5, 1.0),  # only warm-up
     ],
 )
 def test_schedule_by_hand(progress, warmup, final, share):

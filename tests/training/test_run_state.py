@@ -126,7 +126,7 @@ def cut_by_one(path):
 
 @pytest.mark.parametrize("seed", range(2))
 def test_every_flipped_bit_and_every_truncation_is_detected(copied, seed):
-    """A hundred each, half of them in the small files, the manifest above all."""
+    """A hundred of each, half of them in the small files, mostly in the manifest."""
     folder, rng = copied / "checkpoints/step-00000004", random.Random(seed)
     everything = sorted(folder.iterdir())
     assert {"manifest.json", "state.json", "model.safetensors", "optimizer.safetensors"} <= {
@@ -235,7 +235,7 @@ def test_full_disk_leaves_earlier_states_intact(copied, tokens, monkeypatch, nam
             write(path, b"half")
             raise SafetensorError(
                 "I/O error: No space left on device (os error 28)"
-            )  # as safetensors 0.8 does
+            )  # like safetensors 0.8
         write_tensors(tensors, path, metadata)
 
     monkeypatch.setattr(Path, "write_bytes", full)
@@ -329,7 +329,7 @@ def test_finished_run_allows_no_change(tmp_path):
 
 
 def test_only_one_process_may_use_a_folder(tmp_path, folder):
-    """Of the scripts and of the recipe alike."""
+    """For the scripts and for the recipe."""
     code = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); sys.stdin.read()"
     with subprocess.Popen(
         [sys.executable, "-c", code, tmp_path / ".lock"],
@@ -404,7 +404,7 @@ def test_signal_between_steps_ends_the_run_at_once_and_saves_the_last_step(token
 
 
 def test_incomplete_step_is_never_saved(tokens, tmp_path):
-    """Of a Ctrl-C without our handler, as in a notebook."""
+    """After Ctrl-C without our signal handler, as in a notebook."""
     run = NormRun(tmp_path, tokens)
     with pytest.raises(KeyboardInterrupt), run:
         run.begin_update()
@@ -495,7 +495,7 @@ def test_run_saves_even_if_the_signal_ended_its_reader():
 
 
 def test_worker_ignores_the_signals_that_its_parent_ignores(monkeypatch):
-    """As under a script's `&`, where Ctrl-C is meant for others."""
+    """As in a background job (`&` in a script), for which Ctrl-C is not meant."""
     monkeypatch.setattr(scheduler.threading, "Thread", Mock())
     before = [signal.getsignal(number) for number in signals.SIGNALS]
     try:
@@ -518,7 +518,7 @@ def test_ignored_signal_stays_ignored():
     signal.signal(signal.SIGINT, before)
 
 
-# -- what the promises rest on -----------------------------------------------------------------------------------------
+# -- assumptions behind the guarantees ---------------------------------------------------------------------------------
 
 
 def test_run_never_draws_from_a_global_generator(tmp_path, folder):
@@ -584,6 +584,6 @@ def test_rows_before_the_saved_position_are_not_generated_again(tmp_path, tokens
 
 
 def test_killed_and_interrupted_run_is_bit_identical(tmp_path, capsys):
-    """The short form of kill_test.py, its negative control with it."""
+    """A short version of kill_test.py, with its negative control."""
     assert kill_test.endured(6, ("SFT", "GRPO"), 0, tmp_path, warm=True), capsys.readouterr().out
     assert "position not put back: noticed" in capsys.readouterr().out
