@@ -169,7 +169,7 @@ def test_every_flipped_bit_and_every_truncation_is_detected(copied, seed):
         ),
     ],
 )
-def test_damaged_state_is_skipped_by_name_and_the_previous_one_loaded(
+def test_damaged_state_is_reported_and_the_previous_one_loaded(
     copied, tokens, capsys, hurt, why
 ):
     whole = NormRun(copied, tokens).go(9).norm()
