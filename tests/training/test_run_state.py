@@ -169,9 +169,7 @@ def test_every_flipped_bit_and_every_truncation_is_detected(copied, seed):
         ),
     ],
 )
-def test_damaged_state_is_reported_and_the_previous_one_loaded(
-    copied, tokens, capsys, hurt, why
-):
+def test_damaged_state_is_reported_and_the_previous_one_loaded(copied, tokens, capsys, hurt, why):
     whole = NormRun(copied, tokens).go(9).norm()
     assert names(copied)[-1] == "step-00000008"
     hurt(copied / "checkpoints/step-00000008")
@@ -586,4 +584,4 @@ def test_rows_before_the_saved_position_are_not_generated_again(tmp_path, tokens
 def test_killed_and_interrupted_run_is_bit_identical(tmp_path, capsys):
     """A short version of kill_test.py, with its negative control."""
     assert kill_test.endured(6, ("SFT", "GRPO"), 0, tmp_path, warm=True), capsys.readouterr().out
-    assert "position not put back: noticed" in capsys.readouterr().out
+    assert "position not restored: detected" in capsys.readouterr().out
