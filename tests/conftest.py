@@ -1,4 +1,4 @@
-"""What the tests share: one tiny random model, its tokenizer, and a way to call a script as a user does."""
+"""Shared fixtures: one tiny random model, its tokenizer, and a way to call a script as a user does."""
 
 import os
 
@@ -32,7 +32,7 @@ torch.set_num_threads(1)
 for number in (
     signal.SIGINT,
     signal.SIGTERM,
-):  # ignored under a script's `&`, and then by every process that a test starts
+):  # ignored in a background job (`&` in a script), and then in every process that a test starts
     if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(
             number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
@@ -43,7 +43,7 @@ settings.load_profile("r1mini")
 
 @pytest.fixture(autouse=True)
 def this_process_does_not_end(monkeypatch):
-    """Though a script's entry has been called in it."""
+    """A script's entry point was called in this process, which must keep its signal handlers."""
     monkeypatch.setattr(signals, "ignore", lambda: None)
 
 
@@ -55,12 +55,12 @@ CONFIGS = {
     "qwen3": {
         "qk_norm": True,
         "head_dim": 16,
-    },  # heads wider than hidden_size / heads, as Qwen3-0.6B
+    },  # heads wider than hidden_size / heads, as in Qwen3-0.6B
 }
 
 
 def shape(**changes):
-    """A model small enough for a test, with two query heads to a key head."""
+    """A model small enough for a test, with two query heads per key head."""
     return ModelConfig(
         **{
             "vocab_size": 320,
@@ -86,7 +86,7 @@ def random_model(**changes):
     model = Transformer(shape(**changes))
     init_weights(model, seed=1)
     generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():  # norms of 1 and biases of 0 would hide that they are used
+    with torch.no_grad():  # norms of 1 and biases of 0 would hide whether they are used
         for parameter in model.parameters():
             if parameter.ndim == 1:
                 parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
@@ -101,7 +101,7 @@ def tokens():
 
 @pytest.fixture(scope="session")
 def model(tokens):
-    """Read only: a test that trains loads the folder."""
+    """Read-only; tests that train load `folder` instead."""
     return random_model(vocab_size=tokens.vocab_size).requires_grad_(False)
 
 
@@ -118,7 +118,7 @@ def script(monkeypatch, capsys):
 
     def call(name, *argv):
         monkeypatch.setattr(sys, "argv", [name, *map(str, argv)])
-        monkeypatch.setenv("COLUMNS", "1000")  # help without line breaks
+        monkeypatch.setenv("COLUMNS", "1000")  # so that help has no line breaks
         capsys.readouterr()
         code = 0
         try:
@@ -142,7 +142,7 @@ def score(problem, rollouts, names=ALWAYS_LOGGED):
 
 
 def replace_rewards(monkeypatch, scores):
-    """Replaces the rewards of every run: `scores(problem, text)` has those of a completion by name."""
+    """Replaces the rewards of every run by `scores(problem, text)`, which returns a completion's rewards by name."""
 
     def reward(name):
         return lambda prompts, completions, **columns: [
@@ -156,7 +156,7 @@ def replace_rewards(monkeypatch, scores):
 
 
 def reward_by_text(problem, text):
-    """Rewards that a random model earns half of the time: without some, nothing would be learned."""
+    """Rewards that a random model earns half of the time; with none at all, nothing would be learned."""
     return {
         "accuracy": float(sum(map(ord, text)) % 2),
         "format": float(len(text) % 2),
@@ -193,7 +193,7 @@ def tiny_grpo(tmp_path, folder, monkeypatch):
 
 
 def interrupt_at_call(monkeypatch, where, name, number):
-    """The function's call `number` (from 1) is a Ctrl-C."""
+    """Call `number` (from 1) of the function raises KeyboardInterrupt, like Ctrl-C."""
     real, calls = getattr(where, name), []
 
     def wrapped(*args, **kwargs):

@@ -1,9 +1,9 @@
 """Kills runs and starts them again: `python tests/kill_test.py --kills 50`.
 
-SFT, GRPO, rejection sampling, evaluation and the whole recipe, each tiny, are started as a user starts them, ended by
-SIGKILL and SIGTERM at random moments, among them the middle of a save, and started again until they finish. Weights, rows,
-rollouts and metrics (but for times) have to be those of a run that nobody disturbed, by their SHA-256. Two runs that do not
-put back all of what was saved have to be noticed: else this test would see nothing.
+Starts tiny jobs as a user would: SFT, GRPO, rejection sampling, evaluation and the whole recipe. Ends them with SIGKILL and
+SIGTERM at random moments, some of them during a save, and restarts them until they finish. The SHA-256 of weights, rows,
+rollouts and metrics (except times) must be the same as in an uninterrupted run. As negative controls, two runs that do not
+restore all of their state must be detected; otherwise this test would prove nothing.
 """
 
 from __future__ import annotations
@@ -119,23 +119,23 @@ JOBS = {
         "out",
     ),
 }
-SAVES = ("SFT", "GRPO")  # whose saves are often enough to be met
-SHARES = {"SFT": 14, "GRPO": 18, "rejection": 6, "evaluation": 6, "recipe": 6}  # of fifty kills
+SAVES = ("SFT", "GRPO")  # jobs that save often enough to be killed during a save
+SHARES = {"SFT": 14, "GRPO": 18, "rejection": 6, "evaluation": 6, "recipe": 6}  # out of fifty kills
 
 
 @dataclass
 class Seen:
-    """What became of a job."""
+    """What happened to a job."""
 
     warm: bool
     kills: Counter = field(default_factory=Counter)
     runs: int = 0
     alike: int = 0
-    slowest: float = 0.0  # seconds from a SIGTERM to the end
+    slowest: float = 0.0  # seconds from SIGTERM to exit
 
 
 def prepare(work: Path, jobs: tuple[str, ...]) -> None:
-    """A random model, a reward, and, to sample from, a base model that has seen a few cold-start rows."""
+    """Makes a random model, a reward, and, for sampling, a base model trained on a few cold-start rows."""
     from conftest import random_model
 
     from r1mini import checkpoint
@@ -174,7 +174,7 @@ WARM = multiprocessing.get_context("forkserver")
 
 
 class Warm:
-    """A script in a fork of a process that has torch loaded: a start of a tenth of a second. As a subprocess.Popen."""
+    """A script in a fork of a process that has torch loaded: starts in 0.1 s. Like subprocess.Popen."""
 
     def __init__(self, command: list[str], cwd: Path, sabotage: str):
         WARM.set_forkserver_preload(
@@ -209,7 +209,7 @@ def start(job: str, cwd: Path, warm: bool, sabotage: str = "") -> subprocess.Pop
     cwd.mkdir(parents=True, exist_ok=True)
     (cwd / "stderr").unlink(
         missing_ok=True
-    )  # into the old one, what a killed process has left may still write
+    )  # child processes of a killed job may still write to the old file
     script, *flags = JOBS[job]
     command = [script, *flags] if script == "-m" else [str(ROOT / script), *flags]
     if warm and script != "-m":
@@ -227,7 +227,7 @@ def start(job: str, cwd: Path, warm: bool, sabotage: str = "") -> subprocess.Pop
 
 
 def begun(cwd: Path) -> bool:
-    """Whether a job has come to its work: by its first file that another start finds."""
+    """Whether a job has started its work: it has written the first file that a restart would find."""
     out = cwd / "out"
     return (out / ".lock").exists() or any(out.glob("*.partial"))
 
@@ -251,7 +251,7 @@ def saving(cwd: Path) -> list[Path]:
 
 
 def finish(job: str, cwd: Path, warm: bool, sabotage: str = "") -> float:
-    """Run to the end: seconds."""
+    """Run to the end. Returns the seconds it took."""
     started, process = time.monotonic(), start(job, cwd, warm, sabotage)
     if process.wait(600):
         raise SystemExit(
@@ -261,7 +261,9 @@ def finish(job: str, cwd: Path, warm: bool, sabotage: str = "") -> float:
 
 
 def kill(job: str, cwd: Path, way: str, after: float, seen: Seen) -> bool:
-    """Start, and end it `after` seconds of work, or after its first save, or in its next. Whether it was still there."""
+    """Start a job and kill it `after` seconds of work, after its first save, or during its next.
+
+    Returns whether it was still running."""
     fresh = not begun(cwd)
     process, number = (
         start(job, cwd, seen.warm),
@@ -271,7 +273,7 @@ def kill(job: str, cwd: Path, way: str, after: float, seen: Seen) -> bool:
         while process.poll() is None and not any((cwd / "out/checkpoints").glob("step-*0")):
             time.sleep(0.001)
     elif way == "in a save":
-        left = set(saving(cwd))  # by an earlier kill
+        left = set(saving(cwd))  # left by an earlier kill
         while process.poll() is None and not set(saving(cwd)) - left:
             left &= set(saving(cwd))
             time.sleep(0.0002)
@@ -290,7 +292,7 @@ def kill(job: str, cwd: Path, way: str, after: float, seen: Seen) -> bool:
     code = process.wait(60)
     if number == signal.SIGTERM:
         last_line = (cwd / "stderr").read_text().strip().splitlines()[-1:]
-        # On a second start it is not known whether it listens already; a finished one does no longer.
+        # After a restart, the handler may not be installed yet; a finished job has removed it.
         assert code in (0, 75) or code == -signal.SIGTERM and (not fresh or finished(cwd)), (
             code,
             last_line,
@@ -298,13 +300,13 @@ def kill(job: str, cwd: Path, way: str, after: float, seen: Seen) -> bool:
         assert code != 75 or "rerun the same command to resume" in last_line[0], last_line
         seen.slowest = max(seen.slowest, time.monotonic() - sent)
     if way == "in a save" and not saving(cwd):
-        way = "SIGKILL"  # it was faster
+        way = "SIGKILL"  # the save finished before the kill
     seen.kills[way] += code != 0
     return code != 0
 
 
 def digests(cwd: Path) -> dict[str, str]:
-    """Of each result, its SHA-256."""
+    """The SHA-256 of each result."""
     hashes = {}
     for path in sorted((cwd / "out").rglob("*")):
         if (
@@ -332,7 +334,7 @@ def disturbed(
     seen: Seen,
     rng: random.Random,
 ) -> None:
-    """One run with so many kills, compared with the undisturbed one."""
+    """One run with so many kills, compared with the uninterrupted one."""
     cwd = work / f"{job} {seen.runs}"
     seen.runs += 1
     for number in range(kills):
@@ -347,11 +349,11 @@ def disturbed(
     seen.alike += now == whole
     for name in sorted(now.keys() | whole.keys()):
         if now.get(name) != whole.get(name):
-            print(f"{job}: {cwd / name} is not that of the undisturbed run", flush=True)
+            print(f"{job}: {cwd / name} differs from the uninterrupted run", flush=True)
 
 
 def noticed(job: str, work: Path, sabotage: str, whole: dict[str, str], warm: bool) -> bool:
-    """The negative control: is a run that does not put all of its state back found out?"""
+    """The negative control: is a run detected that does not restore all of its state?"""
     cwd, seen = work / f"{job} without {sabotage}", Seen(warm)
     assert kill(job, cwd, "after a save", 0, seen)
     finish(job, cwd, warm, sabotage)
@@ -359,7 +361,7 @@ def noticed(job: str, work: Path, sabotage: str, whole: dict[str, str], warm: bo
 
 
 def break_state(what: str) -> None:
-    """In a child process: a resume that forgets something."""
+    """In a child process: makes a resume lose part of the state."""
     from r1mini.infra import distributed
     from r1mini.training import run_state
 
@@ -402,7 +404,7 @@ def endured(kills: int, jobs: tuple[str, ...], seed: int, work: Path, warm: bool
     print(
         "\n| job | "
         + " | ".join(ways)
-        + " | runs | same bits | slowest to leave on SIGTERM |\n"
+        + " | runs | bit-identical runs | slowest exit on SIGTERM |\n"
         + "|---" * 7
         + "|"
     )
@@ -418,7 +420,7 @@ def endured(kills: int, jobs: tuple[str, ...], seed: int, work: Path, warm: bool
     )
     for control, was_noticed in controlled.items():
         print(
-            f"Negative control, {control} not put back: {'noticed' if was_noticed else 'NOT NOTICED'}."
+            f"Negative control, {control} not restored: {'detected' if was_noticed else 'NOT DETECTED'}."
         )
     return all(seen.alike == seen.runs for seen in table.values()) and all(controlled.values())
 

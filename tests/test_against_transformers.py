@@ -1,7 +1,7 @@
-"""Each family and each kind of RoPE against transformers: logits, padded and not, greedy text, folders both ways.
+"""Each model family and RoPE variant against transformers: logits, padding, greedy text, folders in both directions.
 
-transformers itself runs where it is installed; elsewhere its numbers, written by transformers 5.23.0 into
-transformers_logits.json, are what is compared with. To write them anew, in an environment of its own:
+If transformers is installed, it is run. Otherwise the comparison is with its recorded outputs, which transformers 5.23.0
+wrote to transformers_logits.json. To record them again, in a separate environment:
 
     python -m venv reference && reference/bin/pip install -r tests/requirements-reference.txt
     reference/bin/python tests/test_against_transformers.py
@@ -48,7 +48,7 @@ SMALL = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-# Contexts, and llama3's theta, by which planes of these few lie on the ramp between kept and stretched.
+# Contexts, and llama3's theta, chosen so that some of these few frequencies lie on the ramp between kept and stretched.
 LLAMA3 = {
     "factor": 8.0,
     "low_freq_factor": 1.0,
@@ -56,7 +56,7 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
 }
 YARN = {"factor": 4.0, "original_max_position_embeddings": 64}
-CASES = {  # config.json, in either spelling
+CASES = {  # config.json, in both spellings
     "llama": {"model_type": "llama", "tie_word_embeddings": True},
     "llama linear": {"model_type": "llama", "rope_scaling": {"type": "linear", "factor": 4.0}},
     "llama llama3": {
@@ -113,7 +113,7 @@ CASES = {  # config.json, in either spelling
         "rope_scaling": {"type": "yarn", **YARN, "mscale": 1.0, "mscale_all_dim": 0.6},
     },
 }
-ROPES = {  # real sizes: 64 planes and contexts of 32,768 and more
+ROPES = {  # real sizes: 64 frequencies, and contexts of 32,768 and more
     "Llama 3.1": {
         "rope_theta": 5e5,
         "rope_scaling": {"rope_type": "llama3", **LLAMA3, "original_max_position_embeddings": 8192},
@@ -180,7 +180,7 @@ def rows():
 
 @torch.no_grad()
 def filled(model):
-    """Weights by their order of names alone: theirs are ours."""
+    """Weights that depend only on the order of parameter names, so both implementations get the same."""
     g = torch.Generator().manual_seed(1)
     for name, parameter in sorted(model.named_parameters()):
         parameter.copy_(
@@ -249,7 +249,7 @@ def numbers(name, function):
 
 
 def words():
-    """A tokenizer whose words name their ids, and whose end token no model here has."""
+    """A tokenizer whose words name their ids, and whose end token no model here can sample."""
     backend = Backend(models.WordLevel({f"w{i:02d}": i for i in range(64)}, unk_token="w00"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return Tokenizer(backend, [10**6])
@@ -264,7 +264,7 @@ def close(got, wanted):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_logits_and_greedy_text_are_transformers(name, tmp_path):
+def test_logits_and_greedy_text_match_transformers(name, tmp_path):
     model, wanted = ours(name, tmp_path), numbers(name, their_numbers)
     for row, logits in zip(rows(), wanted["logits"]):
         assert max(map(abs, logits)) > 0.5
@@ -281,7 +281,7 @@ def test_logits_and_greedy_text_are_transformers(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ROPES)
-def test_frequencies_of_real_sizes_are_transformers(name, tmp_path):
+def test_rope_frequencies_of_real_sizes_match_transformers(name, tmp_path):
     frequency, factor = rope_frequency(our_config(name, tmp_path))
     wanted = numbers(name, their_rope)
     torch.testing.assert_close(
@@ -292,7 +292,7 @@ def test_frequencies_of_real_sizes_are_transformers(name, tmp_path):
 
 @needs_transformers
 @pytest.mark.parametrize("name", CASES)
-def test_rows_of_several_lengths_are_those_of_left_padding(name, tmp_path):
+def test_rows_of_several_lengths_match_left_padding(name, tmp_path):
     longest = max(LENGTHS)
     tokens_BT, mask_BT = torch.zeros(2, len(rows()), longest, dtype=torch.long)
     for i, row in enumerate(rows()):
@@ -347,7 +347,7 @@ def test_folders_load_in_both_directions_with_equal_logits(name, tmp_path):
             wanted = model(row[None]).logits
             close(loaded(row[None]), wanted)
             close(back(row[None]).logits, wanted)
-    # A model of no folder: its config.json is written from the shape alone.
+    # A model that was not loaded from a folder: its config.json is written from its shape alone.
     checkpoint.save(tmp_path / "ours", ours(name, tmp_path), Tokenizer(words().backend, [2]))
     back = AutoModelForCausalLM.from_pretrained(tmp_path / "ours", dtype=torch.float32)
     for row in rows():

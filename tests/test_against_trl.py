@@ -1,7 +1,7 @@
-"""Each loss that TRL has against TRL's own GRPOTrainer, loss and gradient with respect to the log-probabilities.
+"""Each loss that TRL implements, against its GRPOTrainer: the loss, and its gradient with respect to the log-probabilities.
 
-TRL's `_compute_loss` itself runs where TRL is installed; elsewhere its numbers, written by TRL 1.16.0 into
-trl_losses.json, are what is compared with. To write them anew, in an environment of its own:
+If TRL is installed, its `_compute_loss` is run. Otherwise the comparison is with its recorded outputs, which TRL 1.16.0
+wrote to trl_losses.json. To record them again, in a separate environment:
 
     python -m venv trl && trl/bin/pip install torch==2.13.0 trl pytest
     trl/bin/python tests/test_against_trl.py
@@ -23,7 +23,7 @@ from r1mini.rl import corrections, grpo
 NUMBERS = Path(__file__).with_name("trl_losses.json")
 LONGEST = 8
 
-# name: (per, keywords of policy_loss, fields of TRL's GRPOConfig). TRL cuts CISPO's ratio at epsilon_high, not 1 + it.
+# name: (per, keywords of policy_loss, fields of TRL's GRPOConfig). TRL caps CISPO's ratio at epsilon_high, not 1 more.
 CASES = {
     "grpo": ("sequence", {}, {"loss_type": "grpo"}),
     "dapo": ("token", {"clip_high": 0.28}, {"loss_type": "dapo", "epsilon_high": 0.28}),
@@ -145,7 +145,7 @@ def ours(name):
 
 
 def trl_loss(name):
-    """TRL's `_compute_loss` on a stand-in for the trainer: what it reads of it, and nothing else."""
+    """TRL's `_compute_loss` on a stand-in for the trainer that has only the attributes it reads."""
     from trl.trainer.grpo_trainer import GRPOTrainer
 
     per, _, settings = CASES[name]
@@ -211,7 +211,7 @@ def trl_loss(name):
         "ref_per_token_logps": c.ref_BT,
         "num_items_in_batch": c.mask_BT.sum(),
     }
-    if mode:  # as _generate_and_score_completions makes it; that method needs a model to call
+    if mode:  # as _generate_and_score_completions computes it; that method needs a model
         gap = (c.old_BT - c.sampler_BT) * c.mask_BT
         ratio = (gap.sum(-1, keepdim=True) if "sequence" in mode else gap).exp()
         inputs["importance_sampling_ratio"] = (
@@ -223,7 +223,7 @@ def trl_loss(name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_loss_and_gradient_are_trls(name):
+def test_loss_and_gradient_match_trl(name):
     if importlib.util.find_spec("trl"):
         wanted, slope = trl_loss(name)
     else:

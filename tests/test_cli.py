@@ -1,4 +1,4 @@
-"""The scripts as a user meets them: flags in, one line out when something is wrong."""
+"""The scripts as a user sees them: flags in, and a one-line error if something is wrong."""
 
 import dataclasses
 import re
@@ -95,8 +95,8 @@ def test_problem_longer_than_the_context_stops_training(script, tmp_path, tokens
     )
 
 
-def test_script_in_a_process_of_its_own(folder):
-    """What the tests above see from within is what a shell sees."""
+def test_scripts_run_from_a_shell(folder):
+    """A shell sees the same as the tests above, which call the scripts in this process."""
     process = subprocess.run(
         [sys.executable, ROOT / "sample.py", "--model", folder, "--prompt", "<think>" * 200],
         capture_output=True,

@@ -3,7 +3,7 @@ import pytest
 from r1mini import compare
 
 
-def test_presets_side_by_side_end_to_end(tmp_path, folder, capsys):
+def test_comparison_end_to_end(tmp_path, folder, capsys):
     out = tmp_path / "out"
     compare.main(
         compare.Config(
@@ -28,7 +28,7 @@ def test_presets_side_by_side_end_to_end(tmp_path, folder, capsys):
     }
     assert list(rows) == ["preset", "start", "dapo", "small-gpu"]
     assert len({len(row) for row in rows.values()}) == 1
-    # 256 completions: one step of 32 x 8, whose refills are over the budget; two of 16 x 8.
+    # 256 completions: one step of 32 x 8, with no budget left for resampling; or two of 16 x 8.
     assert rows["start"][0] == "0" and rows["dapo"][0] == rows["small-gpu"][0] == "256"
     assert rows["start"][rows["preset"].index("kl")] == "0.000"
     assert "±" in rows["dapo"][rows["preset"].index("kl")]
@@ -49,6 +49,6 @@ def test_folder_of_another_comparison_is_refused(tmp_path, folder):
         ({"model": "absent"}, "absent"),
     ],
 )
-def test_what_does_not_exist_is_named(tmp_path, changes, named):
+def test_bad_flag_value_is_named(tmp_path, changes, named):
     with pytest.raises(ValueError, match=named):
         compare.main(compare.Config(out=str(tmp_path), **changes))

@@ -31,7 +31,7 @@ def parse(*argv):
     return config.parse(Config, argv, PRESETS, prog="prog")
 
 
-def test_defaults_below_preset_below_flags():
+def test_flags_override_preset_overrides_defaults():
     assert parse() == Config()
     assert parse("--preset", "small") == Config(steps=5, learning_rate=0.1, bf16=True)
     assert parse("--steps", "7", "--preset", "small") == Config(
@@ -66,7 +66,7 @@ def test_several_values_make_a_tuple():
         (["--tasks"], "--tasks"),
     ],
 )
-def test_bad_command_line_is_one_line_and_exit_code_2(argv, names, capsys):
+def test_bad_command_line_prints_one_line_and_exits_with_2(argv, names, capsys):
     with pytest.raises(SystemExit) as exit:
         parse(*argv)
     captured = capsys.readouterr()
@@ -107,7 +107,7 @@ class Bounded:
         ({"below": 2, "count": 0, "most": 0}, "--most 0: must be at least 1"),
     ],
 )
-def test_flags_are_checked_by_what_their_fields_declare(changes, line):
+def test_flags_are_checked_against_their_fields(changes, line):
     with pytest.raises(ValueError, match=f"^{re.escape(line)}$"):
         config.validate(Bounded(**changes))
 
@@ -121,7 +121,7 @@ def test_flags_are_checked_by_what_their_fields_declare(changes, line):
         {"plain": True, "half": True},
     ],
 )
-def test_flags_that_go_together_pass(changes):
+def test_compatible_flags_pass(changes):
     config.validate(Bounded(**changes))
 
 
@@ -143,7 +143,7 @@ def test_help_shows_choices_bounds_and_conditions(capsys):
         (KeyboardInterrupt(), 75, "\nprog: interrupted; rerun the same command to resume\n"),
     ],
 )
-def test_mistakes_of_the_user_end_in_one_line(monkeypatch, capsys, error, code, line):
+def test_user_mistakes_end_in_one_line(monkeypatch, capsys, error, code, line):
     monkeypatch.setattr("sys.argv", ["path/to/prog"])
 
     def main(cfg):
@@ -154,7 +154,7 @@ def test_mistakes_of_the_user_end_in_one_line(monkeypatch, capsys, error, code, 
     assert exit.value.code == code and capsys.readouterr().err == line
 
 
-def test_a_script_without_out_is_interrupted_as_usual(monkeypatch, capsys):
+def test_script_without_out_keeps_pythons_signal_handlers(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["prog", "--out", ""])
 
     def main(cfg):
@@ -167,18 +167,18 @@ def test_a_script_without_out_is_interrupted_as_usual(monkeypatch, capsys):
     assert exit.value.code == 130 and capsys.readouterr().err == "\nprog: interrupted\n"
 
 
-def test_mistakes_of_ours_keep_their_traceback(monkeypatch):
+def test_internal_errors_keep_their_traceback(monkeypatch):
     monkeypatch.setattr("sys.argv", ["prog"])
     with pytest.raises(ZeroDivisionError):
         config.run_script(lambda cfg: 1 / 0, Config)
 
 
-def test_device():
+def test_device_is_chosen():
     assert pick_device("cpu", 1) == torch.device("cpu")
     assert pick_device("auto", 1).type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def test_device_with_a_number_is_the_one_that_is_meant_where_none_is_named(monkeypatch):
+def test_numbered_device_becomes_the_current_one(monkeypatch):
     chosen = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
@@ -205,12 +205,12 @@ def test_negative_number_of_threads_names_the_flag(cls):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_missing_gpu_is_said():
+def test_missing_gpu_is_reported():
     with pytest.raises(ValueError, match="--device cuda:0"):
         pick_device("cuda:0", 1)
 
 
-def test_deterministic_kernels_are_taken_on_request_and_exclude_graphs(monkeypatch):
+def test_deterministic_selects_kernels_and_turns_graphs_off(monkeypatch):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     monkeypatch.delenv("R1MINI_GRAPHS", raising=False)
     assert cuda_graphs.graphs_enabled(torch.device("cuda"))

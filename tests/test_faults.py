@@ -1,4 +1,4 @@
-"""No fault becomes a silent wrong number: each one is planted here. The table is r1mini/docs/faults.md."""
+"""No fault silently produces a wrong number: each one is injected here. The table is r1mini/docs/faults.md."""
 
 import copy
 import json
@@ -67,7 +67,7 @@ def sft(tmp_path, folder):
 
 
 def poisoned(monkeypatch, where, value, calls, row=0):
-    """The log-probabilities of one row are `value` in these calls of the learner's pass, counted from 1."""
+    """Adds `value` to the log-probabilities of one row in these calls of the learner's pass, counted from 1."""
     real, count = where.token_logprobs, []
 
     def pass_(*args):
@@ -84,7 +84,7 @@ def weights_of(folder):
     return (Path(folder) / "model.safetensors").read_bytes()
 
 
-# -- a loss or gradient that is no number --------------------------------------------------------------------------------
+# -- a loss or gradient that is not finite --------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -110,14 +110,14 @@ def samples_of(cfg, policy, rollouts):
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 @pytest.mark.parametrize("fault", ["nan loss", "inf gradient"])
-def test_update_that_is_no_number_leaves_weights_and_moments(
+def test_non_finite_update_leaves_weights_and_moments_unchanged(
     model, rollouts, monkeypatch, kind, fault
 ):
     policy, cfg = copy.deepcopy(model).requires_grad_(True), train_grpo.Config()
     optimizers = optim.build_optimizers(policy, kind, 0.1)
     samples = samples_of(cfg, policy, rollouts)
     update = lambda: learner.update_minibatch(cfg, policy, None, optimizers, samples, 1e-2)
-    assert math.isfinite(update()["grad_norm"])  # now there are moments
+    assert math.isfinite(update()["grad_norm"])  # after this, the optimizers have moments
     before = copy.deepcopy(
         [policy.state_dict(), *(optimizer.state_dict()["state"] for optimizer in optimizers)]
     )
@@ -135,7 +135,7 @@ def test_update_that_is_no_number_leaves_weights_and_moments(
     assert all(parameter.grad is None for parameter in policy.parameters())
 
 
-def test_loss_that_is_no_number_is_found_where_its_gradient_is_finite():
+def test_non_finite_loss_is_detected_even_if_its_gradient_is_finite():
     # The gradient of a clamp is 0 where its argument is NaN.
     weight = torch.nn.Parameter(torch.ones(2))
     loss = weight.sum() + torch.tensor([math.nan], requires_grad=True).clamp(min=0.0).sum()
@@ -146,7 +146,7 @@ def test_loss_that_is_no_number_is_found_where_its_gradient_is_finite():
     assert weight.tolist() == [1.0, 1.0]
 
 
-def test_skipped_update_of_rl_is_reported_with_its_rows_and_the_run_continues(
+def test_skipped_rl_update_is_reported_with_its_rows_and_the_run_continues(
     rl, tmp_path, monkeypatch, capsys
 ):
     poisoned(monkeypatch, learner, math.nan, {2})
@@ -167,7 +167,7 @@ def test_skipped_update_of_rl_is_reported_with_its_rows_and_the_run_continues(
     )
 
 
-def test_third_skipped_update_in_a_row_ends_the_run_and_nothing_is_saved(
+def test_third_skipped_update_in_a_row_ends_the_run_without_saving(
     rl, sft, tmp_path, monkeypatch, capsys
 ):
     poisoned(monkeypatch, learner, math.inf, {1, 3, 4, 5})
@@ -189,14 +189,14 @@ def test_third_skipped_update_in_a_row_ends_the_run_and_nothing_is_saved(
     )
 
 
-def test_sft_without_a_single_update_is_no_model(sft, tmp_path, monkeypatch):
+def test_sft_without_any_update_saves_no_model(sft, tmp_path, monkeypatch):
     poisoned(monkeypatch, train_sft, math.nan, {1, 2})
     with pytest.raises(ValueError, match="out: no update was made"):
         sft(epochs=1, batch_tokens=80)
     assert not (tmp_path / "out/model.safetensors").exists()
 
 
-def test_weights_that_are_no_numbers_are_not_saved(tmp_path, model, tokens):
+def test_non_finite_weights_are_not_saved(tmp_path, model, tokens):
     lost = copy.deepcopy(model)
     with torch.no_grad():
         lost.model.layers[1].mlp.down_proj.weight[0, 0] = math.nan
@@ -216,7 +216,7 @@ def test_weights_that_are_no_numbers_are_not_saved(tmp_path, model, tokens):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.0])
-def test_sampler_refuses_probabilities_that_are_no_numbers(model, tokens, temperature):
+def test_sampler_refuses_nan_probabilities(model, tokens, temperature):
     lost = copy.deepcopy(model)
     with torch.no_grad():
         lost.model.norm.weight.fill_(math.inf)
@@ -229,7 +229,7 @@ def test_sampler_refuses_probabilities_that_are_no_numbers(model, tokens, temper
 # -- nothing to learn ----------------------------------------------------------------------------------------------------
 
 
-def test_step_without_a_signal_changes_neither_weights_nor_moments(
+def test_step_with_equal_rewards_changes_neither_weights_nor_moments(
     rl, tmp_path, folder, monkeypatch, capsys
 ):
     for name in runner.ALWAYS_LOGGED:
@@ -248,7 +248,7 @@ def test_step_without_a_signal_changes_neither_weights_nor_moments(
     )
 
 
-def test_completions_that_all_reach_the_limit_teach_nothing_when_masked(
+def test_step_with_only_truncated_completions_makes_no_update_when_masked(
     rl, tmp_path, folder, capsys
 ):
     rl(max_new_tokens=1, overlong="mask", steps=3)
@@ -258,9 +258,9 @@ def test_completions_that_all_reach_the_limit_teach_nothing_when_masked(
     assert weights_of(tmp_path / "out") == weights_of(folder)
 
 
-def test_empty_completions_are_rewarded_learned_from_and_told(rl, tmp_path, tokens, capsys):
+def test_empty_completions_are_scored_trained_on_and_reported(rl, tmp_path, tokens, capsys):
     silent = random_model(vocab_size=tokens.vocab_size, tie_word_embeddings=False)
-    with torch.no_grad():  # every token's hidden state points one way, and there is the end
+    with torch.no_grad():  # every hidden state points in the end token's direction
         silent.model.embed_tokens.weight[:, 0] = 50.0
         silent.lm_head.weight[:, 0] = 0.0
         silent.lm_head.weight[tokens.eos_id, 0] = 50.0
@@ -274,7 +274,7 @@ def test_empty_completions_are_rewarded_learned_from_and_told(rl, tmp_path, toke
 # -- sampler and learner -------------------------------------------------------------------------------------------------
 
 
-def test_sampler_that_is_not_the_learner_ends_the_run(rl, tmp_path, monkeypatch):
+def test_sampler_that_disagrees_with_the_learner_ends_the_run(rl, tmp_path, monkeypatch):
     def off(*args, on_finished, **kwargs):
         groups = [
             [replace(r, logprobs=tuple(x - 0.05 for x in r.logprobs)) for r in group]
@@ -291,14 +291,14 @@ def test_sampler_that_is_not_the_learner_ends_the_run(rl, tmp_path, monkeypatch)
     ):
         rl()
     assert not (tmp_path / "out/model.safetensors").exists()
-    assert len(jsonl(tmp_path / "out/metrics.jsonl")) == 1  # what was seen is there to be looked at
+    assert len(jsonl(tmp_path / "out/metrics.jsonl")) == 1  # the logged step can be inspected
 
 
 # -- memory --------------------------------------------------------------------------------------------------------------
 
 
 def short(monkeypatch, where, limit=0, calls=()):
-    """A pass of more than `limit` tokens, or one of these, finds no memory."""
+    """A pass of more than `limit` tokens, or one of these calls, runs out of memory."""
     real, seen = where.token_logprobs, []
 
     def pass_(model, batch, *rest):
@@ -312,7 +312,7 @@ def short(monkeypatch, where, limit=0, calls=()):
 
 
 @pytest.mark.parametrize("call", [1, 2])
-def test_memory_that_ends_once_gives_the_gradient_of_smaller_passes(
+def test_running_out_of_memory_once_gives_the_same_gradient(
     model, rollouts, monkeypatch, capsys, call
 ):
     def moved(**changes):
@@ -331,7 +331,7 @@ def test_memory_that_ends_once_gives_the_gradient_of_smaller_passes(
     whole, figures = moved()
     seen = short(
         monkeypatch, learner, calls={call}
-    )  # the second: the first pass has left its gradient already
+    )  # call 2 fails after call 1 has added its gradient
     got, again = moved()
     torch.testing.assert_close(got, whole, atol=1e-5 * whole.abs().max().item(), rtol=0)
     assert again == pytest.approx(figures, rel=1e-4, abs=1e-5) and max(seen[call:]) <= 30 < max(
@@ -343,9 +343,7 @@ def test_memory_that_ends_once_gives_the_gradient_of_smaller_passes(
     )
 
 
-def test_memory_that_does_not_suffice_for_half_ends_the_run_with_sizes_and_flags(
-    rl, sft, monkeypatch
-):
+def test_running_out_of_memory_twice_ends_the_run_naming_sizes_and_flags(rl, sft, monkeypatch):
     seen = short(monkeypatch, learner, limit=1)
     with pytest.raises(
         ValueError,
@@ -362,12 +360,10 @@ def test_memory_that_does_not_suffice_for_half_ends_the_run_with_sizes_and_flags
         sft("sft")
 
 
-def test_what_ended_for_want_of_memory_resumes_with_smaller_micro_batches(
-    sft, tmp_path, monkeypatch, capsys
-):
+def test_run_that_ran_out_of_memory_resumes_with_other_flags(sft, tmp_path, monkeypatch, capsys):
     whole = sft("whole")
     with monkeypatch.context() as patch:
-        short(patch, train_sft, calls={3, 4})  # the third step, and its halves
+        short(patch, train_sft, calls={3, 4})  # the third step, and its retry
         with pytest.raises(ValueError, match="not enough memory"):
             sft()
     assert sft(gradient_checkpointing=True, allow_changes=True)["steps"] == whole["steps"] > 2
@@ -376,8 +372,8 @@ def test_what_ended_for_want_of_memory_resumes_with_smaller_micro_batches(
     torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
 
 
-def test_what_was_learned_before_an_error_is_saved(rl, tmp_path, monkeypatch):
-    """As one of a reward: the steps before it are whole."""
+def test_steps_before_an_error_are_saved(rl, tmp_path, monkeypatch):
+    """For example an error in a reward: the steps before it are complete."""
     rl("whole", steps=3)
     with monkeypatch.context() as patch:
         patch.setattr(
@@ -395,7 +391,7 @@ def test_what_was_learned_before_an_error_is_saved(rl, tmp_path, monkeypatch):
     torch.testing.assert_close(one, other, atol=0, rtol=0)
 
 
-def test_memory_is_not_halved_where_the_cut_decides_the_gradient(rl, monkeypatch):
+def test_micro_batches_are_not_halved_if_that_changes_the_gradient(rl, monkeypatch):
     seen = short(monkeypatch, learner, limit=1)
     with pytest.raises(
         ValueError, match="not enough memory for micro-batches of 4096 tokens; lower"
@@ -404,7 +400,7 @@ def test_memory_is_not_halved_where_the_cut_decides_the_gradient(rl, monkeypatch
     assert len(seen) == 1
 
 
-def test_memory_that_ends_once_gives_the_same_sft(sft, tmp_path, monkeypatch):
+def test_running_out_of_memory_once_gives_the_same_sft_model(sft, tmp_path, monkeypatch):
     sft("whole", epochs=1)
     short(monkeypatch, train_sft, calls={1, 3})
     sft("halved", epochs=1)
@@ -412,7 +408,7 @@ def test_memory_that_ends_once_gives_the_same_sft(sft, tmp_path, monkeypatch):
     torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
 
 
-def test_memory_is_freed_before_the_second_try(monkeypatch):
+def test_memory_is_freed_before_the_retry(monkeypatch):
     import gc
     import weakref
 
@@ -480,7 +476,7 @@ def test_bad_rows_are_refused_at_load_with_their_line(tmp_path, row, complaint):
         assert len(str(error.value)) < 400
 
 
-def test_half_a_character_of_a_code_problem_is_refused_at_load(tmp_path):
+def test_lone_surrogate_in_a_code_problem_is_refused_at_load(tmp_path):
     path = tmp_path / "humaneval.jsonl"
     path.write_text(
         json.dumps(
@@ -498,7 +494,7 @@ def test_half_a_character_of_a_code_problem_is_refused_at_load(tmp_path):
         read_problems(str(path))
 
 
-def test_separators_that_are_no_line_ends_are_text(tmp_path):
+def test_unicode_separators_do_not_end_a_line(tmp_path):
     path = tmp_path / "rows.jsonl"
     rows = (
         '{"prompt": "a\u2028b\u0085c\x7f", "answer": "2"}',
@@ -508,7 +504,7 @@ def test_separators_that_are_no_line_ends_are_text(tmp_path):
     assert [p.prompt for p in read_problems(str(path))] == ["a\u2028b\u0085c\x7f", "\0"]
 
 
-def test_very_long_line_is_refused_with_its_line(rl, tmp_path):
+def test_very_long_prompt_is_refused_with_its_line(rl, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text(f'{GOOD}\n{{"prompt": "{"long " * 60_000}", "answer": "2"}}\n')
     with pytest.raises(
@@ -532,7 +528,7 @@ HANGS = {
 
 
 @pytest.mark.parametrize("hang", HANGS)
-def test_reward_that_hangs_ends_the_run_with_the_row(tmp_path, monkeypatch, hang):
+def test_hanging_reward_ends_the_run_naming_the_row(tmp_path, monkeypatch, hang):
     path = tmp_path / "mine.py"
     path.write_text(
         "import re, time\n\ndef mine(completions, **columns):\n    for text in completions:\n"
@@ -549,17 +545,17 @@ def test_reward_that_hangs_ends_the_run_with_the_row(tmp_path, monkeypatch, hang
     assert time.perf_counter() - begun < 5
 
 
-def test_file_of_rewards_that_hangs_is_named(tmp_path, monkeypatch):
+def test_hanging_reward_file_is_named(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text("while True:\n    pass\n")
     monkeypatch.setattr("r1mini.rewards.runner.TIME_LIMIT", 0.2)
     with pytest.raises(ValueError, match="cannot load .*mine.py: takes longer than 0.2 s$"):
         runner.load_rewards(f"{tmp_path}/mine.py:mine")
 
 
-def test_reward_with_an_alarm_of_its_own_keeps_it(monkeypatch):
+def test_reward_may_set_its_own_alarm(monkeypatch):
     import signal
 
-    def verified(completions, **columns):  # as Math-Verify
+    def verified(completions, **columns):  # as Math-Verify does
         before = signal.signal(signal.SIGALRM, lambda *_: 1 / 0)
         signal.setitimer(signal.ITIMER_REAL, 0.05)
         try:
@@ -585,14 +581,14 @@ def test_reward_with_an_alarm_of_its_own_keeps_it(monkeypatch):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("log", ["metrics.jsonl", "rollouts.jsonl"])
-def test_full_disk_is_one_line_with_the_file(rl, tmp_path, log):
+def test_full_disk_is_a_one_line_error_naming_the_file(rl, tmp_path, log):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / log).symlink_to("/dev/full")
     with pytest.raises(ValueError, match=f"{log}: cannot be written .No space left on device"):
         rl()
 
 
-def test_clock_that_goes_backwards_changes_nothing(rl, tmp_path, monkeypatch):
+def test_clock_going_backwards_changes_nothing(rl, tmp_path, monkeypatch):
     rl("one")
     now = iter(range(10**6, 0, -1000))
     monkeypatch.setattr(time, "time", lambda: next(now))
@@ -605,7 +601,7 @@ def test_clock_that_goes_backwards_changes_nothing(rl, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("token", ["bos_token", "eos_token"])
-def test_half_a_character_in_a_models_folder_is_named(tmp_path, folder, token):
+def test_lone_surrogate_in_a_model_folder_is_refused_naming_the_file(tmp_path, folder, token):
     copied = shutil.copytree(folder, tmp_path / "model")
     (copied / "tokenizer_config.json").write_text(
         f'{{"{token}": "\\ud800", "chat_template": "{{{{ bos_token }}}}x"}}'
@@ -633,21 +629,21 @@ def test_half_a_character_in_a_models_folder_is_named(tmp_path, folder, token):
         ),
     ],
 )
-def test_log_that_is_damaged_is_named_by_its_line(tmp_path, damage, complaint):
+def test_damaged_log_is_refused_naming_the_line(tmp_path, damage, complaint):
     row = {name: 1.0 for name in NEEDED}
     (tmp_path / "metrics.jsonl").write_text("\n".join(damage([json.dumps(row)] * 2)) + "\n")
     with pytest.raises(ValueError, match=complaint):
         read_metrics(tmp_path / "metrics.jsonl", *NEEDED)
 
 
-def test_line_that_an_interruption_cut_is_passed_over(tmp_path):
+def test_truncated_last_line_of_a_log_is_ignored(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n{"step": 1}\n{"step": 2, "rew')
     assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 0}, {"step": 1}]
     (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n{"step": 1}')
     assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 0}, {"step": 1}]
 
 
-def test_process_of_a_stage_that_is_killed_ends_the_recipe(tmp_path, monkeypatch):
+def test_killed_stage_process_ends_the_recipe(tmp_path, monkeypatch):
     (tmp_path / "dying.py").write_text(
         "import os\nConfig = dict\ndef main(cfg):\n    os.kill(os.getpid(), 9)\n"
     )

@@ -1,7 +1,7 @@
-"""Whatever a file holds: it is read, or refused by one ValueError that names it. Never another exception, never a hang.
+"""Any file is either read, or refused with one ValueError that names it; no other exception, and no hang.
 
-Valid files are damaged as files are: a value replaced by any other, left out, or there twice; bytes flipped, cut off or repeated.
-Here a few hundred examples, always the same; the long form takes others each time, so many for each reader:
+Valid files are damaged: a value is replaced, removed or duplicated; bytes are flipped, cut off or repeated. By default a few
+hundred examples, always the same. The long form draws new ones each time, this many for each reader:
 
     R1MINI_FUZZ=20000 python -m pytest -q tests/test_fuzz.py
 """
@@ -42,7 +42,7 @@ from r1mini.rl import diagnosis, metrics
 from r1mini.sampler.sampling import SamplingParams
 
 LONG = int(os.environ.get("R1MINI_FUZZ", "0"))
-SECONDS = 10.0  # no file of a few lines takes so long
+SECONDS = 10.0  # seconds; no file of a few lines takes this long
 DATA = sorted(
     path for path in (Path(__file__).parent / "data").iterdir() if path.suffix in (".jsonl", ".csv")
 )
@@ -64,7 +64,7 @@ RAW = {
     "@long": "9" * 5000,
     "@deep": "[" * 20_000 + "]" * 20_000,
     "@big": "1e999",
-}  # what json.dumps does not write
+}  # values that json.dumps does not write
 VALUES = st.sampled_from(
     [
         None,
@@ -130,7 +130,7 @@ def places(value):
 
 @st.composite
 def changed(draw, value):
-    """JSON text of the value with one or two places replaced, left out, or there twice."""
+    """JSON text of the value with one or two places replaced, removed or duplicated."""
     value = {"": copy.deepcopy(value)}
     for _ in range(draw(st.integers(1, 2))):
         found = places(value)
@@ -169,7 +169,7 @@ BYTES = (
 
 @st.composite
 def bent(draw, content):
-    """The bytes with one to three of them flipped, cut off, left out or repeated."""
+    """The bytes with one to three of them flipped, cut off, removed or repeated."""
     for _ in range(draw(st.integers(1, 3))):
         at = draw(st.integers(0, max(0, len(content) - 1)))
         end = at + draw(st.integers(0, 40))
@@ -206,7 +206,7 @@ def damaged(path, content=None):
 
 
 def reads(call, path, *others):
-    """The property."""
+    """The property: `call` either succeeds, or raises one ValueError that names the file, in time."""
     began = time.perf_counter()
     try:
         call()
@@ -221,13 +221,13 @@ def reads(call, path, *others):
 
 
 def use(path, tokens):
-    """A file of rows, through to the rewards of RL."""
+    """Reads a file of rows and computes the rewards of RL."""
     for problem in read_problems(str(path)):
         tokens.encode(problem.prompt)
         for text in (
             "<think>1</think><answer>1</answer>",
             "no",
-        ):  # the rows are checked: nothing may go wrong here
+        ):  # the rows have been checked, so nothing may fail here
             json.dumps(score(problem, [Rollout((), (1,), (-1.0,), text, True)]), allow_nan=False)
         json.dumps([problem.prompt, completion.gold_answer(problem)], ensure_ascii=False).encode()
 
@@ -300,7 +300,7 @@ def copied(folder, tmp_path):
 
 
 def use_folder(path):
-    """Everything that happens to a model's folder before a sample is drawn."""
+    """Everything that is done with a model folder before sampling."""
     model, tokenizer = checkpoint.load(path)
     chat_template = load_chat_template(path)
     tokenizer = chat_template.adapt_tokenizer(tokenizer)
@@ -335,7 +335,7 @@ def test_files_of_a_model(name, copied):
     run()
 
 
-def test_headers_of_safetensors(copied):
+def test_safetensors_headers(copied):
     path = copied / "model.safetensors"
     content = path.read_bytes()
     size = int.from_bytes(content[:8], "little")
@@ -351,7 +351,7 @@ def test_headers_of_safetensors(copied):
     run()
 
 
-def test_index_of_shards(copied, model, tokens, monkeypatch):
+def test_shard_index(copied, model, tokens, monkeypatch):
     monkeypatch.setattr(weights, "SHARD_BYTES", 20_000)
     checkpoint.save(copied, model, tokens)
     path = copied / "model.safetensors.index.json"
@@ -365,7 +365,7 @@ def test_index_of_shards(copied, model, tokens, monkeypatch):
     run()
 
 
-# -- what runs leave -----------------------------------------------------------------------------------------------------
+# -- files that runs write -----------------------------------------------------------------------------------------------
 
 FIGURES = {
     name: {
@@ -429,7 +429,7 @@ def jsonl(rows):
 
 @pytest.fixture
 def finished(tmp_path):
-    """A folder as the recipe and the comparison leave it, of one model and one run."""
+    """A folder as the recipe and the comparison write it, with one model and one run."""
     (tmp_path / "eval").mkdir()
     for name in ("base", "r1-zero", "start", "default-0"):
         (tmp_path / f"eval/{name}.json").write_text(json.dumps(FIGURES))
@@ -444,7 +444,7 @@ def finished(tmp_path):
 
 
 def told(folder):
-    """What the recipe makes of its folder, but for the drawing itself."""
+    """What the recipe computes from its folder, without drawing the plots."""
     report.examples(TITLES, folder).encode()
     results = report.read_results([folder], TITLES, ["kinetics", "elements"])
     report.stages_table(results, ["kinetics", "elements"], TITLES)
@@ -467,7 +467,7 @@ def told(folder):
         "stages.json",
     ],
 )
-def test_what_the_recipe_reads(name, finished):
+def test_files_that_the_recipe_reads(name, finished):
     path = finished / name
 
     @examples(15)
@@ -484,7 +484,7 @@ def test_what_the_recipe_reads(name, finished):
     "name",
     ["eval/start.json", "eval/default-0.json", "default-0/run.json", "default-0/metrics.jsonl"],
 )
-def test_what_the_comparison_reads(name, finished):
+def test_files_that_the_comparison_reads(name, finished):
     path = finished / name
     cfg = compare.Config(presets=("default",), seeds=1, tasks=("kinetics", "elements"))
 
@@ -498,7 +498,7 @@ def test_what_the_comparison_reads(name, finished):
 
 
 @pytest.mark.parametrize("name", ["run.json", "metrics.jsonl"])
-def test_what_a_run_that_goes_on_reads(name, finished):
+def test_files_that_a_resumed_run_reads(name, finished):
     path = finished / "r1-zero" / name
 
     @examples(15)
@@ -535,7 +535,7 @@ def test_journals(tmp_path):
     run()
 
 
-def test_files_of_rewards(tmp_path, monkeypatch):
+def test_reward_files(tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "TIME_LIMIT", 0.5)
     path = tmp_path / "mine.py"
     content = (

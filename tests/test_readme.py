@@ -1,4 +1,4 @@
-"""README is true: its commands parse, its map of the papers is the code's."""
+"""The documentation is true: its commands parse, its links and tests exist, its table of papers matches the code."""
 
 import importlib
 import re
@@ -34,15 +34,22 @@ def test_readme_has_commands():
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
-def test_files_that_the_pages_link_exist(path):
+def test_linked_files_exist(path):
     links = re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", PAGES[path])
     assert all((path.parent / link).exists() for link in links)
+
+
+def test_tests_named_in_the_docs_exist():
+    text = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py"))
+    tests = set(re.findall(r"def (test_\w+)\(", text))
+    named = {name for page in PAGES.values() for name in re.findall(r"`(test_\w+)`", page)}
+    assert named and named <= tests
 
 
 @pytest.mark.parametrize(
     "command", [c for c in commands() if c.startswith("python ") and "-m pytest" not in c]
 )
-def test_every_python_command_of_the_readme_parses(command):
+def test_every_python_command_in_the_docs_parses(command):
     words = shlex.split(command)[1:]
     if words[0] == "-m":
         mains = {"r1mini": "r1mini.recipe.stages", "r1mini.bench": "r1mini.bench.__main__"}
@@ -53,14 +60,14 @@ def test_every_python_command_of_the_readme_parses(command):
     config.parse(module.Config, flags, getattr(module, "PRESETS", None))
 
 
-def test_make_targets_of_the_readme_exist():
+def test_make_targets_in_the_docs_exist():
     makefile = (ROOT / "Makefile").read_text()
     for command in commands():
         if command.startswith("make "):
             assert f"\n{command.split()[1]}:" in makefile
 
 
-def test_the_map_of_the_papers_is_the_codes():
+def test_paper_table_matches_the_tags_in_the_code():
     in_code = {tag for path in SOURCES for tag in TAG.findall(path.read_text(encoding="utf-8"))}
     table = README[README.index("## Paper → code") :]
     table = table[: table.index("\n## ")]

@@ -50,7 +50,7 @@ def run(folder):
 
 @pytest.fixture
 def no_sampling(monkeypatch):
-    """A mistake that is found only after the sampling costs an hour: here it raises."""
+    """Makes sampling raise: a mistake that is detected only after sampling could cost an hour."""
 
     def never(*args, **kwargs):
         raise AssertionError("sampled before the mistake was found")
@@ -63,7 +63,7 @@ def no_sampling(monkeypatch):
 # -- prompts --------------------------------------------------------------------------------------
 
 
-def test_prompt_is_answered_as_the_sampler_does(run, capsys, model, tokens):
+def test_prompt_gets_the_samplers_completion(run, capsys, model, tokens):
     run(prompt="Make 24 from 3, 5, 9.", temperature=0.0)
     [[expected]] = sample(
         model, tokens, ["Make 24 from 3, 5, 9.\n"], 1, SamplingParams(5, 0.0), seed=0
@@ -71,7 +71,7 @@ def test_prompt_is_answered_as_the_sampler_does(run, capsys, model, tokens):
     assert capsys.readouterr().out == expected.text + "\n"
 
 
-def test_each_line_of_a_pipe_is_a_prompt_but_empty_ones(run, capsys, monkeypatch, model, tokens):
+def test_each_non_empty_line_of_a_pipe_is_a_prompt(run, capsys, monkeypatch, model, tokens):
     monkeypatch.setattr("sys.stdin", io.StringIO("a\nb\n\nc\n"))
     run(temperature=0.0)
     expected = sample(model, tokens, ["a\n", "b\n", "c\n"], 1, SamplingParams(5, 0.0), seed=0)
@@ -92,11 +92,11 @@ def chatting(folder, tmp_path):
 
 @pytest.fixture
 def ending(tokens):
-    """The tokenizer of `chatting`: a turn ends with what its template ends turns with."""
+    """The tokenizer of `chatting`, which stops at its template's end of turn."""
     return Tokenizer(tokens.backend, {*tokens.stop_ids, *tokens.encode("<answer>")})
 
 
-def test_prompt_goes_through_the_template_of_the_folder(run, capsys, model, ending, chatting):
+def test_prompt_is_rendered_by_the_folders_template(run, capsys, model, ending, chatting):
     run(model=chatting, prompt="x", system="s", temperature=0.0, max_new_tokens=60)
     [[expected]] = sample(
         model, ending, ["s:s<answer>u:x<answer>a:<think>"], 1, SamplingParams(60, 0.0), seed=0
@@ -110,7 +110,7 @@ def test_template_can_be_chosen(run, capsys, model, tokens, chatting):
     assert capsys.readouterr().out == expected.text + "\n"
 
 
-def test_template_that_the_folder_lacks_is_named(run, no_sampling):
+def test_missing_template_is_an_error(run, no_sampling):
     with pytest.raises(ValueError, match="--template chat"):
         run(prompt="x", template="chat")
 
@@ -118,7 +118,7 @@ def test_template_that_the_folder_lacks_is_named(run, no_sampling):
 # -- prompts of a file ----------------------------------------------------------------------------
 
 
-def test_prompts_of_a_file_are_answered_as_one_by_one(
+def test_prompts_of_a_file_get_the_same_answers_as_single_prompts(
     run, tmp_path, model, ending, chatting, capsys
 ):
     (tmp_path / "in.jsonl").write_text(
@@ -142,7 +142,7 @@ def test_prompts_of_a_file_are_answered_as_one_by_one(
     assert "out.jsonl: 2 answers" in capsys.readouterr().out
 
 
-def test_lines_of_a_text_are_prompts(run, tmp_path, model, tokens, capsys):
+def test_lines_of_a_text_file_are_prompts(run, tmp_path, model, tokens, capsys):
     (tmp_path / "in.txt").write_text("a\n\n  b  \r\n")
     run(prompts=str(tmp_path / "in.txt"), temperature=0.0, sampler_rows=1)
     expected = sample(model, tokens, ["a\n", "b\n", "c\n"], 1, SamplingParams(5, 0.0), seed=0)
@@ -199,7 +199,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def typed(run, monkeypatch, capsys):
-    """What a chat shows after each of these lines, and at the end."""
+    """What a chat prints after each of these input lines, and at the end."""
 
     def call(*lines, **changes):
         rest = iter(lines)
@@ -241,7 +241,7 @@ def test_chat_sees_its_earlier_turns(typed, model, ending, chatting):
     ]
 
 
-def test_each_turn_is_drawn_anew_and_the_same_again(typed, chatting):
+def test_each_turn_has_new_random_numbers_and_is_reproducible(typed, chatting):
     first = typed("a", "/new", "a", model=chatting, temperature=1.0, seed=3)
     assert first == typed("a", "/new", "a", model=chatting, temperature=1.0, seed=3)
     assert first[0] != first[2]
@@ -253,7 +253,7 @@ def test_chat_without_a_template_answers_each_prompt_on_its_own(typed, model, to
     assert [text.partition(" [")[0] for text in shown[:2]] == [group[0].text for group in expected]
 
 
-def test_conversation_that_outgrows_the_context_says_so_and_drops_nothing(typed, chatting):
+def test_conversation_longer_than_the_context_is_reported_and_not_truncated(typed, chatting):
     long = "<think>" * 60
     shown = typed(long, long, "/new", long, model=chatting)
     assert re.fullmatch(
@@ -264,11 +264,11 @@ def test_conversation_that_outgrows_the_context_says_so_and_drops_nothing(typed,
     assert shown[3].partition(" [")[0] == shown[0].partition(" [")[0]
 
 
-def test_answer_that_is_cut_off_says_so(typed, chatting):
+def test_truncated_answer_is_marked(typed, chatting):
     assert typed("a", model=chatting)[0].endswith(" [cut off at 5 tokens]\n")
 
 
-def test_ctrl_c_stops_the_answer_and_keeps_what_was_said(typed, chatting, monkeypatch):
+def test_ctrl_c_stops_the_answer_and_keeps_it_in_the_conversation(typed, chatting, monkeypatch):
     real, seen = answer.stream, []
 
     def stopped(model, tokens, prompt, params, **keywords):
@@ -280,7 +280,7 @@ def test_ctrl_c_stops_the_answer_and_keeps_what_was_said(typed, chatting, monkey
 
     whole = (
         typed("a", model=chatting, max_new_tokens=2)[0].partition(" [")[0].rstrip("\ufffd")
-    )  # half a character is not said
+    )  # an incomplete character is not printed
     monkeypatch.setattr(answer, "stream", stopped)
     shown = typed("a", "b", model=chatting)
     assert shown[0] == whole + " [stopped]\n"
@@ -288,7 +288,7 @@ def test_ctrl_c_stops_the_answer_and_keeps_what_was_said(typed, chatting, monkey
 
 
 @pytest.mark.parametrize("leaving", [KeyboardInterrupt, EOFError])
-def test_ctrl_c_or_ctrl_d_at_the_prompt_leaves(run, monkeypatch, capsys, leaving):
+def test_ctrl_c_or_ctrl_d_at_the_prompt_exits(run, monkeypatch, capsys, leaving):
     def typing(prompt):
         raise leaving
 
@@ -300,7 +300,7 @@ def test_ctrl_c_or_ctrl_d_at_the_prompt_leaves(run, monkeypatch, capsys, leaving
 
 @pytest.fixture
 def screen(monkeypatch):
-    """What is written to a terminal for these pieces."""
+    """What is written to a terminal for these pieces of text."""
 
     def call(*pieces, **environment):
         monkeypatch.delenv("NO_COLOR", raising=False)
@@ -320,22 +320,22 @@ def screen(monkeypatch):
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 
 
-def test_thinking_is_dimmed_wherever_its_tags_are_cut(screen):
+def test_thinking_is_dimmed_even_if_its_tags_are_split(screen):
     text = "a<b <think>c <d</think>e<"
     for pieces in ([text], text, [text[:7], text[7:20], text[20:]]):
         assert screen(*pieces) == f"a<b {DIM}<think>c <d</think>{PLAIN}e<{PLAIN}\n"
 
 
-def test_thinking_that_is_cut_off_does_not_dim_what_follows(screen):
+def test_truncated_thinking_does_not_dim_later_text(screen):
     assert screen("<think>a").endswith(PLAIN + "\n")
 
 
-def test_no_colour_where_it_is_not_wanted(screen):
+def test_no_colour_if_disabled(screen):
     assert screen("<think>a</think>b", NO_COLOR="1") == "<think>a</think>b\n"
-    assert DIM in screen("<think>", NO_COLOR="")  # as no-color.org has it
+    assert DIM in screen("<think>", NO_COLOR="")  # as defined by no-color.org
 
 
-def test_a_text_cannot_take_the_terminal_over(screen):
+def test_control_characters_do_not_reach_the_terminal(screen):
     assert (
         screen("a\x1b]0;title\x07\x9b2J\tb\n", NO_COLOR="1")
         == "a\ufffd]0;title\ufffd\ufffd2J\tb\n\n"
@@ -411,7 +411,7 @@ def test_evaluation_writes_its_figures_and_every_completion(run, tmp_path):
 def test_figures_do_not_overwrite_the_completions(run, tmp_path):
     try:
         run(eval=True, out=str(tmp_path / "eval.jsonl"))
-    except ValueError as error:  # refusing the name is as good
+    except ValueError as error:  # refusing the name is fine too
         assert "--out" in str(error)
     else:
         assert len(list(tmp_path.iterdir())) == 2
@@ -486,7 +486,7 @@ GSM8K = str(ROOT / "tests/data/gsm8k.jsonl")
 OF_DATA = {"tasks": tasks.DEFAULT, "problems": 0}
 
 
-def test_evaluation_of_files_has_a_line_for_each_and_every_gold(run, tmp_path, capsys):
+def test_evaluation_of_files_has_a_row_per_file_and_all_gold_answers(run, tmp_path, capsys):
     humaneval = str(ROOT / "tests/data/humaneval.jsonl")
     results = run(eval=True, data=(GSM8K, humaneval), out=str(tmp_path / "eval.json"), **OF_DATA)
     rows = jsonl(tmp_path / "eval.jsonl")
@@ -510,8 +510,8 @@ def test_instruction_follows_each_question(run, tmp_path):
 @pytest.mark.parametrize(
     "mode, file", [({"eval": True}, "eval.json"), ({"reject": True}, "rows.jsonl")]
 )
-def test_job_that_was_killed_goes_on_to_the_same_rows(run, tmp_path, monkeypatch, mode, file):
-    """Of completions that are all right."""
+def test_killed_job_resumes_to_the_same_rows(run, tmp_path, monkeypatch, mode, file):
+    """With completions that are all correct."""
     (tmp_path / "sums.jsonl").write_text(
         "".join(f'{{"prompt": "{n}+{n}?", "answer": {2 * n}}}\n' for n in range(4))
     )
@@ -534,7 +534,7 @@ def test_job_that_was_killed_goes_on_to_the_same_rows(run, tmp_path, monkeypatch
     assert [path.name for path in (tmp_path / "cut").iterdir()] == [f"{file}.partial"]
     calls[:] = [None] * 9
     run(**mode, out=str(tmp_path / "cut" / file))
-    assert calls[9] == 2  # two were sampled and kept before the kill
+    assert calls[9] == 2  # two problems were finished and saved before the kill
     rows = [
         path.with_suffix(".jsonl").read_bytes()
         for path in (tmp_path / "whole" / file, tmp_path / "cut" / file)
@@ -542,7 +542,7 @@ def test_job_that_was_killed_goes_on_to_the_same_rows(run, tmp_path, monkeypatch
     assert rows[0] == rows[1] and not (tmp_path / "cut" / f"{file}.partial").exists()
 
 
-def test_presets_are_r1s_protocol_on_the_file_that_they_name():
+def test_presets_follow_r1s_protocol():
     cfg = config.parse(script_sample.Config, ["--preset", "aime24"], script_sample.PRESETS)
     assert cfg == script_sample.Config(
         eval=True,
@@ -588,15 +588,15 @@ def test_presets_are_r1s_protocol_on_the_file_that_they_name():
         ),  # empty lines may repeat
     ],
 )
-def test_why_a_completion_is_not_kept(text, finished, thinking_tokens, why):
+def test_reasons_to_reject_a_completion(text, finished, thinking_tokens, why):
     [scores] = score(PROBLEM, [Rollout((1,), (2,), (0.0,), text, finished)], rejection.REWARDS)
     assert rejection.verdict(PROBLEM, text, finished, scores, thinking_tokens, 50) == why
 
 
 @pytest.fixture
 def rejected(run, tmp_path, monkeypatch):
-    """Rows of a sampler that demonstrates: of six completions one is wrong, one repeats another,
-    four are good."""
+    """Rows from a fake sampler that writes demonstrations: of six completions, one is wrong, one is a duplicate,
+    and four are good."""
     drawn, real = {}, tasks.problem
 
     def recording(*args):
@@ -634,14 +634,14 @@ def rejected(run, tmp_path, monkeypatch):
     return summary, jsonl(tmp_path / "rows.jsonl"), drawn
 
 
-def test_rejection_keeps_the_right_ones_and_counts_the_others(rejected):
+def test_rejection_keeps_correct_completions_and_counts_the_others(rejected):
     summary, rows, drawn = rejected
     reasoned = [row for row in rows if row["task"] == "countdown"]
     assert all(rules.is_correct(drawn[row["prompt"]], row["completion"]) for row in reasoned)
     assert summary["verdicts"] == {"kept": 100, "wrong": 20} and summary["rows"] == len(rows)
 
 
-def test_rejection_keeps_few_and_different_rows_of_a_problem(rejected):
+def test_rejection_keeps_a_few_distinct_rows_per_problem(rejected):
     _, rows, _ = rejected
     reasoned = [(row["problem"], row["completion"]) for row in rows if row["task"] == "countdown"]
     kept = Counter(problem for problem, _ in reasoned)
@@ -655,13 +655,13 @@ def test_rejection_adds_rows_without_thinking(rejected):
     assert len(plain) == 7 and any("<think>" not in row["completion"] for row in plain)
 
 
-def test_no_row_of_rejection_is_held_out(rejected):
+def test_rejection_uses_no_held_out_problem(rejected):
     _, rows, drawn = rejected
     assert len(drawn) == 27 and not any(tasks.is_held_out(problem) for problem in drawn.values())
     assert {row["prompt"] for row in rows} == drawn.keys()
 
 
-def test_rows_of_a_files_problems_are_messages_with_where_they_come_from(tokens):
+def test_rejection_rows_of_a_file_are_messages_with_their_origin(tokens):
     problem = Problem(
         "gsm8k.jsonl",
         "7",
@@ -704,7 +704,7 @@ def test_rows_of_a_files_problems_are_messages_with_where_they_come_from(tokens)
     }
 
 
-def test_nothing_kept_is_an_error_that_says_why(run, tmp_path):
+def test_rejecting_every_completion_is_an_error_with_the_reasons(run, tmp_path):
     with pytest.raises(
         ValueError, match="no completion.*was kept.*cut off|no completion.*was kept.*wrong"
     ):

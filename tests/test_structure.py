@@ -1,4 +1,4 @@
-"""What the design promises of the code itself."""
+"""What the design promises about the code itself."""
 
 import ast
 import doctest
@@ -15,7 +15,7 @@ SCRIPTS = {"train_sft", "train_grpo", "sample"}
 
 
 def imports(path, anywhere=True):
-    """Names of the modules a file imports; without `anywhere` only those of its top level."""
+    """Names of the modules that a file imports; with anywhere=False, only imports at its top level."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     imports = set()
     for node in ast.walk(tree) if anywhere else tree.body:
@@ -30,7 +30,7 @@ def packages(names):
     return {name.split(".")[0] for name in names} - {"__future__"}
 
 
-# Each package may import those of the lines above it, and of its own line; packages of one line are independent.
+# A package may import only from the lines above its own; packages on the same line are independent.
 ORDER = [
     ["records", "model", "answers", "sandbox"],
     ["infra", "tasks"],
@@ -49,7 +49,7 @@ def package_of(path):
     return path.relative_to(ROOT / "r1mini").parts[0].removesuffix(".py")
 
 
-def test_every_arrow_between_packages_points_down():
+def test_imports_between_packages_go_one_way():
     for path in PACKAGE:
         if path == ROOT / "r1mini/__init__.py":
             continue
@@ -60,7 +60,7 @@ def test_every_arrow_between_packages_points_down():
                 assert LEVEL[parts[1]] < LEVEL[own], f"{path}: {own} imports {module}"
 
 
-def test_every_file_has_a_place_in_the_order():
+def test_every_package_is_in_the_import_order():
     assert {package_of(path) for path in PACKAGE} - {"__init__"} == set(LEVEL)
 
 
@@ -75,7 +75,7 @@ def test_grpo_is_pure_tensor_functions():
         *("data.files", "data.problems", "data.formats", "data.sft", "config"),
     ],
 )
-def test_what_makes_and_judges_text_needs_no_torch(module):
+def test_text_and_reward_modules_need_no_torch(module):
     code = f"import sys, r1mini.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
@@ -85,7 +85,7 @@ def test_no_library_module_imports_a_script():
         assert not SCRIPTS & packages(imports(path)), path
 
 
-def test_text_is_executed_nowhere_but_behind_the_sandbox():
+def test_only_the_sandbox_executes_text():
     for path in PACKAGE:
         allowed = ["exec", "compile"] if path == ROOT / "r1mini/sandbox/child.py" else []
         calls = []
@@ -120,13 +120,13 @@ CORE = [
 ]
 
 
-def test_the_core_is_read_in_one_sitting():
+def test_core_files_are_short_enough_for_one_sitting():
     lines = {name: (ROOT / name).read_text(encoding="utf-8").split("\n") for name in CORE}
     assert sum(map(len, lines.values())) <= 1200
     assert max(len(line) for text in lines.values() for line in text) <= 100
 
 
-def test_functions_fit_a_screen():
+def test_functions_fit_on_a_screen():
     for path in [*PACKAGE, *(ROOT / f"{name}.py" for name in SCRIPTS)]:
         limit = 60 if str(path.relative_to(ROOT)) in CORE else 80
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -76,7 +76,7 @@ def gradient(model, rollouts, advantages=ADVANTAGES, **changes):
 
 @pytest.mark.parametrize("beta", [0.0, 0.1])
 @pytest.mark.parametrize("loss_per", ["sequence", "token"])
-def test_micro_batches_do_not_change_the_gradient_nor_the_figures(model, rollouts, loss_per, beta):
+def test_micro_batches_change_neither_gradient_nor_metrics(model, rollouts, loss_per, beta):
     whole, figures = gradient(model, rollouts, loss_per=loss_per, beta=beta, learner_tokens=10**6)
     for learner_tokens in (1, 60):
         cut, cut_figures = gradient(
@@ -121,22 +121,22 @@ def test_kl_pulls_towards_the_reference_even_without_advantages(model, rollouts)
 
 
 @pytest.mark.parametrize("loss_per", ["sequence", "token", "constant"])
-def test_completions_cut_at_the_limit_teach_nothing_when_masked(model, rollouts, loss_per):
+def test_masked_truncated_completions_have_no_gradient(model, rollouts, loss_per):
     cut = [replace(r, finished=n % 2 == 0) for n, r in enumerate(rollouts)]
-    # Their share of the weight is not given to the others: the gradient is that of advantages of zero.
+    # Their weight is not redistributed to the others: the gradient is the same as with advantages of zero.
     silenced = torch.where(torch.arange(12) % 2 == 0, ADVANTAGES, 0.0)
     got, _ = gradient(model, cut, overlong="mask", loss_per=loss_per)
     torch.testing.assert_close(got, gradient(model, cut, silenced, loss_per=loss_per)[0])
 
 
-def test_correction_weighs_by_learner_over_sampler(model, rollouts):
-    # The sampler gave every token half of the learner's probability: the first update counts it twice.
+def test_correction_weights_are_learner_over_sampler(model, rollouts):
+    # The sampler gave every token half of the learner's probability, so its importance weight is 2.
     off = [replace(r, logprobs=tuple(logp - math.log(2) for logp in r.logprobs)) for r in rollouts]
     got, _ = gradient(model, off, correction="token-truncate")
     torch.testing.assert_close(got, 2 * gradient(model, rollouts)[0], rtol=1e-3, atol=1e-4)
 
 
-def test_entropy_bonus_raises_entropy_without_advantages(model, rollouts):
+def test_entropy_bonus_raises_entropy_even_without_advantages(model, rollouts):
     moved, _ = gradient(model, rollouts, torch.zeros(12), entropy_bonus=0.1)
     half, _ = gradient(model, rollouts, torch.zeros(12), entropy_bonus=0.05)
     assert moved.any()
@@ -164,7 +164,7 @@ def test_entropy_bonus_raises_entropy_without_advantages(model, rollouts):
     ],
     ids=str,
 )
-def test_every_choice_keeps_the_gradient_under_any_cut(model, rollouts, changes):
+def test_micro_batches_change_no_gradient_for_any_choice_of_flags(model, rollouts, changes):
     drifted = [
         replace(r, logprobs=tuple(logp - 0.3 * (-1) ** t for t, logp in enumerate(r.logprobs)))
         for r in rollouts
@@ -191,8 +191,8 @@ WIRED = [
 
 
 @pytest.mark.parametrize("changes", WIRED, ids=str)
-def test_every_flag_of_the_loss_reaches_it(model, rollouts, changes):
-    """The update's loss is `policy_loss` with that keyword, and another one than without it."""
+def test_every_loss_flag_reaches_policy_loss(model, rollouts, changes):
+    """The update's loss is `policy_loss` with that keyword, and differs from the loss without it."""
     drifted = [
         replace(r, logprobs=tuple(logp - 0.4 * (-1) ** t for t, logp in enumerate(r.logprobs)))
         for r in rollouts
@@ -233,12 +233,12 @@ def test_every_flag_of_the_loss_reaches_it(model, rollouts, changes):
     ],
     ids=str,
 )
-def test_every_flag_of_the_weights_changes_the_gradient(model, rollouts, changes):
+def test_every_token_weight_flag_changes_the_gradient(model, rollouts, changes):
     drifted = [
         replace(r, logprobs=tuple(logp - 0.4 * (-1) ** t for t, logp in enumerate(r.logprobs)))
         for r in rollouts
     ]
-    # A bad one that has become less likely, but not so much that it is clipped.
+    # A row with negative advantage that has become less likely, but not enough to be clipped.
     drifted[6] = replace(rollouts[6], logprobs=tuple(logp + 0.1 for logp in rollouts[6].logprobs))
     less = {name: value for name, value in changes.items() if name != list(changes)[-1]}
     got, base = gradient(model, drifted, **changes)[0], gradient(model, drifted, **less)[0]
@@ -255,9 +255,7 @@ def test_every_flag_of_the_weights_changes_the_gradient(model, rollouts, changes
         ("none", "none"),
     ],
 )
-def test_logged_advantages_are_those_of_the_chosen_baseline_and_scale(
-    run, tmp_path, baseline, scale
-):
+def test_logged_advantages_use_the_chosen_baseline_and_scale(run, tmp_path, baseline, scale):
     run("out", steps=1, baseline=baseline, scale=scale)
     rows = jsonl(tmp_path / "out/rollouts.jsonl")
     rewards_NG = torch.tensor([row["reward"] for row in rows]).view(3, 4)
@@ -267,7 +265,7 @@ def test_logged_advantages_are_those_of_the_chosen_baseline_and_scale(
     )
 
 
-def test_run_begins_with_a_first_look_and_ends_with_what_went_wrong(run, monkeypatch, capsys):
+def test_run_starts_with_a_first_look_and_ends_with_a_diagnosis(run, monkeypatch, capsys):
     replace_rewards(monkeypatch, lambda *_: {"accuracy": 0.0, "format": 1.0, "language": None})
     run("out", steps=3)
     out = capsys.readouterr().out
@@ -278,7 +276,7 @@ def test_run_begins_with_a_first_look_and_ends_with_what_went_wrong(run, monkeyp
 # -- the loop ----------------------------------------------------------------------------------------------------------
 
 
-def test_policy_learns_what_is_rewarded(run, tmp_path, monkeypatch):
+def test_rewarded_behaviour_is_learned(run, tmp_path, monkeypatch):
     replace_rewards(
         monkeypatch,
         lambda problem, text: {
@@ -302,18 +300,18 @@ def test_policy_learns_what_is_rewarded(run, tmp_path, monkeypatch):
     [((rl_rollouts, "sample"), 5), ((metrics, "rollout_rows"), 4)],
     ids=["sampling", "logging"],
 )
-def test_interrupted_and_resumed_is_uninterrupted_to_the_bit(
+def test_resumed_run_is_bit_identical_to_an_uninterrupted_one(
     run, tmp_path, monkeypatch, changes, where, call
 ):
     # The reference is replaced in step 2, the state saved before step 3, the reference replaced again in step 4.
     changes = {"steps": 5, "save_every": 3, **changes}
     run("whole", **changes)
     with monkeypatch.context() as patch:
-        # In step 4 before it samples, or in step 3 when only one of its logs is written.
+        # In step 4 before it samples, or in step 3 when only one of its logs has been written.
         interrupt_at_call(patch, *where, call)
         with pytest.raises(KeyboardInterrupt):
             run("cut", **changes)
-    # While it samples, the weights are those of a whole step, and saved; while it writes, they are not.
+    # During sampling, the weights are those after a complete step and are saved; during logging, they are not.
     assert (
         state.latest_valid(tmp_path / "cut").name
         == {"sample": "step-00000004", "rollout_rows": "step-00000003"}[where[1]]
@@ -334,7 +332,7 @@ def test_interrupted_and_resumed_is_uninterrupted_to_the_bit(
     assert any(row["grad_norm"] for row in whole)
 
 
-def test_run_interrupted_before_its_first_saved_state_starts_again(run, tmp_path, monkeypatch):
+def test_run_interrupted_before_its_first_saved_state_starts_over(run, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         interrupt_at_call(patch, optim, "step", 1)
         with pytest.raises(KeyboardInterrupt):
@@ -344,7 +342,7 @@ def test_run_interrupted_before_its_first_saved_state_starts_again(run, tmp_path
     assert [row["step"] for row in jsonl(tmp_path / "out/metrics.jsonl")] == [0, 1]
 
 
-def test_every_completion_is_learned_once_with_its_own_advantage(run, tmp_path, monkeypatch):
+def test_every_completion_is_trained_on_once_with_its_own_advantage(run, tmp_path, monkeypatch):
     learned, real = [], learner.update_minibatch
 
     def recording(*args):
@@ -353,14 +351,20 @@ def test_every_completion_is_learned_once_with_its_own_advantage(run, tmp_path, 
 
     monkeypatch.setattr(learner, "update_minibatch", recording)
     run("out", steps=1, minibatches=5)
-    assert [len(part) for part in learned] == [3, 3, 2, 2, 2]  # nothing must divide anything
+    assert [len(part) for part in learned] == [
+        3,
+        3,
+        2,
+        2,
+        2,
+    ]  # with no divisibility between these numbers
     rows = jsonl(tmp_path / "out/rollouts.jsonl")
     assert sorted(pair for part in learned for pair in part) == sorted(
         (r["completion"], r["advantage"]) for r in rows
     )
 
 
-def test_every_step_draws_anew(run, tmp_path, monkeypatch):
+def test_every_step_uses_new_random_numbers(run, tmp_path, monkeypatch):
     same = rl_rollouts.problems_of_step(train_grpo.Config(problems=2), [], 0)
     monkeypatch.setattr(rl_rollouts, "problems_of_step", lambda cfg, data, step, attempt: same)
     run("out", learning_rate=0.0, problems=2)
@@ -370,12 +374,12 @@ def test_every_step_draws_anew(run, tmp_path, monkeypatch):
     }
 
 
-def test_groups_of_equal_rewards_are_replaced_by_other_problems_of_their_task(
-    run, tmp_path, monkeypatch
-):
+def test_groups_of_equal_rewards_are_resampled_from_the_same_task(run, tmp_path, monkeypatch):
     drawn = []
 
-    def mostly_flat(problem, text):  # the first problem drawn at a place always earns the same
+    def mostly_flat(
+        problem, text
+    ):  # the first problem drawn in each place always has equal rewards
         if problem.prompt not in drawn:
             drawn.append(problem.prompt)
         varied = drawn.index(problem.prompt) >= 3
@@ -388,7 +392,7 @@ def test_groups_of_equal_rewards_are_replaced_by_other_problems_of_their_task(
     replace_rewards(monkeypatch, mostly_flat)
     run("out", steps=1, completions=8, resample=3, reward="accuracy")
     rows, metrics = jsonl(tmp_path / "out/rollouts.jsonl"), jsonl(tmp_path / "out/metrics.jsonl")[0]
-    # Logged is all that was drawn, learned from only what was kept.
+    # The logs contain everything that was drawn; the update uses only what was kept.
     assert (
         metrics["groups_drawn"] >= 6
         and metrics["frac_reward_zero_std"] >= 3 / metrics["groups_drawn"]
@@ -398,7 +402,9 @@ def test_groups_of_equal_rewards_are_replaced_by_other_problems_of_their_task(
     assert not {r["prompt"] for r in rows} & set(drawn[:3])
 
 
-def test_refill_stops_at_its_budget_and_keeps_the_flat_groups(run, tmp_path, monkeypatch):
+def test_resampling_stops_at_its_budget_and_keeps_groups_of_equal_rewards(
+    run, tmp_path, monkeypatch
+):
     replace_rewards(
         monkeypatch, lambda problem, text: {"accuracy": 1.0, "format": 0.0, "language": None}
     )
@@ -411,10 +417,10 @@ def test_refill_stops_at_its_budget_and_keeps_the_flat_groups(run, tmp_path, mon
     )
 
 
-def test_overlong_penalty_is_a_reward_with_a_name(run, tmp_path):
+def test_overlong_penalty_is_logged_as_a_reward(run, tmp_path):
     run("out", steps=1, overlong_cache=4)
     row, lines = jsonl(tmp_path / "out/metrics.jsonl")[0], jsonl(tmp_path / "out/rollouts.jsonl")
-    # A random model hardly ever ends by itself: cut at 6 tokens costs 1, and so on down to 0 at 2 tokens.
+    # A random model hardly ever stops by itself: 6 tokens (truncated) cost 1, and so on down to 0 at 2 tokens.
     for line in lines:
         assert line["rewards"]["overlong"] == pytest.approx(min(0.0, (2 - line["tokens"]) / 4))
         assert line["reward"] == pytest.approx(
@@ -427,10 +433,8 @@ def test_overlong_penalty_is_a_reward_with_a_name(run, tmp_path):
     )
 
 
-def test_limit_of_the_overlong_penalty_is_the_contexts_where_that_is_shorter(
-    model, tokens, monkeypatch
-):
-    prompt_ids = tuple(range(120))  # of a context of 128
+def test_overlong_penalty_respects_a_shorter_context(model, tokens, monkeypatch):
+    prompt_ids = tuple(range(120))  # the context is 128
     rollout = Rollout(prompt_ids, (1,) * 8, (0.0,) * 8, "x", False)
     problem = tasks.problem("countdown", 0, 0, "train")
     cfg = train_grpo.Config(max_new_tokens=400, overlong_cache=4, reward="format", progress=False)
@@ -446,24 +450,24 @@ def test_limit_of_the_overlong_penalty_is_the_contexts_where_that_is_shorter(
     assert group.scores[0]["overlong"] == -1.0
 
 
-def test_run_ends_when_its_completions_are_spent(run, tmp_path, monkeypatch):
+def test_run_ends_when_its_sample_budget_is_spent(run, tmp_path, monkeypatch):
     replace_rewards(
         monkeypatch, lambda *_: {"accuracy": 0.0, "format": 0.0, "language": None}
-    )  # all flat
+    )  # all rewards equal
     summary = run("out", steps=9, resample=1, sample_budget=40, final_lr=0.0, warmup=0.0)
     rows = jsonl(tmp_path / "out/metrics.jsonl")
-    # A step draws 3 groups of 4 and then 3 more: 24 completions. The second has 16 left: one group less.
+    # A step draws 3 groups of 4, then 3 more: 24 completions. The second step has 16 left: one group less.
     assert summary["steps"] == 2 == len(rows) and [row["groups_drawn"] for row in rows] == [6, 4]
     assert rows[0]["learning_rate"] > 0 == pytest.approx(rows[1]["learning_rate"])
 
 
-def test_completions_that_are_spent_stay_so_when_others_are_drawn(run, tmp_path, monkeypatch):
+def test_spent_budget_survives_a_resume_with_other_group_sizes(run, tmp_path, monkeypatch):
     replace_rewards(monkeypatch, lambda *_: {"accuracy": 0.0, "format": 0.0, "language": None})
     with monkeypatch.context() as patch:
         interrupt_at_call(patch, train_grpo, "collect_groups", 3)
         with pytest.raises(KeyboardInterrupt):
             run("out", steps=9, save_every=1, sample_budget=60)
-    # Two steps of 3 groups of 4 have been; then of 8: 24, 48, 72.
+    # Two steps of 3 groups of 4 are done (24); then steps of 3 groups of 8: 48, 72.
     assert (
         run("out", steps=9, save_every=1, sample_budget=60, completions=8, allow_changes=True)[
             "steps"
@@ -534,7 +538,7 @@ def test_reference_is_mixed_with_the_policy(run, tmp_path, monkeypatch):
         ({"overlong": "drop"}, "--overlong drop: must be keep or mask"),
     ],
 )
-def test_flags_that_do_not_go_together_are_refused_with_the_reason(run, tmp_path, changes, names):
+def test_incompatible_flags_are_refused_with_the_reason(run, tmp_path, changes, names):
     with pytest.raises(ValueError, match=names):
         run("out", **changes)
     assert not (tmp_path / "out").exists()
@@ -549,10 +553,12 @@ def test_flags_that_do_not_go_together_are_refused_with_the_reason(run, tmp_path
         "--preset dapo --minibatches 1",
     ],
 )
-def test_a_presets_flags_give_way_to_those_beside_it(flags):
+def test_flags_drop_preset_values_that_would_have_no_effect(flags):
     cfg = config.parse(train_grpo.Config, flags.split(), train_grpo.PRESETS)
     resolve(cfg)
-    with pytest.raises(ValueError, match="--clip-low 0.1: has no effect"):  # but not what is typed
+    with pytest.raises(
+        ValueError, match="--clip-low 0.1: has no effect"
+    ):  # but a flag on the command line is never dropped
         resolve(
             config.parse(
                 train_grpo.Config,
@@ -562,13 +568,13 @@ def test_a_presets_flags_give_way_to_those_beside_it(flags):
         )
 
 
-def test_numbers_of_the_papers_preset():
+def test_paper_presets_have_the_papers_numbers():
     cfg = train_grpo.Config(**train_grpo.PRESETS["r1-zero-paper"])
     assert (cfg.problems * cfg.completions, cfg.completions, cfg.minibatches) == (
         8192,
         16,
         16,
-    )  # 512 to an update
+    )  # 512 per update
     assert (cfg.learning_rate, cfg.beta, cfg.temperature, cfg.clip_high, cfg.max_new_tokens) == (
         3e-6,
         1e-3,
@@ -580,7 +586,7 @@ def test_numbers_of_the_papers_preset():
 
 
 @pytest.mark.parametrize("preset", train_grpo.PRESETS)
-def test_presets_are_configurations_that_go_together(preset):
+def test_presets_are_valid_configurations(preset):
     resolve(train_grpo.Config(**train_grpo.PRESETS[preset]))
 
 
@@ -600,7 +606,7 @@ TRIED = {"max_new_tokens": 20, "learner_tokens": 256, "minibatches": 2}
     [{"beta": 0.1, "correction": "token-truncate"}, {"bf16": True, "gradient_checkpointing": True}],
     ids=str,
 )
-def test_trying_the_worst_first_changes_nothing(run, tmp_path, monkeypatch, capsys, changes):
+def test_dry_run_changes_no_result(run, tmp_path, monkeypatch, capsys, changes):
     run("plain", **TRIED, **changes)
     monkeypatch.setattr(memory, "raises_oom", lambda device: True)
     run("tried", **TRIED, **changes)
@@ -618,7 +624,7 @@ def test_trying_the_worst_first_changes_nothing(run, tmp_path, monkeypatch, caps
     [{"learner_tokens": 96}, {"learner_tokens": 10**6}, {"minibatch_of": "problems"}],
     ids=str,
 )
-def test_no_micro_batch_has_more_tokens_than_the_worst(run, monkeypatch, changes):
+def test_no_micro_batch_exceeds_the_worst_case(run, monkeypatch, changes):
     passes, real = [], learner.token_logprobs
 
     def watching(model, batch, temperature):
@@ -635,7 +641,7 @@ def test_no_micro_batch_has_more_tokens_than_the_worst(run, monkeypatch, changes
     assert all(at_worst >= its for other in others for at_worst, its in zip(worst, other))
 
 
-def test_trying_the_worst_leaves_weights_gradients_and_random_numbers_alone(model, tokens):
+def test_worst_case_step_leaves_weights_gradients_and_random_numbers_unchanged(model, tokens):
     policy = copy.deepcopy(model).requires_grad_(True)
     cfg = train_grpo.Config(**TRIED, problems=3, completions=4, tasks=("elements",))
     state = torch.get_rng_state()
@@ -647,7 +653,7 @@ def test_trying_the_worst_leaves_weights_gradients_and_random_numbers_alone(mode
     )
 
 
-def test_the_worst_prompt_is_the_one_of_most_tokens(model, tokens, monkeypatch):
+def test_worst_case_prompt_has_the_most_tokens(model, tokens, monkeypatch):
     seen, real = [], sampler.dry_run
     monkeypatch.setattr(
         sampler,
@@ -665,7 +671,7 @@ def test_the_worst_prompt_is_the_one_of_most_tokens(model, tokens, monkeypatch):
     }
 
 
-def test_run_whose_worst_does_not_fit_stops_before_anything_is_written(
+def test_run_that_does_not_fit_stops_before_it_writes_anything(
     script, folder, tmp_path, monkeypatch
 ):
     def full(*args):
@@ -685,9 +691,7 @@ def test_run_whose_worst_does_not_fit_stops_before_anything_is_written(
         assert "20.00 GiB" in err
 
 
-def test_micro_batches_as_large_as_memory_allows_are_those_of_the_number_found(
-    run, tmp_path, monkeypatch, capsys
-):
+def test_learner_tokens_0_equals_the_number_that_it_prints(run, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(memory, "BUDGETS", {"cpu": [32, 64]})
     run("fitted", learner_tokens=0)
     assert "using --learner-tokens 64, the most that fit" in capsys.readouterr().out
@@ -696,7 +700,7 @@ def test_micro_batches_as_large_as_memory_allows_are_those_of_the_number_found(
     assert run("fitted", learner_tokens=0)["config"]["learner_tokens"] == 0  # the same command
 
 
-def test_moments_on_the_cpu_give_the_same_run_and_the_same_files(run, tmp_path, monkeypatch):
+def test_offloaded_moments_give_the_same_run_and_files(run, tmp_path, monkeypatch):
     changes = {"steps": 3, "save_every": 1, "device": "auto"}
     run("there", **changes)
     with monkeypatch.context() as patch:
@@ -707,9 +711,9 @@ def test_moments_on_the_cpu_give_the_same_run_and_the_same_files(run, tmp_path, 
     assert weights_of(tmp_path / "away") == weights_of(tmp_path / "there")
 
 
-def test_finished_run_is_not_run_again(run, monkeypatch):
+def test_finished_run_does_not_run_again(run, monkeypatch):
     run("out", steps=1)
-    monkeypatch.setattr(rl_rollouts, "sample", None)  # a step would raise
+    monkeypatch.setattr(rl_rollouts, "sample", None)  # running a step would raise
     assert run("out", steps=1)["finished"]
 
 
@@ -740,7 +744,7 @@ def test_folder_of_another_run_is_refused(run, tmp_path):
         ({"model": "absent"}, "absent: no such model folder"),
     ],
 )
-def test_bad_flag_is_named_and_leaves_the_folder_free(run, changes, names):
+def test_bad_flag_is_named_and_leaves_the_folder_usable(run, changes, names):
     with pytest.raises(ValueError, match=names):
         run("out", **changes)
     run("out", steps=1)  # the corrected command needs no other folder
@@ -780,10 +784,10 @@ def test_metrics_have_trls_names(logged):
         "step_time",
         "sampling/sampling_logp_difference/max",
     }
-    assert "rewards/language/mean" not in metrics[0]  # None: it did not apply
+    assert "rewards/language/mean" not in metrics[0]  # None: the reward did not apply
 
 
-def test_tokens_are_counted_from_the_start_of_the_run_prompts_included(
+def test_num_tokens_counts_prompts_and_completions_of_the_whole_run(
     run, tmp_path, monkeypatch, tokens
 ):
     run("out")
@@ -804,7 +808,7 @@ def test_every_completion_is_logged(logged):
     assert {row["task"] for row in rows} == {"countdown", "elements"}
 
 
-def test_metrics_are_those_of_the_logged_completions(logged):
+def test_metrics_match_the_logged_completions(logged):
     metrics, rows = logged
     for step, figures in enumerate(metrics):
         here = [row for row in rows if row["step"] == step]
@@ -830,7 +834,7 @@ def test_sampler_and_learner_agree_in_every_step(logged):
     assert all(row["sampling/sampling_logp_difference/max"] < 1e-4 for row in logged[0])
 
 
-def test_entropy_of_a_new_model_is_near_that_of_its_vocabulary(logged, model):
+def test_entropy_of_a_new_model_is_nearly_uniform(logged, model):
     assert (
         0.5 * math.log(model.config.vocab_size)
         < logged[0][0]["entropy"]
@@ -839,14 +843,14 @@ def test_entropy_of_a_new_model_is_near_that_of_its_vocabulary(logged, model):
 
 
 @pytest.mark.parametrize("reference_every, moved", [(1, False), (0, True), (5, True)])
-def test_reference_becomes_the_policy_when_asked_to(run, tmp_path, reference_every, moved):
+def test_reference_is_reset_to_the_policy(run, tmp_path, reference_every, moved):
     run("out", beta=0.01, minibatches=1, reference_every=reference_every, learning_rate=2e-2)
     first, second = jsonl(tmp_path / "out/metrics.jsonl")
     assert first["kl"] == pytest.approx(0, abs=1e-6)  # both have the model's weights
     assert (second["kl"] > 1e-4) == moved
 
 
-def test_problems_are_a_function_of_seed_and_step_and_take_the_tasks_in_turn():
+def test_problems_are_a_function_of_seed_and_step_and_alternate_tasks():
     cfg = train_grpo.Config(problems=5, tasks=("countdown", "repair", "countdown"))
     steps = [rl_rollouts.problems_of_step(cfg, [], step) for step in range(4)]
     assert rl_rollouts.problems_of_step(cfg, [], 2) == steps[2]
@@ -858,7 +862,7 @@ def test_problems_are_a_function_of_seed_and_step_and_take_the_tasks_in_turn():
     assert len({p.prompt for p in drawn}) > 15
 
 
-def test_problems_of_a_file_reach_their_rewards(run, tmp_path):
+def test_columns_of_a_data_file_reach_the_rewards(run, tmp_path):
     rows = [
         {"prompt": f"What is {n} and {n}?\n", "answer": str(2 * n), "level": n} for n in range(4)
     ]
@@ -887,7 +891,7 @@ def test_problems_of_a_file_reach_their_rewards(run, tmp_path):
         assert (r["rewards"]["code"] is not None) == ("tests" in row)
 
 
-def test_prompt_of_a_file_that_leaves_no_room_is_refused_before_the_run(run, tmp_path):
+def test_too_long_prompt_of_a_file_is_refused_before_the_run(run, tmp_path):
     (tmp_path / "long.jsonl").write_text(json.dumps({"prompt": "3 " * 5000, "answer": "3"}) + "\n")
     with pytest.raises(
         ValueError, match="long.jsonl:1: a prompt of .* tokens does not fit the model's context of"
@@ -896,7 +900,7 @@ def test_prompt_of_a_file_that_leaves_no_room_is_refused_before_the_run(run, tmp
     assert not (tmp_path / "out").exists()
 
 
-def test_data_flags_reach_the_reading_of_the_file(run, tmp_path, capsys):
+def test_data_flags_affect_how_the_file_is_read(run, tmp_path, capsys):
     rows = [{"ask": f"What is {n} and {n}?", "gold": 2 * n} for n in range(3)]
     rows += [{"ask": "", "gold": 1}, {"ask": "3 " * 5000, "gold": 1}]
     (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -931,7 +935,7 @@ def test_data_flags_without_data_are_refused(run):
         run("out", skip_bad=True)
 
 
-def test_half_precision_samples_and_learns_in_it_over_single_precision_weights(run, tmp_path):
+def test_bf16_run_keeps_fp32_weights(run, tmp_path):
     run("out", bf16=True)
     assert json.loads((tmp_path / "out/config.json").read_text())["torch_dtype"] == "float32"
     for row in jsonl(tmp_path / "out/metrics.jsonl"):
@@ -945,7 +949,7 @@ def test_half_precision_samples_and_learns_in_it_over_single_precision_weights(r
     st.integers(1, 9),
     st.sampled_from(["completions", "problems"]),
 )
-def test_minibatches_hold_every_completion_once_and_groups_stay_whole_if_asked(
+def test_minibatches_hold_every_completion_once_and_can_keep_groups_whole(
     problems, completions, minibatches, of
 ):
     cfg = train_grpo.Config(

@@ -25,7 +25,7 @@ ROW = {
 
 @pytest.fixture
 def run(tmp_path, folder):
-    """Train with few words: `run("name", epochs=3)`."""
+    """Shorthand for training: `run("name", epochs=3)`."""
     rows = tmp_path / "row.jsonl"
     rows.write_text(json.dumps(ROW) + "\n")
 
@@ -49,7 +49,7 @@ def run(tmp_path, folder):
     return call
 
 
-def test_completion_ends_with_the_end_token_which_is_a_target(tokens):
+def test_end_token_of_a_completion_is_a_target(tokens):
     [(prompt, completion)] = encode_rows(
         [ROW], tokens, chat_template.plain_template(END_OF_TEXT), 1024
     )
@@ -58,16 +58,16 @@ def test_completion_ends_with_the_end_token_which_is_a_target(tokens):
     assert batch.tokens_BT[batch.target_BT].tolist() == completion
 
 
-def test_pretraining_learns_the_prompt_too(tokens):
+def test_pretraining_also_trains_on_the_prompt(tokens):
     [row] = encode_rows([ROW], tokens, chat_template.plain_template(END_OF_TEXT), 1024, True)
     everything = tokens.encode(ROW["prompt"]) + tokens.encode(ROW["completion"]) + [tokens.eos_id]
     batch = collate([row])
     assert (
         batch.tokens_BT[batch.target_BT].tolist() == everything[1:]
-    )  # nothing precedes the first token
+    )  # the first token has no context to be predicted from
 
 
-def test_model_learns_a_row_and_to_stop_after_it(run, tmp_path):
+def test_model_learns_a_row_and_its_end(run, tmp_path):
     run("out", epochs=60, learning_rate=1e-2)
     model, tokens = checkpoint.load(tmp_path / "out")
     [[rollout]] = sample(
@@ -109,7 +109,7 @@ SHAPE = {
 }
 
 
-def test_new_model_is_made_of_the_corpus_and_the_seed_alone(run, tmp_path):
+def test_new_model_depends_only_on_the_corpus_and_the_seed(run, tmp_path):
     for name, seed in (("one", 0), ("same", 0), ("other", 1)):
         run(name, data="corpus", rows=30, batch_tokens=1024, seed=seed, **SHAPE)
     one, same, other = (
@@ -126,14 +126,14 @@ def test_new_model_is_made_of_the_corpus_and_the_seed_alone(run, tmp_path):
 
 
 @pytest.mark.parametrize("preset", train_sft.PRESETS)
-def test_presets_are_configurations(preset):
+def test_presets_are_valid(preset):
     cfg = config.parse(train_sft.Config, ["--preset", preset], train_sft.PRESETS)
     assert cfg.model == "new" and cfg.hidden_size % cfg.heads == 0 == cfg.heads % cfg.kv_heads
 
 
 @pytest.fixture(scope="module")
 def interrupted(folder, tmp_path_factory):
-    """The folders of one run, and of the same run with a Ctrl-C in step 16 of 29 and a second start."""
+    """The folders of one run, and of the same run interrupted by Ctrl-C in step 16 of 29 and resumed."""
     out = tmp_path_factory.mktemp("resume")
 
     def go(name):
@@ -160,7 +160,7 @@ def interrupted(folder, tmp_path_factory):
     return out / "whole", out / "cut"
 
 
-def test_resumed_run_gives_the_same_model_to_the_bit(interrupted):
+def test_resumed_run_gives_a_bit_identical_model(interrupted):
     whole, cut = ((path / "model.safetensors").read_bytes() for path in interrupted)
     assert whole == cut
 
@@ -172,12 +172,12 @@ def test_resumed_run_gives_the_same_metrics(interrupted):
     assert [row["step"] for row in whole] == [
         0,
         20,
-    ] and whole == cut  # the loss at 20 is the mean since 1
+    ] and whole == cut  # the loss logged at step 20 is the mean since step 1
 
 
-def test_finished_run_is_not_run_again(run, tmp_path, monkeypatch):
+def test_finished_run_does_not_run_again(run, tmp_path, monkeypatch):
     run("out")
-    monkeypatch.setattr(optim, "step", None)  # a step would raise
+    monkeypatch.setattr(optim, "step", None)  # running a step would raise
     assert run("out")["finished"]
 
 
@@ -203,7 +203,7 @@ def test_folder_of_another_run_is_refused(run):
         ({**SHAPE, "data": "corpus", "heads": 4, "kv_heads": 3}, "--kv-heads"),
     ],
 )
-def test_bad_flag_is_named_and_leaves_the_folder_free(run, changes, names):
+def test_bad_flag_is_named_and_leaves_the_folder_usable(run, changes, names):
     with pytest.raises(ValueError, match=names):
         run("out", **changes)
     run("out")  # the corrected command needs no other folder
@@ -216,19 +216,19 @@ def test_row_longer_than_the_context_is_named(run, tmp_path):
         run("out", data=str(path))
 
 
-def test_half_precision_trains_single_precision_weights(run, tmp_path, model):
+def test_bf16_trains_fp32_weights(run, tmp_path, model):
     run("out", epochs=3, bf16=True, learning_rate=1e-5)
     trained, _ = checkpoint.load(tmp_path / "out")
     change = (trained.model.norm.weight - model.model.norm.weight).abs()
-    assert 0 < change.max() < 1e-4  # bfloat16 has no such steps at 1
+    assert 0 < change.max() < 1e-4  # bfloat16 cannot represent these changes near 1
     assert json.loads(Path(tmp_path / "out/config.json").read_text())["torch_dtype"] == "float32"
 
 
-# -- rows of a file: what is learned, how it is batched -------------------------------------------------------------------
+# -- rows of a file: targets and batches ----------------------------------------------------------------------------------
 
 
 def learned(row, tokens, **changes):
-    """(the whole text of a row, the texts of it that are learned)"""
+    """(the full text of a row, the parts of it that are targets)"""
     [encoded] = encode_rows(
         [row], tokens, chat_template.plain_template(END_OF_TEXT), 1024, **changes
     )
@@ -262,21 +262,21 @@ USER, BOT = (
             {"prompt": [USER, BOT, USER], "completion": [BOT]},
             f"1+1?\n2{END_OF_TEXT}1+1?\n2{END_OF_TEXT}",
             [f"2{END_OF_TEXT}"],
-        ),  # the last one alone
+        ),  # only the last one
     ],
 )
-def test_assistants_turns_are_learned_with_their_end(tokens, row, whole, parts):
+def test_assistant_turns_are_targets_with_their_end_token(tokens, row, whole, parts):
     assert learned(row, tokens) == (whole, parts)
     assert learned(row, tokens, train_on_prompt=True) == (whole, [whole])
 
 
-def test_prompt_of_a_conversation_is_what_rl_samples_from(tokens):
+def test_sft_and_rl_render_the_same_prompt(tokens):
     template = chat_template.plain_template(END_OF_TEXT)
     [encoded] = encode_rows([{"messages": [USER, BOT]}], tokens, template, 1024)
     assert encoded[0] == tokens.encode(template.render_prompt([USER]))
 
 
-def test_another_template_is_an_argument(tokens):
+def test_custom_template_is_used(tokens):
     chat = chat_template.ChatTemplate(
         "chat",
         "{% for m in messages %}[{{ m.role }}]{{ m.content }}" + END_OF_TEXT + "\n{% endfor %}"
@@ -291,13 +291,13 @@ def test_another_template_is_an_argument(tokens):
     ]
 
 
-def test_conversations_are_learned_from_a_file(run, tmp_path):
+def test_conversations_in_a_file_are_trained_on(run, tmp_path):
     sample = Path(__file__).parent / "data/sharegpt.jsonl"
     run("out", data=str(sample), epochs=3)
     assert [row["num_tokens"] > 0 for row in jsonl(tmp_path / "out/metrics.jsonl")] == [True]
 
 
-def test_order_is_another_one_in_each_epoch_and_the_same_in_each_run(tokens):
+def test_row_order_differs_by_epoch_and_is_reproducible(tokens):
     rows = [([1], [2] * n) for n in range(1, 40)]
     for pack in (False, True):
         cfg = train_sft.Config(data="x.jsonl", epochs=3, batch_tokens=40, pack=pack)
@@ -332,7 +332,7 @@ def test_packed_rows_do_not_see_each_other(model):
         torch.testing.assert_close(separate, packed, rtol=1e-4, atol=1e-5)
 
 
-def test_packing_trains(run, tmp_path):
+def test_packed_training_works(run, tmp_path):
     rows = Path(__file__).parent / "data/sharegpt.jsonl"
     run("packed", data=str(rows), pack=True, epochs=4)
     run("padded", data=str(rows), epochs=4)
@@ -342,7 +342,7 @@ def test_packing_trains(run, tmp_path):
     )
 
 
-def test_rows_over_the_context_are_named_or_counted(run, tmp_path, capsys):
+def test_rows_longer_than_the_context_are_reported_or_counted(run, tmp_path, capsys):
     path = tmp_path / "long.jsonl"
     rows = (ROW, {"prompt": "a", "completion": "<think>" * 200}, {"prompt": ""}, ROW)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -381,6 +381,6 @@ def test_rows_beyond_the_limit_are_reported(run, tmp_path, capsys):
         ({"decontaminate": ("absent.jsonl",)}, "--decontaminate absent.jsonl: no such file"),
     ],
 )
-def test_data_flags_that_cannot_be_met_are_named(run, changes, names):
+def test_impossible_data_flags_are_named(run, changes, names):
     with pytest.raises(ValueError, match=names):
         run("out", **changes)

@@ -122,8 +122,8 @@ def training_table(names: Sequence[str], folders: Sequence[Path], titles: Titles
         [titles[name], *(first_and_last(name, key, folders) for key in PANELS)] for name in names
     ]
     return (
-        "Reinforcement learning, on training problems: mean over the first tenth of the steps → "
-        f"the last tenth:\n\n{markdown_table(columns, rows)}\n"
+        "Reinforcement learning, on training problems: mean over the first 10 % of the steps → "
+        f"the last 10 %:\n\n{markdown_table(columns, rows)}\n"
     )
 
 

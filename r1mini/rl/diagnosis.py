@@ -37,8 +37,8 @@ def reason(problem: Problem, text: str, name: str) -> str:
         "format": rules.format_error,
         "language": language_error,
     }
-    error = reasons[name](problem, text) if name in reasons else None
-    return f" ({error})" if error else ""
+    explanation = reasons[name](problem, text) if name in reasons else None
+    return f" ({explanation})" if explanation else ""
 
 
 def language_error(problem: Problem, text: str) -> str | None:

@@ -51,8 +51,8 @@ def update_policy(
         if "grad_norm" in stats:
             bad = [chosen[b] for b in stats.get("bad", range(len(chosen)))]
             names = ["problem {} sample {}".format(*divmod(i, cfg.completions)) for i in bad]
-            where = f"{Path(cfg.out).name}: step {step}"
-            non_finite.check(stats["grad_norm"], where, names)
+            step_name = f"{Path(cfg.out).name}: step {step}"
+            non_finite.check(stats["grad_norm"], step_name, names)
         all_stats.append(stats)
     return all_stats
 

@@ -175,9 +175,9 @@ class NonFiniteSteps:
     def __init__(self):
         self.in_a_row = 0
 
-    def check(self, norm: float, where: str, rows: Sequence[str]) -> None:
-        """After each update. `norm`: as returned by `step`. `where`: the run and its step. `rows`:
-        names of the update's rows, needed only if it was skipped."""
+    def check(self, norm: float, step_name: str, rows: Sequence[str]) -> None:
+        """After each update. `norm`: as returned by `step`. `step_name`: of the run and its step.
+        `rows`: names of the update's rows, needed only if it was skipped."""
         if math.isfinite(norm):
             self.in_a_row = 0
             return
@@ -186,7 +186,7 @@ class NonFiniteSteps:
         if len(rows) > 4:
             names += f" and {len(rows) - 4} more"
         message = (
-            f"{where}: the loss or its gradient is not finite, no update "
+            f"{step_name}: the loss or its gradient is not finite, no update "
             f"({self.in_a_row} in a row); rows: {names}"
         )
         print(message, flush=True)

@@ -1,6 +1,6 @@
-"""A table of golds and answers by kind, with traps for other graders; properties; hostile strings.
+"""A table of gold answers and answers by kind, including cases that other graders get wrong; properties; hostile strings.
 
-`python tests/answers/test_equivalence.py 100000` fuzzes that many strings and prints the times.
+`python tests/answers/test_equivalence.py 100000` fuzzes with that many strings and prints the times.
 """
 
 import random
@@ -440,12 +440,12 @@ CASES = [
 GOLDS = sorted({gold for _, gold, _, _ in CASES})
 
 
-def test_table_is_large():
+def test_table_has_enough_rows():
     assert len(CASES) >= 300
 
 
 @pytest.mark.parametrize("kind", TABLE)
-def test_table(kind):
+def test_grades_of_the_table(kind):
     wrong = [
         (gold, answer, f"should be {right}")
         for of, gold, answer, right in CASES
@@ -487,7 +487,7 @@ def test_table(kind):
         "1e9999",
     ],
 )
-def test_gold_that_cannot_be_read_is_an_error(gold):
+def test_unparsable_gold_is_an_error(gold):
     with pytest.raises(ValueError, match="gold answer"):
         equivalent(gold, "1")
 
@@ -526,11 +526,11 @@ def test_gold_that_cannot_be_read_is_an_error(gold):
         (r"\boxed{" + "{" * 500_000, None),
     ],
 )
-def test_extract(completion, answer):
+def test_extracted_answer(completion, answer):
     assert extract(completion) == answer
 
 
-def test_constants_are_right():
+def test_pi_has_enough_digits():
     mpmath = pytest.importorskip("mpmath")
     assert mpmath.almosteq(mpmath.mpf(0) + mpmath.mpf(str(PI)), mpmath.pi)
     with mpmath.workdps(118):
@@ -560,14 +560,14 @@ def test_everything_equals_itself(text):
 
 
 @given(st.fractions(max_denominator=20), st.fractions(max_denominator=20))
-def test_exact_values_are_judged_as_fractions_and_both_ways(a, b):
+def test_exact_values_compare_as_fractions_in_either_order(a, b):
     for first, second in ((a, b), (b, a), (a, a + b - b)):
         text = rf"\frac{{{second.numerator}}}{{{second.denominator}}}"
         assert equivalent(str(first), text) is equivalent(text, str(first)) is (first == second)
 
 
 @given(st.integers(-999, 999), st.integers(1, 6))
-def test_a_decimal_is_only_exact_if_it_is(n, places):
+def test_decimal_equals_a_fraction_only_if_it_is_exact(n, places):
     written = f"{n / 7:.{places}f}"
     assert equivalent(f"{n}/7", written) is (n % 7 == 0)
 
@@ -576,7 +576,7 @@ def test_a_decimal_is_only_exact_if_it_is(n, places):
     st.sampled_from(GOLDS),
     st.one_of(st.text(), st.text("0123456789.,+-*/^!%$()[]{}|\\=<>ex", max_size=40)),
 )
-def test_no_text_raises(gold, text):
+def test_no_string_raises(gold, text):
     assert equivalent(gold, text) in (True, False)
     assert extract(text) is None or isinstance(extract(text), str)
 
@@ -636,8 +636,8 @@ PIECES = [
 
 
 def hostile(count, seed=0):
-    """(gold, text) at random: pieces of the grammar, mutations of right answers, pieces again and
-    again, towers."""
+    """Random (gold, text): pieces of the grammar, mutations of correct answers, repeated pieces,
+    deep nesting."""
     rng = random.Random(seed)
     for _ in range(count):
         _, gold, answer, _ = rng.choice(CASES)
@@ -695,8 +695,8 @@ def hostile(count, seed=0):
 
 
 def fuzz(count, seed=0):
-    """Seconds of CPU time of each call, so that a busy machine does not count; whatever raises
-    comes through."""
+    """CPU seconds of each call, so that other load on the machine does not count. Exceptions
+    propagate."""
     times = []
     for gold, text in hostile(count, seed):
         start = time.thread_time()
@@ -706,11 +706,11 @@ def fuzz(count, seed=0):
     return times
 
 
-def test_hostile_strings_are_judged_in_time():
+def test_hostile_strings_are_graded_quickly():
     assert max(fuzz(3000)) < 1
 
 
-def test_threads_give_equal_verdicts():
+def test_verdicts_do_not_depend_on_threads():
     pairs = list(hostile(400, seed=1)) + [(gold, answer) for _, gold, answer, _ in CASES[:400]]
     alone = [equivalent(*pair) for pair in pairs]
     with ThreadPoolExecutor(8) as pool:

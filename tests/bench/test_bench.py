@@ -1,4 +1,4 @@
-"""The benchmark runs, counts and compares as it says. What it measures is asserted nowhere."""
+"""The benchmark runs, counts and compares as documented. No test asserts a measured speed."""
 
 import importlib.util
 import json
@@ -41,7 +41,7 @@ def tiny(monkeypatch):
         monkeypatch.setattr(bench, name, value)
 
 
-def test_all_is_measured_alone_and_written(tiny, tmp_path, monkeypatch, capsys):
+def test_every_measurement_runs_and_is_written(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(reference, "versions", dict)
     result = bench.main(bench.Config(**SMALL, json=str(tmp_path / "new/figures.json")))
     out = capsys.readouterr().out
@@ -78,7 +78,7 @@ def test_all_is_measured_alone_and_written(tiny, tmp_path, monkeypatch, capsys):
         ({"learner_tokens": 0}, "--learner-tokens"),
     ],
 )
-def test_what_cannot_be_measured_is_named(changes, named):
+def test_bad_choice_of_measurement_is_named(changes, named):
     with pytest.raises(ValueError, match=named):
         bench.main(bench.Config(**changes))
 
@@ -86,13 +86,13 @@ def test_what_cannot_be_measured_is_named(changes, named):
 @pytest.mark.parametrize(
     "name, parameters", [("1m", 0.79e6), ("30m", 24.6e6), ("0.5b", 494e6), ("1.5b", 1544e6)]
 )
-def test_shapes_are_as_large_as_they_are_called(name, parameters):
+def test_shapes_have_as_many_parameters_as_their_names_say(name, parameters):
     with torch.device("meta"):
         model = Transformer(bench.SHAPES[name])
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(parameters, rel=0.01)
 
 
-def test_what_was_measured_is_written_before_the_next(tiny, tmp_path, monkeypatch):
+def test_each_row_is_written_before_the_next_measurement(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(reference, "versions", dict)
     interrupt_at_call(monkeypatch, bench, "prefill", 1)
     with pytest.raises(KeyboardInterrupt):
@@ -102,7 +102,7 @@ def test_what_was_measured_is_written_before_the_next(tiny, tmp_path, monkeypatc
     assert len(json.loads((tmp_path / "figures.json").read_text())["rows"]) == 4
 
 
-def test_a_micro_batch_of_the_grpo_step_has_as_many_tokens_as_said(tiny, monkeypatch):
+def test_grpo_step_respects_learner_tokens(tiny, monkeypatch):
     passes, real = [], learner.collate
     monkeypatch.setattr(reference, "versions", dict)
     monkeypatch.setattr(
@@ -112,7 +112,7 @@ def test_a_micro_batch_of_the_grpo_step_has_as_many_tokens_as_said(tiny, monkeyp
     assert min(passes) <= 20 + 5 * 2
 
 
-def test_sides_take_turns_and_two_runs_are_not_timed():
+def test_implementations_alternate_and_two_runs_are_untimed():
     calls = []
     sides = timing.alternate(
         lambda runs: calls.append("ours") or 3, lambda runs: calls.append("reference") or 5, 2, CPU
@@ -123,7 +123,7 @@ def test_sides_take_turns_and_two_runs_are_not_timed():
     ] == [2, 2]
 
 
-def test_peak_memory_is_that_above_what_was_there():
+def test_peak_memory_excludes_memory_already_in_use():
     held = torch.ones(2**22)
     [runs] = timing.alternate(lambda runs: torch.ones(2**23).numel(), None, 1, CPU)
     if runs.peak_bytes is None:
@@ -131,7 +131,7 @@ def test_peak_memory_is_that_above_what_was_there():
     assert 2**25 - 2**20 <= runs.peak_bytes <= 2**25 + 2**24 and held[0] == 1
 
 
-def test_ratios_are_of_pairs():
+def test_ratios_compare_consecutive_runs():
     ours, other = Runs(CPU), Runs(CPU)
     ours.amounts, ours.marks = [10.0, 20.0], [[(0.0, 0.0), (1.0, 1.0)], [(5.0, 2.0), (6.0, 3.0)]]
     other.amounts, other.marks = [10.0, 10.0], [[(1.0, 0.0), (3.0, 4.0)], [(6.0, 4.0), (7.0, 6.0)]]
@@ -150,7 +150,7 @@ def test_parts_of_a_run_lie_between_marks():
 
 
 def test_least_seconds_by_hand():
-    # One layer of one head of 2: products of 4 + 4 + 4 + 4 (attention), 3 x 6 (MLP) and 2 x 5
+    # One layer with one head of size 2: products of 4 + 4 + 4 + 4 (attention), 3 x 6 (MLP) and 2 x 5
     # (vocabulary) weights.
     config = shape(
         vocab_size=5,
@@ -177,7 +177,7 @@ def test_least_seconds_by_hand():
     )
 
 
-def test_rates_of_the_machine_are_numbers(monkeypatch):
+def test_machine_limits_are_positive(monkeypatch):
     monkeypatch.setattr(
         timing, "copy_rate", lambda device, rate=timing.copy_rate: rate(device, 1000)
     )
@@ -187,15 +187,15 @@ def test_rates_of_the_machine_are_numbers(monkeypatch):
     )
 
 
-def test_their_tokens_are_counted_up_to_the_end():
+def test_reference_tokens_are_counted_up_to_the_end_token():
     made_BT = torch.tensor([[9, 9, 1, 2, 0, 0], [9, 9, 3, 3, 3, 2], [9, 9, 2, 2, 2, 0]])
     fake = SimpleNamespace(generate=lambda part_BT, **_: made_BT[: len(part_BT)])
     assert reference.decode(fake, torch.full((3, 2), 9), 4, 3, frozenset([2, 7]), None) == 2 + 4 + 1
 
 
-def test_ragged_completions_are_as_long_as_said(tiny):
-    """One of four tokens ends a completion: the mean of 400 geometric lengths, and its standard
-    error of 0.17."""
+def test_ragged_completions_have_the_stated_mean_length(tiny):
+    """One token id in four ends a completion: checks the mean of 400 geometric lengths, whose standard
+    error is 0.17."""
     s = bench.Subject(bench.Config(**SMALL), "1m", CPU, {})
     ids = s.prompts(400, 5)
     ragged, equal = s.tokenizer("ragged"), s.tokenizer("equal")
@@ -214,7 +214,7 @@ def test_words_of_the_tokenizer_are_ids(tiny):
         assert tokenizer.stop_ids == stop_ids
 
 
-def test_embedded_model_reads_text_of_its_own(monkeypatch):
+def test_embedded_model_is_prompted_with_corpus_text(monkeypatch):
     monkeypatch.setattr(bench, "machine_limits", lambda *_: LIMITS)
     s = bench.Subject(bench.Config(), "embedded", CPU, {})
     ids = s.prompts(3, 40)
@@ -226,7 +226,7 @@ def test_embedded_model_reads_text_of_its_own(monkeypatch):
 
 
 @needs_trl
-def test_beside_transformers_and_trl(tiny, capsys):
+def test_comparison_with_transformers_and_trl(tiny, capsys):
     result = bench.main(bench.Config(**SMALL))
     rows = {row["what"]: row for row in result["rows"]}
     assert all(("reference" in row) == bool(row["shape"]) for row in rows.values())

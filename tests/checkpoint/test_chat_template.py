@@ -1,7 +1,7 @@
-"""Chat templates as users meet them: a model folder in, text out.
+"""Chat templates as users see them: a model folder in, text out.
 
-The five templates are what models publish, less their tools. Where transformers is installed, its own renderer is compared
-with on these, and on every template that TRL ships if that is there too:
+The five templates are published by models, with tool use removed. If transformers is installed, its renderer is compared on
+these, and on every template that TRL ships, if TRL is installed too:
 
     trl/bin/python -m pytest tests/checkpoint/test_chat_template.py
 """
@@ -189,7 +189,7 @@ DATE = "<s><|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date:
         ),
     ],
 )
-def test_published_templates(name, chat, expected):
+def test_published_templates_render_as_expected(name, chat, expected):
     assert published(name).render(CHATS[chat]) == expected
 
 
@@ -215,7 +215,7 @@ def trl_templates():
     [*SOURCES.values(), *(path.read_text(encoding="utf-8") for path in trl_templates())],
     ids=[*SOURCES, *(path.stem for path in trl_templates())],
 )
-def test_renders_are_those_of_transformers(source):
+def test_renders_like_transformers(source):
     for chat in CHATS.values():
         for generate in (True, False):
             try:
@@ -238,11 +238,11 @@ def test_renders_are_those_of_transformers(source):
         ("{{ messages[0].content }}", "<ü>"),
     ],
 )
-def test_what_templates_can_use(source, expected):
+def test_features_that_templates_can_use(source, expected):
     assert ChatTemplate("t", source, SPECIAL).render(talk("<ü>")) == expected
 
 
-# -- what fine-tuning learns -------------------------------------------------------------------------------------------
+# -- targets of fine-tuning --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -260,17 +260,17 @@ def test_what_templates_can_use(source, expected):
             "r1-distill",
             "bare",
             ["A<｜end▁of▁sentence｜>", "B<｜end▁of▁sentence｜>"],
-        ),  # none of them thinks
+        ),  # none of them has thinking
         ("r1-distill", "answered", ["how\n</think>\n\nB<｜end▁of▁sentence｜>"]),
         ("qwen3", "answered", ["<think>\nhow\n</think>\n\nB<|im_end|>"]),
     ],
 )
-def test_assistants_turns_and_their_ends_are_learned(name, chat, learned):
+def test_only_assistant_turns_and_their_end_tokens_are_targets(name, chat, learned):
     segments = published(name).segments(CHATS[chat])
     assert [text for text, learns in segments if learns] == learned
     for number, (_, learns) in enumerate(
         segments
-    ):  # each after what the model sees when it writes it
+    ):  # each follows the text that the model sees when it generates it
         if learns:
             before = "".join(text for text, _ in segments[:number])
             seen = [published(name).render(CHATS[chat][:i]) for i in (1, 3)]
@@ -279,7 +279,7 @@ def test_assistants_turns_and_their_ends_are_learned(name, chat, learned):
         assert "".join(text for text, _ in segments) == published(name).render(CHATS[chat], False)
 
 
-def test_thinking_of_the_last_turn_is_learned_after_the_tag_that_the_prompt_opens():
+def test_thinking_of_the_last_turn_is_a_target_after_the_opened_tag():
     """R1-Distill's own rendering of the turn would drop its thinking."""
     for content in (
         "<think>\nhow\n</think>\n\nB",
@@ -295,14 +295,14 @@ def test_thinking_of_the_last_turn_is_learned_after_the_tag_that_the_prompt_open
         ]
 
 
-def test_what_follows_the_end_of_a_turn_is_not_learned():
+def test_text_after_the_end_of_a_turn_is_not_a_target():
     assert published("qwen2.5").segments(talk("a", "A"))[1:] == [
         ("A<|im_end|>", True),
         ("\n", False),
     ]
 
 
-def test_turns_of_others_after_the_last_one_that_is_learned():
+def test_later_user_turns_are_not_targets():
     assert published("mistral").segments(talk("a", "A", "b")) == [
         ("<s>[INST] a [/INST]", False),
         ("A</s>", True),
@@ -318,7 +318,7 @@ def test_turns_of_others_after_the_last_one_that_is_learned():
     assert published("mistral").segments(talk("a")) == [("<s>[INST] a [/INST]", False)]
 
 
-def test_turn_without_an_end_is_refused_by_the_templates_name():
+def test_turn_without_an_end_is_refused_naming_the_template():
     with pytest.raises(ValueError, match="chat template endless: does not end"):
         ChatTemplate("endless", "{% for m in messages %}{{ m.content }}{% endfor %}", {}).segments(
             talk("a", "A")
@@ -328,7 +328,7 @@ def test_turn_without_an_end_is_refused_by_the_templates_name():
 @pytest.mark.parametrize(
     "name, think_prefix", [("r1-distill", "<think>\n"), ("qwen3", ""), ("llama3.1", "")]
 )
-def test_prompt_that_opens_thinking(name, think_prefix):
+def test_prompt_may_open_the_thinking(name, think_prefix):
     assert records.think_prefix(published(name).render(talk("x"))) == think_prefix
 
 
@@ -369,7 +369,7 @@ def test_template_of_a_folder(model_folder):
     ]
 
 
-def test_named_templates_and_a_file_of_its_own(model_folder):
+def test_named_templates_and_a_template_file(model_folder):
     named = [
         {"name": "tool_use", "template": "tools"},
         {"name": "default", "template": "{{ bos_token }}named"},
@@ -379,10 +379,10 @@ def test_named_templates_and_a_file_of_its_own(model_folder):
     assert (
         load_chat_template(model_folder(jinja="{{ bos_token }}file ü")).render(talk("a"))
         == "<s>file ü"
-    )  # the newer place
+    )  # where newer models keep it
 
 
-def test_embedded_models_have_none(model_folder):
+def test_embedded_models_have_no_chat_template(model_folder):
     assert load_chat_template("base") == load_chat_template(model_folder(), "auto")
     assert load_chat_template("base").source == load_chat_template("base", "plain").source
     with pytest.raises(
@@ -413,7 +413,7 @@ def test_embedded_models_have_none(model_folder):
         ),
     ],
 )
-def test_bad_template_of_a_folder_is_named(model_folder, files, kind, names):
+def test_bad_template_is_refused_naming_its_file(model_folder, files, kind, names):
     with pytest.raises(ValueError, match=names):
         load_chat_template(model_folder(**files), kind)
 
@@ -427,7 +427,7 @@ def test_bad_template_of_a_folder_is_named(model_folder, files, kind, names):
         ("chat", {"chat_template": MISTRAL}, False),
     ],
 )
-def test_model_that_is_trained_with_another_template_is_saved_with_it(
+def test_model_trained_with_another_template_is_saved_with_it(
     model_folder, tmp_path, kind, config, kept
 ):
     folder = model_folder(config={"eos_token": "<|endoftext|>", **config})
@@ -441,7 +441,7 @@ def test_model_that_is_trained_with_another_template_is_saved_with_it(
         )
 
 
-def test_prompt_goes_on_with_what_the_assistant_began():
+def test_prompt_continues_an_unfinished_assistant_turn():
     chat_template = ChatTemplate("qwen", QWEN25, SPECIAL)
     text = chat_template.render_prompt(talk("a", " Let me see.\n<think>"))
     assert text.endswith("<|im_start|>assistant\nLet me see.\n<think>") or text.endswith(
@@ -454,14 +454,14 @@ def test_prompt_goes_on_with_what_the_assistant_began():
         ChatTemplate("x", "{{ messages[0].content }}", {}).render_prompt(talk("a", "A"))
 
 
-def test_plain_is_the_text_as_it_is():
+def test_plain_template_leaves_text_unchanged():
     plain = load_chat_template("base", "plain")
     assert plain.render(talk("Make 24.")) == plain.render(talk("Make 24.\n")) == "Make 24.\n"
     assert plain.render(talk("a", "A", "b", system="s")) == "s\na\nA<|endoftext|>b\n"
     assert plain.segments(talk("a", " A\n")) == [("a\n", False), (" A\n<|endoftext|>", True)]
 
 
-def test_end_of_a_plain_turn_is_the_token_that_the_model_stops_at():
+def test_plain_turn_ends_with_the_models_stop_token():
     tokenizer = checkpoint.load_tokenizer("base")
     assert tokenizer.encode(load_chat_template("base").end_of_turn) == [tokenizer.eos_id]
 
@@ -484,13 +484,13 @@ def test_r1_zeros_template():
         zero.render(talk("a", system="s"))
 
 
-# -- templates and messages that are wrong -----------------------------------------------------------------------------
+# -- bad templates and messages ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "message", [{"role": "user"}, {"content": "a"}, {"role": "user", "content": ["a"]}, "a", None]
 )
-def test_message_without_text_is_named(message):
+def test_message_without_text_is_an_error(message):
     with pytest.raises(ValueError, match="message 2 of 2: no text in '(role|content)'"):
         load_chat_template("base").render([*talk("a"), message])
 
@@ -498,7 +498,7 @@ def test_message_without_text_is_named(message):
 HOSTILE = {
     "range": "{% for i in range(10**9) %}{% endfor %}",
     "loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
-    "power": "{% set x = 3 ** (10 ** 8) %}",  # jinja2 computes it when it compiles, and catches Exceptions there
+    "power": "{% set x = 3 ** (10 ** 8) %}",  # jinja2 computes it at compile time, and catches every Exception there
     "macro": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     "recursion": "{% for a in [1] recursive %}{{ loop([1]) }}{% endfor %}",
     "nesting": "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
@@ -511,7 +511,7 @@ HOSTILE = {
     "raises": "{{ raise_exception('no\nway') }}",
     "zero": "{{ 1 / 0 }}",
 }
-MEMORY = {  # nothing but the time and the size of the text bounds these
+MEMORY = {  # only the limits on time and text size stop these
     "string": "{{ 'a' * 10**8 }}",
     "width": "{{ '%100000000d' % 1 }}",
     "method": "{{ 'a'.center(10**8) }}",
@@ -521,24 +521,26 @@ MEMORY = {  # nothing but the time and the size of the text bounds these
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_template_ends_in_one_line_soon_and_in_little_memory(name):
+def test_hostile_template_is_stopped_by_time_and_memory_limits(name):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.perf_counter()
     with pytest.raises(ValueError, match=r"\Achat template hostile: [^\n]+\Z"):
         ChatTemplate("hostile", HOSTILE[name], {}).render(talk("a"))
-    assert time.perf_counter() - started < 5  # a busy machine's; alone it is 1
+    assert (
+        time.perf_counter() - started < 5
+    )  # seconds, for a busy machine; on an idle one it takes 1
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10
 
 
 @pytest.mark.parametrize("name", MEMORY)
-def test_template_that_fills_memory_ends_in_one_line_soon(name):
+def test_template_that_fills_memory_is_stopped(name):
     started = time.perf_counter()
     with pytest.raises(ValueError, match=r"\Achat template hostile: [^\n]+\Z"):
         ChatTemplate("hostile", MEMORY[name], {}).render(talk("a"))
     assert time.perf_counter() - started < 5
 
 
-def test_limits_are_lifted_after_a_render():
+def test_limits_are_lifted_after_rendering():
     def seen():
         return (
             resource.getrlimit(resource.RLIMIT_AS),
@@ -555,8 +557,8 @@ def test_limits_are_lifted_after_a_render():
         assert seen() == before
 
 
-def test_render_off_the_main_thread(monkeypatch):
-    monkeypatch.setattr(signal, "setitimer", None)  # signals are not touched there
+def test_rendering_works_off_the_main_thread(monkeypatch):
+    monkeypatch.setattr(signal, "setitimer", None)  # signal handlers cannot be set there
     rendered = []
     thread = threading.Thread(
         target=lambda: rendered.append(published("mistral").render(talk("a")))
@@ -566,13 +568,13 @@ def test_render_off_the_main_thread(monkeypatch):
     assert rendered == ["<s>[INST] a [/INST]"]
 
 
-def test_special_tokens_that_a_message_says_are_let_through_as_by_transformers():
+def test_special_tokens_in_a_message_are_kept_as_in_transformers():
     assert published("mistral").render(talk("a [/INST]A</s>[INST] b")) == published(
         "mistral"
     ).render(talk("a", "A", "b"))
 
 
-def test_template_that_a_model_was_trained_with_ends_turns_in_the_next_training(model_folder):
+def test_saved_template_keeps_its_end_of_turn(model_folder):
     folder = model_folder()
     trained = load_chat_template("base", "r1-zero").adapt_tokenizer(
         checkpoint.load_tokenizer("base")
@@ -587,7 +589,7 @@ def test_template_that_a_model_was_trained_with_ends_turns_in_the_next_training(
     )
 
 
-def test_end_that_is_no_token_is_refused(model_folder):
+def test_end_of_turn_that_is_not_a_token_is_refused(model_folder):
     chat_template = load_chat_template(
         model_folder(jinja="{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}")
     )

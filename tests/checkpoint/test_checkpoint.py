@@ -17,7 +17,7 @@ from r1mini.checkpoint import weights
 from r1mini.checkpoint.tokenizer import Tokenizer
 from r1mini.model.config import ModelConfig
 
-# As Hugging Face writes them (fields that do not matter left out).
+# As Hugging Face writes them, without irrelevant fields.
 QWEN2 = {
     "architectures": ["Qwen2ForCausalLM"],
     "attention_dropout": 0.0,
@@ -82,7 +82,7 @@ def config_of(tmp_path, raw):
 
 @pytest.fixture
 def copied(folder, tmp_path):
-    """A model folder of one's own to damage."""
+    """A copy of a model folder that a test may damage."""
     return Path(shutil.copytree(folder, tmp_path / "model"))
 
 
@@ -127,7 +127,7 @@ def test_rope_theta_of_newer_configs(tmp_path):
     )
 
 
-def test_either_spelling_of_rope_is_the_same_config(tmp_path):
+def test_both_spellings_of_rope_give_the_same_config(tmp_path):
     older = config_of(tmp_path, {**LLAMA, "rope_theta": 5e5, "rope_scaling": LLAMA3})
     newer = config_of(tmp_path, {**LLAMA, "rope_parameters": {**LLAMA3, "rope_theta": 5e5}})
     assert older == newer and (older.rope_theta, older.rope_scaling) == (5e5, LLAMA3)
@@ -135,7 +135,7 @@ def test_either_spelling_of_rope_is_the_same_config(tmp_path):
     assert oldest.rope_scaling == {"rope_type": "linear", "factor": 2}
 
 
-def test_yarn_without_its_numbers_takes_them_from_the_context(tmp_path):
+def test_yarn_defaults_come_from_the_context_length(tmp_path):
     yarn = {
         "rope_scaling": {"rope_type": "yarn", "factor": None},
         "original_max_position_embeddings": 128,
@@ -173,11 +173,11 @@ def test_yarn_without_its_numbers_takes_them_from_the_context(tmp_path):
         {"quantization_config": None},
     ],
 )
-def test_window_that_changes_nothing_is_no_window(tmp_path, harmless):
+def test_fields_without_effect_are_accepted(tmp_path, harmless):
     config_of(tmp_path, {**LLAMA, "num_key_value_heads": 2, **harmless})
 
 
-def test_fields_that_are_left_out_are_what_transformers_takes(tmp_path):
+def test_missing_fields_have_transformers_defaults(tmp_path):
     config = config_of(
         tmp_path,
         {**LLAMA, "model_type": "qwen3", "num_attention_heads": 32, "max_position_embeddings": 9},
@@ -267,7 +267,7 @@ def test_fields_that_are_left_out_are_what_transformers_takes(tmp_path):
         ({"rope_scaling": "linear"}, "rope"),
     ],
 )
-def test_config_that_is_not_supported_is_refused_by_name(tmp_path, change, complaint):
+def test_unsupported_config_is_refused_naming_the_field(tmp_path, change, complaint):
     with pytest.raises(ValueError, match=f"config.json: .*{complaint}"):
         config_of(tmp_path, {**LLAMA, **change})
 
@@ -289,7 +289,7 @@ def test_missing_field_is_named(tmp_path):
     [{}, {"attention_bias": True}, {"qk_norm": True, "head_dim": 16}, {"rope_scaling": LLAMA3}],
     ids=["llama", "qwen2", "qwen3", "llama3"],
 )
-def test_model_comes_back_as_it_was_saved(tmp_path, tokens, family, tied, shard_bytes, monkeypatch):
+def test_saved_model_loads_unchanged(tmp_path, tokens, family, tied, shard_bytes, monkeypatch):
     saved = random_model(vocab_size=tokens.vocab_size, tie_word_embeddings=tied, **family)
     monkeypatch.setattr(weights, "SHARD_BYTES", shard_bytes)
     checkpoint.save(tmp_path, saved, tokens)
@@ -304,7 +304,7 @@ def test_model_comes_back_as_it_was_saved(tmp_path, tokens, family, tied, shard_
     )
 
 
-def test_folder_is_as_hugging_face_writes_it(folder):
+def test_folder_has_hugging_faces_layout(folder):
     folder = Path(folder)
     assert sorted(path.name for path in folder.iterdir()) == [
         "config.json",
@@ -333,7 +333,7 @@ def test_folder_is_as_hugging_face_writes_it(folder):
     assert "lm_head.weight" not in names  # tied
 
 
-def test_tied_weight_that_is_stored_all_the_same_is_accepted(copied, model):
+def test_redundant_tied_weight_is_accepted(copied, model):
     tensors = load_file(copied / "model.safetensors")
     save_file(
         {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()},
@@ -342,14 +342,14 @@ def test_tied_weight_that_is_stored_all_the_same_is_accepted(copied, model):
     assert checkpoint.load(copied)[0].lm_head.weight.equal(model.lm_head.weight)
 
 
-def test_half_precision_is_stored_as_it_is_and_loaded_as_single(tmp_path, model, tokens):
+def test_bf16_weights_are_saved_on_request_and_loaded_as_fp32(tmp_path, model, tokens):
     checkpoint.save(tmp_path, copy.deepcopy(model).to(torch.bfloat16), tokens)
     loaded, _ = checkpoint.load(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["torch_dtype"] == "bfloat16"
     assert loaded.lm_head.weight.equal(model.lm_head.weight.bfloat16().float())
 
 
-def test_all_end_tokens_of_both_files_stop(copied, tokens):
+def test_end_tokens_of_both_config_files_are_stop_tokens(copied, tokens):
     for name, value in (("config.json", 5), ("generation_config.json", [6, 7])):
         raw = json.loads((copied / name).read_text())
         (copied / name).write_text(json.dumps({**raw, "eos_token_id": value}))
@@ -368,7 +368,7 @@ def sharded(tmp_path, model, tokens):
     return tmp_path / "sharded"
 
 
-def test_shards_are_as_hugging_face_names_them(sharded, model):
+def test_shards_have_hugging_faces_names(sharded, model):
     index = json.loads((sharded / "model.safetensors.index.json").read_text())
     files = sorted(path.name for path in sharded.glob("*.safetensors"))
     assert (
@@ -385,11 +385,11 @@ def test_shards_are_as_hugging_face_names_them(sharded, model):
     )
 
 
-def test_weights_may_be_read_by_whom_the_other_files_may(sharded):
+def test_weights_have_the_same_permissions_as_other_files(sharded):
     assert len({path.stat().st_mode for path in sharded.iterdir()}) == 1
 
 
-def test_saving_again_leaves_no_shard_of_before(sharded, model, tokens, monkeypatch):
+def test_saving_again_removes_old_shards(sharded, model, tokens, monkeypatch):
     (sharded / "model-of-mine.safetensors").write_text("not ours")
     checkpoint.save(sharded, model, tokens)
     assert [path.name for path in sorted(sharded.glob("model*"))] == [
@@ -402,7 +402,7 @@ def test_saving_again_leaves_no_shard_of_before(sharded, model, tokens, monkeypa
     checkpoint.load(sharded)
 
 
-def test_what_only_others_read_is_saved_as_it_was(copied, tmp_path):
+def test_files_and_fields_of_other_tools_are_preserved(copied, tmp_path):
     change(
         copied / "config.json",
         bos_token_id=3,
@@ -436,7 +436,7 @@ def test_what_only_others_read_is_saved_as_it_was(copied, tmp_path):
         json.loads(files["config.json"]),
     )
     assert after == {**before, "torch_dtype": "bfloat16"}
-    # In the newer spelling too; and a tokenizer that stops elsewhere says so in the file that others stop by.
+    # In the newer spelling too. A tokenizer with other stop tokens records them in the file that other tools read.
     change(copied / "config.json", dtype="float32", torch_dtype="kept")
     checkpoint.save(
         tmp_path / "again",
@@ -449,7 +449,7 @@ def test_what_only_others_read_is_saved_as_it_was(copied, tmp_path):
     assert after == {"temperature": 0.6, "eos_token_id": [0, 9]}
 
 
-def test_end_token_of_the_tokenizer_is_the_one_that_training_ends_with(copied, tokens):
+def test_tokenizer_config_sets_the_training_end_token(copied, tokens):
     think = tokens.backend.token_to_id("<think>")
     for written in ("<think>", {"content": "<think>", "lstrip": False}):
         (copied / "tokenizer_config.json").write_text(
@@ -459,37 +459,37 @@ def test_end_token_of_the_tokenizer_is_the_one_that_training_ends_with(copied, t
         assert tokenizer.eos_id == think and tokenizer.stop_ids == {
             think,
             tokens.eos_id,
-        }  # the padding token is none of them
+        }  # without the padding token
 
 
-def test_loading_makes_no_random_model_and_copies_what_it_read(copied):
+def test_loading_skips_initialisation_and_copies_mapped_weights(copied):
     before = torch.get_rng_state()
     model, _ = checkpoint.load(copied)
     assert torch.get_rng_state().equal(before)
     weight = model.lm_head.weight.detach().clone()
     with open(
         copied / "model.safetensors", "r+b"
-    ) as file:  # in place: the same file that was mapped
+    ) as file:  # in place: changes the file that was mapped
         file.seek(-4000, os.SEEK_END)
         file.write(b"\xff" * 4000)
     assert model.lm_head.weight.equal(weight)
     assert all(p.requires_grad and p.device.type == "cpu" for p in model.parameters())
 
 
-def test_weights_are_loaded_in_the_dtype_asked_for(copied):
+def test_weights_are_loaded_in_the_requested_dtype(copied):
     model, _ = checkpoint.load(copied, dtype=torch.bfloat16)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert model(torch.tensor([[1, 2]])).dtype == torch.bfloat16
 
 
-def test_buffers_of_old_llamas_are_passed_over(copied, model):
+def test_buffers_of_old_llamas_are_ignored(copied, model):
     change_tensors(
         lambda t: t.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)})
     )(copied)
     assert checkpoint.load(copied)[0].lm_head.weight.equal(model.lm_head.weight)
 
 
-def test_text_is_neither_cut_nor_filled_where_the_file_asks_for_it(copied, tokens):
+def test_truncation_and_padding_of_the_tokenizer_file_are_ignored(copied, tokens):
     tokens.backend.enable_truncation(2)
     tokens.backend.enable_padding(length=9)
     (copied / "tokenizer.json").write_text(tokens.backend.to_str())
@@ -609,7 +609,7 @@ def truncated(name, share):
         (lambda f: (f / "tokenizer.json").unlink(), "tokenizer.json", "no such file"),
     ],
 )
-def test_damaged_folder_is_one_value_error_naming_the_file(copied, damage, file, complaint):
+def test_damaged_folder_raises_one_error_naming_the_file(copied, damage, file, complaint):
     damage(copied)
     with pytest.raises(ValueError, match=f"{file}: .*{complaint}") as error:
         checkpoint.load(copied)
@@ -621,7 +621,7 @@ def shard_of(folder, number):
 
 
 def lie(folder):
-    """The first shard's header with a tensor's end moved: more bytes than its shape has."""
+    """The first shard's header, with a tensor's end moved so that it has more bytes than its shape."""
     path = shard_of(folder, 0)
     whole = path.read_bytes()
     length = int.from_bytes(whole[:8], "little")
@@ -671,7 +671,7 @@ def renamed(shard):
         (lie, "model-00001-of-0000.\\.safetensors", "damaged"),
     ],
 )
-def test_damaged_shards_are_one_value_error_naming_the_file(sharded, damage, file, complaint):
+def test_damaged_shards_raise_one_error_naming_the_file(sharded, damage, file, complaint):
     damage(sharded)
     with pytest.raises(ValueError, match=f"{file}: .*{complaint}") as error:
         checkpoint.load(sharded)
@@ -680,7 +680,7 @@ def test_damaged_shards_are_one_value_error_naming_the_file(sharded, damage, fil
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch, folder):
-    """The hub's cache with one model in it, and no network."""
+    """A hub cache with one model in it, and no network."""
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -692,11 +692,11 @@ def hub(tmp_path, monkeypatch, folder):
     (cached / "refs/main").write_text("0" * 40)
 
 
-def test_hub_id_is_loaded_from_the_cache_without_a_network(hub, model):
+def test_hub_id_is_loaded_from_the_cache_offline(hub, model):
     assert checkpoint.load("someone/model")[0].lm_head.weight.equal(model.lm_head.weight)
 
 
-def test_hub_id_that_cannot_be_downloaded_is_one_line(hub):
+def test_hub_id_that_cannot_be_downloaded_is_a_one_line_error(hub):
     with pytest.raises(
         ValueError,
         match="^someone/other: no such model folder, and it could not be downloaded .* hub",
@@ -705,7 +705,7 @@ def test_hub_id_that_cannot_be_downloaded_is_one_line(hub):
     assert "\n" not in str(error.value)
 
 
-def test_folder_beside_others_is_no_hub_id(hub, tmp_path):
+def test_missing_folder_in_an_existing_one_is_not_a_hub_id(hub, tmp_path):
     (tmp_path / "runs").mkdir()
     with pytest.raises(ValueError, match="^runs/absent: no such model folder .embedded models"):
         checkpoint.load("runs/absent")
@@ -717,7 +717,7 @@ def test_missing_folder_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
-def test_full_disk_leaves_the_old_files_and_no_others(copied, tokens, monkeypatch, name):
+def test_full_disk_leaves_only_the_old_files(copied, tokens, monkeypatch, name):
     before = {path.name: path.read_bytes() for path in copied.iterdir()}
     write = Path.write_bytes
 
@@ -751,7 +751,7 @@ def test_weights_that_cannot_be_written_are_named(tmp_path, model, tokens, monke
     assert not list(tmp_path.iterdir())
 
 
-def test_weights_that_are_no_numbers_are_refused(copied):
+def test_non_finite_weights_are_refused_at_load(copied):
     tensors = weights.safe_open(copied / "model.safetensors", "pt")
     change_tensors(lambda t: t["model.norm.weight"].fill_(float("nan")))(copied)
     del tensors
@@ -775,7 +775,7 @@ def test_interrupted_save_leaves_nothing_behind(copied, tokens, monkeypatch):
     checkpoint.load(copied)
 
 
-def test_save_that_is_killed_between_files_is_no_model(copied, tokens, monkeypatch):
+def test_folder_of_a_killed_save_is_not_a_model(copied, tokens, monkeypatch):
     real, calls = os.replace, []
 
     def killed(source, target):

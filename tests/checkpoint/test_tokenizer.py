@@ -10,11 +10,11 @@ from r1mini.tasks.corpus import document
 
 
 @given(st.text())
-def test_any_text_comes_back(tokens, text):
+def test_any_text_round_trips(tokens, text):
     assert tokens.decode(tokens.encode(text)) == text
 
 
-def test_documents_come_back_shorter(tokens):
+def test_documents_round_trip_in_fewer_tokens(tokens):
     texts = [
         row["prompt"] + row["completion"]
         for row in (document(0, index) for index in range(1000, 1100))
@@ -24,14 +24,14 @@ def test_documents_come_back_shorter(tokens):
     assert sum(map(len, encoded)) < 0.65 * sum(len(text.encode()) for text in texts)
 
 
-def test_each_tag_is_one_token_that_decoding_shows(tokens):
+def test_each_tag_is_one_token_and_is_decoded(tokens):
     for tag in TAGS:
         assert len(tokens.encode(tag)) == 1
     text = "<think>a</think><answer>b</answer>"
     assert tokens.decode(tokens.encode(text)) == text
 
 
-def test_digit_and_its_sign_are_one_piece_and_so_is_a_number_of_two_digits(tokens):
+def test_pre_tokenizer_keeps_signed_digits_and_two_digit_numbers_whole(tokens):
     pieces = tokens.backend.pre_tokenizer.pre_tokenize_str("5+8=13 ?24 ?7")
     assert [piece.replace("Ġ", " ") for piece, _ in pieces] == [
         "5",
@@ -44,26 +44,28 @@ def test_digit_and_its_sign_are_one_piece_and_so_is_a_number_of_two_digits(token
     ]
 
 
-def test_batch_is_one_by_one(tokens):
+def test_batch_encoding_equals_single_encoding(tokens):
     texts = ["5+8=13", "", "配平 H2"]
     assert tokens.encode_batch(texts) == [tokens.encode(text) for text in texts]
 
 
-def test_text_that_no_utf8_can_hold_is_quoted(tokens):
+def test_lone_surrogate_is_refused_quoting_the_text(tokens):
     for encode in (tokens.encode, lambda text: tokens.encode_batch(["a", text])):
         with pytest.raises(ValueError, match=r"not Unicode text.*'b\\ud800'"):
             encode("b\ud800")
 
 
-def test_equal_texts_give_the_same_vocabulary_of_the_size_asked_for(tokens):
+def test_vocabulary_is_deterministic_and_has_the_requested_size(tokens):
     texts = ["5+8=13 no\n"] * 20 + ["配平 H2 + O2 -> H2O\n"] * 20
     one, two = train(texts, 300), train(texts, 300)
     assert one.backend.to_str() == two.backend.to_str()
     assert tokens.vocab_size == 400
-    assert max(tokens.backend.get_vocab().values()) == 399  # no gap: ids are rows of the embedding
+    assert (
+        max(tokens.backend.get_vocab().values()) == 399
+    )  # no gaps, because ids index the rows of the embedding
 
 
-def test_end_token_stops_and_is_not_shown(tokens):
+def test_end_token_stops_and_is_not_decoded(tokens):
     assert tokens.stop_ids == {tokens.eos_id} == {tokens.backend.token_to_id(END_OF_TEXT)}
     assert tokens.decode([*tokens.encode("a"), tokens.eos_id]) == "a"
 
@@ -79,7 +81,7 @@ def test_tokenizer_without_an_end_is_refused():
         Tokenizer(Backend(models.BPE(vocab={"a": 0}, merges=[])))
 
 
-def test_end_of_a_chat_templates_turn_is_one_stop_more(tokens):
+def test_end_of_turn_of_a_chat_template_is_a_stop_token(tokens):
     turn = "{% for m in messages %}{{ m.content }}"
     adapted = ChatTemplate("x", turn + "<think>{% endfor %}", {}).adapt_tokenizer(tokens)
     assert adapted.stop_ids == {tokens.eos_id, *tokens.encode("<think>")}
@@ -99,7 +101,7 @@ def streamed(tokens, ids):
 
 @pytest.fixture(scope="module")
 def llama():
-    """As Llama 2's: a space is part of the word after it, what is no word is bytes, a text's first space is dropped."""
+    """Like Llama 2's: a space belongs to the next word, unknown words become bytes, and a text's first space is dropped."""
     pieces = [
         "<unk>",
         "</s>",
@@ -137,13 +139,13 @@ def llama():
 
 
 @given(st.lists(st.integers(0, 399), max_size=60) | st.lists(st.sampled_from(BYTES), max_size=100))
-def test_any_tokens_streamed_are_those_decoded_at_once(tokens, ids):
+def test_streamed_text_equals_decoded_text(tokens, ids):
     ids = [tokens.backend.token_to_id(i) if isinstance(i, str) else i for i in ids]
     assert "".join(streamed(tokens, ids)) == tokens.decode(ids)
 
 
 @given(st.text() | st.text(alphabet="配平🎉é \ufffd"))
-def test_no_half_character_is_streamed(tokens, text):
+def test_no_partial_character_is_streamed(tokens, text):
     text = text.replace("\ufffd", "?")
     ids = (
         [
@@ -157,10 +159,10 @@ def test_no_half_character_is_streamed(tokens, text):
     )
     pieces = streamed(tokens, ids)
     assert "".join(pieces) == text and "\ufffd" not in "".join(pieces)
-    assert all(len(piece) == 1 for piece in pieces if piece)  # and each as soon as it is whole
+    assert all(len(piece) == 1 for piece in pieces if piece)  # and each as soon as it is complete
 
 
-def test_characters_that_no_token_ends_with():
+def test_tokens_that_straddle_characters_are_streamed():
     """Every token is the end of one character and the beginning of the next."""
     text = "配平" * 60
     [(letters, _)] = pre_tokenizers.ByteLevel(
@@ -177,7 +179,7 @@ def test_characters_that_no_token_ends_with():
 
 
 @given(st.text(alphabet="ab 配🎉\ufffdé"))
-def test_first_space_and_byte_tokens_of_sentencepiece(llama, text):
+def test_leading_space_and_byte_tokens_of_sentencepiece(llama, text):
     ids = llama.encode(text)
     pieces = streamed(llama, ids)
     assert "".join(pieces) == llama.decode(ids) == text
@@ -188,14 +190,14 @@ def test_first_space_and_byte_tokens_of_sentencepiece(llama, text):
     ]  # </s> is not shown
 
 
-def test_bytes_that_are_no_character_come_out_in_the_end(tokens, llama):
+def test_incomplete_bytes_are_streamed_at_the_end(tokens, llama):
     half = [tokens.backend.token_to_id(byte) for byte in "éħ"]  # 配 is three bytes
     assert streamed(tokens, half) == ["", "", "\ufffd"]
     assert streamed(tokens, [*half, *tokens.encode("a")]) == ["", "", "\ufffda", ""]
     assert streamed(llama, [2 + 0xFF, *llama.encode("a")]) == ["", "\ufffd a", ""]
 
 
-def test_time_is_linear_and_memory_bounded_however_long_the_completion(tokens):
+def test_streaming_takes_linear_time_and_bounded_memory(tokens):
     decoded = []
 
     class Counting:
@@ -212,7 +214,7 @@ def test_time_is_linear_and_memory_bounded_however_long_the_completion(tokens):
         assert max(decoded) < 40 and sum(decoded) < 40 * len(ids)
 
 
-def test_documents_begin_as_the_post_processor_says_once(tokens):
+def test_bos_of_the_post_processor_is_added_once(tokens):
     from tokenizers import processors
 
     backend = Backend.from_str(tokens.backend.to_str())
@@ -226,4 +228,4 @@ def test_documents_begin_as_the_post_processor_says_once(tokens):
     assert documents.with_bos(documents.with_bos(ids)) == documents.with_bos(ids)
     assert documents.with_bos(documents.encode("<think>a")) == documents.encode(
         "<think>a"
-    )  # a template wrote it
+    )  # the template has already added it

@@ -1,4 +1,4 @@
-"""A sample file of every format, by hand, and what tests do with it."""
+"""A handwritten sample file of every format, and helpers for tests that use it."""
 
 import json
 import platform

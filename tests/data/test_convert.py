@@ -1,4 +1,4 @@
-"""Tests of code datasets, on rows by hand: what is exact, what is dropped, what is an error."""
+"""Conversion of code datasets, on handwritten rows: what is exact, what is dropped, what is an error."""
 
 import ast
 import gzip
@@ -127,7 +127,7 @@ ROWS = {
     "open_r1": OPEN_R1,
     "open_r1_call": OPEN_R1_CALL,
 }
-WRONG = {  # programs that a policy would find first, and honest mistakes
+WRONG = {  # programs that a policy would try first, and honest mistakes
     "humaneval": [
         "def halve(numbers): return [n / 2 for n in numbers if n % 2 == 0]",
         "def halve(numbers): return []",
@@ -147,7 +147,7 @@ def read(tmp_path, *rows):
 
 
 def read_file(path):
-    """(Columns of the kept rows, counts) of a file of code."""
+    """(columns of the kept rows, counts) of a code dataset."""
     counts, kept = Counter(), []
     for each in read_examples(Path(path), "", "", RowErrors()):
         try:
@@ -159,7 +159,7 @@ def read_file(path):
 
 @with_sandbox
 @pytest.mark.parametrize("name", ROWS)
-def test_the_reference_passes_and_wrong_programs_fail(tmp_path, name):
+def test_reference_solution_passes_and_wrong_programs_fail(tmp_path, name):
     (row,), _ = read(tmp_path, ROWS[name])
     assert len(row["tests"]) >= 2
     assert sandbox.judge(row["solution"], row["tests"], 2)
@@ -186,7 +186,7 @@ TESTS = {
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_rows(tmp_path, name):
+def test_converted_rows(tmp_path, name):
     (row,), counts = read(tmp_path, ROWS[name])
     tests, dropped = TESTS[name]
     assert [tuple(test.values()) for test in row["tests"]] == tests
@@ -202,7 +202,7 @@ def test_rows(tmp_path, name):
     )
 
 
-def test_prompts_hold_what_nobody_can_guess_and_no_hidden_test(tmp_path):
+def test_prompts_state_the_signature_but_no_hidden_test(tmp_path):
     (row,), _ = read(tmp_path, MBPP)
     assert row["prompt"] == MBPP["text"] + "\n\nExample:\nassert swap([1, 2, 3]) == [3, 2, 1]"
     (row,), _ = read(tmp_path, APPS_CALL)
@@ -230,7 +230,7 @@ EXACT = {
 
 
 @pytest.mark.parametrize("text", EXACT)
-def test_exact_asserts(text):
+def test_exact_asserts_become_tests(text):
     args, expect = EXACT[text]
     (test,), dropped = from_asserts(f"assert {text}", "f")
     assert test == {"call": "f", "args": args, "expect": expect} and not dropped
@@ -314,7 +314,7 @@ INEXACT = {
 @pytest.mark.parametrize(
     ("reason", "text"), [(reason, text) for reason, texts in INEXACT.items() for text in texts]
 )
-def test_what_is_not_exact_is_dropped_with_its_reason(reason, text):
+def test_inexact_asserts_are_dropped_with_a_reason(reason, text):
     assert from_asserts(f"assert {text}", "f") == ([], {reason: 1})
 
 
@@ -330,12 +330,12 @@ def test_what_is_not_exact_is_dropped_with_its_reason(reason, text):
     ],
     ids=range(6),
 )
-def test_what_is_not_python_is_dropped(text):
+def test_invalid_python_is_dropped(text):
     with pytest.raises(Dropped, match="^not Python$"):
         from_asserts(f"assert {text}", "f")
 
 
-def test_two_results_of_one_call_are_not_both_tests():
+def test_conflicting_results_of_one_call_are_dropped():
     tests, dropped = from_asserts(
         "assert f(1) == 1\nassert f(1) == 2\nassert f(1) == 1\nassert f(2) == 1", "f"
     )
@@ -343,7 +343,7 @@ def test_two_results_of_one_call_are_not_both_tests():
     assert dropped == {"a second result for a call that is already tested": 1}
 
 
-def test_only_what_stands_before_any_other_statement_is_read():
+def test_only_leading_asserts_are_read():
     after = "inside or after other statements"
     for lines in [
         ["candidate = len"],
@@ -397,7 +397,7 @@ VALUES = st.recursive(
 
 
 @given(VALUES, VALUES)
-def test_every_json_value_is_read_as_python_reads_it(arg, value):
+def test_json_values_are_read_as_python_literals(arg, value):
     (test,), dropped = from_asserts(f"assert f({arg!r}) == {value!r}", "f")
     assert repr((test["args"], test["expect"])) == repr(([arg], value)) and not dropped
 
@@ -406,7 +406,7 @@ def test_every_json_value_is_read_as_python_reads_it(arg, value):
 @example("assert f(1) == " + "1" * 9999)
 @example("def check(a, *, b): assert a(1) == 1")
 @example("async def check(a): pass")
-def test_no_source_is_an_error(source):
+def test_no_source_text_raises_an_error(source):
     for function in (None, "check"):
         try:
             from_asserts(source, "f", function)
@@ -421,7 +421,7 @@ def test_literals_are_never_evaluated():
 
 
 @pytest.mark.filterwarnings("error")
-def test_warnings_of_other_peoples_code_are_not_ours():
+def test_warnings_of_dataset_code_are_suppressed():
     assert from_asserts(r"assert f('\d') == '\\d'", "f")[0]
 
 
@@ -525,14 +525,14 @@ def test_rows_without_an_exact_test_are_dropped_and_counted(tmp_path, reason, ro
     }
 
 
-def test_outputs_of_apps_calls_are_values_unless_all_are_in_a_list(tmp_path):
+def test_apps_outputs_are_unwrapped_only_if_all_are_lists_of_one(tmp_path):
     (row,), _ = read(tmp_path, apps_call([[1], [2]], [[3], [4, 5]]))
     assert [test["expect"] for test in row["tests"]] == [[3], [4, 5]]
     (row,), _ = read(tmp_path, apps_call([[1], [2]], ["x", None]))
     assert [test["expect"] for test in row["tests"]] == ["x", None]
 
 
-def test_files(tmp_path):
+def test_code_files(tmp_path):
     rows = read(tmp_path, HUMANEVAL, HUMANEVAL)[0]
     (tmp_path / "rows.jsonl").rename(tmp_path / "data.jsonl")
     (tmp_path / "data.json").write_text(json.dumps([HUMANEVAL, HUMANEVAL]))
@@ -548,7 +548,7 @@ def test_files(tmp_path):
         assert all(row["place"].startswith(str(tmp_path / name)) for row in same)
 
 
-def test_the_counts_in_one_line(tmp_path):
+def test_counts_are_printed_in_one_line(tmp_path):
     rows, counts = read(tmp_path, OPEN_R1, open_r1([CASE], "cpp"), OPEN_R1_CALL)
     assert len(rows) == 2
     assert summary(counts) == (
@@ -622,6 +622,6 @@ def test_files_that_cannot_be_read(tmp_path):
         read_problems(str(tmp_path / "missing.jsonl"))
 
 
-def test_it_needs_no_torch():
+def test_conversion_needs_no_torch():
     code = "import sys, r1mini.sandbox.convert; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

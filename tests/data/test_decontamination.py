@@ -50,7 +50,7 @@ def test_countdown_is_decontaminated_by_its_numbers(tmp_path):
     assert [p.columns["target"] for p in problems] == [24, 10]
 
 
-def test_no_remaining_row_is_an_error_with_the_reason(tmp_path):
+def test_dropping_every_row_is_an_error_with_the_reason(tmp_path):
     with pytest.raises(
         ValueError,
         match=r"gsm8k.jsonl: no rows; 2 removed by --decontaminate \(ten consecutive words\)",
@@ -58,7 +58,7 @@ def test_no_remaining_row_is_an_error_with_the_reason(tmp_path):
         read_problems(str(sample("gsm8k")), decontaminate=(str(sample("gsm8k")),))
 
 
-def test_chinese_characters_are_words():
+def test_chinese_characters_count_as_words():
     assert ngrams("一二三四五六七八九十百") == {
         "一 二 三 四 五 六 七 八 九 十",
         "二 三 四 五 六 七 八 九 十 百",

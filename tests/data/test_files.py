@@ -38,7 +38,7 @@ def test_bad_csv_is_named(tmp_path, content, names):
         read_problems(str(tmp_path / "x.csv"))
 
 
-def test_rows_are_the_same_from_every_kind_of_file(tmp_path):
+def test_every_file_type_gives_the_same_rows(tmp_path):
     rows = [row for _, row in read_rows(sample("gsm8k"))]
     lines = sample("gsm8k").read_bytes()
     for name, content in (
@@ -86,7 +86,7 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
         read_problems(str(tmp_path / "rows.parquet"))
 
 
-def test_parquet_of_pyarrow(tmp_path):
+def test_parquet_files_of_pyarrow(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
@@ -128,7 +128,7 @@ def test_file_that_cannot_be_read_is_named_with_its_line(tmp_path, name, content
         b'\xef\xbb\xbf[{"prompt": "1+1?", "answer": 2}]',
     ],
 )
-def test_byte_order_marks_and_white_space_are_no_data(tmp_path, content):
+def test_byte_order_mark_and_blank_lines_are_ignored(tmp_path, content):
     (tmp_path / "x.json").write_bytes(content)
     assert [p.prompt for p in read_problems(str(tmp_path / "x.json"))] == ["1+1?"]
 

@@ -1,4 +1,4 @@
-"""Formats: a sample of each, read through to a reward and to SFT."""
+"""A sample of each format, read for RL up to its reward, and for SFT."""
 
 import re
 
@@ -82,20 +82,20 @@ def test_format_is_read_for_sft_and_its_target_is_correct(name):
         assert reply["role"] == "assistant" and judged(problem, boxed, judge) == 1
 
 
-def test_gsm8k_loses_its_calculator_and_its_commas():
+def test_gsm8k_calculator_marks_and_commas_are_removed():
     [first, _] = read_problems(str(sample("gsm8k")))
     assert first.columns["answer"] == "1200" and "<<600*2=1200>>" in first.columns["solution"]
     question, reply = to_messages(next(iter(sft_rows(sample("gsm8k")).values())))
     assert reply["content"] == "It grinds 600*2=1200 sacks.\n\\boxed{1200}"
 
 
-def test_a_verified_and_complete_generation_is_picked():
+def test_verified_complete_generation_is_selected():
     first, second = (
         to_messages(row)[-1]["content"] for row in sft_rows(sample("openr1_math")).values()
     )
     assert (
         "3+4=7" in first and "Nine" in second
-    )  # the second by Llama, Math-Verify having found none
+    )  # the second was verified by Llama, because Math-Verify verified none
     row = {
         "problem": "p",
         "generations": ["g"],
@@ -105,7 +105,7 @@ def test_a_verified_and_complete_generation_is_picked():
     assert "completion" not in detect([row]).read(row)
 
 
-def test_markers_of_thinking_become_tags():
+def test_thinking_markers_become_tags():
     row = list(sft_rows(sample("bespoke_stratos")).values())[0]
     system, question, reply = (turn["content"] for turn in row["messages"])
     assert (
@@ -115,7 +115,7 @@ def test_markers_of_thinking_become_tags():
     assert "<think> {steps} </think>" in system and "<|" not in system + question
 
 
-def test_countdown_is_judged_by_the_numbers_it_gives():
+def test_countdown_rows_use_their_own_numbers():
     first = read_problems(str(sample("countdown")))[0]
     assert first.prompt.startswith(
         "Using the numbers [3, 5, 9], create an equation that equals 24. You can use basic"
@@ -125,14 +125,14 @@ def test_countdown_is_judged_by_the_numbers_it_gives():
         assert judged(first, f"{THINK}<answer>{answer}</answer>", "accuracy") == right
 
 
-def test_reply_that_nothing_else_judges_is_the_solution():
+def test_reply_is_the_gold_answer_if_there_is_no_other():
     second = read_problems(str(sample("trl_prompt_completion")))[1]
     assert completion.gold_answer(second) == "4" and second.prompt == "What is 7 minus 3?\n"
     first = read_problems(str(sample("trl_messages")))[0]
     assert first.prompt == "Name a square.\nNine.<|endoftext|>Its root?\n"
 
 
-def test_columns_can_be_named(tmp_path):
+def test_columns_can_be_chosen_by_flag(tmp_path):
     rows = [{"ask": "2+2?", "gold": 4, "question": "no", "answer": "no"}]
     [problem] = read_problems(str(write(tmp_path, *rows)), prompt_key="ask", answer_key="gold")
     assert (
@@ -149,13 +149,13 @@ def test_columns_can_be_named(tmp_path):
         read_problems(str(write(tmp_path, *rows)), prompt_key="q")
 
 
-def test_named_solution_has_its_answer_in_a_box(tmp_path):
+def test_gold_answer_of_a_chosen_solution_column_is_its_box(tmp_path):
     row = {"problem": "p", "answer": "7", "solution": r"so \boxed{3}"}
     [problem] = read_problems(str(write(tmp_path, row)), answer_key="solution")
     assert completion.gold_answer(problem) == "3"
 
 
-def test_unknown_columns_are_listed_with_the_known_ones(tmp_path):
+def test_unknown_columns_are_reported_with_the_known_layouts(tmp_path):
     with pytest.raises(ValueError) as error:
         read_problems(str(write(tmp_path, {"input": "1+1", "output": "2"})))
     assert all(
@@ -180,7 +180,7 @@ def test_unknown_columns_are_listed_with_the_known_ones(tmp_path):
         ({"question": "\ud800", "answer": "#### 5"}, "not valid Unicode"),
     ],
 )
-def test_bad_row_of_a_format_is_named_with_line_column_and_value(tmp_path, row, complaint):
+def test_bad_row_is_reported_with_line_column_and_value(tmp_path, row, complaint):
     path = write(tmp_path, {"question": "1+1?", "answer": "#### 2"}, row)
     for use in (sft_rows, lambda path: read_problems(str(path))):
         with pytest.raises(
@@ -189,7 +189,7 @@ def test_bad_row_of_a_format_is_named_with_line_column_and_value(tmp_path, row, 
             use(path)
 
 
-def test_format_is_detected_by_the_good_rows_among_the_first(tmp_path, capsys):
+def test_bad_first_rows_do_not_prevent_format_detection(tmp_path, capsys):
     path = write(
         tmp_path,
         {"question": "1+1?", "answer": None},

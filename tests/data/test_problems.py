@@ -21,7 +21,7 @@ ROWS = [
 ]
 
 
-def test_rows_become_problems_whose_columns_are_all_there(tmp_path):
+def test_problems_keep_all_columns_of_their_rows(tmp_path):
     problems = read_problems(str(write(tmp_path, *ROWS)))
     assert [p.prompt for p in problems] == [row["prompt"] for row in ROWS]
     assert [p.columns for p in problems] == ROWS
@@ -41,13 +41,13 @@ def test_rows_become_problems_whose_columns_are_all_there(tmp_path):
         assert 1.0 in good.values() and 0.0 in bad.values() and None in good.values()
 
 
-def test_name_of_an_embedded_task_gives_no_row_its_checker(tmp_path):
+def test_file_rows_named_like_a_task_do_not_use_its_checker(tmp_path):
     row = {"prompt": "p", "answer": "2", "task": "countdown"}
     [problem] = read_problems(str(write(tmp_path, row, name="countdown.jsonl")))
     assert completion.gold_answer(problem) == "2"
 
 
-def test_code_data_is_read_as_such(tmp_path, capsys):
+def test_code_dataset_is_recognised(tmp_path, capsys):
     row = {
         "text": "Write a function to square.",
         "code": "def square(x):\n return x * x",
@@ -77,7 +77,7 @@ def test_code_data_is_read_as_such(tmp_path, capsys):
         ("{", "not valid JSON"),
     ],
 )
-def test_bad_row_is_named_with_its_line(tmp_path, row, complaint):
+def test_bad_row_is_reported_with_its_line(tmp_path, row, complaint):
     path = write(tmp_path, ROWS[0], row)
     with pytest.raises(ValueError, match=re.escape(f"{path}:2: ") + ".*" + re.escape(complaint)):
         read_problems(str(path))
@@ -90,7 +90,7 @@ def test_empty_and_missing_files_are_named(tmp_path):
         read_problems(str(tmp_path / "absent.jsonl"))
 
 
-def test_every_problem_is_picked_once_in_each_epoch(tmp_path):
+def test_every_problem_is_drawn_once_per_epoch(tmp_path):
     problems = read_problems(str(write(tmp_path, *ROWS)))
     order = [[problem_at(problems, 0, 3 * epoch + n).key for n in range(3)] for epoch in range(6)]
     assert all(sorted(keys) == ["first", "row 2", "row 3"] for keys in order)
@@ -131,7 +131,7 @@ def test_prompts_are_rendered_and_rewards_get_the_messages(tmp_path):
     assert seen[0] == (messages, r"a</think>\boxed{2}") and str(seen[1][0]) == problems[1].prompt
 
 
-def test_another_check_refuses_more(tmp_path):
+def test_additional_check_is_applied_to_each_row(tmp_path):
     def short(problem):
         if len(problem.prompt) > 5:
             raise ValueError(f"too long: {problem.prompt}")
@@ -142,7 +142,7 @@ def test_another_check_refuses_more(tmp_path):
     assert len(read_problems(str(path), check=short, skip_bad=True)) == 1
 
 
-def test_row_with_messages_and_tests_is_a_program(tmp_path):
+def test_messages_with_tests_are_a_code_problem(tmp_path):
     row = {"question": "Print 7.", "tests": [{"stdin": "", "stdout": "7"}]}
     [problem] = read_problems(str(write(tmp_path, row)))
     assert problem.prompt == "Print 7.\n" and problem.columns == row
@@ -183,7 +183,7 @@ def test_row_with_messages_and_tests_is_a_program(tmp_path):
         ),
     ],
 )
-def test_row_that_gives_no_problem_is_named(tmp_path, row, complaint):
+def test_row_without_a_problem_is_reported_with_its_line(tmp_path, row, complaint):
     with pytest.raises(
         ValueError,
         match="^" + re.escape(f"{write(tmp_path, row)}:1: ") + ".*" + re.escape(complaint),

@@ -8,7 +8,7 @@ from r1mini.rewards import completion
 from .samples import sample, write
 
 
-def test_text_is_for_sft_alone():
+def test_plain_text_rows_are_for_sft_only():
     assert list(sft_rows(sample("trl_text")).values()) == [
         row for _, row in read_rows(sample("trl_text"))
     ]
@@ -16,7 +16,7 @@ def test_text_is_for_sft_alone():
         read_problems(str(sample("trl_text")))
 
 
-def test_row_without_a_verified_generation_is_for_rl_alone(tmp_path):
+def test_row_without_a_verified_generation_is_for_rl_only(tmp_path):
     row = {
         "problem": "1+0?",
         "answer": "1",
@@ -40,7 +40,7 @@ def test_duplicate_rows_are_kept_and_counted(tmp_path, capsys):
     assert f"1 skipped by --skip-bad ({path}:3: duplicate of {path}:1)" in capsys.readouterr().out
 
 
-def test_proofs_are_learned_but_not_asked(tmp_path):
+def test_proofs_are_for_sft_only(tmp_path):
     path = write(
         tmp_path, {"problem": "Prove it.", "solution": "So.", "answer": "proof", "source": "x"}
     )
@@ -69,12 +69,12 @@ def test_proofs_are_learned_but_not_asked(tmp_path):
         ),
     ],
 )
-def test_replies_are_text(tmp_path, row, names):
+def test_reply_that_is_not_text_is_refused(tmp_path, row, names):
     with pytest.raises(ValueError, match=f":1: .*{names}"):
         sft_rows(write(tmp_path, row))
 
 
-def test_solution_is_learned_where_an_answer_is_compared(tmp_path):
+def test_sft_learns_the_solution_while_rl_compares_the_answer(tmp_path):
     path = write(
         tmp_path, {"problem": "1+1?", "solution": "One and one: \\boxed{2}.", "answer": "2"}
     )

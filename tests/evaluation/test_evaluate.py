@@ -57,7 +57,7 @@ def with_reference(logprobs, rows):
 @given(
     st.integers(1, 7).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n)))
 )
-def test_pass_at_k_is_the_share_of_draws_with_a_right_one(case):
+def test_pass_at_k_is_the_fraction_of_draws_with_a_correct_sample(case):
     n, correct, k = case
     draws = list(itertools.combinations([True] * correct + [False] * (n - correct), k))
     assert pass_at_k(n, correct, k) == pytest.approx(sum(map(any, draws)) / len(draws))
@@ -69,9 +69,12 @@ def test_pass_at_k_is_the_share_of_draws_with_a_right_one(case):
         ([RIGHT, RIGHT, WRONG], 1.0),
         ([RIGHT, WRONG, WRONG], 0.0),
         ([RIGHT, WRONG], 1 / 2),
-        ([RIGHT, SAME, WRONG], 2 / 3),  # three answers tie, two are right
+        ([RIGHT, SAME, WRONG], 2 / 3),  # three answers tie, two of them correct
         ([RIGHT, RIGHT, WRONG, WRONG, OTHER], 1 / 2),
-        ([RIGHT, " " + RIGHT, WRONG], 1.0),  # white space around an answer is no other answer
+        (
+            [RIGHT, " " + RIGHT, WRONG],
+            1.0,
+        ),  # white space around an answer does not make it different
         ([], 0.0),
     ],
 )
@@ -81,12 +84,12 @@ def test_consensus_and_its_ties(answers, expected):
     )
 
 
-def test_completions_without_an_answer_have_no_vote():
+def test_completions_without_an_answer_do_not_vote():
     assert consensus(rows(*map(rollout, ["", "no", tagged(""), tagged(RIGHT)]))) == 1.0
     assert consensus(rows(*map(rollout, ["", "no"]))) == 0.0
 
 
-def test_answers_to_a_files_problem_that_are_equal_have_one_vote():
+def test_equivalent_answers_share_their_votes():
     problem = Problem("x.jsonl", "0", "", "p", {"answer": "1/2"})
     result = rows(
         *map(
@@ -122,7 +125,7 @@ def test_figures_of_a_task_by_hand():
         "pass@1": pytest.approx(1 / 6),  # problems 1/3 and 0
         "pass@1_se": pytest.approx(1 / 6),  # variance 2 * (1/6)^2, over 2 problems
         "pass@3": 0.5,
-        "cons@3": 0.25,  # first problem: a tie of one right and one wrong
+        "cons@3": 0.25,  # first problem: a tie between a correct and a wrong answer
         "format": pytest.approx(4 / 6),
         "language": pytest.approx(5 / 6),
         "length": pytest.approx((5 * 3 + 9) / 6),
@@ -139,7 +142,7 @@ def evaluated(model, tokens):
     return sample_and_evaluate(model, tokens, SETS, 2, SamplingParams(max_new_tokens=2), seed=0)
 
 
-def test_only_held_out_problems_are_evaluated_each_once(evaluated):
+def test_each_held_out_problem_is_evaluated_once(evaluated):
     _, all_rows = evaluated
     assert [row["sample"] for row in all_rows] == [0, 1] * 40
     assert len({(row["task"], row["problem"]) for row in all_rows}) == 40
@@ -153,7 +156,7 @@ def test_every_seed_evaluates_the_same_problems(evaluated, model, tokens):
 
 
 @pytest.mark.parametrize("done", [0, 1, 20, 33])
-def test_interrupted_evaluation_goes_on_to_the_same_figures(
+def test_interrupted_evaluation_resumes_to_the_same_figures(
     evaluated, model, tokens, tmp_path, done
 ):
     results, expected_rows = evaluated
@@ -165,7 +168,7 @@ def test_interrupted_evaluation_goes_on_to_the_same_figures(
     for group in groups[:done]:
         journal.add(group)
     with path.open("ab") as file:
-        file.write(b'[{"task": "coun')  # cut in the middle of a line
+        file.write(b'[{"task": "coun')  # truncated in the middle of a line
     journal.file.close()
     again, rows = sample_and_evaluate(
         model,
@@ -180,7 +183,7 @@ def test_interrupted_evaluation_goes_on_to_the_same_figures(
     for name, figures in results.items():
         assert again[name] == pytest.approx(
             figures
-        )  # other rows beside each: the last bits of its log-probabilities differ
+        )  # the batches have other rows, so the last bits of the log-probabilities differ
     drop = lambda row: {**row, "logprob": 0}
     assert (
         list(map(drop, rows)) == list(map(drop, expected_rows))
@@ -189,7 +192,7 @@ def test_interrupted_evaluation_goes_on_to_the_same_figures(
     assert Journal(path, {"seed": 0}, 40).parts == [rows[i : i + 2] for i in range(0, 80, 2)]
 
 
-def test_journal_on_a_full_disk_is_named(tmp_path, monkeypatch):
+def test_full_disk_error_names_the_journal(tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -214,10 +217,10 @@ def test_journal_of_another_job_is_refused(tmp_path):
     with pytest.raises(ValueError, match="x.partial: damaged .*; delete it to start over"):
         Journal(path, {"seed": 0}, 40)
     path.write_bytes(b"")
-    assert Journal(path, {"seed": 0}, 40).parts == []  # killed before its first line was whole
+    assert Journal(path, {"seed": 0}, 40).parts == []  # killed before its first line was complete
 
 
-def test_mean_over_tasks_skips_what_does_not_apply(evaluated):
+def test_mean_over_tasks_skips_metrics_that_do_not_apply(evaluated):
     results, _ = evaluated
     assert results["elements"]["language"] is None
     assert results["mean"]["language"] == results["countdown"]["language"]
@@ -241,7 +244,7 @@ def test_table_has_a_line_for_each_task_and_the_mean(evaluated):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_kl_from_itself_is_zero(model, tokens, temperature):
+def test_kl_of_a_model_from_itself_is_zero(model, tokens, temperature):
     rollouts = sample(
         model, tokens, ["a\n", "Make 24\n"], 8, SamplingParams(6, temperature), seed=0
     )[0]
@@ -258,7 +261,7 @@ def test_entropy_and_kl_by_hand(model, tokens):
         replace(rollout("y", 1), logprobs=(-6.0,)),
     ]
     assert summarise([rows(*rollouts)])["entropy"] == 3.0  # 9 nats over 3 tokens
-    uniform = copy.deepcopy(model)  # likes every token alike: log p - log p_ref = log p + log V
+    uniform = copy.deepcopy(model)  # the reference is uniform: log p - log p_ref = log p + log V
     uniform.lm_head.weight.data.zero_()
     figures = summarise(
         [with_reference(reference_logprobs(uniform, rollouts, 1.0), rows(*rollouts))]

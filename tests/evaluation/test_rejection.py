@@ -24,14 +24,14 @@ def test_clean_completion_passes_every_filter():
         (think("so слово"), True),
         (think("5+8=13"), True),
         (think("so θ = 5, 3 km"), False),
-        (think("so it is", answer="对"), False),  # R1 filters the chain of thought
+        (think("so it is", answer="对"), False),  # R1 filters only the chain of thought
     ],
 )
 def test_mixed_languages(text, removed):
     assert rejection.mixed_languages(PROBLEM, text) is removed
 
 
-def test_mixed_languages_needs_a_language():
+def test_mixed_languages_filter_needs_a_language():
     assert not rejection.mixed_languages(Problem("data", "", "", "p", {}), think("so 对"))
     assert not rejection.mixed_languages(
         Problem("elements", "", "zh", "p", {}), "<answer>Fe</answer>"
@@ -79,7 +79,7 @@ def test_code_block(problem, text, removed):
         (
             think(" ".join(f"word{'abcdefghij'[i % 10]}" for i in range(100))),
             True,
-        ),  # a loop within a line
+        ),  # a repetition within one line
         (think("we know that x is 1 and y is 2, so we know that z is 3"), False),
         (think("so\n$$\nx\n$$\nthen\n$$\ny\n$$\n}\nand\n}"), False),
         (think("----\nso\n----"), False),

@@ -1,5 +1,5 @@
 # ruff: noqa: E402
-"""Two ranks compute what one rank does: two gloo processes, run by torchrun from this file."""
+"""Two ranks compute the same as one: two gloo processes, which torchrun starts from this file."""
 
 import os
 import socket
@@ -52,7 +52,7 @@ def sft(folder, out, **changes):
 
 
 def grpo(folder, out, **changes):
-    """Five problems, and micro-batches that two ranks cannot share out evenly."""
+    """Five problems, and micro-batches that do not divide evenly between two ranks."""
     return train_grpo.Config(
         **{
             "model": folder,
@@ -121,7 +121,7 @@ def gradients(beta):
 
 
 def moved():
-    """Share of a model's weights that a change of a thousandth moves in bf16."""
+    """Fraction of a model's weights that change in bf16 when they are changed by a thousandth."""
     policy = distributed.shard(random_model())
     before = metrics.bf16_weights(policy)
     with torch.no_grad():
@@ -131,14 +131,14 @@ def moved():
 
 
 def on_two(cfg):
-    """What each of two ranks does: all that is compared, in one start of the processes."""
+    """What each of the two ranks runs: everything that is compared, in one launch."""
     folder, out = cfg.model, Path(cfg.out).parent
     for beta in (0.0, 0.1):
         values, stats = gradients(beta)
         if distributed.is_main_rank():
             torch.save({"gradients": values, "metrics": stats}, out / f"gradients-{beta}.pt")
     assert moved() == float(os.environ["MOVED"])
-    with pytest.MonkeyPatch.context() as patch:  # as on GPUs; the one rank beside it does without
+    with pytest.MonkeyPatch.context() as patch:  # as on GPUs; the single rank runs without it
         patch.setattr(memory, "raises_oom", lambda device: True)
         train_sft.main(sft(folder, out / "sft-2"))
         train_grpo.main(grpo(folder, out / "grpo-2"))
@@ -147,7 +147,7 @@ def on_two(cfg):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             signals, "first_time", None if distributed.is_main_rank() else 0.0
-        )  # one of them was signalled
+        )  # only one of them received the signal
         with pytest.raises(KeyboardInterrupt):
             train_grpo.main(grpo(folder, out / "asked"))
 
@@ -193,7 +193,7 @@ def difference(one, other):
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.1])
-def test_gradients_and_metrics_of_two_ranks_are_those_of_one(runs, beta):
+def test_two_ranks_give_the_gradients_and_metrics_of_one(runs, beta):
     saved = torch.load(runs / f"gradients-{beta}.pt")
     expected, stats = gradients(beta)
     assert saved["gradients"].keys() == expected.keys()
@@ -203,7 +203,7 @@ def test_gradients_and_metrics_of_two_ranks_are_those_of_one(runs, beta):
 
 
 @pytest.mark.parametrize("kind", ["sft", "grpo"])
-def test_a_run_on_two_ranks_is_that_of_one(runs, kind):
+def test_run_on_two_ranks_equals_run_on_one(runs, kind):
     one, two = runs / f"{kind}-1", runs / f"{kind}-2"
     assert sorted(path.name for path in one.iterdir()) == sorted(
         path.name for path in two.iterdir()
@@ -224,9 +224,7 @@ def test_a_run_on_two_ranks_is_that_of_one(runs, kind):
         assert (one / "rollouts.jsonl").read_bytes() == (two / "rollouts.jsonl").read_bytes()
 
 
-def test_a_saved_state_has_the_same_files_and_resumes_on_any_number_of_ranks(
-    runs, folder, tmp_path
-):
+def test_saved_state_is_independent_of_the_number_of_ranks(runs, folder, tmp_path):
     (tmp_path / "letters.py").write_text(LETTERS)
     interrupted(tmp_path / "one", folder)
     one_rank, two_ranks = (
@@ -250,7 +248,7 @@ def test_a_saved_state_has_the_same_files_and_resumes_on_any_number_of_ranks(
     assert difference(runs / "from-1", runs / "grpo-1") < 1e-5
 
 
-def test_a_signal_to_one_rank_ends_all_behind_the_same_step(runs):
+def test_signal_to_one_rank_ends_all_after_the_same_step(runs):
     assert run_state.latest_valid(runs / "asked").name == "step-00000001"
 
 
@@ -286,7 +284,7 @@ def on_ranks(cwd, *argv, faulty=""):
     return [process.returncode for process in started], "".join(stderr)
 
 
-def test_an_error_of_one_rank_is_one_line_and_stops_all(folder, tmp_path):
+def test_error_on_one_rank_stops_all_with_one_line(folder, tmp_path):
     (tmp_path / "letters.py").write_text(LETTERS)
     codes, stderr = on_ranks(
         tmp_path,
@@ -329,7 +327,7 @@ def test_each_rank_has_its_own_gpu(monkeypatch):
 
 
 @pytest.mark.parametrize(("parts", "ranks"), [(5, 2), (1, 3), (6, 3), (7, 4)])
-def test_every_rank_runs_equally_many_passes_and_each_micro_batch_counts_once(
+def test_ranks_run_equal_numbers_of_passes_and_count_each_micro_batch_once(
     monkeypatch, parts, ranks
 ):
     monkeypatch.setattr(distributed, "world_size", lambda: ranks)

@@ -16,7 +16,7 @@ def positions(lengths):
     return torch.cat([torch.arange(length) for length in lengths])
 
 
-def test_stretches_see_themselves_and_what_they_go_on_from(kind):
+def test_packed_sequences_see_only_themselves_and_their_parents(kind):
     a, b, c = (some_tokens(1, 12)[0, i : i + 4] for i in (0, 4, 8))
     # a; a and then b; a and then c; c alone
     lengths, after = [4, 4, 4, 4], [-1, 0, 0, -1]

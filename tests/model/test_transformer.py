@@ -15,7 +15,7 @@ def kind(request):
     return random_model(**CONFIGS[request.param]).requires_grad_(False)
 
 
-def test_no_token_sees_a_later_one(kind):
+def test_attention_is_causal(kind):
     tokens_BT = some_tokens(1, 8)
     changed = tokens_BT.clone()
     changed[0, 5] += 1
@@ -24,7 +24,7 @@ def test_no_token_sees_a_later_one(kind):
     assert not torch.allclose(before[5:], after[5:], atol=1e-3)
 
 
-def test_grouped_heads_are_heads_that_share_keys_and_values():
+def test_grouped_query_heads_share_keys_and_values():
     grouped = random_model(num_key_value_heads=2)
     full = Transformer(shape(num_key_value_heads=4))
     state = grouped.state_dict()
@@ -44,7 +44,7 @@ def attention_by_loops(attention, x_TD, theta):
 
     def turned(
         vector, position
-    ):  # channels i and i + C/2 are a plane that turns by position / theta^(2i/C)
+    ):  # channels i and i + C/2 form a plane that is rotated by position / theta^(2i/C)
         out = vector.clone()
         for i in range(C // 2):
             angle = position * theta ** (-2 * i / C)
@@ -69,7 +69,7 @@ def attention_by_loops(attention, x_TD, theta):
     return torch.stack(rows)
 
 
-def test_attention_is_the_textbooks(kind):
+def test_attention_matches_a_loop_implementation(kind):
     attention = kind.model.layers[0].self_attn
     x_TD = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
     cos, sin = rope_tables(torch.arange(5), *rope_frequency(kind.config))
@@ -82,14 +82,14 @@ def test_attention_is_the_textbooks(kind):
 
 
 def test_rotation_by_hand():
-    # Two channels turn by one radian a position.
+    # Two channels rotate by one radian per position.
     cos, sin = rope_tables(torch.arange(3), *rope_frequency(shape(head_dim=2)))
     got = rotate(torch.tensor([1.0, 0.0]).expand(1, 1, 3, 2), cos, sin)[0, 0]
     torch.testing.assert_close(got, torch.tensor([[math.cos(p), math.sin(p)] for p in range(3)]))
 
 
 def test_scaled_frequencies_by_hand():
-    # Two planes, 1 and 0.01 radians a position: over 200 pi positions they turn 100 times and once.
+    # Two planes, 1 and 0.01 radians per position: over 200 pi positions they rotate 100 times and once.
     def scaled(**scaling):
         scaling = {"factor": 4.0, "original_max_position_embeddings": 200 * math.pi, **scaling}
         frequency, factor = rope_frequency(shape(head_dim=4, rope_scaling=scaling))
@@ -100,7 +100,7 @@ def test_scaled_frequencies_by_hand():
     assert scaled(**llama3, low_freq_factor=1.2) == pytest.approx([1, 0.0025, 1])
     assert scaled(**llama3, low_freq_factor=0.5) == pytest.approx(
         [1, 0.5 * 0.01 + 0.5 * 0.0025, 1]
-    )  # half-way up
+    )  # halfway up the ramp
     # YaRN: planes 0 to 2 (by number, whole or not) turn 100 to 0.01 times; the ramp between them is
     # at 1/2 on plane 1.
     yarn = {"rope_type": "yarn", "beta_fast": 100, "beta_slow": 0.01, "truncate": False}
@@ -109,7 +109,7 @@ def test_scaled_frequencies_by_hand():
     assert scaled(**yarn, attention_factor=1.5)[2] == 1.5
     assert scaled(**yarn, attn_factor=1 / temperature)[2] == pytest.approx(
         1
-    )  # as DeepSeek-R1-0528-Qwen3-8B
+    )  # as in DeepSeek-R1-0528-Qwen3-8B
     assert scaled(**yarn, mscale=2.0, mscale_all_dim=1.0)[2] == pytest.approx(
         (0.2 * math.log(4) + 1) / temperature
     )
@@ -121,14 +121,14 @@ def test_scaled_frequencies_by_hand():
     ] == pytest.approx([1, 0.00625])
 
 
-def test_attention_is_sharpened_by_the_factor_on_queries_and_keys():
+def test_attention_factor_scales_queries_and_keys():
     position, frequency = torch.arange(3), torch.tensor([1.0])
     plain, longer = rope_tables(position, frequency, 1.0), rope_tables(position, frequency, 1.5)
     for one, other in zip(plain, longer):
         torch.testing.assert_close(one * 1.5, other)
 
 
-def test_positions_stay_exact_when_the_weights_are_rounded():
+def test_rope_frequencies_are_exact_in_any_dtype():
     model = random_model()
     before = rope_frequency(model.config)[0]
     for moved in (model.bfloat16(), model.half(), model.to(torch.float64)):
@@ -142,12 +142,12 @@ def test_rms_norm_by_hand():
     torch.testing.assert_close(norm(torch.tensor([1.0, 7.0])), torch.tensor([0.2, 14.0]))
 
 
-def test_tied_embeddings_are_one_parameter():
+def test_tied_embeddings_share_one_parameter():
     assert "lm_head.weight" not in dict(random_model(tie_word_embeddings=True).named_parameters())
     assert "lm_head.weight" in dict(random_model(tie_word_embeddings=False).named_parameters())
 
 
-def test_initial_weights_depend_on_the_seed_alone_and_spare_the_residual_stream():
+def test_initial_weights_depend_only_on_the_seed_and_scale_residual_projections():
     one, same, other = (
         Transformer(shape(hidden_size=128, intermediate_size=256)) for _ in range(3)
     )

@@ -7,7 +7,7 @@ from r1mini.infra import files
 from r1mini.recipe import stages as recipe
 
 
-def test_a_tiny_pipeline_end_to_end_then_nothing_left_to_do(tmp_path, capsys):
+def test_tiny_recipe_end_to_end_and_second_run_does_nothing(tmp_path, capsys):
     cfg = recipe.Config(
         out=str(tmp_path / "r1"),
         tasks=("kinetics", "elements"),
@@ -36,7 +36,7 @@ def test_a_tiny_pipeline_end_to_end_then_nothing_left_to_do(tmp_path, capsys):
     assert "has run already" in capsys.readouterr().out
 
 
-def test_rounds_repeat_rejection_sampling_sft_from_the_base_and_rl(tmp_path):
+def test_rounds_repeat_rejection_sampling_sft_and_rl(tmp_path):
     stages = {s.name: s for s in recipe.recipe(recipe.Config(rounds=2), 0, tmp_path)}
     assert stages["rows-2"].settings["model"] == str(tmp_path / "r1")
     assert stages["dev3-2"].settings["model"] == stages["dev3"].settings["model"]  # the base again
@@ -44,7 +44,7 @@ def test_rounds_repeat_rejection_sampling_sft_from_the_base_and_rl(tmp_path):
     assert stages["distill-rows-2"].settings["model"] == str(tmp_path / "r1-2")
 
 
-def test_a_stage_whose_input_is_missing_is_refused_by_name(tmp_path):
+def test_stage_with_missing_input_is_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match="r1 needs .*dev3"):
         recipe.main(recipe.Config(out=str(tmp_path / "r1"), stages=("r1",), workers=1))
 
@@ -57,7 +57,7 @@ def test_a_stage_whose_input_is_missing_is_refused_by_name(tmp_path):
         ({"tasks": ("elements",)}, "elements"),
     ],
 )
-def test_what_does_not_exist_is_named(tmp_path, change, named):
+def test_bad_flag_value_is_named(tmp_path, change, named):
     with pytest.raises(ValueError, match=named):
         recipe.main(recipe.Config(out=str(tmp_path), **change))
 

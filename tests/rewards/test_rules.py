@@ -38,7 +38,7 @@ TABLE = [
         "<think>a < b > c </thinking></think><answer>b</answer>",
         1,
         "b",
-    ),  # no tag, only looks like one
+    ),  # not a tag, but looks like one
     ("<think></think><answer>b</answer>", 0, "b"),
     ("<think> \n</think><answer>b</answer>", 0, "b"),
     ("<think>a</think><answer> </answer>", 0, ""),
@@ -72,7 +72,7 @@ TABLE = [
 
 
 @pytest.mark.parametrize("text, strict, answer", TABLE)
-def test_format_and_answer_of(text, strict, answer):
+def test_format_and_extracted_answer(text, strict, answer):
     assert one(rewards.format, COUNTDOWN, text) == strict
     assert extract(text) == answer
 
@@ -85,12 +85,12 @@ def test_format_and_answer_of(text, strict, answer):
         "<think>a<answer>b</answer> no</think> c",
     ],
 )
-def test_answer_that_thinking_follows_is_none(text):
+def test_answer_before_more_thinking_does_not_count(text):
     assert one(rewards.format, COUNTDOWN, text) == 0
     assert extract(text) is None
 
 
-def test_parsed_blocks_are_verbatim():
+def test_parsed_blocks_are_verbatim_text():
     assert parse("<think> a\n</think> <answer> b </answer>\n") == (" a\n", " b ")
 
 
@@ -100,7 +100,7 @@ TAGS = ["<think>", "</think>", "<answer>", "</answer>"]
 @given(st.lists(st.sampled_from([*TAGS, "x", " ", "\n", "<", "24"]), max_size=9).map("".join))
 @example("<think>x\n</think> <answer>24</answer>\n")
 @example("<answer> 24</answer>")
-def test_what_has_the_format_is_the_blocks_put_together(text):
+def test_text_with_the_format_equals_its_parsed_blocks(text):
     parsed = parse(text)
     if parsed is not None:
         thinking, answer = parsed
@@ -110,24 +110,24 @@ def test_what_has_the_format_is_the_blocks_put_together(text):
 
 
 @given(st.text(), st.sampled_from([COUNTDOWN, FACT]))
-def test_no_text_breaks_a_reward(text, problem):
+def test_no_text_crashes_a_reward(text, problem):
     for wrapped in (text, f"<think>{text}</think><answer>{text}</answer>"):
         scores = score(problem, [Rollout((), (), (), wrapped, True)])[0]
         assert all(value is None or 0 <= value <= 1 for value in scores.values())
 
 
-def test_short_answer_has_the_format_where_no_reasoning_is_asked_for():
+def test_answer_alone_has_the_format_if_no_reasoning_is_required():
     assert one(rewards.format, FACT, "<answer>Fe</answer>") == 1
     assert one(rewards.format, FACT, "<think>铁</think><answer>Fe</answer>") == 1
     assert one(rewards.format, FACT, "<think></think><answer>Fe</answer>") == 0
     assert one(rewards.format, FACT, "Fe") == 0
 
 
-def test_accuracy_is_the_tasks_checker_on_the_answer():
+def test_accuracy_applies_the_tasks_checker_to_the_answer():
     assert one(rewards.accuracy, COUNTDOWN, "however untidy <answer> 3*5+9 </answer>") == 1
     assert (
         one(rewards.accuracy, COUNTDOWN, "<think>a</think><answer>9+9+9-3</answer>") == 0
-    )  # 24, of other numbers
+    )  # gives 24, but from other numbers
     assert one(rewards.accuracy, COUNTDOWN, "3*5+9") == 0
 
 
@@ -146,7 +146,7 @@ def test_accuracy_is_the_tasks_checker_on_the_answer():
         ("theValue is_it_so O_H KCl weKnow", ["theValue", "weKnow"]),
     ],
 )
-def test_words_are_what_is_not_notation(text, expected):
+def test_words_exclude_notation(text, expected):
     assert words(text) == expected
 
 
@@ -164,11 +164,11 @@ def test_language_consistency_by_hand(thinking, english):
     assert consistency(thinking, "zh") == 1 - english
 
 
-def test_thinking_without_words_is_consistent_in_no_language():
+def test_thinking_without_words_has_zero_consistency():
     assert consistency("5+8=13", "en") == consistency("5+8=13", "zh") == consistency("", "en") == 0
 
 
-def test_language_is_of_the_thinking_alone():
+def test_language_reward_ignores_the_answer():
     assert one(rewards.language, COUNTDOWN, "<think>5+8=13 no</think><answer>错</answer>") == 1
     assert one(rewards.language, COUNTDOWN, "no <think>错") == 0
     assert one(rewards.language, COUNTDOWN, "no<answer>5</answer>") == 0
@@ -196,7 +196,7 @@ def test_bad_reward_weights_are_quoted(text):
         parse_spec(text)
 
 
-def test_hostile_completions_are_scored_at_once():
+def test_hostile_completions_are_scored_quickly():
     for text in [
         "<answer>" * 20_000,
         "<think>" * 20_000 + "</think>" * 20_000,
@@ -236,7 +236,7 @@ MATH = Problem("math", "", "en", "What is a third?\n", {"answer": r"\frac{1}{3}"
         "3*5+9,",
     ],
 )
-def test_countdown_answers_that_earn_nothing(answer):
+def test_wrong_countdown_answers_earn_nothing(answer):
     assert one(rewards.accuracy, COUNTDOWN, f"<think>a</think><answer>{answer}</answer>") == 0
 
 
@@ -248,19 +248,19 @@ def test_countdown_answers_that_earn_nothing(answer):
         (r"\boxed{1/3}", 1),
         ("<think>a</think><answer>\\boxed{1/3}</answer>", 1),
         ("<think>a</think><answer>0.3333333333</answer>", 0),  # Math-Verify says yes
-        ("<think>a</think><answer>1/3, 1/2</answer>", 0),  # hedging
+        ("<think>a</think><answer>1/3, 1/2</answer>", 0),  # two answers
         ("<think>a</think><answer>1/3 or 1/2</answer>", 0),
         (r"<think>a</think>\boxed{1/3} or \boxed{1/2}", 0),  # the last box counts
-        (r"<think>\boxed{1/3}</think>I do not know.", 0),  # thinking is no answer
+        (r"<think>\boxed{1/3}</think>I do not know.", 0),  # thinking is not an answer
         (r"<think>\boxed{1/3}", 0),
         ("<think>a<answer>1/3</answer>", 0),
         ("<think>a</think><answer>1/3</answer><answer>1/3</answer>", 0),
         ("<think>a</think><answer>1/3", 0),
-        ("<think>a</think>1/3", 0),  # nowhere an answer
+        ("<think>a</think>1/3", 0),  # no answer anywhere
         (
             "<think>a</think><answer>0123456789 1/3 /1 1 2 3</answer>",
             0,
-        ),  # tiny-grpo: the answer is in it somewhere
+        ),  # tiny-grpo accepts this: it contains the answer
         ("<think>a</think><answer></answer>", 0),
         ("<think>a</think><answer>9**9**9</answer>", 0),
         ("<think>a</think><answer>\\frac{1}{</answer>", 0),
@@ -292,12 +292,12 @@ def test_accuracy_of_a_data_files_row(text, right):
         ("Compute 4!.", "24", "4!", 0),
     ],
 )
-def test_the_questions_own_expression_is_no_answer(prompt, gold, answer, right):
+def test_repeating_the_questions_expression_is_not_an_answer(prompt, gold, answer, right):
     problem = Problem("data", "", "en", prompt, {"answer": gold})
     assert one(rewards.accuracy, problem, f"<think>a</think><answer>{answer}</answer>") == right
 
 
-def test_thinking_that_the_prompt_has_opened_belongs_to_the_completion():
+def test_thinking_opened_by_the_prompt_counts_for_the_completion():
     problem = Problem("data", "", "en", "1+1?\n<think>\n", {"answer": "2"})
     assert one(rewards.accuracy, problem, "so it is</think><answer>2</answer>") == 1
     assert one(rewards.format, problem, "so it is</think><answer>2</answer>") == 1
@@ -308,7 +308,7 @@ def test_thinking_that_the_prompt_has_opened_belongs_to_the_completion():
     )  # it never stopped thinking
 
 
-def test_messages_may_have_parts():
+def test_message_content_may_be_a_list_of_parts():
     parts = [
         {"type": "image"},
         {"type": "text", "text": "<answer>"},
@@ -332,7 +332,7 @@ def test_messages_may_have_parts():
         ({"tests": [{"stdin": "", "stdout": "1"}], "time_limit": "2"}, "time_limit '2'"),
     ],
 )
-def test_row_that_cannot_be_judged_is_refused(columns, complaint):
+def test_row_without_a_checkable_answer_is_refused(columns, complaint):
     with pytest.raises(ValueError, match=complaint):
         check_problem(Problem("data", "", "en", "p", columns))
 
@@ -360,7 +360,7 @@ def test_where_the_gold_answer_comes_from(columns, gold):
     assert (one(rewards.accuracy, problem, f"<answer>{gold}</answer>") == 1) == (gold is not None)
 
 
-def test_the_task_column_finds_the_checker_row_by_row():
+def test_task_column_selects_the_checker_per_row():
     result = rewards.accuracy(
         prompts=["a", [{"role": "user", "content": "b"}], "c"],
         completions=[
@@ -424,7 +424,7 @@ def fenced(program, label="python"):
         (fenced("print('2\\n4\\n10')"), 0),
         (fenced("print('passed')\nexit(0)"), 0),
         (fenced(""), 0),
-        (fenced("print(2)\nprint(4)"), 0),  # one test of two: open-r1 gives a half
+        (fenced("print(2)\nprint(4)"), 0),  # one test of two: open-r1 gives 0.5
         (fenced(RIGHT, "cpp"), 0),
         (fenced(RIGHT) + "It prints\n```\n2\n4\n```\n", 1),
         (fenced(RIGHT) + "or\n```c\nx\n```\n", 1),
@@ -440,11 +440,11 @@ def fenced(program, label="python"):
         ("", 0),
     ],
 )
-def test_code(text, earned):
+def test_code_reward(text, earned):
     assert one(rewards.code, DOUBLE, text) == earned
 
 
-def test_code_takes_tests_in_every_form_and_nothing_it_cannot_run():
+def test_code_accepts_every_form_of_tests_and_refuses_malformed_ones():
     call = [{"call": "f", "args": [2], "expect": 4}]
     for tests in (call, '[{"call": "f", "args": [2], "expect": 4}]'):
         problem = Problem("code", "", "en", "p", {"tests": tests})
@@ -512,7 +512,7 @@ def test_multiple_choice(answer, earned):
     [MATH, FACT, DOUBLE, Problem("d", "", "en", "p", {"answer": "x"})],
     ids=lambda p: p.task,
 )
-def test_multiple_choice_applies_to_labels_alone(problem):
+def test_multiple_choice_applies_only_to_labels(problem):
     assert one(rewards.multiple_choice, problem, "<answer>B</answer>") is None
 
 
@@ -559,7 +559,7 @@ def test_reasoning_steps(thinking, earned):
     ) == pytest.approx(earned)
 
 
-def test_steps_outside_the_thinking_are_none():
+def test_reasoning_steps_outside_the_thinking_do_not_count():
     assert one(rewards.reasoning_steps, COUNTDOWN, "<think>a</think>1. a\n2. b\n3. c") == 0
 
 
@@ -585,7 +585,7 @@ def test_repetition_penalty(text, low, high):
     assert low <= one(rewards.repetition_penalty, COUNTDOWN, text) <= high
 
 
-def test_repetition_penalty_has_open_r1s_parameters():
+def test_repetition_penalty_takes_open_r1s_parameters():
     result = rewards.repetition_penalty(["p"], ["a b a b"], ngram_size=2, max_penalty=-0.5)
     assert result == [pytest.approx(-0.5 / 3)]
     with pytest.raises(ValueError, match="max_penalty 1.0"):
@@ -593,7 +593,7 @@ def test_repetition_penalty_has_open_r1s_parameters():
 
 
 def graded(reward, *cases, **parameters):
-    """A reward of several answers to COUNTDOWN, (right?, length in tokens) each."""
+    """A reward of several answers to COUNTDOWN, each given as (is correct, length in tokens)."""
     return reward(
         prompts=[COUNTDOWN.prompt] * len(cases),
         task=["countdown"] * len(cases),
@@ -607,7 +607,7 @@ def graded(reward, *cases, **parameters):
     )
 
 
-def test_cosine_by_hand_and_beyond_its_end():
+def test_cosine_by_hand_and_beyond_the_maximum_length():
     lengths = (0, 50, 100, 150, 200, 400)  # open-r1 at twice the length: full reward again
     assert graded(rewards.cosine, *((True, n) for n in lengths), max_len=100) == pytest.approx(
         [1.0, 0.75, 0.5, 0.5, 0.5, 0.5]
@@ -620,14 +620,14 @@ def test_cosine_by_hand_and_beyond_its_end():
     )
 
 
-def test_length_is_kimis_by_hand():
+def test_kimis_length_reward_by_hand():
     assert graded(
         rewards.length, (True, 10), (True, 20), (True, 30), (False, 10), (False, 30)
     ) == pytest.approx([0.5, 0.0, -0.5, 0.0, -0.5])
     assert graded(rewards.length, (True, 7), (False, 7)) == [0.0, 0.0]
 
 
-def test_lengths_are_in_characters_where_tokens_are_not_known():
+def test_lengths_are_in_characters_if_token_counts_are_unknown():
     result = rewards.length(
         ["p", "p"], ["<answer>1</answer>", "<answer>1 </answer>"], answer=["1", "1"]
     )
@@ -640,7 +640,7 @@ def test_lengths_are_in_characters_where_tokens_are_not_known():
     )
 
 
-def test_soft_overlong_punishment_of_each_row_at_its_own_limit():
+def test_soft_overlong_punishment_uses_each_rows_limit():
     arguments = {
         "prompts": "abc",
         "completions": "abc",
@@ -672,15 +672,15 @@ def test_soft_overlong_punishment_of_each_row_at_its_own_limit():
         ("так", 0),
     ],
 )
-def test_a_third_script_is_no_hiding_place(thinking, english):
+def test_words_in_a_third_script_count_as_wrong_language(thinking, english):
     assert consistency(thinking, "en") == english and consistency(thinking, "zh") == 0
 
 
-def test_capitals_are_no_hiding_place():
+def test_capitalised_words_count_as_words():
     assert consistency("对 WAIT CHECK", "zh") == 1 / 3 and words("NaOH HCN KOH") == []
 
 
-def test_a_column_may_limit_the_time_of_each_problem():
+def test_time_limit_column_applies_per_problem():
     problem = Problem(
         "code", "", "en", "p", {"tests": [{"stdin": "", "stdout": "1"}], "time_limit": 0.2}
     )
@@ -702,7 +702,7 @@ def test_language_applies_to_english_and_chinese():
     st.text(),
     st.sampled_from([COUNTDOWN, FACT, MATH, Problem("d", "", "en", "p", {"answer": "B"})]),
 )
-def test_no_text_breaks_any_reward(text, problem):
+def test_no_text_crashes_any_reward(text, problem):
     for wrapped in (
         text,
         f"<think>{text}</think><answer>{text}</answer>",
@@ -713,7 +713,7 @@ def test_no_text_breaks_any_reward(text, problem):
             assert value is None or -1 <= value <= 1
 
 
-def test_hostile_texts_cost_every_reward_little():
+def test_every_reward_is_fast_on_hostile_texts():
     hostile = [
         "<answer>" * 20_000,
         "```python\n" * 20_000,

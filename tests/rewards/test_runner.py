@@ -1,4 +1,4 @@
-"""Calling the rewards: command line, pasted functions of other projects, checks, threads."""
+"""Calling the rewards: command line, functions pasted from other projects, checks, threads."""
 
 import importlib.util
 import json
@@ -64,7 +64,7 @@ def file(tmp_path):
         (r"C:\my.py:f:0.5", {"f": 0.5}),
     ],
 )
-def test_weights_of_the_command_line(flag, expected):
+def test_reward_weights_are_parsed(flag, expected):
     _, weights = parse_spec(flag)
     assert weights == expected
 
@@ -86,7 +86,7 @@ def test_weights_of_the_command_line(flag, expected):
         ("accuracy:1e300", "1e300.*finite"),
     ],
 )
-def test_what_is_wrong_with_a_reward_flag_is_one_line(file, monkeypatch, tmp_path, flag, why):
+def test_bad_reward_flag_is_a_one_line_error(file, monkeypatch, tmp_path, flag, why):
     file(
         "NUMBER = 3\ndef f(completions, **kwargs):\n    return [1.0] * len(completions)\n", "my.py"
     )
@@ -98,7 +98,7 @@ def test_what_is_wrong_with_a_reward_flag_is_one_line(file, monkeypatch, tmp_pat
     assert "\n" not in str(error.value)
 
 
-def test_functions_of_one_file_share_its_state(file):
+def test_functions_from_one_file_share_its_state(file):
     path = file("""
         seen = []
         def first(completions, **kwargs):
@@ -115,9 +115,10 @@ def test_functions_of_one_file_share_its_state(file):
     ]
 
 
-# -- rewards of other projects, pasted ---------------------------------------------------------------------------------
+# -- rewards pasted from other projects --------------------------------------------------------------------------------
 
-# Typed anew after the public signatures of open-r1 and TRL: message lists, keywords, columns, completion ids, factories.
+# Written from scratch, with the public signatures of open-r1 and TRL: message lists, keywords, columns, completion ids,
+# factories.
 PASTED = r"""
 import math
 import re
@@ -222,7 +223,7 @@ def test_trls_own_files_run_unchanged(file):
         assert called(functions[name], GOOD, "no") == expected
 
 
-def test_language_is_passed_only_where_a_row_has_one():
+def test_language_column_is_passed_only_if_a_row_has_one():
     seen = []
     reward = lambda completions, **columns: (
         seen.append("language" in columns) or [1.0] * len(completions)
@@ -233,7 +234,7 @@ def test_language_is_passed_only_where_a_row_has_one():
     assert seen == [False, True]
 
 
-def test_pasted_reward_trains_and_is_logged_by_its_name(script, file, folder, tmp_path):
+def test_pasted_reward_is_trained_on_and_logged_by_name(script, file, folder, tmp_path):
     path = file(PASTED)
     code, out, err = script(
         "train_grpo.py",
@@ -280,7 +281,7 @@ def test_pasted_reward_trains_and_is_logged_by_its_name(script, file, folder, tm
     )
 
 
-def test_a_text_is_a_string_and_a_message():
+def test_text_acts_as_a_string_and_as_a_message():
     text = Text("ab")
     assert (
         text == "ab"
@@ -298,7 +299,7 @@ def test_a_text_is_a_string_and_a_message():
         text[0]["contents"]
 
 
-# -- nothing that goes wrong is a number -------------------------------------------------------------------------------
+# -- failures never become a reward ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -321,7 +322,7 @@ def test_a_text_is_a_string_and_a_message():
         ([1j, 1.0], "not a number.*row 1"),
     ],
 )
-def test_what_is_no_list_of_finite_numbers_stops_with_the_row(returned, why):
+def test_return_value_that_is_not_a_list_of_finite_numbers_names_the_row(returned, why):
     with pytest.raises(ValueError, match=f"reward mine: .*{why}") as error:
         called(lambda **columns: returned, "first", "second\n\x1b[31m")
     assert re.search(
@@ -330,7 +331,7 @@ def test_what_is_no_list_of_finite_numbers_stops_with_the_row(returned, why):
     )
 
 
-def test_numbers_of_any_kind_are_numbers():
+def test_any_numeric_type_is_accepted():
     torch = pytest.importorskip("torch")
     assert called(lambda **columns: (True, 0), "a", "b") == [1.0, 0.0]
     assert called(lambda **columns: torch.tensor([0.5, 1.5]), "a", "b") == [0.5, 1.5]
@@ -342,7 +343,7 @@ def test_numbers_of_any_kind_are_numbers():
 @pytest.mark.parametrize(
     "bad", [KeyError("answer"), ZeroDivisionError(), SystemExit(0), ValueError("two\nlines\x1b[0m")]
 )
-def test_exception_stops_with_the_row_that_caused_it(bad):
+def test_exception_in_a_reward_names_the_row(bad):
     def reward(completions, **kwargs):
         if "poison" in completions:
             raise bad
@@ -355,7 +356,7 @@ def test_exception_stops_with_the_row_that_caused_it(bad):
     assert str(error.value).isprintable()
 
 
-def test_interrupt_is_none_of_the_rewards_business():
+def test_interrupt_passes_through_a_reward():
     def reward(**columns):
         raise KeyboardInterrupt
 
@@ -363,7 +364,7 @@ def test_interrupt_is_none_of_the_rewards_business():
         called(reward, "a")
 
 
-def test_bad_reward_ends_the_run_with_one_line_and_code_2(script, file, folder, tmp_path):
+def test_bad_reward_ends_the_run_with_one_line_and_exit_code_2(script, file, folder, tmp_path):
     path = file("def bad(completions, **kwargs):\n    return [1 / 0 for _ in completions]\n")
     code, out, err = script(
         "train_grpo.py",
@@ -386,7 +387,7 @@ def test_bad_reward_ends_the_run_with_one_line_and_code_2(script, file, folder, 
     )
 
 
-def test_a_fault_of_the_sandbox_is_no_reward(monkeypatch):
+def test_sandbox_fault_is_not_a_reward(monkeypatch):
     def broken(*args):
         raise rules.sandbox.SandboxError("no seccomp here")
 
@@ -396,14 +397,14 @@ def test_a_fault_of_the_sandbox_is_no_reward(monkeypatch):
         score(problem, rollouts("<think>", "```\nprint(1)\n```"), ("code",))
 
 
-def test_gold_that_cannot_be_read_is_no_reward():
+def test_unparsable_gold_ends_the_run():
     with pytest.raises(ValueError, match="reward accuracy: ValueError: gold answer"):
         score(
             Problem("data", "", "en", "p", {"answer": r"\frac{1}{"}), rollouts("<answer>1</answer>")
         )
 
 
-def test_a_problem_that_no_reward_applies_to_is_an_error():
+def test_problem_without_an_applicable_reward_is_an_error():
     scores = score(PROBLEM, rollouts("a", "b"), ("code", "accuracy"))
     assert group_rewards(PROBLEM, scores, {"code": 1.0, "accuracy": 1.0}) == (0.0, 0.0)
     with pytest.raises(
@@ -413,7 +414,7 @@ def test_a_problem_that_no_reward_applies_to_is_an_error():
         group_rewards(PROBLEM, scores, {"code": 1.0})
 
 
-def test_a_reward_cannot_change_what_the_next_one_sees():
+def test_reward_cannot_modify_the_input_of_the_next_one():
     def greedy(completions, **columns):
         values = [1.0] * len(completions)
         completions.clear()
@@ -426,7 +427,7 @@ def test_a_reward_cannot_change_what_the_next_one_sees():
 # -- threads -----------------------------------------------------------------------------------------------------------
 
 
-def test_builtin_rewards_run_in_threads_and_users_functions_in_the_main_thread(monkeypatch):
+def test_builtin_rewards_run_in_threads_and_user_functions_in_the_main_thread(monkeypatch):
     where, begun = {}, threading.Event()
 
     @per_completion
@@ -442,19 +443,19 @@ def test_builtin_rewards_run_in_threads_and_users_functions_in_the_main_thread(m
     monkeypatch.setitem(rewards.REWARDS, "slow", slow)
     with worker_pool() as pool:
         scoring = score_async(DATA, rollouts("a"), {"slow": slow, "users": users}, pool)
-        assert begun.wait(10) and "users" not in where  # before anybody asks for the result
+        assert begun.wait(10) and "users" not in where  # before the result is requested
         assert scoring.result() == [{"slow": 1.0, "users": 2.0}]
     assert where["users"] is threading.main_thread() is not where["slow"]
 
 
-def test_an_error_does_not_wait_for_what_has_not_begun():
+def test_error_does_not_wait_for_rewards_that_have_not_started():
     with pytest.raises(ZeroDivisionError), worker_pool() as pool:
         jobs = [pool.submit(time.sleep, 0.2) for _ in range(400)]
         raise ZeroDivisionError
     assert jobs[-1].cancelled()
 
 
-def test_threads_give_what_one_thread_gives():
+def test_scores_do_not_depend_on_the_number_of_threads():
     problem = Problem("code", "", "en", "p", {"tests": [{"stdin": "3\n", "stdout": "6\n"}]})
     texts = [
         "```python\nprint(2 * int(input()))\n```",
@@ -489,12 +490,12 @@ def test_groups_are_scored_while_others_are_sampled(model, tokens):
     assert reported == list(enumerate(groups)) and all(len(group) == 2 for group in groups)
 
 
-def test_no_branch_per_reward_in_the_loop():
+def test_training_loop_has_no_branch_per_reward():
     loop = (ROOT / "train_grpo.py").read_text(encoding="utf-8")
     assert not [name for name in rewards.REWARDS if f'== "{name}"' in loop]
 
 
-def test_column_called_as_a_setting_of_a_reward_is_not_passed_to_it():
+def test_columns_do_not_override_a_rewards_settings():
     problem = Problem("x.jsonl", "0", "", "p", {"answer": "2", "max_len": 3, "ngram_size": "x"})
     rollouts = [Rollout((1,), (2,), (0.0,), r"\boxed{2}", True)]
     [scores] = score(problem, rollouts, ("cosine", "repetition_penalty"))

@@ -47,7 +47,7 @@ def test_metrics_of_a_step_by_hand():
     )  # "wait" of "wait ok", twice
 
 
-def test_cut_completions_count_as_cut_and_not_as_unparsed():
+def test_truncated_completions_do_not_count_as_unparsed():
     row = metrics.sampling_metrics([group("<think>", "<think>", finished=False)])
     assert row["completions/clipped_ratio"] == 1 and row["completions/unparsed_ratio"] == 0
 
@@ -62,11 +62,11 @@ def test_cut_completions_count_as_cut_and_not_as_unparsed():
         ("错\n错\n对", "zh", 0.0),
     ],
 )
-def test_share_of_reflective_words(thinking, language, share):
+def test_fraction_of_reflective_words(thinking, language, share):
     assert metrics.reflection(thinking, language) == pytest.approx(share)
 
 
-def test_first_look_gives_each_reward_its_reason():
+def test_first_look_explains_each_reward():
     text = diagnosis.first_look(
         group(WRONG, RIGHT), {"accuracy": 1.0, "format": 0.2, "language": 1.0}
     )
@@ -83,7 +83,7 @@ def test_first_look_gives_each_reward_its_reason():
     assert "no <answer>" in diagnosis.first_look(group("x", RIGHT), {"accuracy": 1.0})
 
 
-def test_first_look_at_problems_of_a_data_file():
+def test_first_look_at_a_problem_of_a_data_file():
     texts = (rollout("<answer>1</answer>"), rollout("no"))
     for columns, expected in (
         ({"answer": "2"}, "accuracy (weight 1): 0.00 ('1' is not '2')"),
@@ -116,7 +116,7 @@ def advice(rows, weighting={"accuracy": 1.0, "format": 0.5}, **changes):
     return list(diagnosis.diagnose(rows, replace(CONFIG, **changes), weighting, 1024))
 
 
-def test_healthy_run_is_left_in_peace():
+def test_healthy_run_gets_no_advice():
     assert not advice([HEALTHY] * 10)
     assert not advice([HEALTHY] * 10, bf16=True)
 
@@ -142,7 +142,7 @@ def test_healthy_run_is_left_in_peace():
         ),
     ],
 )
-def test_each_trouble_is_named_once_with_its_flag(change, flag):
+def test_each_problem_is_reported_once_with_the_flag_to_change(change, flag):
     sentences = advice([HEALTHY] + [{**HEALTHY, **change}] * 4)
     assert len(sentences) == 1 and re.search(flag, sentences[0])
 
@@ -165,7 +165,7 @@ def test_each_trouble_is_named_once_with_its_flag(change, flag):
         ),
     ],
 )
-def test_no_flag_is_advised_that_is_set_already_or_would_do_nothing(change, options, sentence):
+def test_advice_omits_flags_that_are_set_or_have_no_effect(change, options, sentence):
     sentences = advice([HEALTHY] + [{**HEALTHY, **change}] * 4, **options)
     assert len(sentences) == 1 and re.search(sentence, sentences[0])
 
@@ -178,7 +178,7 @@ GAPS = [f"sampling/sampling_logp_difference/{name}" for name in ("max", "mean")]
     [
         (7e-4, 8e-7, {}, None),
         (0.1, 3e-4, {"bf16": True}, None),
-        (0.7, 0.05, {"bf16": True}, None),  # as measured
+        (0.7, 0.05, {"bf16": True}, None),  # as large as measured
         (0.5, 1e-4, {}, "up to 0.5 nats per token.*: try --correction token-truncate$"),
         (2.0, 0.05, {"bf16": True}, "try --no-bf16 or --correction token-truncate$"),
         (
@@ -189,7 +189,7 @@ GAPS = [f"sampling/sampling_logp_difference/{name}" for name in ("max", "mean")]
         ),
     ],
 )
-def test_disagreement_of_sampler_and_learner_is_reported_at_once(largest, mean, options, sentence):
+def test_gap_between_sampler_and_learner_is_reported_at_once(largest, mean, options, sentence):
     message = diagnosis.check_sampler_gap(
         {"step": 3, **dict(zip(GAPS, (largest, mean)))}, replace(CONFIG, **options)
     )
@@ -200,7 +200,7 @@ def test_disagreement_of_sampler_and_learner_is_reported_at_once(largest, mean, 
 @pytest.mark.parametrize(
     "mean, options", [(0.011, {}), (0.11, {"bf16": True}), (math.nan, {}), (math.inf, {})]
 )
-def test_sampler_and_learner_that_disagree_in_the_mean_end_the_run(mean, options):
+def test_large_mean_gap_between_sampler_and_learner_ends_the_run(mean, options):
     with pytest.raises(
         ValueError,
         match="step 3: sampler and learner differ by up to 0.5 nats .* --correction token-truncate",
@@ -210,11 +210,11 @@ def test_sampler_and_learner_that_disagree_in_the_mean_end_the_run(mean, options
         )
 
 
-def test_groups_without_a_baseline_are_never_flat():
+def test_equal_rewards_are_no_problem_without_a_baseline():
     assert not advice([{**HEALTHY, "frac_reward_zero_std": 0.9}] * 5, baseline="none", scale="none")
 
 
-def test_one_bad_step_is_no_trend():
+def test_single_bad_step_is_not_reported():
     for change in (
         {"frac_reward_zero_std": 1.0},
         {"completions/clipped_ratio": 0.9},
@@ -223,7 +223,7 @@ def test_one_bad_step_is_no_trend():
         assert not advice([HEALTHY] * 5 + [{**HEALTHY, **change}])
 
 
-def test_an_update_below_the_rounding_of_bf16_moves_nothing():
+def test_update_below_bf16_rounding_changes_no_weight():
     # Next to 1.0 bf16 has steps of 2^-7 (above) and 2^-8 (below): 2^-10 is lost, 2^-7 is not.
     model = torch.nn.Linear(4, 1, bias=False)
     torch.nn.init.ones_(model.weight)

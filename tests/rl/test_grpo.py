@@ -22,7 +22,7 @@ def loss_and_gradient(logp, old_logp, advantage, weight, **options):
     return loss.item(), logp.grad, metrics
 
 
-def test_advantages_are_deviations_in_units_of_the_groups_sample_deviation():
+def test_advantages_are_divided_by_the_groups_sample_standard_deviation():
     # Mean 0.25; squared deviations 0.5625 + 3 * 0.0625 = 0.75; sample variance 0.75 / 3 = 0.25, deviation 0.5.
     # The 1e-4 added to the deviation: 0.75 / 0.5001 = 1.4997.
     close(
@@ -31,7 +31,7 @@ def test_advantages_are_deviations_in_units_of_the_groups_sample_deviation():
     )
 
 
-def test_groups_are_normalised_apart():
+def test_groups_are_normalised_separately():
     close(
         group_advantages(torch.tensor([[0.0, 1.0], [100.0, 300.0]])),
         # Deviations of two values d apart: d / sqrt(2).
@@ -46,12 +46,12 @@ def test_groups_are_normalised_apart():
     "rewards",
     [
         [0.0] * 4,
-        [0.1 + 0.2, 0.3, 0.3, 0.3],  # equal but for the last bit of a double
+        [0.1 + 0.2, 0.3, 0.3, 0.3],  # equal except for the last bit of a double
         [1.1] * 7,  # the mean of seven 1.1 is not 1.1 in floats
         [1e6 + 0.1] * 3,
     ],
 )
-def test_flat_group_has_advantages_of_exactly_zero(rewards):
+def test_group_of_equal_rewards_has_advantages_of_exactly_zero(rewards):
     assert group_advantages(torch.tensor([rewards])).tolist() == [[0.0] * len(rewards)]
 
 
@@ -98,7 +98,7 @@ def test_other_baselines_and_scales_by_hand(options, advantages):
 @pytest.mark.parametrize(
     "options", [{}, {"scale": "batch"}, {"scale": "none"}, {"baseline": "leave-one-out"}]
 )
-def test_flat_group_is_zero_under_every_baseline(options):
+def test_group_of_equal_rewards_has_zero_advantages_with_every_baseline(options):
     assert (
         group_advantages(torch.tensor([[1.1] * 7, [0.0] * 6 + [1.0]]), **options)[0].tolist()
         == [0.0] * 7
@@ -115,7 +115,7 @@ MASK = torch.tensor([[1, 0, 0, 0, 0], [0, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
             "sequence",
             [1 / 3, 1 / 6, 1 / 15],
         ),  # each of 3 rows has 1/3, shared by its 1, 2 and 5 tokens
-        ("token", [1 / 8] * 3),  # each of 8 tokens alike
+        ("token", [1 / 8] * 3),  # each of the 8 tokens has the same weight
         ("constant", [1 / 30] * 3),  # 3 rows of at most 10 tokens
         # Two micro-batches have 1/2 each: the first holds rows 0 and 1 with 3 tokens, the second row 2 with 5.
         ("microbatch", [1 / 6, 1 / 6, 1 / 10]),
@@ -126,8 +126,8 @@ def test_token_weights_by_hand(per, weights):
     close(got, MASK * torch.tensor(weights)[:, None])
 
 
-def test_row_that_is_masked_out_keeps_its_share_of_the_rows():
-    # As TRL's mask_truncated_completions: the second row teaches nothing, and the first is not weighed up for it.
+def test_masked_row_keeps_its_share_of_the_weight():
+    # Like TRL's mask_truncated_completions: the second row has no gradient, and the first gets no extra weight for it.
     close(token_weights(torch.tensor([[1, 1], [0, 0]]), "sequence"), [[0.25, 0.25], [0.0, 0.0]])
 
 
@@ -156,7 +156,7 @@ def test_k3_is_unbiased():
     close((p * kl_to_reference(p.log(), q.log())).sum(), (p * (p / q).log()).sum().item())
 
 
-def test_ratio_of_one_gives_the_reinforce_gradient():
+def test_gradient_at_ratio_one_is_reinforce():
     loss, gradient, _ = loss_and_gradient(
         [[-1.0, -2.0], [-0.5, -3.0]],
         [[-1.0, -2.0], [-0.5, -3.0]],
@@ -172,14 +172,14 @@ def test_ratio_of_one_gives_the_reinforce_gradient():
     "ratio, advantage, objective, slope",
     [
         # e_low = 0.2, e_high = 0.5, so ratios are clipped to [0.8, 1.5]. The gradient of the ratio is the ratio itself.
-        (2.0, 1.0, 1.5, 0.0),  # good and likelier already: clipped
-        (2.0, -1.0, -2.0, -2.0),  # bad and likelier: never clipped
-        (0.5, 1.0, 0.5, 0.5),  # good and less likely: never clipped
-        (0.5, -1.0, -0.8, 0.0),  # bad and less likely already: clipped
-        (1.4, 1.0, 1.4, 1.4),  # within the higher bound alone
+        (2.0, 1.0, 1.5, 0.0),  # A > 0 and already more likely: clipped
+        (2.0, -1.0, -2.0, -2.0),  # A < 0 and more likely: never clipped
+        (0.5, 1.0, 0.5, 0.5),  # A > 0 and less likely: never clipped
+        (0.5, -1.0, -0.8, 0.0),  # A < 0 and already less likely: clipped
+        (1.4, 1.0, 1.4, 1.4),  # within the higher upper bound
     ],
 )
-def test_clip_is_the_pessimistic_bound_for_either_sign(ratio, advantage, objective, slope):
+def test_clip_is_the_pessimistic_bound_for_both_signs(ratio, advantage, objective, slope):
     loss, gradient, _ = loss_and_gradient(
         [[-1.0]], [[-1.0 - math.log(ratio)]], [advantage], [[1.0]], clip_low=0.2, clip_high=0.5
     )
@@ -197,7 +197,7 @@ VARIANTS = {
         [0.0, 0.5, 0.0],
     ),
     # The sequence's ratio is the geometric mean: sqrt(1.5 * 0.5) = 0.8660 for both tokens of row 0, within 0.2; each
-    # token's slope is the mean's, 0.8660 * 2 tokens * 1/2. Row 1: 3, bad and likelier, is never clipped.
+    # token's slope is the mean's, 0.8660 * 2 tokens * 1/2. Row 1: 3 with A < 0 is never clipped.
     "sequence": (
         {"ratio": "sequence", "clip_low": 0.2, "clip_high": 0.2},
         2 * 0.75**0.5 - 2 * 3,
@@ -238,7 +238,7 @@ def test_objective_by_hand(name):
         ("k1", -LN(2), 1.0),
         ("k2", LN(2) ** 2 / 2, -LN(2)),
         ("k3", 1 - LN(2), -1.0),
-        # Times the ratio 3: value 3 (1 - ln 2), slope 3 (1 - ln 2) - 3.
+        # Multiplied by the ratio 3: value 3 (1 - ln 2), slope 3 (1 - ln 2) - 3.
         ("k3-weighted", 3 * (1 - LN(2)), 3 * (1 - LN(2)) - 3),
     ],
 )
@@ -256,7 +256,7 @@ def test_kl_estimates_by_hand(estimate, value, slope):
     assert gradient.item() == pytest.approx(0.1 * slope, rel=1e-5)
 
 
-def test_factor_multiplies_the_policy_term_alone():
+def test_policy_weight_multiplies_only_the_policy_term():
     loss, gradient, _ = loss_and_gradient(
         [[-1.0, -1.0]],
         [[-1.0, -1.0]],
@@ -295,7 +295,7 @@ def test_sampler_correction_by_hand(kind, weights):
     )
 
 
-def test_top_entropy_keeps_the_share_of_the_tokens_with_the_highest_entropy():
+def test_top_entropy_keeps_the_tokens_with_the_highest_entropy():
     entropy, mask = (
         torch.tensor([[0.1, 0.9, 9.0], [0.5, 0.2, 0.3]]),
         torch.tensor([[True, True, False], [True] * 3]),
@@ -305,8 +305,8 @@ def test_top_entropy_keeps_the_share_of_the_tokens_with_the_highest_entropy():
     assert top_entropy(torch.zeros(2, 3), mask, 1.0).tolist() == mask.tolist()
 
 
-def test_bad_rows_that_have_become_unlikely_are_left_out():
-    # log(sampler / learner) is 0.5 per token on both rows; only the bad one goes, and only over the limit.
+def test_unlikely_rows_with_negative_advantage_are_dropped():
+    # log(sampler / learner) is 0.5 per token on both rows; only the row with A < 0 is dropped, and only above the limit.
     learner, sampler, mask = (
         torch.tensor([[-1.5, -1.5]] * 2),
         torch.tensor([[-1.0, -1.0]] * 2),
@@ -362,7 +362,7 @@ def gradient_of(mask_BT, logp_BT, old_BT, ref_BT, adv_B, per="sequence", parts=N
 @pytest.mark.parametrize("options", LOSSES, ids=str)
 @pytest.mark.parametrize("per", ["sequence", "token", "constant"])
 @given(seed=st.integers(0, 10**6), order=st.permutations(range(6)), cut=st.integers(1, 5))
-def test_no_cut_no_order_and_no_padding_changes_the_gradient(per, options, seed, order, cut):
+def test_gradient_does_not_depend_on_split_order_or_padding(per, options, seed, order, cut):
     case = random_case(seed)
     whole = gradient_of(*case, per=per, **options)
     close(gradient_of(*case, per=per, parts=[order[:cut], order[cut:]], **options), whole)
@@ -377,7 +377,7 @@ def test_no_cut_no_order_and_no_padding_changes_the_gradient(per, options, seed,
 
 @pytest.mark.parametrize("options", LOSSES[:6], ids=str)
 @given(seed=st.integers(0, 10**6))
-def test_ratio_of_one_gives_reinforce_and_zero_advantage_nothing(options, seed):
+def test_ratio_one_gives_reinforce_and_zero_advantage_gives_no_gradient(options, seed):
     mask_BT, logp_BT, _, ref_BT, adv_B = random_case(seed)
     adv_B[0] = 0.0
     got = gradient_of(mask_BT, logp_BT, logp_BT, ref_BT, adv_B, per="token", **options)
@@ -390,7 +390,7 @@ def test_ratio_of_one_gives_reinforce_and_zero_advantage_nothing(options, seed):
     "learner, old", [(-math.inf, -1.0), (-1.0, -math.inf), (-math.inf, -math.inf)]
 )
 @pytest.mark.parametrize("advantage", [1.0, -1.0])
-def test_impossible_tokens_never_make_nan(options, learner, old, advantage):
+def test_tokens_of_zero_probability_never_give_nan(options, learner, old, advantage):
     reference = {"ref_logp_BT": torch.tensor([[-math.inf, -1.0]])} if options.get("beta") else {}
     loss, gradient, metrics = loss_and_gradient(
         [[learner, -1.0]], [[old, -1.0]], [advantage], [[0.5, 0.5]], **reference, **options
@@ -411,7 +411,7 @@ def test_impossible_tokens_never_make_nan(options, learner, old, advantage):
         (lambda: kl_to_reference(torch.zeros(1), torch.zeros(1), "k3-weighted"), "k3-weighted"),
     ],
 )
-def test_what_is_missing_is_named(call, reason):
+def test_missing_argument_is_named(call, reason):
     with pytest.raises(ValueError, match=reason):
         call()
 
@@ -437,7 +437,7 @@ def test_unknown_choice_names_the_keyword_and_the_choices(call, name):
         call()
 
 
-def test_clip_metrics_are_the_number_of_the_tokens_that_are_clipped():
+def test_clip_metrics_count_clipped_tokens():
     old = [[-1.0 - math.log(r) for r in (2.0, 0.5, 1.0)]] * 2
     _, _, metrics = loss_and_gradient(
         [[-1.0] * 3] * 2, old, [1.0, -1.0], [[0.1, 0.2, 0.3], [0.05, 0.15, 0.2]]
@@ -458,7 +458,7 @@ def test_kl_enters_the_loss_with_beta():
 
 
 @pytest.mark.parametrize("at_padding", [-math.inf, -1e30, 1e30])
-def test_tokens_of_weight_zero_contribute_nothing_whatever_they_hold(at_padding):
+def test_tokens_of_weight_zero_contribute_nothing(at_padding):
     loss, gradient, metrics = loss_and_gradient(
         [[-1.0, at_padding, at_padding]],
         [[-1.0, 0.0, at_padding]],
@@ -472,6 +472,6 @@ def test_tokens_of_weight_zero_contribute_nothing_whatever_they_hold(at_padding)
     assert metrics["kl"].item() == 0.0
 
 
-def test_ratio_that_overflows_stays_finite():
+def test_overflowing_ratio_gives_a_finite_loss():
     loss, gradient, _ = loss_and_gradient([[-1.0]], [[-1000.0]], [-1.0], [[1.0]])
     assert math.isfinite(loss) and gradient.isfinite().all()

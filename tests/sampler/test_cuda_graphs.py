@@ -1,5 +1,5 @@
-"""Replayed steps give what direct steps give. Without a GPU, a tape stands in for the graph: it
-records the operators of one step with the memory that they read and write, and runs them again."""
+"""Replayed steps give the same results as direct steps. Without a GPU, a tape replaces the graph: it
+records the operators of one step, with the memory that they read and write, and runs them again."""
 
 import copy
 import math
@@ -37,7 +37,7 @@ def tensors(tree):
 
 
 class NoWait(TorchDispatchMode):
-    """Refuses what depends on numbers that a GPU has and its host has not."""
+    """Refuses operators that need tensor values on the host, which would wait for the GPU."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         masks = func is torch.ops.aten.index.Tensor and any(
@@ -64,7 +64,7 @@ class Tape(NoWait):
         )
         return outputs
 
-    @torch.autocast("cpu", enabled=False)  # has had its say
+    @torch.autocast("cpu", enabled=False)  # was applied during recording
     def replay(self):
         for func, args, kwargs, outputs in self.done:
             for old, new in zip(tensors(outputs), tensors(func(*args, **kwargs))):
@@ -73,7 +73,7 @@ class Tape(NoWait):
 
 
 class Taped(GraphRunner):
-    """As on a GPU: recording computes nothing, and the next replay overwrites the results."""
+    """Like a GPU: recording computes nothing, and each replay overwrites the results of the last."""
 
     def __init__(self):
         super().__init__(CPU)
@@ -146,7 +146,7 @@ def same(rollouts, expected, atol=1e-5):
 @example(prompts=["a", "Make 24\n" * 3, "b"], group=7, max_rows=21, block=4, limit=60, every=5)
 @example(prompts=["a"] * 5 + ["Make 24\n" * 3], group=2, max_rows=3, block=3, limit=60, every=20)
 @example(prompts=["a"], group=1, max_rows=1, block=1, limit=1, every=5)
-def test_rounded_shapes_and_replayed_steps_change_no_rollout(
+def test_rounding_shapes_and_replaying_steps_change_no_rollout(
     model, tokens, prompts, group, max_rows, block, limit, every
 ):
     tokenizer, params = stopping(tokens, every), SamplingParams(limit)
@@ -160,7 +160,7 @@ def test_rounded_shapes_and_replayed_steps_change_no_rollout(
     [SamplingParams(20, temperature=0), SamplingParams(20, 0.7, top_k=9, top_p=0.9, min_p=0.01)],
 )
 @pytest.mark.parametrize("kind", [{}, {"qk_norm": True, "attention_bias": True}])
-def test_every_kind_of_model_and_of_sampling_can_be_recorded(tokens, params, kind):
+def test_every_model_family_and_sampling_option_can_be_recorded(tokens, params, kind):
     model = random_model(vocab_size=tokens.vocab_size, **kind).requires_grad_(False)
     tokenizer = stopping(tokens)
     runner = Taped()
@@ -181,7 +181,7 @@ def test_few_graphs_serve_a_long_queue(model, tokens, monkeypatch):
     assert runner.runs > 250 and runner.moves <= 12 and runner.records <= 14
 
 
-def test_what_reads_elsewhere_is_recorded_again():
+def test_step_is_recorded_again_if_a_tensor_moves():
     runner, x = Taped(), torch.zeros(3)
     step = lambda: (x.add_(1) * 2,)
     outputs = [runner.run(step, "a", [x])[0].tolist() for _ in range(3)]
@@ -189,7 +189,7 @@ def test_what_reads_elsewhere_is_recorded_again():
     x.fill_(9)  # in place: seen by the next replay
     kept = runner.run(step, "a", [x])[0]
     runner.run(step, "a", [x])
-    assert kept.tolist() == [20.0] * 3  # and not written over
+    assert kept.tolist() == [20.0] * 3  # and not overwritten
     runner.run(step, "b", [x])
     assert set(runner.graphs) == {"a", "b"} and runner.moves == 1
     x = torch.zeros(3)
@@ -212,16 +212,16 @@ def test_what_reads_elsewhere_is_recorded_again():
         lambda x: bool(x.any()),
     ],
 )
-def test_the_tape_refuses_what_a_graph_cannot_hold(host):
+def test_tape_refuses_operations_that_a_graph_cannot_capture(host):
     with pytest.raises(AssertionError), Tape():
         host(torch.ones(3))
 
 
-def test_a_step_looks_at_no_number(model, tokens, monkeypatch):
-    """On tensors that have shapes and no numbers: whatever a step decided by one would end it."""
+def test_step_reads_no_tensor_values(model, tokens, monkeypatch):
+    """Runs on tensors with shapes and no values: a step that depends on a value would fail."""
     monkeypatch.setattr(
         torch, "autocast", lambda *args, **kwargs: nullcontext()
-    )  # knows no such device
+    )  # does not support this device
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)
     params = SamplingParams(20, 0.7, top_k=9, top_p=0.9, min_p=0.01)
     empty = copy.deepcopy(model).to("meta")
@@ -235,7 +235,7 @@ def test_a_step_looks_at_no_number(model, tokens, monkeypatch):
 
 
 @pytest.mark.parametrize("logprobs", [token_logprobs, token_logprobs_and_entropy])
-def test_a_micro_batch_of_the_learner_waits_for_nothing(logprobs):
+def test_learner_micro_batch_never_waits_for_the_device(logprobs):
     model = random_model()
     batch = collate([([3, 4], [5, 6, 7]), ([3, 4], [5]), ([1], [2] * 30), ([], [4, 4, 1])])
     with NoWait():
@@ -243,7 +243,7 @@ def test_a_micro_batch_of_the_learner_waits_for_nothing(logprobs):
         (rollouts if logprobs is token_logprobs else rollouts[0] + rollouts[1]).sum().backward()
 
 
-def test_an_update_reads_no_number_before_its_last_micro_batch(monkeypatch):
+def test_update_reads_no_tensor_values_before_its_last_micro_batch(monkeypatch):
     events, real, policy = [], learner.collate, random_model()
 
     class Watch(TorchDispatchMode):
@@ -269,7 +269,7 @@ def test_an_update_reads_no_number_before_its_last_micro_batch(monkeypatch):
 
 
 class Eager(GraphRunner):
-    """The same shapes, launched kernel by kernel; no kernel may wait for the host."""
+    """The same shapes, launched kernel by kernel; nothing may synchronize with the host."""
 
     def run(self, step, name, reads):
         before = torch.cuda.get_sync_debug_mode()
@@ -291,7 +291,7 @@ class Eager(GraphRunner):
 )
 @pytest.mark.parametrize("kind", [{}, {"qk_norm": True, "attention_bias": True}])
 @pytest.mark.parametrize("bf16", [False, True])
-def test_graphs_on_a_gpu_give_what_steps_give(tokens, params, kind, bf16):
+def test_cuda_graphs_give_the_same_rollouts_as_eager_steps(tokens, params, kind, bf16):
     device, tokenizer = torch.device("cuda"), stopping(tokens, 16)
     runner = GraphRunner(device)
     model = random_model(vocab_size=tokens.vocab_size, **kind).requires_grad_(False).to(device)
@@ -302,20 +302,20 @@ def test_graphs_on_a_gpu_give_what_steps_give(tokens, params, kind, bf16):
 
 
 @needs_gpu
-def test_a_gpu_samples_what_a_cpu_samples(tokens):
+def test_gpu_samples_the_same_tokens_as_cpu(tokens):
     model = random_model(vocab_size=tokens.vocab_size).requires_grad_(False)
     tokenizer = stopping(tokens, 16)
     run = lambda: sampled(model, tokenizer, PROMPTS * 6, 8, SamplingParams(90), max_rows=64)
     expected, _ = run(), model.to("cuda")
     rollouts = run()
     alike = [key for key, r in rollouts.items() if r.completion_ids == expected[key].completion_ids]
-    assert len(alike) >= 0.95 * len(expected)  # rounding may tip a draw
+    assert len(alike) >= 0.95 * len(expected)  # rounding may change a sampled token
     same({key: rollouts[key] for key in alike}, {key: expected[key] for key in alike}, 1e-3)
 
 
 @needs_gpu
 @pytest.mark.parametrize("bf16", [False, True])
-def test_a_micro_batch_on_a_gpu_waits_for_nothing_and_takes_no_quadratic_memory(bf16):
+def test_gpu_micro_batch_never_waits_and_needs_no_quadratic_memory(bf16):
     model = random_model(max_position_embeddings=4096).to("cuda")
     rows = [([3, 4], [5, 6, 7]), ([1], [2] * 4000)]
     with torch.autocast("cuda", torch.bfloat16, enabled=bf16):
@@ -327,7 +327,7 @@ def test_a_micro_batch_on_a_gpu_waits_for_nothing_and_takes_no_quadratic_memory(
             token_logprobs(model, collate(rows).to("cuda")).sum().backward()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    assert torch.cuda.max_memory_allocated() - before < 4000**2 * 4  # of one head's scores alone
+    assert torch.cuda.max_memory_allocated() - before < 4000**2 * 4  # of a single head's scores
 
 
 def test_graphs_can_be_turned_off(monkeypatch):

@@ -7,7 +7,7 @@ from conftest import random_model, some_tokens
 from r1mini.sampler.decode import FusedDecoder, fuse_linears
 
 
-def test_fused_projections_are_the_linears_and_stay_so():
+def test_fused_projections_share_memory_with_the_linears():
     model = random_model(attention_bias=True)
     attention = model.model.layers[0].self_attn
     linears = attention.q_proj, attention.k_proj, attention.v_proj

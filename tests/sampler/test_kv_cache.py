@@ -27,7 +27,7 @@ def cache_of(model, rows, prompts, capacity=9):
     return cache
 
 
-def test_decoded_logits_are_those_of_the_whole_rows(kind):
+def test_decoded_logits_equal_those_of_full_rows(kind):
     prompts = [some_tokens(1, 7)[0], some_tokens(1, 3)[0] + 1]
     own = some_tokens(4, 5).flip(0)  # what each of four rows continues with
     prompt_B = [1, 0, 1, 1]
@@ -44,7 +44,7 @@ def test_decoded_logits_are_those_of_the_whole_rows(kind):
             )
 
 
-def test_rows_of_a_cache_have_lengths_of_their_own_and_come_and_go(kind):
+def test_cache_rows_have_their_own_lengths_and_can_be_replaced(kind):
     prompts = [some_tokens(1, 4)[0], some_tokens(1, 2)[0]]
     cache, decoder = cache_of(kind, 3, prompts, capacity=2), FusedDecoder(kind)
     cache.assign_prompts([0, 0, 1])
@@ -61,9 +61,9 @@ def test_rows_of_a_cache_have_lengths_of_their_own_and_come_and_go(kind):
     attend = PackedAttention([3], keep_kv=True)
     new = some_tokens(1, 3)[0] + 2
     kind.hidden(new, torch.arange(3), attend)
-    cache.add_prompts([1, 0], attend.kept_kv, [3])  # the prompts change places, and one joins
+    cache.add_prompts([1, 0], attend.kept_kv, [3])  # the prompts change places, and one is added
     assert cache.lengths == [2, 4, 3]
-    cache.assign_prompts([0, 2])  # the second row is another one's now
+    cache.assign_prompts([0, 2])  # the second row now belongs to another prompt
     got = step([11, 12], [4, 3], [2, 0])
     torch.testing.assert_close(
         got[0], kind(torch.cat([prompts[1], torch.tensor([7, 10, 11])])[None])[0, -1], **close

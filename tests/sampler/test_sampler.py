@@ -17,7 +17,7 @@ PROMPTS = ["Make 24 from 3, 5, 9.\n", "x\n", "Balance H2 + O2 -> H2O\n"]
 
 @pytest.fixture(scope="module")
 def stopping(tokens):
-    """Every eighth token ends a completion: rows finish at all lengths, and leave the batch."""
+    """One token id in eight ends a completion, so rows finish at many lengths and leave the batch."""
     return Tokenizer(tokens.backend, range(0, tokens.vocab_size, 8))
 
 
@@ -36,7 +36,7 @@ def test_sampler_and_learner_agree_on_every_log_probability(model, stopping, tem
     torch.testing.assert_close(sampled, logp_BT[batch.target_BT], atol=1e-5, rtol=0)
 
 
-def test_greedy_takes_the_likeliest_token_each_time(model, tokens):
+def test_greedy_always_takes_the_most_likely_token(model, tokens):
     [[rollout]] = sample(
         model, tokens, PROMPTS[:1], 1, SamplingParams(max_new_tokens=5, temperature=0), seed=0
     )
@@ -47,7 +47,7 @@ def test_greedy_takes_the_likeliest_token_each_time(model, tokens):
 
 
 @pytest.mark.parametrize("max_rows", [1, 4, 5])
-def test_rows_sampled_side_by_side_do_not_change_a_completion(model, stopping, max_rows):
+def test_completion_does_not_depend_on_max_rows(model, stopping, max_rows):
     params = SamplingParams(max_new_tokens=16)
     together = sample(model, stopping, PROMPTS, 3, params, seed=0, max_rows=99)
     assert tokens_of(
@@ -55,7 +55,7 @@ def test_rows_sampled_side_by_side_do_not_change_a_completion(model, stopping, m
     ) == tokens_of(together)
 
 
-def test_other_prompts_beside_it_do_not_change_a_completion(model, tokens):
+def test_completion_does_not_depend_on_other_prompts(model, tokens):
     params = SamplingParams(max_new_tokens=16)
     one = sample(model, tokens, PROMPTS, 2, params, seed=0)
     other = sample(
@@ -69,8 +69,8 @@ def test_other_prompts_beside_it_do_not_change_a_completion(model, tokens):
     assert tokens_of(one)[2] == tokens_of(other)[2]
 
 
-def test_a_long_prompt_beside_it_does_not_cut_a_completion(model, tokens):
-    # The context holds 128 tokens: a long prompt has little room, a short one beside it has much.
+def test_long_prompt_does_not_shorten_other_completions(model, tokens):
+    # The context has 128 tokens: a long prompt leaves little room, and a short one in the same batch leaves much.
     long = tokens.decode([tokens.encode("a")[0]] * 126)
     short, _ = sample(model, tokens, ["x\n", long], 1, SamplingParams(max_new_tokens=40), seed=0)
     alone = sample(model, tokens, ["x\n"], 1, SamplingParams(max_new_tokens=40), seed=0)
@@ -100,7 +100,7 @@ def test_end_token_is_in_the_completion_but_not_in_its_text(model, tokens):
     assert tokens.eos_id == 0  # the tokenizer's own end token
 
 
-def test_prompt_that_leaves_room_for_one_token(model, tokens):
+def test_prompt_that_leaves_room_for_one_token_is_sampled(model, tokens):
     a = tokens.encode("a")[0]
     [[rollout]] = sample(
         model, tokens, [tokens.decode([a] * 127)], 1, SamplingParams(max_new_tokens=9), seed=0
@@ -109,7 +109,7 @@ def test_prompt_that_leaves_room_for_one_token(model, tokens):
 
 
 @pytest.mark.parametrize("count", [128, 500])
-def test_prompt_that_leaves_no_room_is_refused(model, tokens, count):
+def test_prompt_as_long_as_the_context_is_refused(model, tokens, count):
     a = tokens.encode("a")[0]
     with pytest.raises(ValueError, match=f"prompt of {count} tokens.*context of 128"):
         sample(model, tokens, ["x\n", tokens.decode([a] * count)], 1, SamplingParams(), seed=0)
@@ -120,7 +120,7 @@ def test_empty_prompt_is_refused(model, tokens):
         sample(model, tokens, [""], 1, SamplingParams(), seed=0)
 
 
-def test_each_prompt_is_prefilled_once_whatever_fits_side_by_side(model, tokens, monkeypatch):
+def test_each_prompt_is_prefilled_once_for_any_max_rows(model, tokens, monkeypatch):
     prefilled = []
     real = type(model).hidden
     monkeypatch.setattr(
@@ -137,7 +137,7 @@ def test_each_prompt_is_prefilled_once_whatever_fits_side_by_side(model, tokens,
         assert sum(prefilled) == sum(len(group[0].prompt_ids) - 1 for group in rollouts)
 
 
-def test_idle_slots_are_taken_by_the_next_rows_at_once(model, stopping, monkeypatch):
+def test_idle_slots_are_refilled_at_once(model, stopping, monkeypatch):
     used, real = [], Sampler.decode_step
 
     def decode_step(sampler, length):
@@ -171,7 +171,7 @@ def test_prompts_are_reported_in_order_each_as_soon_as_it_is_done(model, stoppin
 
 
 @pytest.mark.parametrize("block", [2, 7, 64])
-def test_looking_at_the_tokens_seldom_changes_no_completion(model, stopping, block):
+def test_block_size_changes_no_completion(model, stopping, block):
     def drawn(block):
         sampler = Sampler(
             model,
@@ -217,7 +217,7 @@ def test_stream_gives_a_token_as_soon_as_it_is_drawn(model, tokens, monkeypatch)
     for number in range(1, 4):
         next(tokens_out)
         assert len(steps) == number
-    tokens_out.close()  # as Ctrl-C does
+    tokens_out.close()  # like Ctrl-C
     assert not torch.is_inference_mode_enabled()
 
 
@@ -233,12 +233,12 @@ def test_prompts_of_one_token_need_no_prefill(model, tokens, texts):
     )
 
 
-def test_stream_of_a_prompt_that_leaves_no_room_is_refused(model, tokens):
+def test_stream_refuses_a_prompt_as_long_as_the_context(model, tokens):
     with pytest.raises(ValueError, match="prompt of 0 tokens"):
         next(stream(model, tokens, "", SamplingParams(), seed=0))
 
 
-def test_cache_grows_with_what_is_written_and_changes_nothing(model, tokens, monkeypatch):
+def test_growing_the_cache_changes_no_completion(model, tokens, monkeypatch):
     prompts = ["a\n", "Make 24\n"]
     whole = sample(model, tokens, prompts, 3, SamplingParams(40), seed=0)
     grown, real = [], KVCache.grow
@@ -250,7 +250,7 @@ def test_cache_grows_with_what_is_written_and_changes_nothing(model, tokens, mon
     assert grown == [32, 48]
 
 
-def test_later_part_of_a_list_is_sampled_as_in_the_whole(model, tokens):
+def test_later_part_of_a_prompt_list_gives_the_same_rollouts(model, tokens):
     prompts = ["a\n", "b\n", "c\n"]
     whole = sample(model, tokens, prompts, 2, SamplingParams(6), seed=0)
     part = sample(model, tokens, prompts[1:], 2, SamplingParams(6), seed=0, first_prompt=1)

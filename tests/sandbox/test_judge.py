@@ -1,6 +1,6 @@
 """The sandbox: benign programs and attacks, what is compared, what happens when it cannot work.
 
-Most attacks print the right answer only if the forbidden act succeeded: the verdict shows it.
+Most attacks print the correct answer only if the forbidden action succeeded, so the verdict shows whether it did.
 """
 
 import itertools
@@ -135,7 +135,7 @@ GOOD = {
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_passes(name):
+def test_correct_programs_pass(name):
     assert judge(GOOD[name], SQUARE, 2) is True
 
 
@@ -181,8 +181,8 @@ AT_THE_END = {
 
 
 @pytest.mark.parametrize("name", AT_THE_END)
-def test_output_at_the_end_arrives_as_python_ends(name, tmp_path):
-    """The control is Python itself."""
+def test_output_written_at_exit_matches_pythons(name, tmp_path):
+    """Compared with the output of Python itself."""
     path = tmp_path / "solution.py"
     path.write_text(AT_THE_END[name], encoding="utf-8")
     plain = subprocess.run(
@@ -210,7 +210,7 @@ def test_output_at_the_end_arrives_as_python_ends(name, tmp_path):
         "'0'",
     ],
 )
-def test_exit_status_is_pythons(code):
+def test_exit_status_matches_pythons(code):
     program = f"raise SystemExit({code})"
     plain = subprocess.run([sys.executable, "-S", "-c", program], capture_output=True)
     assert judge(program, [{"stdin": "", "stdout": ""}], 2) is (plain.returncode == 0)
@@ -223,11 +223,11 @@ def test_input_and_output_larger_than_a_pipe():
     assert judge(program, [{"stdin": text, "stdout": "\n".join(str(n + 1) for n in numbers)}], 4)
 
 
-def test_text_is_utf8():
+def test_input_and_output_are_utf8():
     assert judge("print(input()[::-1])", [{"stdin": "aé漢🙂\n", "stdout": "🙂漢éa"}], 2)
 
 
-def test_a_call_does_not_run_the_demonstration_and_may_print():
+def test_call_skips_the_main_block_and_may_print():
     program = (
         "def f(x):\n    print('working')\n    return x * x\nif __name__ == '__main__':\n    input()"
     )
@@ -258,7 +258,7 @@ def test_a_call_does_not_run_the_demonstration_and_may_print():
         "49\u00a0",
     ],
 )
-def test_another_output_fails(output):
+def test_different_output_fails(output):
     assert judge(f"print({output!r})", SQUARE[:1], 2) is False
 
 
@@ -275,7 +275,7 @@ def test_every_line_is_compared():
         assert judge(program, test, 2) is verdict, program
 
 
-def test_bytes_that_are_no_utf8_fail():
+def test_invalid_utf8_output_fails():
     assert not judge("import os; os.write(1, b'49\\xff')", SQUARE[:1], 2)
 
 
@@ -314,8 +314,8 @@ VALUES = [
 ]
 
 
-def test_values_are_equal_to_themselves_only():
-    """Every pair of a list of look-alikes, through the very function that both sides use."""
+def test_values_equal_only_themselves():
+    """Every pair from a list of similar values, through the function that both sides use."""
     from ast import literal_eval
 
     values = [10**30 if text == "10 ** 30" else literal_eval(text) for text in VALUES]
@@ -376,14 +376,14 @@ def test_values_are_equal_to_themselves_only():
         ("__import__('collections').namedtuple('P', 'x y')(1, True)", [1, 1], False),
     ],
 )
-def test_values_of_calls(returned, expect, verdict):
+def test_return_values_of_calls(returned, expect, verdict):
     assert (
         judge(f"def f(): return {returned}", [{"call": "f", "args": [], "expect": expect}], 2)
         is verdict
     )
 
 
-def test_arguments_arrive_as_they_are():
+def test_arguments_arrive_unchanged():
     args = [
         1,
         1.0,
@@ -497,7 +497,7 @@ FAKE = {
 
 
 @pytest.mark.parametrize("name", FAKE)
-def test_fake_success_fails(name):
+def test_faked_success_fails(name):
     assert judge(FAKE[name], SQUARE, 2) is False
     assert judge(FAKE[name], CALL, 2) is False
 
@@ -572,24 +572,26 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_bombs_fail_in_time(name):
+def test_resource_bombs_fail_in_time(name):
     start = time.monotonic()
     assert judge(BOMBS[name], SQUARE, 0.4) is False
-    assert time.monotonic() - start < 10  # CPU time is what counts; this is for a busy machine
+    assert (
+        time.monotonic() - start < 10
+    )  # wall-clock seconds for a busy machine; the limit itself is on CPU time
     assert judge(RIGHT, SQUARE, 2)
 
 
-def test_a_program_longer_than_a_mebibyte_fails():
+def test_program_longer_than_the_limit_fails():
     assert not judge(RIGHT + "\n#" + "x" * sandbox.MAX_CODE, SQUARE, 2)
 
 
-def test_memory_limit_is_the_programs_own():
+def test_memory_limit_excludes_the_helpers_memory():
     assert judge("x = bytearray(150 << 20)\n" + RIGHT, SQUARE, 4, memory_mb=200)
     assert not judge("x = bytearray(150 << 20)\n" + RIGHT, SQUARE, 4, memory_mb=100)
     assert judge(RIGHT, SQUARE, 2, memory_mb=8)
 
 
-def test_output_up_to_the_cap():
+def test_output_up_to_the_limit_passes():
     test = [{"stdin": "", "stdout": "x" * child.OUTPUT_CAP}]
     for end, verdict in (("", True), ("\\n", False)):
         assert (
@@ -598,12 +600,12 @@ def test_output_up_to_the_cap():
         )
 
 
-def test_verdict_does_not_depend_on_the_load(monkeypatch):
-    """Half a second of CPU time passes a limit of 0.9 s, even if it takes two; 0.2 s ends it."""
+def test_verdict_does_not_depend_on_machine_load(monkeypatch):
+    """A program that needs 0.5 s of CPU time passes a limit of 0.9 s, even if it takes 2 s; a limit of 0.2 s ends it."""
     cores = os.sched_getaffinity(0)
     sandbox.close()
     os.sched_setaffinity(0, {max(cores)})
-    # Sessions of their own, as the helper has one: Linux may share the processor between sessions.
+    # In separate sessions, like the helper: Linux may divide CPU time between sessions.
     busy = [
         subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"], start_new_session=True)
         for _ in range(3)
@@ -623,8 +625,8 @@ def test_verdict_does_not_depend_on_the_load(monkeypatch):
 
 
 @pytest.mark.parametrize("give", ["time.sleep(1e-3)", "pass"])
-def test_a_program_cannot_starve_itself(give, tmp_path, monkeypatch):
-    """Where all processes look ready to run, one that yields gets a verdict, the other none."""
+def test_starved_program_fails_only_if_it_yielded(give, tmp_path, monkeypatch):
+    """With a helper that never sees a program asleep: a program that yields fails, and one that does not gets no verdict."""
     source = sandbox.CHILD.read_text(encoding="utf-8")
     for old, new in (
         ("return 10 * seconds + 10", "return 0.8"),
@@ -727,19 +729,19 @@ def closed(fd):
 
 
 @pytest.mark.parametrize("name", HOST)
-def test_the_host_is_out_of_reach(name):
+def test_program_cannot_reach_the_host(name):
     assert judge(f"{CLOSED}n = int(input())\n{HOST[name]}\nprint(n * n)", SQUARE[:1], 2) is False
 
 
 def test_every_other_system_call_is_refused():
-    """Native code tries every call: others give EPERM, or ENOENT where they take a path."""
+    """Native code tries every system call: those not allowed give EPERM, or ENOENT if they take a path."""
     number = child.SYSCALLS[platform.machine()][1]
     skip = {number[name] for name in child.ALLOWED}
     if platform.machine() == "x86_64":
         skip |= {
             335,
             336,
-        }  # uretprobe, uprobe: past any filter, but for the kernel's own use (death, and ENXIO)
+        }  # uretprobe, uprobe: they bypass any filter, but are for the kernel's own use (the process is killed, or ENXIO)
     program = f"""
 import ctypes
 call = ctypes.CDLL(None, use_errno=True).syscall
@@ -758,7 +760,7 @@ print(bad)
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="int 0x80 is x86")
-def test_the_other_instruction_set_is_death():
+def test_32_bit_system_call_kills_the_program():
     """32-bit system calls have other numbers: getpid by int 0x80."""
     program = """
 import ctypes, mmap
@@ -773,7 +775,7 @@ print("alive")
 
 
 def bpf(code: bytes, data: bytes) -> int:
-    """A machine for the five instructions of the filter."""
+    """An interpreter for the five BPF instructions that the filter uses."""
     steps, at, value = list(struct.iter_unpack("=HBBI", code)), 0, 0
     while True:
         kind, yes, no, k = steps[at]
@@ -792,7 +794,7 @@ def bpf(code: bytes, data: bytes) -> int:
 
 
 @pytest.mark.parametrize("machine", child.SYSCALLS)
-def test_filter_of_every_machine(machine):
+def test_filter_of_every_architecture(machine):
     audit, number = child.SYSCALLS[machine]
     code = child.seccomp_filter(machine)
     allow, refuse, absent, kill = 0x7FFF0000, 0x00050001, 0x00050002, 0x80000000
@@ -819,8 +821,8 @@ def test_filter_of_every_machine(machine):
     ]
 
 
-def test_the_process_of_a_program():
-    """From outside, while it runs: not root, no capabilities, the filter on; afterwards gone."""
+def test_program_runs_in_an_unprivileged_process():
+    """Seen from outside while it runs: not root, no capabilities, the filter active; afterwards it is gone."""
     sandbox.close()
     assert judge(RIGHT, SQUARE, 1)
     thread = threading.Thread(target=judge, args=("while True: pass", SQUARE, 1.0))
@@ -841,7 +843,7 @@ def test_the_process_of_a_program():
     assert not os.path.exists(f"/proc/{children[0]}")
 
 
-def test_nothing_stays_for_the_next_program():
+def test_next_program_inherits_nothing():
     spoil = "import builtins, sys, json, random, math\nbuiltins.int = lambda s: 7\nmath.pi = 3\n"
     spoil += "random.seed(1)\nsys.modules['json'] = 1\n"
     look = "import math, random, json\nassert math.pi > 3.1 and json.loads('1') == 1\n" + RIGHT
@@ -850,8 +852,8 @@ def test_nothing_stays_for_the_next_program():
         assert judge(look, SQUARE, 1)
 
 
-def test_how_the_last_program_ended_is_forgotten():
-    """Neither in a frame below the next program, nor where the kernel wrote it."""
+def test_exit_status_of_the_last_program_is_wiped():
+    """It is neither in a stack frame that the next program can reach, nor where the kernel wrote it."""
     look = """
 import sys
 frame, seen = sys._getframe(), {}
@@ -874,7 +876,7 @@ print(sorted(seen), bytes(seen["system"].end).count(0), 77 in values, 77 << 8 in
     assert reports[0].endswith(f"] {child.END.size} False False\n")
 
 
-def test_the_same_program_gives_the_same():
+def test_program_output_is_reproducible():
     program = "import random\nprint(random.random(), set('abcdefgh'))"
     reports = set()
     for _ in range(2):
@@ -904,8 +906,8 @@ judge("print(1)", [{"stdin": "", "stdout": "1"}], 1)
 """
 
 
-def test_without_seccomp_nothing_is_run():
-    """Under a filter that refuses further filters, as an old kernel does."""
+def test_nothing_runs_without_seccomp():
+    """Under a filter that refuses further filters, like an old kernel."""
     end = subprocess.run(
         [sys.executable, "-c", NO_SECCOMP], cwd=ROOT, capture_output=True, text=True
     )
@@ -947,7 +949,7 @@ def test_on_windows_only_a_judgement_is_refused():
     assert last.startswith("r1mini.sandbox.SandboxError: no sandbox on Windows AMD64: programs are")
 
 
-def test_tasks_that_run_code_are_refused_where_there_is_no_sandbox(monkeypatch):
+def test_tasks_that_run_code_are_refused_without_a_sandbox(monkeypatch):
     sandbox.close()
     monkeypatch.setattr(platform, "machine", lambda: "riscv64")
     with pytest.raises(
@@ -975,7 +977,7 @@ def test_tasks_that_run_code_are_refused_where_there_is_no_sandbox(monkeypatch):
         ('report = "ok"', "os._exit(0)", "before it was confined"),
     ],
 )
-def test_a_fault_of_the_sandbox_is_no_verdict(old, new, message, tmp_path, monkeypatch):
+def test_sandbox_fault_is_not_a_verdict(old, new, message, tmp_path, monkeypatch):
     if "setresgid" in old and os.getuid() != 0:
         pytest.skip("not root: nothing to drop")
     source = sandbox.CHILD.read_text(encoding="utf-8")
@@ -990,21 +992,21 @@ def test_a_fault_of_the_sandbox_is_no_verdict(old, new, message, tmp_path, monke
     sandbox.close()
 
 
-def test_no_interpreter_is_no_verdict(monkeypatch):
+def test_missing_interpreter_is_not_a_verdict(monkeypatch):
     sandbox.close()
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(SandboxError, match="does not start"):
         judge(RIGHT, SQUARE, 1)
 
 
-def test_a_killed_helper_is_replaced():
+def test_killed_helper_is_replaced():
     assert judge(RIGHT, SQUARE, 1)
     for zygote in sandbox.ZYGOTES:
         os.kill(zygote.process.pid, signal.SIGKILL)
     assert judge(RIGHT, SQUARE, 1)
 
 
-def test_a_helper_that_is_killed_again_and_again_is_no_verdict():
+def test_helper_killed_twice_is_not_a_verdict():
     sandbox.close()
     done, programs = threading.Event(), set()
 
@@ -1058,7 +1060,7 @@ def test_no_helper_outlives_its_process(way):
     assert pid and not runs(pid) and not end.stderr
 
 
-def test_a_fork_gets_helpers_of_its_own():
+def test_fork_gets_its_own_helpers():
     assert judge(RIGHT, SQUARE, 1)
     mine = {z.process.pid for z in sandbox.ZYGOTES}
     program = (
@@ -1079,7 +1081,7 @@ def test_a_fork_gets_helpers_of_its_own():
     assert mine == {z.process.pid for z in sandbox.ZYGOTES}
 
 
-def test_threads():
+def test_judging_in_threads():
     wrong = []
 
     def work(k):
@@ -1139,12 +1141,12 @@ def nested(levels):
         ([{"call": "f", "args": [], "expect": nested(5000)}], "test 0: more than 200 levels"),
     ],
 )
-def test_malformed_tests(tests, message):
+def test_malformed_tests_are_refused(tests, message):
     with pytest.raises(ValueError, match=message):
         judge(RIGHT, tests, 1)
 
 
-def test_what_a_test_may_hold_does_not_depend_on_our_own_limits():
+def test_limits_on_values_do_not_depend_on_interpreter_settings():
     limit, digits = sys.getrecursionlimit(), getattr(sys, "get_int_max_str_digits", lambda: 0)()
     try:
         sys.setrecursionlimit(20000)
@@ -1176,10 +1178,10 @@ def test_what_a_test_may_hold_does_not_depend_on_our_own_limits():
         (1, True),
     ],
 )
-def test_malformed_limits(limits):
+def test_malformed_limits_are_refused(limits):
     with pytest.raises(ValueError, match="time_limit|memory_mb"):
         judge(RIGHT, SQUARE, *limits)
 
 
-def test_the_rate_is_printed():
+def test_benchmark_prints_the_rate():
     assert "judgements a second" in sandbox.benchmark(0.2)

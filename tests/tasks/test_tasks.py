@@ -50,7 +50,7 @@ def problems(task, count=300, split="train", seed=0):
 @pytest.mark.parametrize("task", TASKS)
 def test_problem_is_a_function_of_task_seed_index_and_split(task):
     one = tasks.problem(task, 3, 7, "train")
-    tasks.problem(task, 0, 0, "heldout")  # nothing is remembered between calls
+    tasks.problem(task, 0, 0, "heldout")  # no state is kept between calls
     assert tasks.problem(task, 3, 7, "train") == one
     for other in ((4, 7, "train"), (3, 8, "train"), (3, 7, "heldout")):
         assert tasks.problem(task, *other) != one
@@ -71,7 +71,7 @@ def test_one_problem_in_ten_is_held_out():
 
 
 def key_from_prompt(problem):
-    """A prompt's sorted numbers or species, in either language: they identify the problem."""
+    """A prompt's sorted numbers or species, which identify the problem in both languages."""
     if problem.task.startswith("countdown"):
         numbers = [int(n) for n in re.findall(r"\d+", problem.prompt)]
         target = numbers.pop(0 if problem.language == "en" else -1)
@@ -83,14 +83,14 @@ def key_from_prompt(problem):
 
 
 @pytest.mark.parametrize("task", ["countdown", "countdown4", "balance"])
-def test_neither_order_nor_language_changes_a_key(task):
+def test_key_does_not_depend_on_order_or_language(task):
     generated = problems(task, 400)
     assert {p.language for p in generated} == set(LANGUAGES)
     assert all(p.key == key_from_prompt(p) for p in generated)
 
 
 @pytest.mark.parametrize("task", ["kinetics", "elements", "repair"])
-def test_keys_are_shared_by_languages(task):
+def test_languages_share_keys(task):
     generated = problems(task, 900)
     keys = {
         language: {p.key for p in generated if p.language == language} for language in LANGUAGES
@@ -104,7 +104,7 @@ def test_function_and_its_mirror_image_share_a_key():
     one, other = ("def f(a,b):", " c=a-b", " return c+a"), ("def f(a,b):", " c=b-a", " return c+b")
     assert repair.mirrored(one) == other and repair.mirrored(other) == one
     listed = ("def f(v,b):", " c=b", " return c")
-    assert repair.mirrored(listed) == listed  # a list is no number
+    assert repair.mirrored(listed) == listed  # a list is not a number
     same = [
         ("def f(v,b):", f" c={c}", f" return {r}") for c in ("b+2", "2+b") for r in ("c*2", "2*c")
     ]
@@ -112,7 +112,7 @@ def test_function_and_its_mirror_image_share_a_key():
     for text in (
         ("def f(s,t):", " c=t+s", " return c+s"),
         ("def f(a,b):", " c=b-a", " return c+c"),
-    ):  # no order to lose
+    ):  # the order does not matter
         assert repair.canonical(text) == text
 
 
@@ -124,7 +124,7 @@ def test_a_reaction_and_its_reverse_share_a_key():
 
 
 def recorded(monkeypatch):
-    """The problems that are demonstrated from here on."""
+    """Records the problems that are demonstrated from here on."""
     seen, real = [], tasks.demonstrate
     monkeypatch.setattr(tasks, "demonstrate", lambda p, *rest: seen.append(p) or real(p, *rest))
     return seen
@@ -147,8 +147,8 @@ def test_no_cold_start_row_shows_a_held_out_problem(monkeypatch):
     assert len(seen) == 300 * len(TASKS) and not any(tasks.is_held_out(p) for p in seen)
 
 
-def test_training_sets_are_drawn_apart():
-    # With one seed, cold start, RL and rejection sampling do not draw the same problems in order.
+def test_stages_draw_different_problems_with_the_same_seed():
+    # With the same seed, cold start, RL and rejection sampling must not draw the same sequence of problems.
     assert (
         sft.cold_start_row("repair", 0, 0)["prompt"]
         != tasks.problem("repair", 0, 0, "train").prompt
@@ -171,7 +171,7 @@ def test_perfect_demonstrations_earn_every_reward(task):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_checker_rejects_what_a_search_rejects(task):
+def test_checker_agrees_with_the_search(task):
     rejected = 0
     for index, problem in enumerate(problems(task, 100)):
         for attempt in tasks.TASKS[task].tries(problem, Random(index)):
@@ -180,7 +180,7 @@ def test_checker_rejects_what_a_search_rejects(task):
                 break
             assert not tasks.check(problem, attempt.answer)
             rejected += 1
-    assert rejected > 50 or task == "elements"  # facts are not searched for
+    assert rejected > 50 or task == "elements"  # facts have no search
 
 
 @pytest.mark.parametrize(
@@ -308,10 +308,10 @@ def test_checker_by_hand(problem, right, wrong):
     assert [answer for answer in wrong if tasks.check(problem, answer)] == []
 
 
-def test_countdown_divides_exactly():
+def test_countdown_division_is_exact():
     thirds = Problem("countdown", "", "en", "", {"numbers": [8, 3, 8, 3], "target": 24})
     assert tasks.check(thirds, "8/(3-8/3)")  # 8/(1/3): floats give 23.999…
-    assert not tasks.check(thirds, "8/(3-3)+8")  # division by zero is no answer
+    assert not tasks.check(thirds, "8/(3-3)+8")  # division by zero is not an answer
 
 
 HOSTILE = [
@@ -388,8 +388,8 @@ HOSTILE = [
 @pytest.mark.parametrize(
     "problem", [COUNTDOWN, BALANCE, REPAIR, FACT, kinetics([50, 40, 30], 5)], ids=lambda p: p.task
 )
-def test_hostile_answers_are_wrong_at_once(problem):
-    started = time.process_time()  # a busy machine is no fault
+def test_hostile_answers_are_rejected_quickly(problem):
+    started = time.process_time()  # a busy machine must not fail the test
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert [answer for answer in HOSTILE if tasks.check(problem, answer)] == []
@@ -397,16 +397,16 @@ def test_hostile_answers_are_wrong_at_once(problem):
 
 
 def test_model_text_raises_no_warning():
-    # Python warns of `1if`: a line on the terminal for each such completion.
+    # Python warns about `1if`, which would print a line for each such completion.
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert not tasks.check(REPAIR, "4 s=1if x else 2") and not tasks.check(COUNTDOWN, "2(3)")
 
 
-# -- single facts ----------------------------------------------------------------------------------
+# -- individual cases ------------------------------------------------------------------------------
 
 
-def test_atoms_of_a_formula():
+def test_atom_counts_of_a_formula():
     assert chemistry.atoms("C6H12O2") == {"C": 6, "H": 12, "O": 2}
     assert chemistry.atoms("CoCO") == {"Co": 1, "C": 1, "O": 1}
 
@@ -448,13 +448,13 @@ def test_balanced_reactions_keep_every_atom():
 
 
 def python_of(program):
-    """A function of our own generator, run by Python itself."""
+    """A generated function as a Python function."""
     namespace = {}
     exec("\n".join(program), namespace)
     return namespace["f"]
 
 
-def test_searches_for_fixes_compute_what_python_computes():
+def test_repair_searches_compute_the_same_as_python():
     seen = set()
     for problem in problems("repair", 300):
         for program in (problem.columns["program"], *repair.fixes(problem.columns["program"])):
@@ -466,7 +466,7 @@ def test_searches_for_fixes_compute_what_python_computes():
     assert len(seen) > 100
 
 
-def test_repair_prompts_are_true_of_the_python_they_show():
+def test_repair_prompts_show_true_results():
     for problem in problems("repair", 200):
         _, answer, right = tasks.demonstrate(problem, Style(), Random(0))
         assert right
@@ -493,7 +493,7 @@ def test_repair_prompts_are_true_of_the_python_they_show():
             assert python_of(mended)(*call) == want
 
 
-def test_repairs_have_bugs_of_every_kind():
+def test_repair_has_bugs_of_every_kind():
     kinds = Counter()
     for problem in problems("repair", 1000):
         wrong, right = (half.split("/") for half in re.split(r" (?=def )", problem.key))
@@ -535,12 +535,12 @@ def test_repairs_have_bugs_of_every_kind():
     ), kinds
 
 
-def test_search_of_three_numbers_is_never_cut():
+def test_search_of_three_numbers_is_never_truncated():
     longest = max(sum(1 for _ in countdown.tries(p, Random(0))) for p in problems("countdown"))
     assert longest <= 48  # trace.LONGEST
 
 
-# -- how traces are written ------------------------------------------------------------------------
+# -- writing traces --------------------------------------------------------------------------------
 
 TRIES = [Try("1+1=2 ?3", False, "1+1"), Try("1+2=3 ?3", True, "1+2"), Try("2+2=4 ?3", False, "2+2")]
 
@@ -553,7 +553,7 @@ def test_trace_ends_at_the_first_success():
     )
 
 
-def test_giving_up_is_said_and_answers_with_the_last_try():
+def test_giving_up_is_stated_and_answers_with_the_last_try():
     assert write(TRIES, "zh", Style(), Random(0), 1.0) == ("1+1=2 ?3 错\n算了\n", "1+1", False)
 
 
@@ -561,7 +561,7 @@ def test_slip_is_a_false_verdict():
     assert write(TRIES, "en", Style(slip=1.0), Random(0), 0.0) == ("1+1=2 ?3 yes\n", "1+1", False)
 
 
-def test_mixing_takes_words_of_the_other_language():
+def test_mixing_uses_words_of_the_other_language():
     assert write(TRIES, "en", Style(mix=1.0), Random(0), 0.0)[0] == "1+1=2 ?3 错\n1+2=3 ?3 对\n"
 
 
@@ -578,7 +578,7 @@ def test_broken_cold_start_rows_lack_one_tag():
 # -- rows from a file ------------------------------------------------------------------------------
 
 
-def test_rows_of_a_file_are_read_up_to_the_count(tmp_path, tokens):
+def test_file_rows_are_read_up_to_the_count(tmp_path, tokens):
     rows = [{"prompt": "p", "completion": f"{n}…"} for n in range(3)]
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n", encoding="utf-8")
@@ -614,8 +614,8 @@ def test_missing_rows_name_the_flag(tmp_path):
         sft.sft_rows(tmp_path / "absent.jsonl")
 
 
-def test_nothing_hides_behind_blanks():
-    # Cut to a length before it was judged, this was right.
+def test_text_after_a_correct_answer_makes_it_wrong():
+    # If the answer were truncated before it is checked, this would count as correct.
     problem = next(p for p in problems("kinetics", 200) if "1 ln" in demonstrate_perfectly(p))
     answer = demonstrate_perfectly(problem)
     assert tasks.check(problem, answer)

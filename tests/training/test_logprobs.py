@@ -11,17 +11,17 @@ from r1mini.training import chunked_logprobs
 from r1mini.training.logprobs import collate, token_logprobs, token_logprobs_and_entropy
 
 
-def test_mask_comes_from_lengths_so_the_padding_token_may_be_a_target():
+def test_mask_comes_from_lengths_not_from_the_padding_token():
     batch = collate([([4], [0, 7, 0]), ([0, 0], [0])])
     assert batch.tokens_BT.tolist() == [[4, 0, 7, 0], [0, 0, 0, 0]]
     assert batch.target_BT.int().tolist() == [[0, 1, 1, 1], [0, 0, 1, 0]]
 
 
-def test_first_token_of_a_row_without_prompt_is_no_target():
+def test_first_token_of_a_row_without_prompt_is_not_a_target():
     assert collate([([], [5, 6, 7])]).target_BT.tolist() == [[False, True, True]]
 
 
-def test_rows_without_a_token_are_refused_in_words_and_among_others_are_no_target():
+def test_empty_rows_are_refused_alone_and_are_not_targets_among_others():
     for rows in ([], [([], [])]):
         with pytest.raises(ValueError, match=f"{len(rows)} rows without a token"):
             collate(rows)
@@ -33,13 +33,13 @@ def test_column_t_holds_the_log_probability_of_token_t(model):
     logp_BT = token_logprobs(model, collate(rows), temperature=0.7)
     for b, (prompt, completion) in enumerate(rows):
         for t in range(len(prompt), len(prompt) + len(completion)):
-            # From scratch: the tokens before t alone, in a row of their own.
+            # From scratch: only the tokens before t, in their own row.
             logits_V = model(torch.tensor([(prompt + completion)[:t]]))[0, -1] / 0.7
             expected = logits_V.log_softmax(-1)[(prompt + completion)[t]]
             torch.testing.assert_close(logp_BT[b, t], expected, atol=1e-5, rtol=1e-5)
 
 
-def test_log_probabilities_are_zero_off_the_targets(model):
+def test_log_probabilities_are_zero_except_at_targets(model):
     batch = collate([([3, 4], [5, 6, 7]), ([8], [9])])
     logp_BT, entropy_BT = token_logprobs_and_entropy(model, batch)
     assert (logp_BT != 0).equal(batch.target_BT) and (entropy_BT != 0).equal(batch.target_BT)
@@ -53,7 +53,7 @@ def test_entropy_of_a_uniform_model_is_the_log_of_its_vocabulary(model):
 
 
 def written_out(model, rows, temperature):
-    """Each row alone and padded by nothing, every logit at once."""
+    """Each row alone, without padding, with all logits at once."""
     results = []
     for prompt, completion in rows:
         ids = torch.tensor([*prompt, *completion])
@@ -66,7 +66,7 @@ def written_out(model, rows, temperature):
 
 
 @pytest.mark.parametrize("logits", [2**25, 2000, 1])  # all at once, a few rows at a time, one
-def test_values_and_gradients_are_those_of_all_logits_at_once(model, monkeypatch, logits):
+def test_chunked_values_and_gradients_match_full_logits(model, monkeypatch, logits):
     monkeypatch.setattr(chunked_logprobs, "MAX_LOGITS", logits)
     rows = [([3, 4], [5, 6, 7]), ([3, 4], [9]), ([8], [9, 2]), ([], [4, 4, 1]), ([8], [3])]
     model = copy.deepcopy(model).requires_grad_(True)
@@ -88,7 +88,7 @@ def test_values_and_gradients_are_those_of_all_logits_at_once(model, monkeypatch
     torch.testing.assert_close(alone, results[1][0], atol=1e-5, rtol=1e-5)
 
 
-def test_neighbours_of_one_prompt_compute_it_once_and_others_do_not(model):
+def test_adjacent_rows_with_the_same_prompt_compute_it_once(model):
     batch = collate([([1, 2], [3, 4]), ([1, 2], [5]), ([6], [7]), ([1, 2], [8])])
     assert (batch.lengths, batch.parent) == ((2, 2, 1, 2, 3), (-1, 0, 0, -1, -1))
     assert batch.tokens_BT.flatten()[batch.token_of_flat_M].tolist() == [
@@ -103,14 +103,14 @@ def test_neighbours_of_one_prompt_compute_it_once_and_others_do_not(model):
         2,
         8,
     ]
-    # Every token is computed somewhere, at its own place in its row.
+    # Every token is computed somewhere, at its position in its row.
     for b, length in enumerate((4, 3, 2, 3)):
         for t in range(length):
             source = int(batch.token_of_flat_M[batch.flat_of_token_BT[b, t]])
             assert source % 4 == t and batch.tokens_BT.flatten()[source] == batch.tokens_BT[b, t]
 
 
-def test_layers_computed_again_give_the_same_gradients(model):
+def test_gradient_checkpointing_gives_the_same_gradients(model):
     rows = [([3, 4], [5, 6, 7]), ([3, 4], [9]), ([8], [9, 2])]
     results, passes = [], []
     for again in (False, True):
@@ -125,9 +125,9 @@ def test_layers_computed_again_give_the_same_gradients(model):
     assert all(one.equal(other) for one, other in zip(*results))
 
 
-def test_gradients_are_the_same_bits_whatever_the_threads_do(model):
-    """A prompt's last token is the past of every completion: what they add to its gradient must
-    come in one order."""
+def test_gradients_are_bit_identical_with_several_threads(model):
+    """Every completion attends to its prompt's last token: their contributions to its gradient must
+    be added in a fixed order."""
     rows = [([1, 2, 3 + n], [4, 5 + i]) for n in range(3) for i in range(16)]
     copied, gradients = copy.deepcopy(model).requires_grad_(True), []
     before = torch.get_num_threads()
@@ -145,14 +145,14 @@ def test_gradients_are_the_same_bits_whatever_the_threads_do(model):
 
 
 @pytest.mark.parametrize("options", [{}, {"qk_norm": True, "attention_bias": True}])
-def test_layers_are_one_program_for_all_shapes_of_batches(options):
+def test_compiled_layers_serve_all_batch_shapes(options):
     plain = random_model(**options).requires_grad_(True)
     compiled, programs = copy.deepcopy(plain), []
 
     def count(graph, inputs):
         assert not any(
             "scaled_dot_product" in str(node.target) for node in graph.graph.nodes
-        )  # attention stays outside
+        )  # attention is not compiled
         programs.append(graph)
         return graph.forward
 

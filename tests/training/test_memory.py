@@ -26,7 +26,7 @@ def fits(cfg, config=None):
 
 
 def kept_by_a_pass(model, tokens):
-    """What a real pass keeps, weights aside."""
+    """Bytes that a real forward pass keeps, without weights."""
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
     storages = {}
 
@@ -44,13 +44,13 @@ def kept_by_a_pass(model, tokens):
     "changes",
     [{}, {"qk_norm": True, "head_dim": 16}, {"attention_bias": True, "num_key_value_heads": 1}],
 )
-def test_the_count_is_what_a_pass_keeps(changes):
+def test_activation_bytes_match_a_real_pass(changes):
     model, tokens = random_model(**changes), 100
     counted = memory.activation_bytes(model.config, tokens)
     assert kept_by_a_pass(model, tokens) == pytest.approx(counted, rel=0.15)
 
 
-def test_the_count_grows_with_tokens_and_layers_and_falls_with_checkpointing():
+def test_activation_bytes_grow_with_tokens_and_layers_and_shrink_with_checkpointing():
     one = shape()
     count = memory.activation_bytes
     assert count(one, 200) == pytest.approx(2 * count(one, 100), rel=0.01)
@@ -59,7 +59,7 @@ def test_the_count_grows_with_tokens_and_layers_and_falls_with_checkpointing():
     assert count(deep, 100, gradient_checkpointing=True) < count(deep, 100) / 5
 
 
-def test_weights_and_moments_by_hand(monkeypatch):
+def test_bytes_of_weights_and_moments_by_hand(monkeypatch):
     config = shape()
     model = random_model()
     weights = sum(p.numel() for p in model.parameters())
@@ -93,7 +93,7 @@ def test_weights_and_moments_by_hand(monkeypatch):
     )
 
 
-def test_a_run_that_cannot_fit_stops_with_what_it_takes_and_the_flags(monkeypatch):
+def test_run_that_does_not_fit_is_refused_with_sizes_and_flags(monkeypatch):
     monkeypatch.setattr(memory, "available", lambda device: 2**30)
     cfg, large = GRPOConfig(), dataclasses.replace(shape(), num_hidden_layers=200)
     fits(cfg)
@@ -109,7 +109,7 @@ def test_a_run_that_cannot_fit_stops_with_what_it_takes_and_the_flags(monkeypatc
         fits(dataclasses.replace(cfg, learner_tokens=100_000), large)
 
 
-def test_moments_on_the_cpu_take_none_of_the_device():
+def test_offloaded_moments_take_no_device_memory():
     there, away = (
         memory.training_bytes(shape(), 10, TrainOptions(optimizer="muon", optimizer_on=where))
         for where in ("device", "cpu")
@@ -117,8 +117,8 @@ def test_moments_on_the_cpu_take_none_of_the_device():
     assert away == {**there, "optimizer": 0} and there["optimizer"]
 
 
-def test_where_it_is_told_only_what_cannot_be_is_refused(monkeypatch):
-    """There the worst is tried instead."""
+def test_gpu_estimate_refuses_only_what_can_never_fit(monkeypatch):
+    """On a GPU, the dry run decides everything else."""
     parts = memory.training_bytes(shape(), 4096, TrainOptions(optimizer="adamw"))
     monkeypatch.setattr(memory, "raises_oom", lambda device: True)
     monkeypatch.setattr(
@@ -136,13 +136,13 @@ def test_where_it_is_told_only_what_cannot_be_is_refused(monkeypatch):
     "free, tokens",
     [(10**9, 4096), (2_048_000 / 0.9 + 1, 2048), (2_048_000 / 0.9 - 1, 1024), (0, 256)],
 )
-def test_tokens_of_a_micro_batch_are_the_most_that_fit(free, tokens):
+def test_largest_fitting_micro_batch_is_chosen(free, tokens):
     assert (
         memory.largest_fitting(lambda n: {"weights": 0, "learner": 1000 * n}, free, CPU) == tokens
     )
 
 
-def test_tokens_of_a_micro_batch_are_not_guessed():
+def test_micro_batch_size_is_not_guessed_without_known_memory():
     with pytest.raises(ValueError, match="--learner-tokens 0: this system does not report"):
         memory.largest_fitting(lambda n: {}, None, CPU)
 
@@ -154,16 +154,16 @@ def test_tokens_of_a_micro_batch_are_not_guessed():
     st.integers(1, 20),
     st.integers(1, 5),
 )
-def test_longest_rows_are_one_full_micro_batch(tokens, rows, prompt, completion, group):
+def test_longest_rows_fill_one_micro_batch(tokens, rows, prompt, completion, group):
     longest = memory.longest_rows(tokens, rows, prompt, completion, group)
     assert len(by_prompt(longest, tokens)) == 1
     used = len(collate(longest).token_of_flat_M)
-    # What is left is too little for one token more, or nobody is there to take it.
+    # The remaining budget is too small for another token, or there is no row left to use it.
     assert len(longest) == rows or used >= tokens or tokens - used <= prompt
     assert {len(learned) for _, learned in longest[:-1]} <= {completion}
 
 
-def test_the_worst_of_the_sampler_is_the_cache_at_its_limit(model, tokens, monkeypatch):
+def test_sampler_dry_run_fills_the_cache_to_its_limit(model, tokens, monkeypatch):
     grown, real = [], KVCache.grow
     monkeypatch.setattr(
         KVCache,
@@ -171,13 +171,13 @@ def test_the_worst_of_the_sampler_is_the_cache_at_its_limit(model, tokens, monke
         lambda cache, slots: grown.append((real(cache, slots), cache.key.nbytes)[1]),
     )
     dry_run(model, tokens, [[1, 2, 3]] * 3, 4, SamplingParams(125), max_rows=8)
-    assert grown == []  # there from the beginning
+    assert grown == []  # allocated from the beginning
     monkeypatch.setattr(sampler, "INITIAL_CAPACITY", 16)
     dry_run(model, tokens, [[1, 2, 3]] * 3, 4, SamplingParams(125), max_rows=8)
     assert 2 * grown[-1] == pytest.approx(cache_bytes(model.config, 8, 128, 4), rel=0.01)
 
 
-def test_the_worst_of_the_sampler_is_with_its_graph(model, tokens, monkeypatch):
+def test_sampler_dry_run_includes_a_graph(model, tokens, monkeypatch):
     graphs = Taped()
     monkeypatch.setattr(sampler, "graphs_enabled", lambda device: True)
     monkeypatch.setattr(sampler, "GraphRunner", lambda device: graphs)
@@ -193,7 +193,7 @@ def test_the_worst_of_the_sampler_is_with_its_graph(model, tokens, monkeypatch):
     )
 
 
-def test_the_worst_is_tried_beside_the_memory_of_the_moments(monkeypatch, capsys):
+def test_dry_run_holds_the_memory_of_the_moments(monkeypatch, capsys):
     done, real = [], torch.empty
     monkeypatch.setattr(memory, "raises_oom", lambda device: True)
     monkeypatch.setattr(memory, "available", lambda device: 2**30)
@@ -206,12 +206,12 @@ def test_the_worst_is_tried_beside_the_memory_of_the_moments(monkeypatch, capsys
     assert done == [123, "worst"] and "3.0 GiB of 4.0, 1.0 estimated" in capsys.readouterr().out
 
 
-def test_memory_of_this_machine_is_known_or_unasked():
+def test_free_memory_is_plausible_or_unknown():
     free = memory.available(CPU)
     assert free is None or 0 < free < 2**50
 
 
-def test_what_the_group_holds_as_cache_is_free(monkeypatch):
+def test_reclaimable_cache_of_a_cgroup_counts_as_free(monkeypatch):
     files = {
         "/proc/meminfo": "MemFree: 1 kB\nMemAvailable:   2000 kB\n",
         "/sys/fs/cgroup/memory.max": "1000000\n",

@@ -17,13 +17,13 @@ def test_micro_batches_hold_every_row_once_within_the_budget(lengths, budget):
 
 
 @given(LENGTHS, st.integers(1, 8))
-def test_shuffling_keeps_every_row_and_depends_on_the_seed_alone(lengths, window):
+def test_shuffling_keeps_every_row_and_depends_only_on_the_seed(lengths, window):
     batches = length_bucketed(lengths, 100, "seed", window)
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     assert batches == length_bucketed(lengths, 100, "seed", window)
 
 
-def test_another_seed_gives_another_order():
+def test_different_seeds_give_different_orders():
     assert length_bucketed([5] * 50, 10, "1") != length_bucketed([5] * 50, 10, "2")
 
 

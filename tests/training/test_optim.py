@@ -21,7 +21,7 @@ def names_of(model, optimizer):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_muon_takes_the_matrices_of_the_layers_and_adamw_the_rest(tied):
+def test_muon_gets_the_layers_matrices_and_adamw_the_rest(tied):
     model = random_model(attention_bias=True, tie_word_embeddings=tied)
     adamw, muon = (
         names_of(model, optimizers) for optimizers in optim.build_optimizers(model, "muon", 0.1)
@@ -75,8 +75,8 @@ def assert_same_bits(one, other):
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_offloaded_state_gives_the_same_bits(kind, monkeypatch):
-    """Each copy spoils where it came from: what is read at the wrong place or time shows."""
+def test_offloaded_state_is_bit_identical(kind, monkeypatch):
+    """Each copy overwrites its source with garbage, so that a read from the wrong place or time is visible."""
     moves = []
 
     def moved(value):
@@ -102,13 +102,13 @@ def test_offloaded_state_gives_the_same_bits(kind, monkeypatch):
         plain,
     )
     at_a_time = "".join(moves).split()
-    assert max(map(len, at_a_time)) <= 3  # two moments and a count of steps: of one parameter
+    assert max(map(len, at_a_time)) <= 3  # two moments and a step count of one parameter
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_state_lies_on_the_cpu_between_steps_and_on_the_device_during_one(kind, monkeypatch):
-    """On a fake CUDA device with shapes only: operators refuse tensors of two devices."""
-    waited = []  # for the stream that copies, not for all: another may capture
+def test_offloaded_state_is_on_the_device_only_during_a_step(kind, monkeypatch):
+    """On a fake CUDA device with shapes only: operators refuse tensors on different devices."""
+    waited = []  # only for the stream that copies: another one may be capturing
     monkeypatch.setattr(
         torch.cuda,
         "current_stream",
@@ -152,7 +152,7 @@ def where_moments_are(optimizers):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_moments_on_the_cpu_give_the_same_bits_on_a_gpu_and_free_it(kind):
+def test_offloaded_moments_on_a_gpu_are_bit_identical_and_free_its_memory(kind):
     results, taken = [], []
     for where in ("device", "cpu"):
         model = random_model().cuda()
@@ -176,7 +176,7 @@ def test_moments_on_the_cpu_give_the_same_bits_on_a_gpu_and_free_it(kind):
         (1.0, 0.2, 0.5, 0.5),
         (0.7, 0.2, 1.0, 1.0),  # constant
         (0.0, 0.0, 0.5, 1.0),  # no warm-up
-        (1.0, 1.0, 0.5, 1.0),  # nothing but warm-up
+        (1.0, 1.0, 0.5, 1.0),  # only warm-up
     ],
 )
 def test_schedule_by_hand(fraction, warmup, final, share):

@@ -83,7 +83,7 @@ def copied(saved, tmp_path):
 # -- a state -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_last_states_are_kept_and_the_newest_comes_back(tokens, tmp_path):
+def test_last_states_are_kept_and_the_latest_is_loaded(tokens, tmp_path):
     run = NormRun(tmp_path, tokens).go(9)
     assert names(tmp_path) == ["step-00000006", "step-00000008"]
     again = NormRun(tmp_path, tokens)
@@ -98,12 +98,12 @@ def test_the_last_states_are_kept_and_the_newest_comes_back(tokens, tmp_path):
 
 
 @pytest.mark.parametrize("keep, left", [(1, [8]), (3, [4, 6, 8]), (9, [2, 4, 6, 8])])
-def test_as_many_are_kept_as_is_said(tokens, tmp_path, keep, left):
+def test_keep_sets_the_number_of_states(tokens, tmp_path, keep, left):
     NormRun(tmp_path, tokens, keep=keep).go(9)
     assert names(tmp_path) == [f"step-{step:08d}" for step in left]
 
 
-def test_a_state_is_a_model_folder_too(saved):
+def test_state_is_a_model_folder(saved):
     model, _ = checkpoint.load(saved / "checkpoints/step-00000004")
     assert model.config.num_hidden_layers == 1
     values = infra_files.read_json(saved / "checkpoints/step-00000004/state.json")
@@ -126,8 +126,8 @@ def cut_by_one(path):
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_every_flipped_bit_and_every_cut_is_found(copied, seed):
-    """A hundred each, half of them in the small files, the manifest above all."""
+def test_every_flipped_bit_and_every_truncation_is_detected(copied, seed):
+    """A hundred of each, half of them in the small files, mostly in the manifest."""
     folder, rng = copied / "checkpoints/step-00000004", random.Random(seed)
     everything = sorted(folder.iterdir())
     assert {"manifest.json", "state.json", "model.safetensors", "optimizer.safetensors"} <= {
@@ -170,9 +170,7 @@ def test_every_flipped_bit_and_every_cut_is_found(copied, seed):
         ),
     ],
 )
-def test_a_damaged_state_is_skipped_by_name_and_the_one_before_it_taken(
-    copied, tokens, capsys, hurt, why
-):
+def test_damaged_state_is_reported_and_the_previous_one_loaded(copied, tokens, capsys, hurt, why):
     whole = NormRun(copied, tokens).go(9).norm()
     assert names(copied)[-1] == "step-00000008"
     hurt(copied / "checkpoints/step-00000008")
@@ -186,7 +184,7 @@ def test_a_damaged_state_is_skipped_by_name_and_the_one_before_it_taken(
     )
 
 
-def test_a_damaged_later_state_does_not_push_a_whole_one_out(copied, tokens):
+def test_damaged_later_state_does_not_displace_a_valid_one(copied, tokens):
     flipped(copied / "checkpoints/step-00000004/model.safetensors", 999)
     again = NormRun(copied, tokens, save_every=3)
     assert again.step == 2
@@ -194,7 +192,7 @@ def test_a_damaged_later_state_does_not_push_a_whole_one_out(copied, tokens):
     assert names(copied) == ["step-00000002", "step-00000003"]
 
 
-def test_a_run_none_of_whose_states_is_whole_is_stopped(copied, tokens):
+def test_run_with_only_damaged_states_stops(copied, tokens):
     for folder in (copied / "checkpoints").iterdir():
         flipped(folder / "model.safetensors", 80)
     with pytest.raises(
@@ -203,7 +201,7 @@ def test_a_run_none_of_whose_states_is_whole_is_stopped(copied, tokens):
         NormRun(copied, tokens)
 
 
-def test_what_a_kill_left_half_written_is_passed_over_and_swept_away(copied, tokens):
+def test_half_written_state_is_ignored_and_deleted(copied, tokens):
     half = shutil.copytree(
         copied / "checkpoints/step-00000004", copied / "checkpoints/step-00000006.tmp"
     )
@@ -222,7 +220,7 @@ def test_what_a_kill_left_half_written_is_passed_over_and_swept_away(copied, tok
     "name",
     ["model.safetensors", "optimizer.safetensors", "tokenizer.json", "state.json", "manifest.json"],
 )
-def test_full_disk_leaves_the_states_that_there_are(copied, tokens, monkeypatch, name):
+def test_full_disk_leaves_earlier_states_intact(copied, tokens, monkeypatch, name):
     run, before = NormRun(copied, tokens), files(copied / "checkpoints")
     write, write_tensors = Path.write_bytes, weights.save_file
 
@@ -236,7 +234,7 @@ def test_full_disk_leaves_the_states_that_there_are(copied, tokens, monkeypatch,
             write(path, b"half")
             raise SafetensorError(
                 "I/O error: No space left on device (os error 28)"
-            )  # as safetensors 0.8 does
+            )  # like safetensors 0.8
         write_tensors(tensors, path, metadata)
 
     monkeypatch.setattr(Path, "write_bytes", full)
@@ -254,7 +252,7 @@ def test_full_disk_leaves_the_states_that_there_are(copied, tokens, monkeypatch,
 @pytest.mark.skipif(
     not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root mounts a disk"
 )
-def test_a_disk_that_is_full_indeed(saved, tokens, tmp_path):
+def test_really_full_disk(saved, tokens, tmp_path):
     size = sum(map(len, files(saved / "checkpoints/step-00000004").values()))
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={int(size * 2.6)}", "tmpfs", tmp_path],
@@ -278,7 +276,7 @@ def test_a_disk_that_is_full_indeed(saved, tokens, tmp_path):
 # -- the run's folder --------------------------------------------------------------------------------------------------
 
 
-def test_run_goes_from_new_to_begun_to_finished(tmp_path, tokens):
+def test_run_is_new_then_started_then_finished(tmp_path, tokens):
     for _ in range(2):
         assert not state.has_finished(tmp_path, SETTINGS)
         state.start_run(tmp_path, SETTINGS)
@@ -299,7 +297,7 @@ def test_states_of_another_run_are_refused(copied, tokens):
         NormRun(copied, tokens, steps=10)
 
 
-def test_changes_are_allowed_on_request_and_told(copied, tokens, capsys):
+def test_changes_are_allowed_on_request_and_printed(copied, tokens, capsys):
     NormRun(copied, tokens, steps=10, allow_changes=True)
     assert "copied: --steps was 9, now 10" in capsys.readouterr().out
     with pytest.raises(
@@ -314,13 +312,13 @@ def test_changes_are_allowed_on_request_and_told(copied, tokens, capsys):
         NormRun(copied, tokens, steps=10)
 
 
-def test_fewer_steps_than_are_made_are_refused(copied, tokens):
+def test_fewer_steps_than_already_done_are_refused(copied, tokens):
     assert NormRun(copied, tokens, steps=4, allow_changes=True).step == 4
     with pytest.raises(ValueError, match="--steps 3: the run in --out .*copied has already done 4"):
         NormRun(copied, tokens, steps=3, allow_changes=True)
 
 
-def test_no_change_is_allowed_to_a_finished_run(tmp_path):
+def test_finished_run_allows_no_change(tmp_path):
     state.start_run(tmp_path, SETTINGS)
     state.finish_run(tmp_path)
     with pytest.raises(
@@ -329,8 +327,8 @@ def test_no_change_is_allowed_to_a_finished_run(tmp_path):
         state.has_finished(tmp_path, {**SETTINGS, "steps": 10, "allow_changes": True})
 
 
-def test_only_one_process_works_in_a_folder(tmp_path, folder):
-    """Of the scripts and of the recipe alike."""
+def test_only_one_process_may_use_a_folder(tmp_path, folder):
+    """For the scripts and for the recipe."""
     code = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); sys.stdin.read()"
     with subprocess.Popen(
         [sys.executable, "-c", code, tmp_path / ".lock"],
@@ -352,7 +350,7 @@ def test_only_one_process_works_in_a_folder(tmp_path, folder):
     state.unlock(tmp_path)
 
 
-def test_a_file_system_without_locks_is_named_as_such(tmp_path, monkeypatch):
+def test_file_system_without_locks_is_reported(tmp_path, monkeypatch):
     def refused(*_):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
@@ -364,13 +362,13 @@ def test_a_file_system_without_locks_is_named_as_such(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "hurt", [lambda path: flipped(path, 5), lambda path: os.truncate(path, 3), Path.unlink]
 )
-def test_a_log_that_is_not_what_it_was_is_refused(copied, tokens, hurt):
+def test_changed_log_is_refused(copied, tokens, hurt):
     hurt(copied / "log")
     with pytest.raises(ValueError, match="log: its first 8 bytes have changed since step 4"):
         NormRun(copied, tokens)
 
 
-def test_without_a_state_the_logs_begin_anew(tokens, tmp_path):
+def test_logs_start_empty_without_a_state(tokens, tmp_path):
     (tmp_path / "log").write_text("0\n1\n2")
     assert NormRun(tmp_path, tokens).step == 0 and (tmp_path / "log").read_text() == ""
 
@@ -379,7 +377,7 @@ def test_without_a_state_the_logs_begin_anew(tokens, tmp_path):
 
 
 @pytest.mark.parametrize("number", signals.SIGNALS)
-def test_a_signal_in_a_step_waits_for_its_end_and_saves_it(tokens, tmp_path, number):
+def test_signal_during_an_update_waits_for_the_step_and_saves_it(tokens, tmp_path, number):
     run = NormRun(tmp_path, tokens)
     before = [signal.getsignal(n) for n in signals.SIGNALS]
     with pytest.raises(KeyboardInterrupt), signals.listening(), run:
@@ -393,7 +391,7 @@ def test_a_signal_in_a_step_waits_for_its_end_and_saves_it(tokens, tmp_path, num
     assert [signal.getsignal(n) for n in signals.SIGNALS] == before and not signals.requested()
 
 
-def test_a_signal_between_steps_ends_the_run_at_once_and_saves_the_last(tokens, tmp_path):
+def test_signal_between_steps_ends_the_run_at_once_and_saves_the_last_step(tokens, tmp_path):
     run = NormRun(tmp_path, tokens)
     (tmp_path / "log").touch()
     with pytest.raises(KeyboardInterrupt), signals.listening(), run:
@@ -404,8 +402,8 @@ def test_a_signal_between_steps_ends_the_run_at_once_and_saves_the_last(tokens, 
     assert names(tmp_path) == ["step-00000001"]
 
 
-def test_half_of_a_step_is_never_saved(tokens, tmp_path):
-    """Of a Ctrl-C without our handler, as in a notebook."""
+def test_incomplete_step_is_never_saved(tokens, tmp_path):
+    """After Ctrl-C without our signal handler, as in a notebook."""
     run = NormRun(tmp_path, tokens)
     with pytest.raises(KeyboardInterrupt), run:
         run.begin_update()
@@ -415,7 +413,7 @@ def test_half_of_a_step_is_never_saved(tokens, tmp_path):
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_an_error_within_a_step_saves_nothing_and_between_steps_the_last(tokens, tmp_path):
+def test_error_during_an_update_saves_nothing_and_between_steps_the_last_step(tokens, tmp_path):
     run = NormRun(tmp_path, tokens)
     (tmp_path / "log").touch()
     with pytest.raises(ValueError), run:
@@ -444,9 +442,7 @@ with signals.listening():
     "name, pause, code",
     [("SIGTERM", 1.1, -signal.SIGTERM), ("SIGINT", 1.1, -signal.SIGINT), ("SIGTERM", 0, 0)],
 )
-def test_a_second_signal_ends_the_process_at_once_unless_it_is_the_first_sent_twice(
-    name, pause, code
-):
+def test_second_signal_ends_the_process_unless_it_is_a_duplicate(name, pause, code):
     done = subprocess.run([sys.executable, "-c", LISTENING, name, str(pause)], cwd=ROOT, timeout=30)
     assert done.returncode == code
 
@@ -461,7 +457,7 @@ config.run_script(lambda cfg: os.kill(os.getpid(), number), make_dataclass("Conf
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_a_signal_that_comes_again_while_python_ends_does_not_change_the_exit_code(name):
+def test_signal_during_shutdown_does_not_change_the_exit_code(name):
     done = subprocess.run(
         [sys.executable, "-c", LEAVING, name], cwd=ROOT, timeout=30, capture_output=True, text=True
     )
@@ -486,7 +482,7 @@ config.run_script(main, make_dataclass("Config", [("out", str, config.option("x"
 """
 
 
-def test_a_reader_that_the_same_signal_has_ended_does_not_keep_a_run_from_saving():
+def test_run_saves_even_if_the_signal_ended_its_reader():
     """As in `… 2>&1 | tee log`."""
     reader, writer = os.pipe()
     with subprocess.Popen(
@@ -497,8 +493,8 @@ def test_a_reader_that_the_same_signal_has_ended_does_not_keep_a_run_from_saving
     assert process.returncode == 75
 
 
-def test_a_worker_ignores_the_signals_that_its_parent_does(monkeypatch):
-    """As under a script's `&`, where Ctrl-C is meant for others."""
+def test_worker_ignores_the_signals_that_its_parent_ignores(monkeypatch):
+    """As in a background job (`&` in a script), for which Ctrl-C is not meant."""
     monkeypatch.setattr(scheduler.threading, "Thread", Mock())
     before = [signal.getsignal(number) for number in signals.SIGNALS]
     try:
@@ -514,17 +510,17 @@ def test_a_worker_ignores_the_signals_that_its_parent_does(monkeypatch):
         signals.deferred = False
 
 
-def test_a_signal_that_is_ignored_stays_so():
+def test_ignored_signal_stays_ignored():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     with signals.listening():
         assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     signal.signal(signal.SIGINT, before)
 
 
-# -- what the promises rest on -----------------------------------------------------------------------------------------
+# -- assumptions behind the guarantees ---------------------------------------------------------------------------------
 
 
-def test_nothing_draws_from_a_global_generator(tmp_path, folder):
+def test_run_never_draws_from_a_global_generator(tmp_path, folder):
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
     train_sft.main(
         train_sft.Config(
@@ -566,7 +562,7 @@ def test_nothing_is_pickled():
             ), path
 
 
-def test_rows_before_the_position_are_not_made_again(tmp_path, tokens, monkeypatch):
+def test_rows_before_the_saved_position_are_not_generated_again(tmp_path, tokens, monkeypatch):
     indices, real = [], train_sft.document
     monkeypatch.setattr(train_sft, "CORPUS_WINDOW", 8)
     monkeypatch.setattr(
@@ -586,7 +582,7 @@ def test_rows_before_the_position_are_not_made_again(tmp_path, tokens, monkeypat
         )
 
 
-def test_killed_in_a_save_and_by_sigterm_a_run_comes_to_the_same_bits(tmp_path, capsys):
-    """The short form of kill_test.py, its negative control with it."""
+def test_killed_and_interrupted_run_is_bit_identical(tmp_path, capsys):
+    """A short version of kill_test.py, with its negative control."""
     assert kill_test.endured(6, ("SFT", "GRPO"), 0, tmp_path, warm=True), capsys.readouterr().out
-    assert "position not put back: noticed" in capsys.readouterr().out
+    assert "position not restored: detected" in capsys.readouterr().out
