@@ -523,7 +523,7 @@ def test_killed_job_resumes_to_the_same_rows(run, tmp_path, monkeypatch, mode, f
     calls, real = [], jobs.sample
 
     def killed(*args, **keywords):
-        calls.append(keywords["first"])
+        calls.append(keywords["first_prompt"])
         if len(calls) == 3:
             raise KeyboardInterrupt
         return real(*args, **keywords)
