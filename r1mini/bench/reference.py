@@ -5,13 +5,12 @@ without gradient checkpointing (which trades time for memory) and without logs. 
 TRL's own `train`. Left out: vLLM.
 """
 
-import importlib.metadata
-import importlib.util
 import tempfile
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
+from importlib import metadata, util
 
 import torch
 from torch import Tensor
@@ -25,9 +24,7 @@ from r1mini.model.transformer import Transformer
 
 def versions() -> dict[str, str]:
     return {
-        name: importlib.metadata.version(name)
-        for name in ("transformers", "trl")
-        if importlib.util.find_spec(name)
+        name: metadata.version(name) for name in ("transformers", "trl") if util.find_spec(name)
     }
 
 
@@ -132,9 +129,8 @@ def sft(
             self.runs.amounts.append(sum(map(len, rows)))
             return loss
 
-    columns = {"input_ids": rows, "labels": rows}
-    settings |= {"per_device_train_batch_size": len(rows), "max_length": None}
-    return train(ours, model, tokenizer, Trainer, SFTConfig, columns, **settings)
+    settings["per_device_train_batch_size"] = len(rows)
+    return train(ours, model, tokenizer, Trainer, SFTConfig, {"input_ids": rows}, **settings)
 
 
 def train(
