@@ -118,7 +118,7 @@ def main(cfg: Config) -> None:
     tasks.require(cfg.tasks)
     validate(cfg)
     checkpoint.load(cfg.model)  # report an error before any run starts
-    out, say = Path(cfg.out), timed_printer()
+    out = Path(cfg.out)
     settings = {
         "model": cfg.model,
         "sample-budget": cfg.sample_budget,
@@ -127,7 +127,7 @@ def main(cfg: Config) -> None:
     }
     claim_folder(out, "compare.json", settings)
     files.prepare_folder(out / "eval")
-    schedule(stages(cfg, out), cfg.workers or default_workers(cfg.device), say)
+    schedule(stages(cfg, out), cfg.workers or default_workers(cfg.device), timed_printer())
     result = table(cfg, out)
     files.write_text(out / "compare.md", result)
     print(result)

@@ -393,13 +393,13 @@ def side_cells(side: dict | None) -> list[str]:
     if side is None:
         return [MISSING] * len(SIDE)
     peak = side["peak_bytes"]
-    cells = [f"{side['seconds']:.4g}", f"{side['cpu_seconds']:.4g}", f"{side['per_second']:.0f}"]
-    return [*cells, MISSING if peak is None else f"{peak / 2**20:.0f}"]
+    times = [f"{side['seconds']:.4g}", f"{side['cpu_seconds']:.4g}", f"{side['per_second']:.0f}"]
+    return [*times, MISSING if peak is None else f"{peak / 2**20:.0f}"]
 
 
 def machine(device: torch.device) -> dict:
     path = Path("/proc/cpuinfo")
-    name = re.search(r"model name\s*:\s*(.*)", path.read_text()) if path.is_file() else None
+    name = path.is_file() and re.search(r"model name\s*:\s*(.*)", path.read_text())
     info = {"cpu": name[1] if name else platform.machine()}
     if device.type == "cuda":
         info["gpu"] = torch.cuda.get_device_name(device)
