@@ -194,14 +194,14 @@ class Subject:
         )
 
 
+@torch.no_grad()
 def random_model(config: ModelConfig, seed: int, device: torch.device) -> Transformer:
     """A model with small output weights, so that next tokens are nearly uniform. At full size, a
     wide model repeats its last token, and lengths are not geometric."""
     with device:
         model = Transformer(config)
     init_weights(model, seed)
-    with torch.no_grad():
-        model.lm_head.weight.mul_(0.1)
+    model.lm_head.weight.mul_(0.1)
     return model
 
 
@@ -227,8 +227,7 @@ def measure_decode(s: Subject) -> Iterator[tuple]:
             other = partial(reference.decode, hf_model, prompts_BT, new, rows, stop_ids)
             sides = alternate(ours, hf_model and other, s.cfg.repeats, device)
             mean = median(sides[0].amounts) / total
-            limit = s.least_seconds([(length, mean)] * total, rows)
-            yield f"decode {rows}, {case}", sides, limit
+            yield f"decode {rows}, {case}", sides, s.least_seconds([(length, mean)] * total, rows)
     s.model.float()
 
 
@@ -429,7 +428,7 @@ def main(cfg: Config) -> dict:
     columns = COLUMNS if libraries else COLUMNS[:7]  # those of r1mini alone
     print(table_head(columns), flush=True)
 
-    def add(shape: str, measured: Iterator[tuple]) -> None:
+    def add(shape, measured):
         for figures in measured:
             row = table_figures(shape, *figures)
             result["rows"].append(row)

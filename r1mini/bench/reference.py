@@ -37,8 +37,7 @@ def to_transformers(ours: Transformer, stop_ids: frozenset[int]):
         "eos_token_id": sorted(stop_ids),
         "pad_token_id": 0,
     }
-    config = AutoConfig.for_model(**fields)
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields), dtype=dtype)
     model.load_state_dict(ours.state_dict())
     return model.to(ours.device).eval()
 
@@ -129,8 +128,9 @@ def sft(
             self.runs.amounts.append(sum(map(len, rows)))
             return loss
 
-    settings["per_device_train_batch_size"] = len(rows)
-    return train(ours, model, tokenizer, Trainer, SFTConfig, {"input_ids": rows}, **settings)
+    columns = {"input_ids": rows, "labels": rows}
+    settings |= {"per_device_train_batch_size": len(rows), "max_length": None}
+    return train(ours, model, tokenizer, Trainer, SFTConfig, columns, **settings)
 
 
 def train(

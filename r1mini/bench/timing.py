@@ -24,6 +24,7 @@ from r1mini.model.transformer import Transformer
 
 UNTIMED = 2  # runs before the timed ones: one to warm up, one to measure memory
 TRAINING_PASSES = 3  # a backward pass has twice the operations of the forward pass
+COPIED_NUMBERS = 2**26  # too many for any cache
 
 
 class Runs:
@@ -126,9 +127,9 @@ def product_rate(model: Transformer, rows: int, dtype: torch.dtype) -> float:
     return operations / seconds
 
 
-def copy_rate(device: torch.device, numbers: int = 2**26) -> float:
-    """Bytes per second, read and written, of copies too large for any cache."""
-    x = torch.zeros(numbers, device=device)
+def copy_rate(device: torch.device) -> float:
+    """Bytes per second, read and written."""
+    x = torch.zeros(COPIED_NUMBERS, device=device)
     return 2 * x.nbytes / fastest(partial(torch.zeros_like(x).copy_, x))
 
 
