@@ -61,8 +61,8 @@ def preset_settings(preset: str, budget: int) -> dict:
 
 def stages(cfg: Config, out: Path) -> list[Stage]:
     start = str(checkpoint.resolve(cfg.model))
-    sampling = worker_flags("sample", cfg.device) | {"eval": True, "reference": start}
-    sampling |= {"tasks": cfg.tasks, "problems": cfg.problems}
+    sampling = {"eval": True, "reference": start, "tasks": cfg.tasks, "problems": cfg.problems}
+    sampling |= worker_flags("sample", cfg.device)
 
     def evaluation(name: str, model: str, seed: int, *inputs: Path) -> Stage:
         file = out / "eval" / f"{name}.json"
@@ -74,9 +74,9 @@ def stages(cfg: Config, out: Path) -> list[Stage]:
         for preset in cfg.presets:
             name = f"{preset}-{seed}"
             folder, record = str(out / name), out / name / "run.json"
-            settings = worker_flags("train_grpo", cfg.device) | {"tasks": cfg.tasks}
+            settings = worker_flags("train_grpo", cfg.device)
             settings |= preset_settings(preset, cfg.sample_budget)
-            settings |= {"model": start, "out": folder, "seed": seed}
+            settings |= {"model": start, "tasks": cfg.tasks, "out": folder, "seed": seed}
             plan.append(Stage(name, "train_grpo", settings, record))
             plan.append(evaluation(name, folder, seed, record))
     return plan

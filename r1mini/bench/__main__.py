@@ -109,10 +109,11 @@ def decode(
     tokenizer: Tokenizer,
     prompts: list[str],
     completions: int,
-    params: SamplingParams,
+    new_tokens: int,
     rows: int,
     runs: Runs,
 ) -> int:
+    params = SamplingParams(new_tokens)
     groups = sample(model, tokenizer, prompts, completions, params, seed=0, max_rows=rows)
     return sum(len(rollout.completion_ids) for group in groups for rollout in group)
 
@@ -157,6 +158,7 @@ class Subject:
             self.model = random_model(SHAPES[name], cfg.seed, device)
             self.stop_ids = frozenset(range(self.model.config.vocab_size // MEAN_LENGTH))
         self.limits = machine_limits(self.model)
+        self.least_seconds = partial(least_seconds, self.model, self.limits, cfg.bf16)
 
     def tokenizer(self, case: str) -> Tokenizer:
         """A word for each id (`w3` is 3), so that any ids have a text. A completion ends at a stop
@@ -171,32 +173,35 @@ class Subject:
         """Random ids; for the embedded model, text like its training data."""
         if self.name == "embedded":
             encode = checkpoint.load_tokenizer("base").encode
-            rows = (document(self.cfg.seed, index) for index in count())
+            rows = map(partial(document, self.cfg.seed), count())
             ids = chain.from_iterable(encode("".join(row.values())) for row in rows)
             return [list(islice(ids, length)) for _ in range(number)]
         generator = torch.Generator().manual_seed(self.cfg.seed)
         vocab_size = self.model.config.vocab_size
         return torch.randint(vocab_size, (number, length), generator=generator).tolist()
 
-    def least_seconds(self, rows: list[tuple[float, float]], batch: int = 0) -> float:
-        return least_seconds(self.model, self.limits, rows, self.cfg.bf16, batch)
-
     def measure_training(self, ours: Run, reference_run: Callable, *args) -> list[Runs]:
         """Our training steps; if TRL is installed, in turns with those of `reference_run`."""
         if "trl" not in self.libraries:
             return alternate(ours, None, self.cfg.repeats, self.model.device)
-        settings = {"max_steps": UNTIMED + self.cfg.repeats, "bf16": self.cfg.bf16}
-        return reference_run(ours, self.model, *args, learning_rate=LEARNING_RATE, **settings)
+        return reference_run(
+            ours,
+            self.model,
+            *args,
+            max_steps=UNTIMED + self.cfg.repeats,
+            bf16=self.cfg.bf16,
+            learning_rate=LEARNING_RATE,
+        )
 
 
+@torch.no_grad()
 def random_model(config: ModelConfig, seed: int, device: torch.device) -> Transformer:
     """A model with small output weights, so that next tokens are nearly uniform. At full size, a
     wide model repeats its last token, and lengths are not geometric."""
     with device:
         model = Transformer(config)
     init_weights(model, seed)
-    with torch.no_grad():
-        model.lm_head.weight.mul_(0.1)
+    model.lm_head.weight.mul_(0.1)
     return model
 
 
@@ -216,14 +221,13 @@ def measure_decode(s: Subject) -> Iterator[tuple]:
             total = queue * rows
             completions = COMPLETIONS if rows % COMPLETIONS == 0 else 1  # of a prompt, as in RL
             ids = s.prompts(total // completions, length)
-            prompts, params = list(map(tokenizer.decode, ids)), SamplingParams(new)
+            prompts = list(map(tokenizer.decode, ids))
             prompts_BT = torch.tensor(ids, device=device).repeat_interleave(completions, 0)
-            ours = partial(decode, s.model, tokenizer, prompts, completions, params, rows)
+            ours = partial(decode, s.model, tokenizer, prompts, completions, new, rows)
             other = partial(reference.decode, hf_model, prompts_BT, new, rows, stop_ids)
             sides = alternate(ours, hf_model and other, s.cfg.repeats, device)
             mean = median(sides[0].amounts) / total
-            limit = s.least_seconds([(length, mean)] * total, rows)
-            yield f"decode {rows}, {case}", sides, limit
+            yield f"decode {rows}, {case}", sides, s.least_seconds([(length, mean)] * total, rows)
     s.model.float()
 
 
@@ -247,7 +251,7 @@ def measure_sft(s: Subject) -> Iterator[tuple]:
     rows = [ids[: random.randint(shortest, longest)] for ids in s.prompts(SFT_ROWS, longest)]
     optimizers = optim.build_optimizers(s.model, "adamw", 0.0)
 
-    def step(runs: Runs) -> int:
+    def step(runs):
         runs.losses.append(forward_backward(s.model, rows, s.cfg.bf16))
         optim.step(optimizers, s.model.parameters(), LEARNING_RATE, 1.0)
         return sum(map(len, rows))
@@ -278,7 +282,7 @@ def measure_grpo(s: Subject) -> Iterator[tuple]:
     prompts = list(map(s.tokenizer("equal").decode, s.prompts(PROBLEMS, length)))
     problems = [Problem("", "", "", prompt) for prompt in prompts]
 
-    def step(tokenizer: Tokenizer, runs: Runs) -> int:
+    def step(tokenizer, runs):
         groups = sample_groups(cfg, s.model, tokenizer, problems, rewards, step=0, attempt=0)
         runs.mark()
         adv_NG = group_advantages(torch.tensor([group.rewards for group in groups]))
@@ -306,18 +310,18 @@ def measure_logprobs(s: Subject) -> Iterator[tuple]:
     device, bf16 = s.model.device, s.cfg.bf16
     model = random_model(replace(s.model.config, vocab_size=LARGE_VOCABULARY), s.cfg.seed, device)
     length, other = s.cfg.prompt_tokens + s.cfg.new_tokens, None
-    ids = [i % LARGE_VOCABULARY for i in range(length)]
+    rows = s.prompts(1, length)
 
-    def ours(runs: Runs) -> int:
-        forward_backward(model, [ids], bf16)
+    def ours(runs):
+        forward_backward(model, rows, bf16)
         model.zero_grad(set_to_none=True)
         return length
 
     if "trl" in s.libraries:
         trl_model = reference.with_fused_head(reference.to_transformers(model, s.stop_ids))
-        other = partial(reference.logprobs, trl_model, torch.tensor([ids], device=device), bf16)
+        other = partial(reference.logprobs, trl_model, torch.tensor(rows, device=device), bf16)
     sides = alternate(ours, other, s.cfg.repeats, device)
-    limit = TRAINING_PASSES * least_seconds(model, s.limits, [(0, length)], bf16)
+    limit = TRAINING_PASSES * least_seconds(model, s.limits, bf16, [(0, length)])
     yield f"log-probabilities, {length} tokens, vocabulary {LARGE_VOCABULARY}", sides, limit
 
 
@@ -325,9 +329,9 @@ def measure_rewards(cfg: Config) -> Iterator[tuple]:
     """Small programs in the sandbox, and answers compared with gold answers; in one thread."""
     tests = [{"stdin": "21\n", "stdout": "42\n"}]
     program = "print(2 * int(input()))"
-    pairs = [(rf"\frac{{{n}}}{{7}}", f"{n}/7") for n in range(1, 51)]
-    judge_programs = lambda runs: sum(judge(program, tests, time_limit=2) for _ in pairs)
-    check_answers = lambda runs: sum(equivalent(gold, answer) for gold, answer in pairs)
+    numbers = range(1, 51)
+    judge_programs = lambda runs: sum(judge(program, tests, time_limit=2) for _ in numbers)
+    check_answers = lambda runs: sum(equivalent(rf"\frac{{{n}}}{{7}}", f"{n}/7") for n in numbers)
     for title, call in ("sandbox judgements", judge_programs), ("answer checks", check_answers):
         yield title, alternate(call, None, cfg.repeats, torch.device("cpu"))
 
@@ -356,9 +360,10 @@ def table_figures(
     row = {"shape": shape, "what": what}
     begin, end = part
     for side, runs in zip(("ours", "reference"), sides):
-        wall = [marks[end][0] - marks[begin][0] for marks in runs.marks]
-        cpu = [marks[end][1] - marks[begin][1] for marks in runs.marks]
-        rates = [amount / seconds for amount, seconds in zip(runs.amounts, wall)]
+        timed = runs.marks[UNTIMED:]
+        wall = [marks[end][0] - marks[begin][0] for marks in timed]
+        cpu = [marks[end][1] - marks[begin][1] for marks in timed]
+        rates = [amount / seconds for amount, seconds in zip(runs.amounts[UNTIMED:], wall)]
         row[side] = {
             "seconds": median(wall),
             "cpu_seconds": median(cpu),
@@ -379,25 +384,25 @@ def cells(row: dict) -> list[str]:
     """The row's cells in COLUMNS."""
     limit = f"{row['of_limit']:.0%}" if "of_limit" in row else MISSING
     times = "{:.2f} ({:.2f} to {:.2f})".format(*row["times"]) if "times" in row else MISSING
-    ours, other = side_cells(row["ours"]), side_cells(row.get("reference"))
-    return [row["shape"], row["what"], *ours, limit, *other, times]
+    ours = [row["shape"], row["what"], *side_cells(row["ours"]), limit]
+    return [*ours, *side_cells(row.get("reference")), times]
 
 
 def side_cells(side: dict | None) -> list[str]:
     if side is None:
         return [MISSING] * len(SIDE)
     peak = side["peak_bytes"]
-    cells = [f"{side['seconds']:.4g}", f"{side['cpu_seconds']:.4g}", f"{side['per_second']:.0f}"]
-    return [*cells, MISSING if peak is None else f"{peak / 2**20:.0f}"]
+    times = [f"{side['seconds']:.4g}", f"{side['cpu_seconds']:.4g}", f"{side['per_second']:.0f}"]
+    return [*times, MISSING if peak is None else f"{peak / 2**20:.0f}"]
 
 
 def machine(device: torch.device) -> dict:
     path = Path("/proc/cpuinfo")
-    name = re.search(r"model name\s*:\s*(.*)", path.read_text()) if path.is_file() else None
+    name = path.is_file() and re.search(r"model name\s*:\s*(.*)", path.read_text())
     info = {"cpu": name[1] if name else platform.machine()}
     if device.type == "cuda":
         info["gpu"] = torch.cuda.get_device_name(device)
-    return {**info, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    return info | {"threads": torch.get_num_threads(), "torch": torch.__version__}
 
 
 def describe_limits(limits: dict) -> str:
@@ -420,14 +425,14 @@ def main(cfg: Config) -> dict:
     print(", ".join(f"{key} {value}" for key, value in info.items()))
     if cfg.compare and len(libraries) < 2:
         print("transformers or TRL is not installed: comparisons that need it are skipped")
-    width = len(COLUMNS) if libraries else COLUMNS.index("of the limit") + 1
-    print(table_head(COLUMNS[:width]), flush=True)
+    columns = COLUMNS if libraries else COLUMNS[:7]  # those of r1mini alone
+    print(table_head(columns), flush=True)
 
-    def add(shape: str, measured: Iterator[tuple]) -> None:
+    def add(shape, measured):
         for figures in measured:
             row = table_figures(shape, *figures)
             result["rows"].append(row)
-            print(table_row(cells(row)[:width]), flush=True)
+            print(table_row(cells(row)[: len(columns)]), flush=True)
             if cfg.json:  # after each row: the next may run out of memory
                 files.write_json(Path(cfg.json), result)
 

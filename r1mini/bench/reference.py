@@ -5,13 +5,12 @@ without gradient checkpointing (which trades time for memory) and without logs. 
 TRL's own `train`. Left out: vLLM.
 """
 
-import importlib.metadata
-import importlib.util
 import tempfile
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
+from importlib import metadata, util
 
 import torch
 from torch import Tensor
@@ -25,9 +24,7 @@ from r1mini.model.transformer import Transformer
 
 def versions() -> dict[str, str]:
     return {
-        name: importlib.metadata.version(name)
-        for name in ("transformers", "trl")
-        if importlib.util.find_spec(name)
+        name: metadata.version(name) for name in ("transformers", "trl") if util.find_spec(name)
     }
 
 

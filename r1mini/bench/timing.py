@@ -24,21 +24,22 @@ from r1mini.model.transformer import Transformer
 
 UNTIMED = 2  # runs before the timed ones: one to warm up, one to measure memory
 TRAINING_PASSES = 3  # a backward pass has twice the operations of the forward pass
+COPIED_NUMBERS = 2**26  # too many for any cache
 
 
 class Runs:
-    """The timed runs of one side.
+    """The runs of one side. The first is a warm-up, the second measures memory, later ones are
+    timed.
 
     amounts     work of each run: tokens, or judgements
     marks       (wall, CPU) seconds at the start and the end of each run; of a GRPO step also
                 between sampling and learner
-    losses      of the training steps, untimed ones too
-    peak_bytes  of an untimed run, above those in use before it; None: the system does not report it
+    losses      of training steps
+    peak_bytes  above those in use before; None: the system does not report it
     """
 
     def __init__(self, device: torch.device):
         self.device = device
-        self.number = 0
         self.amounts, self.marks, self.losses = [], [], []
         self.peak_bytes = None
 
@@ -49,19 +50,14 @@ class Runs:
 
     @contextmanager
     def measured(self) -> Iterator[None]:
-        """Measures a run: the first is a warm-up, the second measures memory, later ones are
-        timed."""
-        before = reset_peak_bytes(self.device) if self.number == 1 else None
+        """Measures a run."""
+        before = reset_peak_bytes(self.device) if len(self.marks) == 1 else None
         self.marks.append([])
         self.mark()
         yield
         self.mark()
         if before is not None:
             self.peak_bytes = max(0, peak_bytes(self.device) - before)
-        self.number += 1
-        if self.number <= UNTIMED:
-            self.amounts.clear()
-            self.marks.clear()
 
 
 Run = Callable[[Runs], int]  # returns its amount of work
@@ -122,20 +118,19 @@ def fastest(call: Callable[[], Any]) -> float:
 def product_rate(model: Transformer, rows: int, dtype: torch.dtype) -> float:
     """Operations per second of the model's matrix products alone, for so many tokens at once."""
     operations = seconds = 0
+    randn = partial(torch.randn, device=model.device, dtype=dtype)
     shapes = Counter(weight.shape for weight in matrices(model))
     for (out_features, in_features), number in shapes.items():
-        x = torch.randn(rows, in_features, device=model.device, dtype=dtype)
-        weight = torch.randn(out_features, in_features, device=model.device, dtype=dtype)
+        x, weight = randn(rows, in_features), randn(out_features, in_features)
         seconds += number * fastest(partial(F.linear, x, weight))
         operations += number * 2 * rows * out_features * in_features
     return operations / seconds
 
 
-def copy_rate(device: torch.device, numbers: int = 2**26) -> float:
-    """Bytes per second, read and written, of copies too large for any cache."""
-    x = torch.zeros(numbers, device=device)
-    y = torch.zeros_like(x)
-    return 2 * x.nbytes / fastest(partial(y.copy_, x))
+def copy_rate(device: torch.device) -> float:
+    """Bytes per second, read and written."""
+    x = torch.zeros(COPIED_NUMBERS, device=device)
+    return 2 * x.nbytes / fastest(partial(torch.zeros_like(x).copy_, x))
 
 
 def machine_limits(model: Transformer) -> dict:
@@ -152,8 +147,8 @@ def machine_limits(model: Transformer) -> dict:
 def least_seconds(
     model: Transformer,
     limits: dict,
-    rows: Iterable[tuple[float, float]],
     bf16: bool,
+    rows: Iterable[tuple[float, float]],
     batch: int = 0,
 ) -> float:
     """The least time that the machine needs for a forward pass: operations at the rate of products,

@@ -13,7 +13,6 @@ from r1mini.bench import reference, timing
 from r1mini.bench.timing import Runs
 from r1mini.model.transformer import Transformer
 from r1mini.rl import learner
-from r1mini.sampler.sampling import SamplingParams
 
 CPU = torch.device("cpu")
 needs_trl = pytest.mark.skipif(not importlib.util.find_spec("trl"), reason="needs TRL")
@@ -118,9 +117,9 @@ def test_implementations_alternate_and_two_runs_are_untimed():
         lambda runs: calls.append("ours") or 3, lambda runs: calls.append("reference") or 5, 2, CPU
     )
     assert calls == ["ours", "reference"] * 4
-    assert [side.amounts for side in sides] == [[3, 3], [5, 5]] and [
-        len(side.marks) for side in sides
-    ] == [2, 2]
+    assert [side.amounts for side in sides] == [[3] * 4, [5] * 4]
+    figures = bench.table_figures("tiny", "decode", sides)
+    assert [len(figures[side]["rates"]) for side in ("ours", "reference")] == [2, 2]
 
 
 def test_peak_memory_excludes_memory_already_in_use():
@@ -133,8 +132,12 @@ def test_peak_memory_excludes_memory_already_in_use():
 
 def test_ratios_compare_consecutive_runs():
     ours, other = Runs(CPU), Runs(CPU)
-    ours.amounts, ours.marks = [10.0, 20.0], [[(0.0, 0.0), (1.0, 1.0)], [(5.0, 2.0), (6.0, 3.0)]]
-    other.amounts, other.marks = [10.0, 10.0], [[(1.0, 0.0), (3.0, 4.0)], [(6.0, 4.0), (7.0, 6.0)]]
+    for runs in (ours, other):  # the untimed ones
+        runs.amounts, runs.marks = [99.0, 99.0], [[(0.0, 0.0), (9.0, 9.0)]] * 2
+    ours.amounts += [10.0, 20.0]
+    ours.marks += [[(0.0, 0.0), (1.0, 1.0)], [(5.0, 2.0), (6.0, 3.0)]]
+    other.amounts += [10.0, 10.0]
+    other.marks += [[(1.0, 0.0), (3.0, 4.0)], [(6.0, 4.0), (7.0, 6.0)]]
     figures = bench.table_figures("tiny", "decode", [ours, other], limit_seconds=0.25)
     assert figures["times"] == [2.0, 2.0, 2.0] and figures["of_limit"] == 0.25
     assert figures["reference"]["cpu_seconds"] == 3.0 and figures["reference"]["per_second"] == 7.5
@@ -143,7 +146,7 @@ def test_ratios_compare_consecutive_runs():
 
 def test_parts_of_a_run_lie_between_marks():
     runs = Runs(CPU)
-    runs.amounts, runs.marks = [10.0], [[(1.0, 1.0), (3.0, 2.0), (8.0, 4.0)]]
+    runs.amounts, runs.marks = [10.0] * 3, [[(1.0, 1.0), (3.0, 2.0), (8.0, 4.0)]] * 3
     for part, wall, cpu in ((bench.ALL, 7, 3), (bench.SAMPLING, 2, 1), (bench.LEARNER, 5, 2)):
         side = bench.table_figures("tiny", "GRPO", [runs], part=part)["ours"]
         assert (side["seconds"], side["cpu_seconds"]) == (wall, cpu)
@@ -166,21 +169,19 @@ def test_least_seconds_by_hand():
     # 3 tokens through the layer, 2 to the vocabulary, 9/2 pairs at 2 numbers of query x key and
     # weight x value each.
     operations = 2 * (3 * 34 + 2 * 10 + 4.5 * 2 * 2)
-    assert timing.least_seconds(model, LIMITS, [(1, 2)], False) == pytest.approx(operations / 1e9)
-    assert timing.least_seconds(model, LIMITS, [(1, 2)], True) == pytest.approx(operations / 2e9)
+    assert timing.least_seconds(model, LIMITS, False, [(1, 2)]) == pytest.approx(operations / 1e9)
+    assert timing.least_seconds(model, LIMITS, True, [(1, 2)]) == pytest.approx(operations / 2e9)
     assert timing.TRAINING_PASSES == 3
     # Decoded alone: all 44 weights for both tokens, and keys and values (2 numbers each) of 1 x 2 +
     # 2 tokens; 4 bytes each.
     slow = {**LIMITS, "copy": 1e6}
-    assert timing.least_seconds(model, slow, [(1, 2)], False, batch=1) == pytest.approx(
+    assert timing.least_seconds(model, slow, False, [(1, 2)], batch=1) == pytest.approx(
         4 * (2 * 44 + 4 * 4) / 1e6
     )
 
 
 def test_machine_limits_are_positive(monkeypatch):
-    monkeypatch.setattr(
-        timing, "copy_rate", lambda device, rate=timing.copy_rate: rate(device, 1000)
-    )
+    monkeypatch.setattr(timing, "COPIED_NUMBERS", 1000)
     limits = timing.machine_limits(Transformer(shape()))
     assert limits["copy"] > 0 and all(
         rate > 0 for kind in ("fp32", "bf16") for rate in limits[kind].values()
@@ -200,9 +201,9 @@ def test_ragged_completions_have_the_stated_mean_length(tiny):
     ids = s.prompts(400, 5)
     ragged, equal = s.tokenizer("ragged"), s.tokenizer("equal")
     prompts = list(map(equal.decode, ids))
-    count = bench.decode(s.model, ragged, prompts, 1, SamplingParams(64), 400, None)
+    count = bench.decode(s.model, ragged, prompts, 1, 64, 400, None)
     assert abs(count / 400 - 4) < 4 * 0.17
-    assert bench.decode(s.model, equal, prompts[:7], 1, SamplingParams(9), 4, None) == 63
+    assert bench.decode(s.model, equal, prompts[:7], 1, 9, 4, None) == 63
 
 
 def test_words_of_the_tokenizer_are_ids(tiny):
