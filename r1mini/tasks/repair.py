@@ -15,10 +15,7 @@ starting at a random one, and writes out what each computes. The reward replaces
 and runs the function on these calls and on hidden ones, in the sandbox.
 """
 
-from __future__ import annotations
-
 import ast
-import json
 import operator
 import re
 from collections.abc import Iterator
@@ -30,7 +27,7 @@ from r1mini.records import Problem
 from r1mini.tasks.trace import Try
 
 Program = tuple[str, ...]  # lines, indented by one space per level
-Value = "int | str | tuple[int, ...]"
+Value = int | str | tuple[int, ...]
 
 # A weight, then a program; braces hold alternatives, # is a digit. Programs with more to learn have
 # larger weights.
@@ -159,35 +156,36 @@ class Run:
     def statement(self, node: ast.stmt) -> Value | None:
         """The value that the block returns, if it returns."""
         match node:
-            case ast.Return(value=value):
-                return self.value(value)
-            case ast.Assign(targets=[ast.Name(id=name)], value=value):
-                self.names[name] = self.value(value)
-            case ast.AugAssign(target=ast.Name(id=name), op=op, value=value):
-                self.names[name] = self.operation(op, self.names[name], self.value(value))
-            case ast.For(target=ast.Name(id=name), iter=values, body=body):
-                for item in self.value(values):
-                    self.names[name] = item
-                    self.block(body)
-            case ast.If(test=ast.Compare(left=left, ops=[op], comparators=[right]), body=body):
-                sign, compare = SIGNS[type(op)]
-                left, right = self.value(left), self.value(right)
+            case ast.Return():
+                return self.value(node.value)
+            case ast.Assign():
+                self.names[node.targets[0].id] = self.value(node.value)
+            case ast.AugAssign():
+                name = node.target.id
+                self.names[name] = self.operation(node.op, self.names[name], self.value(node.value))
+            case ast.For():
+                for item in self.value(node.iter):
+                    self.names[node.target.id] = item
+                    self.block(node.body)
+            case ast.If():
+                sign, compare = SIGNS[type(node.test.ops[0])]
+                left, right = self.value(node.test.left), self.value(node.test.comparators[0])
                 holds = compare(left, right)
                 self.steps.append(f"{left}{sign}{right} {'FT'[holds]}")
-                return self.block(body) if holds else None
+                return self.block(node.body) if holds else None
         return None
 
     def value(self, node: ast.expr) -> Value:
         match node:
-            case ast.Constant(value=value):
-                return value
-            case ast.Name(id=name):
-                return self.names[name]
-            case ast.BinOp(left=left, op=op, right=right):
-                return self.operation(op, self.value(left), self.value(right))
-            case ast.Call(func=ast.Name(id=name), args=[argument]):
-                result = FUNCTIONS[name](self.value(argument))
-                self.steps.append(f"{name} {result}")
+            case ast.Constant():
+                return node.value
+            case ast.Name():
+                return self.names[node.id]
+            case ast.BinOp():
+                return self.operation(node.op, self.value(node.left), self.value(node.right))
+            case ast.Call():
+                result = FUNCTIONS[node.func.id](self.value(node.args[0]))
+                self.steps.append(f"{node.func.id} {result}")
                 return result
         raise AssertionError(ast.dump(node))
 
@@ -205,8 +203,7 @@ class Run:
 def calls(arguments: str) -> list[tuple[Value, ...]]:
     """Distinct argument tuples for functions with these arguments."""
     rng = Random(arguments)
-    names = arguments.split(",")
-    drawn = [tuple(ARGUMENTS[name](rng) for name in names) for _ in range(CALLS)]
+    drawn = [tuple(ARGUMENTS[name](rng) for name in arguments.split(",")) for _ in range(CALLS)]
     return list(dict.fromkeys(drawn))
 
 
@@ -286,7 +283,7 @@ def tries(problem: Problem, rng: Random) -> Iterator[Try]:
         yield Try(text, success, answer)
 
 
-def mistake(problem: Problem, answer: str) -> str | None:
+def check_answer(problem: Problem, answer: str) -> str | None:
     program = problem.columns["program"]
     parts = re.fullmatch(r"([1-9]) +(\S[^\r\n]*)", answer.strip())
     if len(answer) > MAX_ANSWER or not parts or not 1 < int(parts[1]) <= len(program):
@@ -294,19 +291,18 @@ def mistake(problem: Problem, answer: str) -> str | None:
     index = int(parts[1]) - 1
     indentation = program[index][: -len(program[index].lstrip())]
     fixed = (*program[:index], indentation + parts[2], *program[index + 1 :])
-    cases = [*problem.columns["shown"], *problem.columns["hidden"]]
-    if passes("\n".join(fixed), json.dumps(cases)):
+    if passes("\n".join(fixed), (*problem.columns["shown"], *problem.columns["hidden"])):
         return None
     return "the function still fails one of its calls"
 
 
 @lru_cache(maxsize=10_000)
-def passes(code: str, cases: str) -> bool:
-    """Does `f` return the expected value in every case, [[arguments, value], …]?
+def passes(code: str, cases: tuple[tuple[tuple[Value, ...], Value], ...]) -> bool:
+    """Does `f` return the expected value in every case, ((arguments, value), …)?
 
     One test makes all calls, so that one process is enough.
     """
-    arguments, expected = map(list, zip(*json.loads(cases)))
+    arguments, expected = map(list, zip(*cases))
     every = "\n\ndef every(calls):\n return [f(*call) for call in calls]\n"
     test = {"call": "every", "args": [arguments], "expect": expected}
     return sandbox.judge(code + every, [test], TIME_LIMIT)
