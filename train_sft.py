@@ -22,10 +22,8 @@ from r1mini.checkpoint.chat_template import ChatTemplate, plain_template
 from r1mini.checkpoint.tokenizer import END_OF_TEXT, Tokenizer
 from r1mini.checkpoint.tokenizer import train as train_tokenizer
 from r1mini.config import TrainOptions, option, run_script, validate
-from r1mini.data.decontamination import read_eval_ngrams
-from r1mini.data.encoding import Segments, encode_rows
 from r1mini.data.files import RowErrors, fingerprint
-from r1mini.data.sft import cold_start_rows, sft_rows
+from r1mini.data.sft import Segments, cold_start_rows, encode_rows, sft_rows
 from r1mini.infra import distributed
 from r1mini.infra.device import autocast, pick_device
 from r1mini.model.config import ModelConfig
@@ -231,12 +229,16 @@ def load_rows(
         rows = cold_start_rows(cfg.tasks, cfg.rows, cfg.seed)
         return encode_rows(rows, tokenizer, template, context, cfg.train_on_prompt)
     path, errors = Path(cfg.data), RowErrors(cfg.skip_bad)
-    against = read_eval_ngrams(cfg.decontaminate)
-    rows = sft_rows(path, cfg.prompt_key, cfg.answer_key, errors, against)
+    rows = sft_rows(
+        path,
+        prompt_key=cfg.prompt_key,
+        answer_key=cfg.answer_key,
+        skip_bad=cfg.skip_bad,
+        decontaminate=cfg.decontaminate,
+    )
     if 0 < cfg.rows < len(rows):
         print(f"{path}: using the first {cfg.rows} (--rows)", flush=True)
         rows = dict(islice(rows.items(), cfg.rows))
-    errors = RowErrors(cfg.skip_bad)  # earlier ones are already reported
     encoded = encode_rows(
         list(rows.values()), tokenizer, template, context, cfg.train_on_prompt, list(rows), errors
     )
@@ -257,11 +259,8 @@ def make_batches(
     """(rows, progress of the run from 0 to 1, position after them), in an order that depends on the
     seed alone. `rows` are all rows, or None for the corpus, whose rows are generated when they are
     needed. A position is (part, finished batches in it); the batches before it are skipped."""
-    if cfg.data == "corpus":
-        starts = range(0, cfg.rows, CORPUS_WINDOW)
-        parts = [(epoch, start) for epoch in range(cfg.epochs) for start in starts]
-    else:
-        parts = [(epoch, 0) for epoch in range(cfg.epochs)]
+    starts = range(0, cfg.rows, CORPUS_WINDOW) if cfg.data == "corpus" else [0]
+    parts = [(epoch, start) for epoch in range(cfg.epochs) for start in starts]
     arrange = packed_batches if cfg.pack else length_bucketed
     for part, (epoch, start) in enumerate(parts):
         if part < position[0]:

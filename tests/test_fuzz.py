@@ -25,10 +25,8 @@ from r1mini.checkpoint.chat_template import load_chat_template, plain_template
 from r1mini.checkpoint.tokenizer import END_OF_TEXT
 from r1mini.checkpoint.weights import config_json
 from r1mini.data.decontamination import read_eval_ngrams
-from r1mini.data.encoding import encode_rows
-from r1mini.data.files import RowErrors
 from r1mini.data.problems import read_problems
-from r1mini.data.sft import sft_rows
+from r1mini.data.sft import encode_rows, sft_rows
 from r1mini.evaluation import answer, tables
 from r1mini.evaluation import figures as figures_module
 from r1mini.infra.files import read_metrics, read_run_json
@@ -245,7 +243,7 @@ def test_rows(source, tokens, tmp_path):
         reads(lambda: use(path, tokens), path)
         reads(lambda: learn(path, tokens), path)
         reads(lambda: read_problems(str(path), skip_bad=True), path)
-        reads(lambda: sft_rows(path, errors=RowErrors(True)), path)
+        reads(lambda: sft_rows(path, skip_bad=True), path)
         reads(lambda: read_eval_ngrams([str(path)]), path)
 
     run()

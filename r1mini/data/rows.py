@@ -1,12 +1,12 @@
 """Rows of a data file in TRL's columns, checked and decontaminated. Counts every removed row."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from r1mini.data.decontamination import is_contaminated
+from r1mini.data.decontamination import is_contaminated, read_eval_ngrams
 from r1mini.data.files import RowErrors, read_rows
 from r1mini.data.formats import INVALID_UNICODE, READ_ERRORS, Format, Row, detect
 
@@ -52,13 +52,14 @@ def convert_examples(
     examples: Iterable[Example],
     convert: Callable[[Example], T],
     errors: RowErrors,
-    eval_ngrams: Set[str],
+    decontaminate: Sequence[str],
 ) -> dict[str, T]:
     """{file and line: `convert(example)`} of each example. Prints how many were kept.
 
-    Examples that share an n-gram with `eval_ngrams` are removed; those for which `convert` raises
-    ValueError are reported to `errors`.
+    Examples that share an n-gram with the files of `decontaminate` are removed; those for which
+    `convert` raises ValueError are reported to `errors`.
     """
+    eval_ngrams = read_eval_ngrams(decontaminate)
     converted, contaminated, name = {}, 0, ""
     for example in examples:
         name = example.format.name

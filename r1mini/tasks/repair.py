@@ -130,73 +130,71 @@ def parse(program: Program) -> ast.FunctionDef:
     return ast.parse("\n".join(program)).body[0]
 
 
-class Run:
-    """Interprets one of this file's programs.
+def run(program: Program, call: tuple[Value, ...]) -> tuple[Value | None, list[str]]:
+    """Interprets one of this file's programs: (its result, its operations like `3*2=6`).
 
-    `steps` holds its operations with their values, like `3*2=6`, up to the first value that is out
-    of bounds; `result` is then None.
+    It ends at the first value that is out of bounds; the result is then None.
     """
+    function = parse(program)
+    names = dict(zip((argument.arg for argument in function.args.args), call))
+    steps = []
 
-    def __init__(self, program: Program, call: tuple[Value, ...]):
-        function = parse(program)
-        self.names = dict(zip((argument.arg for argument in function.args.args), call))
-        self.steps = []
-        try:
-            self.result = self.block(function.body)
-        except OutOfBounds:
-            self.result = None
-
-    def block(self, body: list[ast.stmt]) -> Value | None:
+    def block(body: list[ast.stmt]) -> Value | None:
+        """The value that the statements return, if they return."""
         for node in body:
-            result = self.statement(node)
+            result = statement(node)
             if result is not None:
                 return result
         return None
 
-    def statement(self, node: ast.stmt) -> Value | None:
-        """The value that the block returns, if it returns."""
+    def statement(node: ast.stmt) -> Value | None:
         match node:
             case ast.Return():
-                return self.value(node.value)
+                return value(node.value)
             case ast.Assign():
-                self.names[node.targets[0].id] = self.value(node.value)
+                names[node.targets[0].id] = value(node.value)
             case ast.AugAssign():
                 name = node.target.id
-                self.names[name] = self.operation(node.op, self.names[name], self.value(node.value))
+                names[name] = operation(node.op, names[name], value(node.value))
             case ast.For():
-                for item in self.value(node.iter):
-                    self.names[node.target.id] = item
-                    self.block(node.body)
+                for item in value(node.iter):
+                    names[node.target.id] = item
+                    block(node.body)
             case ast.If():
                 sign, compare = SIGNS[type(node.test.ops[0])]
-                left, right = self.value(node.test.left), self.value(node.test.comparators[0])
+                left, right = value(node.test.left), value(node.test.comparators[0])
                 holds = compare(left, right)
-                self.steps.append(f"{left}{sign}{right} {'FT'[holds]}")
-                return self.block(node.body) if holds else None
+                steps.append(f"{left}{sign}{right} {'FT'[holds]}")
+                return block(node.body) if holds else None
         return None
 
-    def value(self, node: ast.expr) -> Value:
+    def value(node: ast.expr) -> Value:
         match node:
             case ast.Constant():
                 return node.value
             case ast.Name():
-                return self.names[node.id]
+                return names[node.id]
             case ast.BinOp():
-                return self.operation(node.op, self.value(node.left), self.value(node.right))
+                return operation(node.op, value(node.left), value(node.right))
             case ast.Call():
-                result = FUNCTIONS[node.func.id](self.value(node.args[0]))
-                self.steps.append(f"{node.func.id} {result}")
+                result = FUNCTIONS[node.func.id](value(node.args[0]))
+                steps.append(f"{node.func.id} {result}")
                 return result
         raise AssertionError(ast.dump(node))
 
-    def operation(self, op: ast.operator, left: Value, right: Value) -> Value:
+    def operation(op: ast.operator, left: Value, right: Value) -> Value:
         sign, apply = SIGNS[type(op)]
         result = apply(left, right)
         within = isinstance(result, str) or 0 <= result <= LIMIT
-        self.steps.append(f"{left}{sign}{right}" + f"={result}" * within)
+        steps.append(f"{left}{sign}{right}" + f"={result}" * within)
         if not within:
             raise OutOfBounds
         return result
+
+    try:
+        return block(function.body), steps
+    except OutOfBounds:
+        return None, steps
 
 
 @cache
@@ -210,7 +208,7 @@ def calls(arguments: str) -> list[tuple[Value, ...]]:
 @cache
 def results(program: Program) -> dict[tuple[Value, ...], Value]:
     """The results of the calls that stay within the bounds."""
-    by_call = {call: Run(program, call).result for call in calls(program[0][6:-2])}
+    by_call = {call: run(program, call)[0] for call in calls(program[0][6:-2])}
     return {call: result for call, result in by_call.items() if result is not None}
 
 
@@ -227,7 +225,7 @@ def generate(rng: Random, language: str) -> Problem | None:
     failing = [call for call in expected if call in actual and expected[call] != actual[call]]
     if len(failing) < 2 * SHOWN or len(expected) < HIDDEN:
         return None
-    failing.sort(key=lambda call: len(Run(right, call).steps))  # bug reports show short calls
+    failing.sort(key=lambda call: len(run(right, call)[1]))  # bug reports show short calls
     shown = rng.sample(failing[: max(2 * SHOWN, len(failing) // 2)], SHOWN)
     for candidate in candidates:
         agrees = [call for call in expected if results(candidate).get(call) == expected[call]]
@@ -272,12 +270,12 @@ def tries(problem: Problem, rng: Random) -> Iterator[Try]:
         number = next(n for n, line in enumerate(candidate) if line != program[n])
         text = answer = f"{number + 1} {candidate[number].strip()}"
         for call, want in shown:
-            run = Run(candidate, call)
+            result, steps = run(candidate, call)
             # The & stands only where the next call begins: it shows which call to look up.
             if call != shown[0][0]:
                 text += " &"
-            text += " ".join([format_call(call), *run.steps, f"?{want}"])
-            success = run.result == want
+            text += " ".join([format_call(call), *steps, f"?{want}"])
+            success = result == want
             if not success:
                 break
         yield Try(text, success, answer)

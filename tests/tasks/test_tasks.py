@@ -13,7 +13,7 @@ from r1mini import tasks
 from r1mini.checkpoint import chat_template
 from r1mini.checkpoint.tokenizer import END_OF_TEXT
 from r1mini.data import sft
-from r1mini.data.encoding import encode_rows
+from r1mini.data.sft import encode_rows
 from r1mini.records import Problem, Rollout
 from r1mini.tasks import chemistry, corpus, countdown, elements, repair
 from r1mini.tasks.trace import LANGUAGES, WORDS, Style, Try, write
@@ -471,7 +471,7 @@ def test_searches_for_fixes_compute_what_python_computes():
         for program in (problem.columns["program"], *repair.fixes(problem.columns["program"])):
             function = python_of(program)
             for call in repair.calls(program[0][6:-2]):
-                result = repair.Run(program, call).result
+                result = repair.run(program, call)[0]
                 assert result is None or repr(result) == repr(function(*call)), (program, call)
             seen.add(re.sub(r"\d", "#", "/".join(program)))
     assert len(seen) > 100
