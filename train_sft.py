@@ -23,13 +23,13 @@ from r1mini.checkpoint.tokenizer import END_OF_TEXT, Tokenizer
 from r1mini.checkpoint.tokenizer import train as train_tokenizer
 from r1mini.config import TrainOptions, option, run_script, validate
 from r1mini.data.files import RowErrors, fingerprint
-from r1mini.data.sft import Segments, cold_start_rows, encode_rows, sft_rows
+from r1mini.data.sft import Segments, encode_rows, sft_rows
 from r1mini.infra import distributed
 from r1mini.infra.device import autocast, pick_device
 from r1mini.model.config import ModelConfig
 from r1mini.model.init import init_weights
 from r1mini.model.transformer import Transformer
-from r1mini.tasks.corpus import document
+from r1mini.tasks.corpus import cold_start_rows, document
 from r1mini.training import memory, optim
 from r1mini.training.logprobs import collate, token_logprobs
 from r1mini.training.micro_batches import length_bucketed, pack_greedily, packed_batches
@@ -141,7 +141,13 @@ def main(cfg: Config) -> dict:
     values = {"position": (0, 0), "tokens": 0, "loss": math.nan, "recent_losses": []} | run.values
     values["recent_losses"] = [torch.tensor(x, device=device) for x in values["recent_losses"]]
     run.values, step = values, run.step
-    with run, progress_bar(cfg) as bar:
+    bar = tqdm(
+        total=cfg.epochs,
+        bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}",
+        leave=False,
+        disable=None if cfg.progress else True,
+    )
+    with run, bar:
         batches = make_batches(cfg, tokenizer, rows, context, values["position"])
         for batch, progress, position in batches:
             loss, count, finite = memory.retry_with_half(
@@ -150,7 +156,7 @@ def main(cfg: Config) -> dict:
             rate = optim.learning_rate_at(progress, cfg.learning_rate, cfg.warmup, cfg.final_lr)
             run.begin_update()  # from here on, a signal waits for the end of the step
             norm = optim.step(optimizers, model.parameters(), rate, cfg.max_grad_norm, loss)
-            bad = [] if math.isfinite(norm) else bad_rows(tokenizer, batch, finite)
+            bad = bad_rows(tokenizer, batch, finite)
             non_finite.check(norm, f"{run.name}: step {step}", bad)
             if math.isfinite(norm):
                 values["recent_losses"].append(loss)
@@ -267,9 +273,13 @@ def make_batches(
             continue
         if cfg.data == "corpus":
             indices = range(start, min(start + CORPUS_WINDOW, cfg.rows))
-            documents = [document(cfg.seed, index) for index in indices]
-            template = plain_template(END_OF_TEXT)
-            rows = encode_rows(documents, tokenizer, template, context, cfg.train_on_prompt)
+            rows = encode_rows(
+                [document(cfg.seed, index) for index in indices],
+                tokenizer,
+                plain_template(END_OF_TEXT),
+                context,
+                cfg.train_on_prompt,
+            )
         lengths = [sum(map(len, row)) for row in rows]
         batches = arrange(lengths, cfg.batch_tokens, f"{cfg.seed} {epoch} {start}")
         for index, batch in enumerate(batches):
@@ -295,25 +305,16 @@ def accumulate_gradient(
             logp_BT = token_logprobs(model, batch.to(model.device))
         here = -factor * logp_BT.sum() / count
         here.backward()
-        loss = loss + here.detach()
+        loss += here.detach()
         finite.append((part, logp_BT.detach().isfinite().all(-1)))
     return distributed.all_reduce_sum(loss), count, finite
 
 
-def bad_rows(tokenizer: Tokenizer, batch: Sequence[Segments], finite: Finite) -> list[str]:
+def bad_rows(tokenizer: Tokenizer, batch: Sequence[Segments], finite: Finite) -> Iterator[str]:
     """The beginnings of the rows whose loss is not finite; of all rows, if every loss is finite."""
     bad = [row for part, good_B in finite for row, good in zip(part, good_B.tolist()) if not good]
-    rows = distributed.all_gather(bad) or batch
-    return [repr(tokenizer.decode(sum(row, []))[:60]) for row in rows]
-
-
-def progress_bar(cfg: Config) -> tqdm:
-    return tqdm(
-        total=cfg.epochs,
-        bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}",
-        leave=False,
-        disable=None if cfg.progress else True,
-    )
+    for row in distributed.all_gather(bad) or batch:
+        yield repr(tokenizer.decode(sum(row, []))[:60])
 
 
 def memory_needed(cfg: Config, shape: ModelConfig) -> dict[str, int]:

@@ -60,5 +60,4 @@ def read_question(place: str, row: Row) -> Row:
         for name in PROMPTS:
             if isinstance(row, dict) and isinstance(row.get(name), str):
                 return {"prompt": row[name]}
-    names = ", ".join(PROMPTS)
-    raise ValueError(f"--decontaminate {place}: no question in columns {names}")
+    raise ValueError(f"--decontaminate {place}: no question in columns {', '.join(PROMPTS)}")

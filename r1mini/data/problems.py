@@ -89,8 +89,8 @@ def add_tests(example: Example, counts: Counter) -> Example:
     if not tests:
         raise Dropped("no test left")
     counts["rows kept"] += 1
-    columns = {**row, "prompt": prompt, **extra_columns(fields), "tests": tests}
-    columns["dropped"] = dropped.total()
+    added = {"tests": tests, "dropped": dropped.total()}
+    columns = {**row, "prompt": prompt, **extra_columns(fields), **added}
     return example._replace(columns=columns, fields=chat(prompt))
 
 

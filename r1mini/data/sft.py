@@ -1,38 +1,14 @@
-"""Rows for supervised fine-tuning, from a file or of the embedded tasks, and their token ids."""
+"""Rows of a data file for supervised fine-tuning, and the token ids of any rows."""
 
 from collections.abc import Sequence
 from itertools import repeat
 from pathlib import Path
-from random import Random
 
-from r1mini import tasks
 from r1mini.checkpoint.chat_template import ChatTemplate
 from r1mini.checkpoint.tokenizer import Tokenizer
 from r1mini.data.files import RowErrors
 from r1mini.data.formats import TEXT_FIELDS, Row, to_messages
 from r1mini.data.rows import Example, check_unicode, convert_examples, read_examples
-from r1mini.tasks.corpus import completion
-from r1mini.tasks.trace import Style
-
-# Cold-start demonstrations are imperfect on purpose: they stop early, make mistakes, mix languages
-# and forget tags. [R1 §2.3.1]
-COLD_START = Style(give_up=1.0, slip=0.005, mix=0.33, broken=0.1)
-
-
-def cold_start_rows(names: tuple[str, ...], count: int, seed: int) -> list[Row]:
-    """The rows of `--data cold-start`, from each task in turn."""
-    return [cold_start_row(names[index % len(names)], seed, index) for index in range(count)]
-
-
-def cold_start_row(task: str, seed: int | str, index: int, style: Style = COLD_START) -> Row:
-    problem = tasks.problem(task, f"cold start {seed}", index, "train")
-    rng = Random(f"cold start {task} {seed} {index}")
-    thinking, answer, _ = tasks.demonstrate(problem, style, rng)
-    text = completion(thinking, answer, problem.language, True, True)
-    if rng.random() < style.broken:
-        tags = [tag for tag in ("<think>", "</think>", "</answer>") if tag in text]
-        text = text.replace(rng.choice(tags), "", 1)
-    return {"prompt": problem.prompt, "completion": text}
 
 
 def sft_rows(

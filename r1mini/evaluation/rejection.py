@@ -16,12 +16,12 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from r1mini import tasks
-from r1mini.data.sft import cold_start_row
 from r1mini.infra.journal import Journal
 from r1mini.records import Problem, Rollout
 from r1mini.rewards import completion, rules
 from r1mini.rewards.runner import Scores
 from r1mini.rewards.words import repetition_rate, words_and_symbols
+from r1mini.tasks.corpus import cold_start_row
 from r1mini.tasks.trace import Style
 
 if TYPE_CHECKING:  # filters need no torch

@@ -201,7 +201,7 @@ def rate_law(table: list[int], step: int, order: int) -> tuple[str, bool, str]:
         a, b = first - second, second - third
         text = f"{first}-{second}={a} {second}-{third}={b} ?{a}"
         return text, a == b, f"{a}/{step}={Fraction(a, step)}"
-    parts = ((first, second), (second, third)) if order == 1 else ((first, second), (first, third))
+    parts = ((first, second), (second if order == 1 else first, third))
     text = ""
     for a, b in parts:
         text += f"{a}/{b}={quotient(a, b)} "

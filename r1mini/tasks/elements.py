@@ -30,7 +30,7 @@ def period(number: int) -> int:
 
 
 def group(number: int) -> int:
-    before = max((noble for noble in (0, *NOBLE) if noble < number), default=0)
+    before = max(noble for noble in (0, *NOBLE) if noble < number)
     place = number - before
     length = next(noble for noble in NOBLE if noble >= number) - before
     alkaline = min(2, length - 1)  # period 1 has no second group on the left

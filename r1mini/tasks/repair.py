@@ -43,11 +43,17 @@ NAMES = {  # first line: (the names that a bug may confuse, where)
     "def f(v,b):": ("xb", r"(?<==)[xb]$"),
     STRINGS: ("st", r"(?<=[=+ ])[st]\b"),
 }
+
+
+def digit(rng: Random) -> int:
+    return rng.randint(1, 9)
+
+
 ARGUMENTS = {
-    "a": lambda rng: rng.randint(1, 9),
-    "b": lambda rng: rng.randint(1, 9),
-    "v": lambda rng: tuple(rng.randint(1, 9) for _ in range(rng.choice((2, 2, 3)))),
-    "w": lambda rng: tuple(rng.randint(1, 9) for _ in range(3)),
+    "a": digit,
+    "b": digit,
+    "v": lambda rng: tuple(digit(rng) for _ in range(rng.choice((2, 2, 3)))),
+    "w": lambda rng: tuple(digit(rng) for _ in range(3)),
     "s": lambda rng: rng.choice("ABC"),
     "t": lambda rng: rng.choice("DEG"),
 }
@@ -81,8 +87,9 @@ def fixes(program: Program) -> tuple[Program, ...]:
         lines = []
         for token in re.finditer(tokens, line):
             for kind in kinds:
-                others = [other for other in kind if token[0] in kind and other != token[0]]
-                lines += [line[: token.start()] + other + line[token.end() :] for other in others]
+                for other in kind:
+                    if token[0] in kind and other != token[0]:
+                        lines.append(line[: token.start()] + other + line[token.end() :])
         operands = re.search(rf"(\w)([{ordered}])(\w)$", line)
         if operands and operands[1] != operands[3]:
             lines.append(line[: operands.start()] + operands[3] + operands[2] + operands[1])

@@ -12,8 +12,7 @@ import train_sft
 from r1mini import tasks
 from r1mini.checkpoint import chat_template
 from r1mini.checkpoint.tokenizer import END_OF_TEXT
-from r1mini.data import sft
-from r1mini.data.sft import encode_rows
+from r1mini.data.sft import encode_rows, sft_rows
 from r1mini.records import Problem, Rollout
 from r1mini.tasks import chemistry, corpus, countdown, elements, repair
 from r1mini.tasks.trace import LANGUAGES, WORDS, Style, Try, write
@@ -147,14 +146,14 @@ def test_no_cold_start_row_shows_a_held_out_problem(monkeypatch):
     seen = recorded(monkeypatch)
     for task in TASKS:
         for index in range(300):
-            sft.cold_start_row(task, 0, index)
+            corpus.cold_start_row(task, 0, index)
     assert len(seen) == 300 * len(TASKS) and not any(tasks.is_held_out(p) for p in seen)
 
 
 def test_training_sets_are_drawn_apart():
     # With one seed, cold start, RL and rejection sampling do not draw the same problems in order.
     assert (
-        sft.cold_start_row("repair", 0, 0)["prompt"]
+        corpus.cold_start_row("repair", 0, 0)["prompt"]
         != tasks.problem("repair", 0, 0, "train").prompt
     )
 
@@ -577,7 +576,7 @@ def test_mixing_takes_words_of_the_other_language():
 
 
 def test_broken_cold_start_rows_lack_one_tag():
-    row = sft.cold_start_row("countdown", 0, 0, Style(broken=1.0))
+    row = corpus.cold_start_row("countdown", 0, 0, Style(broken=1.0))
     assert (
         sum(
             row["completion"].count(tag) for tag in ("<think>", "</think>", "<answer>", "</answer>")
@@ -593,7 +592,7 @@ def test_rows_of_a_file_are_read_up_to_the_count(tmp_path, tokens):
     rows = [{"prompt": "p", "completion": f"{n}…"} for n in range(3)]
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n", encoding="utf-8")
-    assert list(sft.sft_rows(path).values()) == rows
+    assert list(sft_rows(path).values()) == rows
     template, context = chat_template.plain_template(END_OF_TEXT), 1024
     for count, expected in ((2, rows[:2]), (0, rows)):
         cfg = train_sft.Config(data=str(path), rows=count)
@@ -617,12 +616,12 @@ def test_bad_rows_name_file_and_line(tmp_path, text, complaint):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(text)
     with pytest.raises(ValueError, match=re.escape(f"{path}") + ".*" + re.escape(complaint)):
-        sft.sft_rows(path)
+        sft_rows(path)
 
 
 def test_missing_rows_name_the_flag(tmp_path):
     with pytest.raises(ValueError, match="--data .*absent.jsonl: no such file"):
-        sft.sft_rows(tmp_path / "absent.jsonl")
+        sft_rows(tmp_path / "absent.jsonl")
 
 
 def test_nothing_hides_behind_blanks():
