@@ -24,8 +24,8 @@ from r1mini import checkpoint, compare
 from r1mini.checkpoint.chat_template import load_chat_template, plain_template
 from r1mini.checkpoint.tokenizer import END_OF_TEXT
 from r1mini.checkpoint.weights import config_json
-from r1mini.data.decontamination import read_eval_ngrams
 from r1mini.data.problems import read_problems
+from r1mini.data.rows import read_eval_ngrams
 from r1mini.data.sft import encode_rows, sft_rows
 from r1mini.evaluation import answer, tables
 from r1mini.evaluation import figures as figures_module

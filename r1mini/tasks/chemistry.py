@@ -119,8 +119,8 @@ def tally(left: Species, right: Species, coefficients: list[int]) -> tuple[str, 
 
 
 def generate_balance(rng: Random, language: str) -> Problem | None:
-    left, right = rng.choice(reactions())
-    left, right = tuple(rng.sample(left, len(left))), tuple(rng.sample(right, len(right)))
+    reaction = rng.choice(reactions())
+    left, right = (tuple(rng.sample(side, len(side))) for side in reaction)
     # Not too many problems that the first try solves, and none whose search is long.
     multiples = (m for m in range(1, 13) if tally(left, right, balance(left, right, m))[1])
     first = next(multiples, None)
@@ -129,7 +129,7 @@ def generate_balance(rng: Random, language: str) -> Problem | None:
     return Problem(
         "balance",
         # A reaction and its reverse have the same coefficients.
-        str(sorted([sorted(left), sorted(right)])),
+        str(sorted(map(sorted, reaction))),
         language,
         PROMPT[language].format(left=" + ".join(left), right=" + ".join(right)),
         {"left": left, "right": right},

@@ -28,6 +28,7 @@ from r1mini.tasks.trace import Try
 
 Program = tuple[str, ...]  # lines, indented by one space per level
 Value = int | str | tuple[int, ...]
+Call = tuple[Value, ...]  # the arguments
 
 # A weight, then a program; braces hold alternatives, # is a digit. Programs with more to learn have
 # larger weights.
@@ -137,7 +138,7 @@ def parse(program: Program) -> ast.FunctionDef:
     return ast.parse("\n".join(program)).body[0]
 
 
-def run(program: Program, call: tuple[Value, ...]) -> tuple[Value | None, list[str]]:
+def run(program: Program, call: Call) -> tuple[Value | None, list[str]]:
     """Interprets one of this file's programs: (its result, its operations like `3*2=6`).
 
     It ends at the first value that is out of bounds; the result is then None.
@@ -205,7 +206,7 @@ def run(program: Program, call: tuple[Value, ...]) -> tuple[Value | None, list[s
 
 
 @cache
-def calls(arguments: str) -> list[tuple[Value, ...]]:
+def calls(arguments: str) -> list[Call]:
     """Distinct argument tuples for functions with these arguments."""
     rng = Random(arguments)
     drawn = [tuple(ARGUMENTS[name](rng) for name in arguments.split(",")) for _ in range(CALLS)]
@@ -213,7 +214,7 @@ def calls(arguments: str) -> list[tuple[Value, ...]]:
 
 
 @cache
-def results(program: Program) -> dict[tuple[Value, ...], Value]:
+def results(program: Program) -> dict[Call, Value]:
     """The results of the calls that stay within the bounds."""
     by_call = {call: run(program, call)[0] for call in calls(program[0][6:-2])}
     return {call: result for call, result in by_call.items() if result is not None}
@@ -261,7 +262,7 @@ def bug_key(wrong: Program, right: Program) -> str:
     return " ".join("/".join(program) for program in min(plain, mirror))
 
 
-def format_call(call: tuple[Value, ...]) -> str:
+def format_call(call: Call) -> str:
     """The arguments of a call as the prompt shows them: ` 3,1 5` for [3, 1] and 5."""
     text = ""
     for value in call:
@@ -302,7 +303,7 @@ def check_answer(problem: Problem, answer: str) -> str | None:
 
 
 @lru_cache(maxsize=10_000)
-def passes(code: str, cases: tuple[tuple[tuple[Value, ...], Value], ...]) -> bool:
+def passes(code: str, cases: tuple[tuple[Call, Value], ...]) -> bool:
     """Does `f` return the expected value in every case, ((arguments, value), …)?
 
     One test makes all calls, so that one process is enough.

@@ -1,7 +1,7 @@
 import pytest
 
-from r1mini.data.decontamination import ngrams, read_eval_ngrams
 from r1mini.data.problems import read_problems
+from r1mini.data.rows import ngrams, read_eval_ngrams
 from r1mini.data.sft import sft_rows
 
 from .samples import sample, write
