@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from fractions import Fraction
-from functools import lru_cache
+from functools import cache
 from random import Random
 
 from r1mini.records import Problem
@@ -46,7 +46,7 @@ def atoms(formula: str) -> Counter:
     return counts
 
 
-@lru_cache(maxsize=1)
+@cache
 def reactions() -> tuple[tuple[Species, Species], ...]:
     """All reactions, as (left species, right species).
 
