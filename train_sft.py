@@ -156,28 +156,28 @@ def main(cfg: Config) -> dict:
             rate = optim.learning_rate_at(progress, cfg.learning_rate, cfg.warmup, cfg.final_lr)
             run.begin_update()  # from here on, a signal waits for the end of the step
             norm = optim.step(optimizers, model.parameters(), rate, cfg.max_grad_norm, loss)
-            bad = bad_rows(tokenizer, batch, finite)
-            non_finite.check(norm, f"{run.name}: step {step}", bad)
+            names = bad_rows(tokenizer, batch, finite)
+            non_finite.check(norm, f"{run.name}: step {step}", names)
             if math.isfinite(norm):
                 values["recent_losses"].append(loss)
                 values["tokens"] += count
-            if step % 20 == 0 and math.isfinite(norm):
-                values["loss"] = float(torch.stack(values["recent_losses"]).mean())
-                values["recent_losses"] = []
-                run.write(
-                    "metrics.jsonl",
-                    {
-                        "step": step,
-                        "loss": values["loss"],
-                        "learning_rate": rate,
-                        "grad_norm": norm,
-                        "num_tokens": values["tokens"],
-                        "epoch": progress * cfg.epochs,
-                        "seconds": round(run.seconds, 3),
-                    },
-                )
-                bar.set_description(f"step {step} loss {values['loss']:.4f}")
-                bar.update(progress * cfg.epochs - bar.n)
+                if step % 20 == 0:
+                    values["loss"] = float(torch.stack(values["recent_losses"]).mean())
+                    values["recent_losses"] = []
+                    run.write(
+                        "metrics.jsonl",
+                        {
+                            "step": step,
+                            "loss": values["loss"],
+                            "learning_rate": rate,
+                            "grad_norm": norm,
+                            "num_tokens": values["tokens"],
+                            "epoch": progress * cfg.epochs,
+                            "seconds": round(run.seconds, 3),
+                        },
+                    )
+                    bar.set_description(f"step {step} loss {values['loss']:.4f}")
+                    bar.update(progress * cfg.epochs - bar.n)
             values["position"], step = position, step + 1
             run.end_step(step)
     if not values["tokens"]:

@@ -31,14 +31,14 @@ def sft_rows(
         row = sft_row(example)
         first = first_place.setdefault(repr(row), example.place)
         if first != example.place:
-            duplicates.append(example.place)
             if skip_bad:
                 raise ValueError(f"duplicate of {first}")
+            duplicates.append(example.place)
         return row
 
     examples = read_examples(path, prompt_key, answer_key, errors)
     rows = convert_examples(path, examples, convert, errors, decontaminate)
-    if duplicates and not skip_bad:
+    if duplicates:
         print(f"{path}: {len(duplicates)} duplicate rows, the first at {duplicates[0]}", flush=True)
     return rows
 
