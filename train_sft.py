@@ -22,16 +22,14 @@ from r1mini.checkpoint.chat_template import ChatTemplate, plain_template
 from r1mini.checkpoint.tokenizer import END_OF_TEXT, Tokenizer
 from r1mini.checkpoint.tokenizer import train as train_tokenizer
 from r1mini.config import TrainOptions, option, run_script, validate
-from r1mini.data.decontamination import read_eval_ngrams
-from r1mini.data.encoding import Segments, encode_rows
 from r1mini.data.files import RowErrors, fingerprint
-from r1mini.data.sft import cold_start_rows, sft_rows
+from r1mini.data.sft import Segments, encode_rows, sft_rows
 from r1mini.infra import distributed
 from r1mini.infra.device import autocast, pick_device
 from r1mini.model.config import ModelConfig
 from r1mini.model.init import init_weights
 from r1mini.model.transformer import Transformer
-from r1mini.tasks.corpus import document
+from r1mini.tasks.corpus import cold_start_rows, document
 from r1mini.training import memory, optim
 from r1mini.training.logprobs import collate, token_logprobs
 from r1mini.training.micro_batches import length_bucketed, pack_greedily, packed_batches
@@ -143,7 +141,13 @@ def main(cfg: Config) -> dict:
     values = {"position": (0, 0), "tokens": 0, "loss": math.nan, "recent_losses": []} | run.values
     values["recent_losses"] = [torch.tensor(x, device=device) for x in values["recent_losses"]]
     run.values, step = values, run.step
-    with run, progress_bar(cfg) as bar:
+    bar = tqdm(
+        total=cfg.epochs,
+        bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}",
+        leave=False,
+        disable=None if cfg.progress else True,
+    )
+    with run, bar:
         batches = make_batches(cfg, tokenizer, rows, context, values["position"])
         for batch, progress, position in batches:
             loss, count, finite = memory.retry_with_half(
@@ -152,28 +156,28 @@ def main(cfg: Config) -> dict:
             rate = optim.learning_rate_at(progress, cfg.learning_rate, cfg.warmup, cfg.final_lr)
             run.begin_update()  # from here on, a signal waits for the end of the step
             norm = optim.step(optimizers, model.parameters(), rate, cfg.max_grad_norm, loss)
-            bad = [] if math.isfinite(norm) else bad_rows(tokenizer, batch, finite)
-            non_finite.check(norm, f"{run.name}: step {step}", bad)
+            names = bad_rows(tokenizer, batch, finite)
+            non_finite.check(norm, f"{run.name}: step {step}", names)
             if math.isfinite(norm):
                 values["recent_losses"].append(loss)
                 values["tokens"] += count
-            if step % 20 == 0 and math.isfinite(norm):
-                values["loss"] = float(torch.stack(values["recent_losses"]).mean())
-                values["recent_losses"] = []
-                run.write(
-                    "metrics.jsonl",
-                    {
-                        "step": step,
-                        "loss": values["loss"],
-                        "learning_rate": rate,
-                        "grad_norm": norm,
-                        "num_tokens": values["tokens"],
-                        "epoch": progress * cfg.epochs,
-                        "seconds": round(run.seconds, 3),
-                    },
-                )
-                bar.set_description(f"step {step} loss {values['loss']:.4f}")
-                bar.update(progress * cfg.epochs - bar.n)
+                if step % 20 == 0:
+                    values["loss"] = float(torch.stack(values["recent_losses"]).mean())
+                    values["recent_losses"] = []
+                    run.write(
+                        "metrics.jsonl",
+                        {
+                            "step": step,
+                            "loss": values["loss"],
+                            "learning_rate": rate,
+                            "grad_norm": norm,
+                            "num_tokens": values["tokens"],
+                            "epoch": progress * cfg.epochs,
+                            "seconds": round(run.seconds, 3),
+                        },
+                    )
+                    bar.set_description(f"step {step} loss {values['loss']:.4f}")
+                    bar.update(progress * cfg.epochs - bar.n)
             values["position"], step = position, step + 1
             run.end_step(step)
     if not values["tokens"]:
@@ -231,12 +235,16 @@ def load_rows(
         rows = cold_start_rows(cfg.tasks, cfg.rows, cfg.seed)
         return encode_rows(rows, tokenizer, template, context, cfg.train_on_prompt)
     path, errors = Path(cfg.data), RowErrors(cfg.skip_bad)
-    against = read_eval_ngrams(cfg.decontaminate)
-    rows = sft_rows(path, cfg.prompt_key, cfg.answer_key, errors, against)
+    rows = sft_rows(
+        path,
+        prompt_key=cfg.prompt_key,
+        answer_key=cfg.answer_key,
+        skip_bad=cfg.skip_bad,
+        decontaminate=cfg.decontaminate,
+    )
     if 0 < cfg.rows < len(rows):
         print(f"{path}: using the first {cfg.rows} (--rows)", flush=True)
         rows = dict(islice(rows.items(), cfg.rows))
-    errors = RowErrors(cfg.skip_bad)  # earlier ones are already reported
     encoded = encode_rows(
         list(rows.values()), tokenizer, template, context, cfg.train_on_prompt, list(rows), errors
     )
@@ -257,20 +265,21 @@ def make_batches(
     """(rows, progress of the run from 0 to 1, position after them), in an order that depends on the
     seed alone. `rows` are all rows, or None for the corpus, whose rows are generated when they are
     needed. A position is (part, finished batches in it); the batches before it are skipped."""
-    if cfg.data == "corpus":
-        starts = range(0, cfg.rows, CORPUS_WINDOW)
-        parts = [(epoch, start) for epoch in range(cfg.epochs) for start in starts]
-    else:
-        parts = [(epoch, 0) for epoch in range(cfg.epochs)]
+    starts = range(0, cfg.rows, CORPUS_WINDOW) if cfg.data == "corpus" else [0]
+    parts = [(epoch, start) for epoch in range(cfg.epochs) for start in starts]
     arrange = packed_batches if cfg.pack else length_bucketed
     for part, (epoch, start) in enumerate(parts):
         if part < position[0]:
             continue
         if cfg.data == "corpus":
             indices = range(start, min(start + CORPUS_WINDOW, cfg.rows))
-            documents = [document(cfg.seed, index) for index in indices]
-            template = plain_template(END_OF_TEXT)
-            rows = encode_rows(documents, tokenizer, template, context, cfg.train_on_prompt)
+            rows = encode_rows(
+                [document(cfg.seed, index) for index in indices],
+                tokenizer,
+                plain_template(END_OF_TEXT),
+                context,
+                cfg.train_on_prompt,
+            )
         lengths = [sum(map(len, row)) for row in rows]
         batches = arrange(lengths, cfg.batch_tokens, f"{cfg.seed} {epoch} {start}")
         for index, batch in enumerate(batches):
@@ -296,25 +305,16 @@ def accumulate_gradient(
             logp_BT = token_logprobs(model, batch.to(model.device))
         here = -factor * logp_BT.sum() / count
         here.backward()
-        loss = loss + here.detach()
+        loss += here.detach()
         finite.append((part, logp_BT.detach().isfinite().all(-1)))
     return distributed.all_reduce_sum(loss), count, finite
 
 
-def bad_rows(tokenizer: Tokenizer, batch: Sequence[Segments], finite: Finite) -> list[str]:
+def bad_rows(tokenizer: Tokenizer, batch: Sequence[Segments], finite: Finite) -> Iterator[str]:
     """The beginnings of the rows whose loss is not finite; of all rows, if every loss is finite."""
     bad = [row for part, good_B in finite for row, good in zip(part, good_B.tolist()) if not good]
-    rows = distributed.all_gather(bad) or batch
-    return [repr(tokenizer.decode(sum(row, []))[:60]) for row in rows]
-
-
-def progress_bar(cfg: Config) -> tqdm:
-    return tqdm(
-        total=cfg.epochs,
-        bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}",
-        leave=False,
-        disable=None if cfg.progress else True,
-    )
+    for row in distributed.all_gather(bad) or batch:
+        yield repr(tokenizer.decode(sum(row, []))[:60])
 
 
 def memory_needed(cfg: Config, shape: ModelConfig) -> dict[str, int]:

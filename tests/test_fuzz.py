@@ -25,11 +25,9 @@ from r1mini.checkpoint import weights
 from r1mini.checkpoint.chat_template import load_chat_template, plain_template
 from r1mini.checkpoint.tokenizer import END_OF_TEXT
 from r1mini.checkpoint.weights import config_json
-from r1mini.data.decontamination import read_eval_ngrams
-from r1mini.data.encoding import encode_rows
-from r1mini.data.files import RowErrors
 from r1mini.data.problems import read_problems
-from r1mini.data.sft import sft_rows
+from r1mini.data.rows import read_eval_ngrams
+from r1mini.data.sft import encode_rows, sft_rows
 from r1mini.evaluation import answer, figures
 from r1mini.evaluation.config import SampleConfig
 from r1mini.evaluation.jobs import Session
@@ -248,7 +246,7 @@ def test_rows(source, tokens, tmp_path):
         reads(lambda: use(path, tokens), path)
         reads(lambda: learn(path, tokens), path)
         reads(lambda: read_problems(str(path), skip_bad=True), path)
-        reads(lambda: sft_rows(path, errors=RowErrors(True)), path)
+        reads(lambda: sft_rows(path, skip_bad=True), path)
         reads(lambda: read_eval_ngrams([str(path)]), path)
 
     run()

@@ -10,7 +10,7 @@ import train_sft
 from r1mini import checkpoint, config
 from r1mini.checkpoint import chat_template
 from r1mini.checkpoint.tokenizer import END_OF_TEXT
-from r1mini.data.encoding import encode_rows
+from r1mini.data.sft import encode_rows
 from r1mini.sampler.sampler import sample
 from r1mini.sampler.sampling import SamplingParams
 from r1mini.training import optim

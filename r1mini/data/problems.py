@@ -15,11 +15,10 @@ from random import Random
 from r1mini import tasks
 from r1mini.checkpoint.chat_template import ChatTemplate, plain_template
 from r1mini.checkpoint.tokenizer import END_OF_TEXT
-from r1mini.data.decontamination import read_eval_ngrams
-from r1mini.data.encoding import is_plain_text
 from r1mini.data.files import RowErrors
 from r1mini.data.formats import TEXT_FIELDS, Message, Row, chat, to_messages
 from r1mini.data.rows import Example, check_unicode, convert_examples, read_examples
+from r1mini.data.sft import is_plain_text
 from r1mini.records import Problem
 from r1mini.rewards import completion
 from r1mini.sandbox.convert import Dropped, drop_constant, name_function, summary
@@ -59,8 +58,7 @@ def read_problems(
         return problem
 
     examples = convert_code(path, read_examples(path, prompt_key, answer_key, errors), errors)
-    eval_ngrams = read_eval_ngrams(decontaminate)
-    return list(convert_examples(path, examples, convert, errors, eval_ngrams).values())
+    return list(convert_examples(path, examples, convert, errors, decontaminate).values())
 
 
 def convert_code(path: Path, examples: Iterable[Example], errors: RowErrors) -> Iterator[Example]:
@@ -91,8 +89,8 @@ def add_tests(example: Example, counts: Counter) -> Example:
     if not tests:
         raise Dropped("no test left")
     counts["rows kept"] += 1
-    columns = {**row, "prompt": prompt, **extra_columns(fields), "tests": tests}
-    columns["dropped"] = dropped.total()
+    added = {"tests": tests, "dropped": dropped.total()}
+    columns = {**row, "prompt": prompt, **extra_columns(fields), **added}
     return example._replace(columns=columns, fields=chat(prompt))
 
 

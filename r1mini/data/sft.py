@@ -1,48 +1,29 @@
-"""Rows for supervised fine-tuning: from a file, or cold-start rows of the embedded tasks."""
+"""Rows of a data file for supervised fine-tuning, and the token ids of any rows."""
 
-from collections.abc import Set
+from collections.abc import Sequence
+from itertools import repeat
 from pathlib import Path
-from random import Random
 
-from r1mini import tasks
+from r1mini.checkpoint.chat_template import ChatTemplate
+from r1mini.checkpoint.tokenizer import Tokenizer
 from r1mini.data.files import RowErrors
-from r1mini.data.formats import TEXT_FIELDS, Row
+from r1mini.data.formats import TEXT_FIELDS, Row, to_messages
 from r1mini.data.rows import Example, check_unicode, convert_examples, read_examples
-from r1mini.tasks.corpus import completion
-from r1mini.tasks.trace import Style
-
-# Cold-start demonstrations are imperfect on purpose: they stop early, make mistakes, mix languages
-# and forget tags. [R1 §2.3.1]
-COLD_START = Style(give_up=1.0, slip=0.005, mix=0.33, broken=0.1)
-
-
-def cold_start_rows(names: tuple[str, ...], count: int, seed: int) -> list[Row]:
-    """The rows of `--data cold-start`, from each task in turn."""
-    return [cold_start_row(names[index % len(names)], seed, index) for index in range(count)]
-
-
-def cold_start_row(task: str, seed: int | str, index: int, style: Style = COLD_START) -> Row:
-    problem = tasks.problem(task, f"cold start {seed}", index, "train")
-    rng = Random(f"cold start {task} {seed} {index}")
-    thinking, answer, _ = tasks.demonstrate(problem, style, rng)
-    text = completion(thinking, answer, problem.language, True, True)
-    if rng.random() < style.broken:
-        tags = [tag for tag in ("<think>", "</think>", "</answer>") if tag in text]
-        text = text.replace(rng.choice(tags), "", 1)
-    return {"prompt": problem.prompt, "completion": text}
 
 
 def sft_rows(
     path: Path,
+    *,
     prompt_key: str = "",
     answer_key: str = "",
-    errors: RowErrors = RowErrors(),
-    eval_ngrams: Set[str] = frozenset(),
+    skip_bad: bool = False,
+    decontaminate: Sequence[str] = (),
 ) -> dict[str, Row]:
     """{file and line: row}; a row is prompt and completion (text or messages), messages, or text.
 
     Duplicates are kept and counted, or skipped with `--skip-bad`.
     """
+    errors = RowErrors(skip_bad)
     first_place = {}
     duplicates = []
 
@@ -50,14 +31,14 @@ def sft_rows(
         row = sft_row(example)
         first = first_place.setdefault(repr(row), example.place)
         if first != example.place:
-            duplicates.append(example.place)
-            if errors.skip:
+            if skip_bad:
                 raise ValueError(f"duplicate of {first}")
+            duplicates.append(example.place)
         return row
 
     examples = read_examples(path, prompt_key, answer_key, errors)
-    rows = convert_examples(path, examples, convert, errors, eval_ngrams)
-    if duplicates and not errors.skip:
+    rows = convert_examples(path, examples, convert, errors, decontaminate)
+    if duplicates:
         print(f"{path}: {len(duplicates)} duplicate rows, the first at {duplicates[0]}", flush=True)
     return rows
 
@@ -72,3 +53,76 @@ def sft_row(example: Example) -> Row:
         raise ValueError("columns 'prompt' and 'completion': one is text, the other messages")
     check_unicode(row)
     return row
+
+
+# -- token ids -------------------------------------------------------------------------------------
+
+Segments = tuple[list[int], ...]
+
+
+def encode_rows(
+    rows: Sequence[Row],
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    context: int,
+    train_on_prompt: bool = False,
+    places: Sequence[str] = (),
+    errors: RowErrors = RowErrors(),
+) -> list[Segments]:
+    """The token ids of each row's segments; every second segment is learned.
+
+    A row of text has two: the prompt, and the completion with its end token. A row that exceeds the
+    context is reported to `errors`; `places` names the rows.
+    """
+    accepted = []
+    for row, place in zip(rows, places or repeat("--data")):
+        try:
+            accepted.append((row, place, segment_texts(row, template)))
+        except ValueError as error:  # the template rejects it
+            errors.report(f"{place}: {error}")
+    texts = [text for *_, segments in accepted for text in segments]
+    ids = iter(tokenizer.encode_batch(texts))
+    encoded = []
+    for row, place, segments in accepted:
+        segments = [next(ids) for _ in segments]
+        if is_plain_text(row, template):
+            segments[-1] = [*segments[-1], tokenizer.eos_id]
+        bare = sum(segments, [])
+        whole = tokenizer.with_bos(bare)
+        if whole is not bare:
+            segments[0] = [*tokenizer.bos_ids, *segments[0]]
+        if len(whole) > context:
+            errors.report(
+                f"{place}: {len(whole)} tokens do not fit the model's context of {context}"
+            )
+        else:
+            encoded.append(([], whole) if train_on_prompt else tuple(segments))
+    return encoded
+
+
+def is_plain_text(row: Row, template: ChatTemplate) -> bool:
+    """Whether the row is text for the model as it is, without a template that ends the turn."""
+    return "text" in row or (isinstance(row.get("prompt"), str) and not template.wraps_text)
+
+
+def segment_texts(row: Row, template: ChatTemplate) -> list[str]:
+    """A row's text, split where prompt and learned text meet; the first segment is a prompt. In
+    messages, the assistant's turns are learned, except in a prompt that has its own completion.
+
+    >>> from r1mini.checkpoint.chat_template import plain_template
+    >>> messages = [{"role": role, "content": role[:1]} for role in ("user", "assistant", "user")]
+    >>> segment_texts({"messages": messages}, plain_template("$"))
+    ['u\\n', 'a$', 'u\\n']
+    """
+    if "text" in row:
+        return ["", row["text"]]
+    if is_plain_text(row, template):
+        return [row["prompt"], row["completion"]]
+    segments = [""]
+    in_prompt = len(to_messages(row, ("prompt",)))
+    for text, is_learned in template.segments(to_messages(row), in_prompt):
+        if is_learned == (len(segments) % 2 == 0):
+            segments[-1] += text
+        else:
+            segments.append(text)
+    return segments

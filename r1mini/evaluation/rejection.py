@@ -16,10 +16,10 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from r1mini import tasks
-from r1mini.data.sft import cold_start_row
 from r1mini.records import Problem, Rollout
 from r1mini.rewards import completion, rules
 from r1mini.rewards.runner import Scores
+from r1mini.tasks.corpus import cold_start_row
 from r1mini.tasks.trace import Style
 
 if TYPE_CHECKING:  # filters need no torch

@@ -5,8 +5,9 @@ its canonical key alone, so no permutation or translation of a held-out problem 
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 
 from r1mini import sandbox
@@ -19,29 +20,36 @@ from r1mini.tasks.trace import LANGUAGES, Style, Try, write
 class Task:
     # None: the random draw is not a useful problem
     generate: Callable[[Random, str], Problem | None]
-    tries: Callable[[Problem, Random], Iterator[Try]]  # the search for the answer
-    mistake: Callable[[Problem, str], str | None]  # what is wrong with an answer; None if right
-    give_up: float  # chance that an imperfect demonstration stops after a failed try
+    check_answer: Callable[[Problem, str], str | None]  # what is wrong; None if it is right
+    # The search for the answer, for demonstrations; without one, they are the column `answer`.
+    # A task for reinforcement learning alone needs neither.
+    tries: Callable[[Problem, Random], Iterable[Try]] = lambda problem, rng: ()
+    give_up: float = 0.0  # chance that an imperfect demonstration stops after a failed try
     reasoning: bool = True  # False: an answer without thinking is well-formed
     runs_code: bool = False  # the sandbox judges the answers
 
 
 TASKS = {
-    "countdown": Task(countdown.make(3), countdown.tries, countdown.mistake, give_up=0.16),
-    "repair": Task(repair.generate, repair.tries, repair.mistake, give_up=0.5, runs_code=True),
+    "countdown": Task(
+        partial(countdown.generate, 3), countdown.check_answer, countdown.tries, give_up=0.16
+    ),
+    "repair": Task(repair.generate, repair.check_answer, repair.tries, give_up=0.5, runs_code=True),
     "balance": Task(
-        chemistry.generate_balance, chemistry.tries_balance, chemistry.mistake_balance, give_up=0.6
+        chemistry.generate_balance,
+        chemistry.check_answer_balance,
+        chemistry.tries_balance,
+        give_up=0.6,
     ),
     "kinetics": Task(
         chemistry.generate_kinetics,
+        chemistry.check_answer_kinetics,
         chemistry.tries_kinetics,
-        chemistry.mistake_kinetics,
         give_up=0.7,
     ),
-    "elements": Task(
-        elements.generate, elements.tries, elements.mistake, give_up=0.0, reasoning=False
+    "elements": Task(elements.generate, elements.check_answer, elements.tries, reasoning=False),
+    "countdown4": Task(
+        partial(countdown.generate, 4), countdown.check_answer, countdown.tries, give_up=0.08
     ),
-    "countdown4": Task(countdown.make(4), countdown.tries, countdown.mistake, give_up=0.08),
 }
 REASONING = ("countdown", "repair", "balance", "kinetics")
 DEFAULT = (*REASONING, "elements")
@@ -73,13 +81,9 @@ def problem(task: str, seed: int | str, index: int, split: str) -> Problem:
             return drawn
 
 
-def mistake(problem: Problem, answer: str) -> str | None:
+def check_answer(problem: Problem, answer: str) -> str | None:
     """What is wrong with an answer, or None if it is right."""
-    return TASKS[problem.task].mistake(problem, answer)
-
-
-def check(problem: Problem, answer: str) -> bool:
-    return mistake(problem, answer) is None
+    return TASKS[problem.task].check_answer(problem, answer)
 
 
 def demonstrate(problem: Problem, style: Style, rng: Random) -> tuple[str, str, bool]:

@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from fractions import Fraction
-from functools import lru_cache
+from functools import cache
 from random import Random
 
 from r1mini.records import Problem
@@ -46,7 +46,7 @@ def atoms(formula: str) -> Counter:
     return counts
 
 
-@lru_cache(maxsize=1)
+@cache
 def reactions() -> tuple[tuple[Species, Species], ...]:
     """All reactions, as (left species, right species).
 
@@ -119,8 +119,8 @@ def tally(left: Species, right: Species, coefficients: list[int]) -> tuple[str, 
 
 
 def generate_balance(rng: Random, language: str) -> Problem | None:
-    left, right = rng.choice(reactions())
-    left, right = tuple(rng.sample(left, len(left))), tuple(rng.sample(right, len(right)))
+    reaction = rng.choice(reactions())
+    left, right = (tuple(rng.sample(side, len(side))) for side in reaction)
     # Not too many problems that the first try solves, and none whose search is long.
     multiples = (m for m in range(1, 13) if tally(left, right, balance(left, right, m))[1])
     first = next(multiples, None)
@@ -129,7 +129,7 @@ def generate_balance(rng: Random, language: str) -> Problem | None:
     return Problem(
         "balance",
         # A reaction and its reverse have the same coefficients.
-        str(sorted([sorted(left), sorted(right)])),
+        str(sorted(map(sorted, reaction))),
         language,
         PROMPT[language].format(left=" + ".join(left), right=" + ".join(right)),
         {"left": left, "right": right},
@@ -145,7 +145,7 @@ def tries_balance(problem: Problem, rng: Random) -> Iterator[Try]:
         yield Try(answer + text, balanced, answer)
 
 
-def mistake_balance(problem: Problem, answer: str) -> str | None:
+def check_answer_balance(problem: Problem, answer: str) -> str | None:
     """Expects the coefficients in the order of the species, in lowest terms."""
     left, right = problem.columns["left"], problem.columns["right"]
     coefficients = []
@@ -201,7 +201,7 @@ def rate_law(table: list[int], step: int, order: int) -> tuple[str, bool, str]:
         a, b = first - second, second - third
         text = f"{first}-{second}={a} {second}-{third}={b} ?{a}"
         return text, a == b, f"{a}/{step}={Fraction(a, step)}"
-    parts = ((first, second), (second, third)) if order == 1 else ((first, second), (first, third))
+    parts = ((first, second), (second if order == 1 else first, third))
     text = ""
     for a, b in parts:
         text += f"{a}/{b}={quotient(a, b)} "
@@ -222,7 +222,7 @@ def tries_kinetics(problem: Problem, rng: Random) -> Iterator[Try]:
         yield Try(f"{order} {text}" + (f" k {constant}" if holds else ""), holds, answer)
 
 
-def mistake_kinetics(problem: Problem, answer: str) -> str | None:
+def check_answer_kinetics(problem: Problem, answer: str) -> str | None:
     """Expects the order and, within 2 %, the rate constant.
 
     The constant is a number, a quotient, or the logarithm of a number (`1 ln 2/5`).

@@ -1,9 +1,10 @@
-"""The base model's pre-training text: searches, facts and drills, in two languages.
+"""What the tasks write for supervised training: the base model's text, and the cold start.
 
-A document is a function of (seed, index) and never contains a held-out problem. Few documents have
-their answer in R1's tags; without them R1-Zero would find nothing to reinforce. Many of the
-tagged searches stop early with a wrong answer. More documents have only their thinking in tags: a
-small model can hardly use what it knows after a tag that it has rarely seen.
+The base model's text has searches, facts and drills, in two languages. A document is a function of
+(seed, index) and never contains a held-out problem. Few documents have their answer in R1's tags;
+without them R1-Zero would find nothing to reinforce. Many of the tagged searches stop early with a
+wrong answer. More documents have only their thinking in tags: a small model can hardly use what it
+knows after a tag that it has rarely seen.
 """
 
 from random import Random
@@ -25,6 +26,9 @@ WEIGHTS = {  # of the kinds of documents; the searches are the long ones
 # Fractions of the documents with thinking in tags and, among the same ones, with the answer too.
 TAGGED_THINKING = 0.24
 TAGGED_RIGHT, TAGGED_WRONG, TAGGED_FACT = 0.03, 0.15, 0.22
+# Cold-start demonstrations are imperfect on purpose: they stop early, make mistakes, mix languages
+# and forget tags. [R1 §2.3.1]
+COLD_START = Style(give_up=1.0, slip=0.005, mix=0.33, broken=0.1)
 
 
 def completion(
@@ -77,4 +81,22 @@ def document(seed: int | str, index: int) -> dict[str, str]:
         tagged = TAGGED_FACT
     rank = rng.random()
     text = completion(thinking, answer, problem.language, rank < TAGGED_THINKING, rank < tagged)
+    return {"prompt": problem.prompt, "completion": text}
+
+
+def cold_start_rows(names: tuple[str, ...], count: int, seed: int) -> list[dict[str, str]]:
+    """The rows of `--data cold-start`, from each task in turn."""
+    return [cold_start_row(names[index % len(names)], seed, index) for index in range(count)]
+
+
+def cold_start_row(
+    task: str, seed: int | str, index: int, style: Style = COLD_START
+) -> dict[str, str]:
+    problem = tasks.problem(task, f"cold start {seed}", index, "train")
+    rng = Random(f"cold start {task} {seed} {index}")
+    thinking, answer, _ = tasks.demonstrate(problem, style, rng)
+    text = completion(thinking, answer, problem.language, True, True)
+    if rng.random() < style.broken:
+        tags = [tag for tag in ("<think>", "</think>", "</answer>") if tag in text]
+        text = text.replace(rng.choice(tags), "", 1)
     return {"prompt": problem.prompt, "completion": text}

@@ -6,6 +6,7 @@ It never repeats a try, and keeps results between 0 and 60.
 
 import ast
 import operator
+import re
 from collections import Counter
 from collections.abc import Iterator
 from fractions import Fraction
@@ -63,22 +64,19 @@ def reachable(numbers: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(sorted(value for value in results if 10 <= value <= 50))
 
 
-def make(count: int):
-    def generate(rng: Random, language: str) -> Problem | None:
-        numbers = [rng.randint(1, 9) for _ in range(count)]
-        targets = reachable(tuple(sorted(numbers)))
-        if not targets:
-            return None
-        target = rng.choice(targets)
-        return Problem(
-            "countdown" if count == 3 else f"countdown{count}",
-            f"{sorted(numbers)} {target}",
-            language,
-            PROMPT[language].format(target=target, numbers=", ".join(map(str, numbers))),
-            {"numbers": numbers, "target": target},
-        )
-
-    return generate
+def generate(count: int, rng: Random, language: str) -> Problem | None:
+    numbers = [rng.randint(1, 9) for _ in range(count)]
+    targets = reachable(tuple(sorted(numbers)))
+    if not targets:
+        return None
+    target = rng.choice(targets)
+    return Problem(
+        "countdown" if count == 3 else f"countdown{count}",
+        f"{sorted(numbers)} {target}",
+        language,
+        PROMPT[language].format(target=target, numbers=", ".join(map(str, numbers))),
+        {"numbers": numbers, "target": target},
+    )
 
 
 def tries(problem: Problem, rng: Random) -> Iterator[Try]:
@@ -87,19 +85,19 @@ def tries(problem: Problem, rng: Random) -> Iterator[Try]:
         yield Try(f"{' '.join(written)} ?{target}", value == target, expression)
 
 
-def mistake(problem: Problem, answer: str) -> str | None:
-    used = []
-    value = evaluate(answer, used)
+def check_answer(problem: Problem, answer: str) -> str | None:
     target, numbers = problem.columns["target"], problem.columns["numbers"]
+    value = evaluate(answer)
     if value is None:
         return "not an expression of + - * /"
+    used = [int(number) for number in re.findall("[0-9]+", answer)]
     if Counter(used) != Counter(numbers):
         return f"uses {', '.join(map(str, used))}, not {', '.join(map(str, numbers))}"
     return None if value == target else f"{value} ≠ {target}"
 
 
-def evaluate(text: str, used: list[int]) -> Fraction | None:
-    """The exact value of an expression of + - * / and brackets, or None. Appends to `used`.
+def evaluate(text: str) -> Fraction | None:
+    """The exact value of an expression of + - * / and brackets, or None.
 
     Numbers have at most two ASCII digits. Never `eval`: the text has at most 100 characters of a
     fixed alphabet, `ast` parses it, and only the four operators and plain numbers are evaluated.
@@ -108,17 +106,14 @@ def evaluate(text: str, used: list[int]) -> Fraction | None:
         return None
 
     def walk(node: ast.AST) -> Fraction:
-        if isinstance(node, ast.Expression):
-            return walk(node.body)
         if isinstance(node, ast.Constant) and type(node.value) is int and 0 <= node.value <= 99:
-            used.append(node.value)
             return Fraction(node.value)
         if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
             return OPERATORS[type(node.op)](walk(node.left), walk(node.right))
-        raise ValueError("not an expression of + - * /")
+        raise ValueError
 
     try:
-        return walk(ast.parse(text.strip(), mode="eval"))
+        return walk(ast.parse(text.strip(), mode="eval").body)
     except (SyntaxError, ValueError, ZeroDivisionError):
         return None
 

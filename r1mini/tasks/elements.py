@@ -30,7 +30,7 @@ def period(number: int) -> int:
 
 
 def group(number: int) -> int:
-    before = max((noble for noble in (0, *NOBLE) if noble < number), default=0)
+    before = max(noble for noble in (0, *NOBLE) if noble < number)
     place = number - before
     length = next(noble for noble in NOBLE if noble >= number) - before
     alkaline = min(2, length - 1)  # period 1 has no second group on the left
@@ -94,7 +94,7 @@ def tries(problem: Problem, rng: Random) -> Iterator[Try]:
         yield Try(f"{a} {x} {b} {y} {x}+{y}={answer}", True, answer)
 
 
-def mistake(problem: Problem, answer: str) -> str | None:
+def check_answer(problem: Problem, answer: str) -> str | None:
     right = problem.columns["answer"]
     return None if answer.strip() == right else f"{answer.strip()[:20]!r} ≠ {right!r}"
 

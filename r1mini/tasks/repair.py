@@ -15,10 +15,7 @@ starting at a random one, and writes out what each computes. The reward replaces
 and runs the function on these calls and on hidden ones, in the sandbox.
 """
 
-from __future__ import annotations
-
 import ast
-import json
 import operator
 import re
 from collections.abc import Iterator
@@ -30,7 +27,8 @@ from r1mini.records import Problem
 from r1mini.tasks.trace import Try
 
 Program = tuple[str, ...]  # lines, indented by one space per level
-Value = "int | str | tuple[int, ...]"
+Value = int | str | tuple[int, ...]
+Call = tuple[Value, ...]  # the arguments
 
 # A weight, then a program; braces hold alternatives, # is a digit. Programs with more to learn have
 # larger weights.
@@ -46,11 +44,17 @@ NAMES = {  # first line: (the names that a bug may confuse, where)
     "def f(v,b):": ("xb", r"(?<==)[xb]$"),
     STRINGS: ("st", r"(?<=[=+ ])[st]\b"),
 }
+
+
+def digit(rng: Random) -> int:
+    return rng.randint(1, 9)
+
+
 ARGUMENTS = {
-    "a": lambda rng: rng.randint(1, 9),
-    "b": lambda rng: rng.randint(1, 9),
-    "v": lambda rng: tuple(rng.randint(1, 9) for _ in range(rng.choice((2, 2, 3)))),
-    "w": lambda rng: tuple(rng.randint(1, 9) for _ in range(3)),
+    "a": digit,
+    "b": digit,
+    "v": lambda rng: tuple(digit(rng) for _ in range(rng.choice((2, 2, 3)))),
+    "w": lambda rng: tuple(digit(rng) for _ in range(3)),
     "s": lambda rng: rng.choice("ABC"),
     "t": lambda rng: rng.choice("DEG"),
 }
@@ -84,8 +88,9 @@ def fixes(program: Program) -> tuple[Program, ...]:
         lines = []
         for token in re.finditer(tokens, line):
             for kind in kinds:
-                others = [other for other in kind if token[0] in kind and other != token[0]]
-                lines += [line[: token.start()] + other + line[token.end() :] for other in others]
+                for other in kind:
+                    if token[0] in kind and other != token[0]:
+                        lines.append(line[: token.start()] + other + line[token.end() :])
         operands = re.search(rf"(\w)([{ordered}])(\w)$", line)
         if operands and operands[1] != operands[3]:
             lines.append(line[: operands.start()] + operands[3] + operands[2] + operands[1])
@@ -133,87 +138,85 @@ def parse(program: Program) -> ast.FunctionDef:
     return ast.parse("\n".join(program)).body[0]
 
 
-class Run:
-    """Interprets one of this file's programs.
+def run(program: Program, call: Call) -> tuple[Value | None, list[str]]:
+    """Interprets one of this file's programs: (its result, its operations like `3*2=6`).
 
-    `steps` holds its operations with their values, like `3*2=6`, up to the first value that is out
-    of bounds; `result` is then None.
+    It ends at the first value that is out of bounds; the result is then None.
     """
+    function = parse(program)
+    names = dict(zip((argument.arg for argument in function.args.args), call))
+    steps = []
 
-    def __init__(self, program: Program, call: tuple[Value, ...]):
-        function = parse(program)
-        self.names = dict(zip((argument.arg for argument in function.args.args), call))
-        self.steps = []
-        try:
-            self.result = self.block(function.body)
-        except OutOfBounds:
-            self.result = None
-
-    def block(self, body: list[ast.stmt]) -> Value | None:
+    def block(body: list[ast.stmt]) -> Value | None:
+        """The value that the statements return, if they return."""
         for node in body:
-            result = self.statement(node)
+            result = statement(node)
             if result is not None:
                 return result
         return None
 
-    def statement(self, node: ast.stmt) -> Value | None:
-        """The value that the block returns, if it returns."""
+    def statement(node: ast.stmt) -> Value | None:
         match node:
-            case ast.Return(value=value):
-                return self.value(value)
-            case ast.Assign(targets=[ast.Name(id=name)], value=value):
-                self.names[name] = self.value(value)
-            case ast.AugAssign(target=ast.Name(id=name), op=op, value=value):
-                self.names[name] = self.operation(op, self.names[name], self.value(value))
-            case ast.For(target=ast.Name(id=name), iter=values, body=body):
-                for item in self.value(values):
-                    self.names[name] = item
-                    self.block(body)
-            case ast.If(test=ast.Compare(left=left, ops=[op], comparators=[right]), body=body):
-                sign, compare = SIGNS[type(op)]
-                left, right = self.value(left), self.value(right)
+            case ast.Return():
+                return value(node.value)
+            case ast.Assign():
+                names[node.targets[0].id] = value(node.value)
+            case ast.AugAssign():
+                name = node.target.id
+                names[name] = operation(node.op, names[name], value(node.value))
+            case ast.For():
+                for item in value(node.iter):
+                    names[node.target.id] = item
+                    block(node.body)
+            case ast.If():
+                sign, compare = SIGNS[type(node.test.ops[0])]
+                left, right = value(node.test.left), value(node.test.comparators[0])
                 holds = compare(left, right)
-                self.steps.append(f"{left}{sign}{right} {'FT'[holds]}")
-                return self.block(body) if holds else None
+                steps.append(f"{left}{sign}{right} {'FT'[holds]}")
+                return block(node.body) if holds else None
         return None
 
-    def value(self, node: ast.expr) -> Value:
+    def value(node: ast.expr) -> Value:
         match node:
-            case ast.Constant(value=value):
-                return value
-            case ast.Name(id=name):
-                return self.names[name]
-            case ast.BinOp(left=left, op=op, right=right):
-                return self.operation(op, self.value(left), self.value(right))
-            case ast.Call(func=ast.Name(id=name), args=[argument]):
-                result = FUNCTIONS[name](self.value(argument))
-                self.steps.append(f"{name} {result}")
+            case ast.Constant():
+                return node.value
+            case ast.Name():
+                return names[node.id]
+            case ast.BinOp():
+                return operation(node.op, value(node.left), value(node.right))
+            case ast.Call():
+                result = FUNCTIONS[node.func.id](value(node.args[0]))
+                steps.append(f"{node.func.id} {result}")
                 return result
         raise AssertionError(ast.dump(node))
 
-    def operation(self, op: ast.operator, left: Value, right: Value) -> Value:
+    def operation(op: ast.operator, left: Value, right: Value) -> Value:
         sign, apply = SIGNS[type(op)]
         result = apply(left, right)
         within = isinstance(result, str) or 0 <= result <= LIMIT
-        self.steps.append(f"{left}{sign}{right}" + f"={result}" * within)
+        steps.append(f"{left}{sign}{right}" + f"={result}" * within)
         if not within:
             raise OutOfBounds
         return result
 
+    try:
+        return block(function.body), steps
+    except OutOfBounds:
+        return None, steps
+
 
 @cache
-def calls(arguments: str) -> list[tuple[Value, ...]]:
+def calls(arguments: str) -> list[Call]:
     """Distinct argument tuples for functions with these arguments."""
     rng = Random(arguments)
-    names = arguments.split(",")
-    drawn = [tuple(ARGUMENTS[name](rng) for name in names) for _ in range(CALLS)]
+    drawn = [tuple(ARGUMENTS[name](rng) for name in arguments.split(",")) for _ in range(CALLS)]
     return list(dict.fromkeys(drawn))
 
 
 @cache
-def results(program: Program) -> dict[tuple[Value, ...], Value]:
+def results(program: Program) -> dict[Call, Value]:
     """The results of the calls that stay within the bounds."""
-    by_call = {call: Run(program, call).result for call in calls(program[0][6:-2])}
+    by_call = {call: run(program, call)[0] for call in calls(program[0][6:-2])}
     return {call: result for call, result in by_call.items() if result is not None}
 
 
@@ -230,7 +233,7 @@ def generate(rng: Random, language: str) -> Problem | None:
     failing = [call for call in expected if call in actual and expected[call] != actual[call]]
     if len(failing) < 2 * SHOWN or len(expected) < HIDDEN:
         return None
-    failing.sort(key=lambda call: len(Run(right, call).steps))  # bug reports show short calls
+    failing.sort(key=lambda call: len(run(right, call)[1]))  # bug reports show short calls
     shown = rng.sample(failing[: max(2 * SHOWN, len(failing) // 2)], SHOWN)
     for candidate in candidates:
         agrees = [call for call in expected if results(candidate).get(call) == expected[call]]
@@ -259,7 +262,7 @@ def bug_key(wrong: Program, right: Program) -> str:
     return " ".join("/".join(program) for program in min(plain, mirror))
 
 
-def format_call(call: tuple[Value, ...]) -> str:
+def format_call(call: Call) -> str:
     """The arguments of a call as the prompt shows them: ` 3,1 5` for [3, 1] and 5."""
     text = ""
     for value in call:
@@ -275,18 +278,18 @@ def tries(problem: Problem, rng: Random) -> Iterator[Try]:
         number = next(n for n, line in enumerate(candidate) if line != program[n])
         text = answer = f"{number + 1} {candidate[number].strip()}"
         for call, want in shown:
-            run = Run(candidate, call)
+            result, steps = run(candidate, call)
             # The & stands only where the next call begins: it shows which call to look up.
             if call != shown[0][0]:
                 text += " &"
-            text += " ".join([format_call(call), *run.steps, f"?{want}"])
-            success = run.result == want
+            text += " ".join([format_call(call), *steps, f"?{want}"])
+            success = result == want
             if not success:
                 break
         yield Try(text, success, answer)
 
 
-def mistake(problem: Problem, answer: str) -> str | None:
+def check_answer(problem: Problem, answer: str) -> str | None:
     program = problem.columns["program"]
     parts = re.fullmatch(r"([1-9]) +(\S[^\r\n]*)", answer.strip())
     if len(answer) > MAX_ANSWER or not parts or not 1 < int(parts[1]) <= len(program):
@@ -294,19 +297,18 @@ def mistake(problem: Problem, answer: str) -> str | None:
     index = int(parts[1]) - 1
     indentation = program[index][: -len(program[index].lstrip())]
     fixed = (*program[:index], indentation + parts[2], *program[index + 1 :])
-    cases = [*problem.columns["shown"], *problem.columns["hidden"]]
-    if passes("\n".join(fixed), json.dumps(cases)):
+    if passes("\n".join(fixed), (*problem.columns["shown"], *problem.columns["hidden"])):
         return None
     return "the function still fails one of its calls"
 
 
 @lru_cache(maxsize=10_000)
-def passes(code: str, cases: str) -> bool:
-    """Does `f` return the expected value in every case, [[arguments, value], …]?
+def passes(code: str, cases: tuple[tuple[Call, Value], ...]) -> bool:
+    """Does `f` return the expected value in every case, ((arguments, value), …)?
 
     One test makes all calls, so that one process is enough.
     """
-    arguments, expected = map(list, zip(*json.loads(cases)))
+    arguments, expected = map(list, zip(*cases))
     every = "\n\ndef every(calls):\n return [f(*call) for call in calls]\n"
     test = {"call": "every", "args": [arguments], "expect": expected}
     return sandbox.judge(code + every, [test], TIME_LIMIT)

@@ -1,7 +1,7 @@
 import pytest
 
-from r1mini.data.decontamination import ngrams, read_eval_ngrams
 from r1mini.data.problems import read_problems
+from r1mini.data.rows import ngrams, read_eval_ngrams
 from r1mini.data.sft import sft_rows
 
 from .samples import sample, write
@@ -40,7 +40,7 @@ def test_replies_are_decontaminated_too_but_system_prompts_are_not(tmp_path):
         {"messages": [*turns[:2], {"role": "assistant", "content": "r"}]},
     )
     evaluated = write(tmp_path, {"prompt": TEN}, name="eval.jsonl")
-    assert list(sft_rows(path, eval_ngrams=read_eval_ngrams([str(evaluated)]))) == [f"{path}:2"]
+    assert list(sft_rows(path, decontaminate=[str(evaluated)])) == [f"{path}:2"]
     assert not read_eval_ngrams([str(path)]) & ngrams(TEN)
 
 
@@ -71,7 +71,7 @@ def test_short_reply_is_not_compared_with_questions(tmp_path):
     )
     kept = sft_rows(
         write(tmp_path, {"prompt": "Is it so?", "completion": "Yes"}),
-        eval_ngrams=read_eval_ngrams([str(evaluated)]),
+        decontaminate=[str(evaluated)],
     )
     assert len(kept) == 1
     with pytest.raises(ValueError, match="--decontaminate .*:1: no question in columns prompt"):

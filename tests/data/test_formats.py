@@ -140,7 +140,7 @@ def test_columns_can_be_chosen_by_flag(tmp_path):
         and completion.gold_answer(problem) == "4"
         and problem.columns["answer"] == 4
     )
-    [row] = sft_rows(write(tmp_path, *rows), "ask", "gold").values()
+    [row] = sft_rows(write(tmp_path, *rows), prompt_key="ask", answer_key="gold").values()
     assert [turn["content"] for turn in to_messages(row)] == ["2+2?", "4"]
     with pytest.raises(
         ValueError,

@@ -1,6 +1,6 @@
 import pytest
 
-from r1mini.data.files import RowErrors, read_rows
+from r1mini.data.files import read_rows
 from r1mini.data.problems import read_problems
 from r1mini.data.sft import sft_rows
 from r1mini.rewards import completion
@@ -36,7 +36,7 @@ def test_duplicate_rows_are_kept_and_counted(tmp_path, capsys):
     path = write(tmp_path, row, {"prompt": "a", "completion": "c"}, row)
     assert len(sft_rows(path)) == 3
     assert f"1 duplicate rows, the first at {path}:3" in capsys.readouterr().out
-    assert len(sft_rows(path, errors=RowErrors(skip=True))) == 2
+    assert len(sft_rows(path, skip_bad=True)) == 2
     assert f"1 skipped by --skip-bad ({path}:3: duplicate of {path}:1)" in capsys.readouterr().out
 
 

@@ -12,8 +12,7 @@ import train_sft
 from r1mini import tasks
 from r1mini.checkpoint import chat_template
 from r1mini.checkpoint.tokenizer import END_OF_TEXT
-from r1mini.data import sft
-from r1mini.data.encoding import encode_rows
+from r1mini.data.sft import encode_rows, sft_rows
 from r1mini.records import Problem, Rollout
 from r1mini.tasks import chemistry, corpus, countdown, elements, repair
 from r1mini.tasks.trace import LANGUAGES, WORDS, Style, Try, write
@@ -38,6 +37,10 @@ FACT = Problem("elements", "", "en", "", {"answer": "Fe", "terms": []})
 
 def kinetics(table, step):
     return Problem("kinetics", "", "en", "", {"table": table, "step": step})
+
+
+def is_right(problem, answer):
+    return tasks.check_answer(problem, answer) is None
 
 
 def problems(task, count=300, split="train", seed=0):
@@ -65,7 +68,7 @@ def test_no_training_problem_is_held_out(task):
 
 def test_one_problem_in_ten_is_held_out():
     rng = Random(0)
-    drawn = [countdown.make(4)(rng, "en") for _ in range(4000)]
+    drawn = [countdown.generate(4, rng, "en") for _ in range(4000)]
     share = sum(tasks.is_held_out(p) for p in drawn if p) / sum(p is not None for p in drawn)
     assert 0.08 < share < 0.125
 
@@ -143,14 +146,14 @@ def test_no_cold_start_row_shows_a_held_out_problem(monkeypatch):
     seen = recorded(monkeypatch)
     for task in TASKS:
         for index in range(300):
-            sft.cold_start_row(task, 0, index)
+            corpus.cold_start_row(task, 0, index)
     assert len(seen) == 300 * len(TASKS) and not any(tasks.is_held_out(p) for p in seen)
 
 
 def test_stages_draw_different_problems_with_the_same_seed():
     # With the same seed, cold start, RL and rejection sampling must not draw the same sequence of problems.
     assert (
-        sft.cold_start_row("repair", 0, 0)["prompt"]
+        corpus.cold_start_row("repair", 0, 0)["prompt"]
         != tasks.problem("repair", 0, 0, "train").prompt
     )
 
@@ -176,9 +179,9 @@ def test_checker_agrees_with_the_search(task):
     for index, problem in enumerate(problems(task, 100)):
         for attempt in tasks.TASKS[task].tries(problem, Random(index)):
             if attempt.success:
-                assert tasks.check(problem, attempt.answer)
+                assert is_right(problem, attempt.answer)
                 break
-            assert not tasks.check(problem, attempt.answer)
+            assert not is_right(problem, attempt.answer)
             rejected += 1
     assert rejected > 50 or task == "elements"  # facts have no search
 
@@ -304,14 +307,21 @@ def test_checker_agrees_with_the_search(task):
     ],
 )
 def test_checker_by_hand(problem, right, wrong):
-    assert [answer for answer in right if not tasks.check(problem, answer)] == []
-    assert [answer for answer in wrong if tasks.check(problem, answer)] == []
+    assert [answer for answer in right if not is_right(problem, answer)] == []
+    assert [answer for answer in wrong if is_right(problem, answer)] == []
+
+
+def test_a_task_for_reinforcement_learning_alone_needs_no_search(monkeypatch):
+    task = tasks.Task(elements.generate, elements.check_answer)
+    monkeypatch.setitem(tasks.TASKS, "elements", task)
+    assert is_right(FACT, "Fe") and not is_right(FACT, "Cu")
+    assert tasks.demonstrate(FACT, Style(give_up=1.0), Random(0)) == ("", "Fe", True)
 
 
 def test_countdown_division_is_exact():
     thirds = Problem("countdown", "", "en", "", {"numbers": [8, 3, 8, 3], "target": 24})
-    assert tasks.check(thirds, "8/(3-8/3)")  # 8/(1/3): floats give 23.999…
-    assert not tasks.check(thirds, "8/(3-3)+8")  # division by zero is not an answer
+    assert is_right(thirds, "8/(3-8/3)")  # 8/(1/3): floats give 23.999…
+    assert not is_right(thirds, "8/(3-3)+8")  # division by zero is not an answer
 
 
 HOSTILE = [
@@ -392,7 +402,7 @@ def test_hostile_answers_are_rejected_quickly(problem):
     started = time.process_time()  # a busy machine must not fail the test
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert [answer for answer in HOSTILE if tasks.check(problem, answer)] == []
+        assert [answer for answer in HOSTILE if is_right(problem, answer)] == []
     assert time.process_time() - started < 2
 
 
@@ -400,7 +410,7 @@ def test_model_text_raises_no_warning():
     # Python warns about `1if`, which would print a line for each such completion.
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert not tasks.check(REPAIR, "4 s=1if x else 2") and not tasks.check(COUNTDOWN, "2(3)")
+        assert not is_right(REPAIR, "4 s=1if x else 2") and not is_right(COUNTDOWN, "2(3)")
 
 
 # -- individual cases ------------------------------------------------------------------------------
@@ -460,7 +470,7 @@ def test_repair_searches_compute_the_same_as_python():
         for program in (problem.columns["program"], *repair.fixes(problem.columns["program"])):
             function = python_of(program)
             for call in repair.calls(program[0][6:-2]):
-                result = repair.Run(program, call).result
+                result = repair.run(program, call)[0]
                 assert result is None or repr(result) == repr(function(*call)), (program, call)
             seen.add(re.sub(r"\d", "#", "/".join(program)))
     assert len(seen) > 100
@@ -566,7 +576,7 @@ def test_mixing_uses_words_of_the_other_language():
 
 
 def test_broken_cold_start_rows_lack_one_tag():
-    row = sft.cold_start_row("countdown", 0, 0, Style(broken=1.0))
+    row = corpus.cold_start_row("countdown", 0, 0, Style(broken=1.0))
     assert (
         sum(
             row["completion"].count(tag) for tag in ("<think>", "</think>", "<answer>", "</answer>")
@@ -582,7 +592,7 @@ def test_file_rows_are_read_up_to_the_count(tmp_path, tokens):
     rows = [{"prompt": "p", "completion": f"{n}…"} for n in range(3)]
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n", encoding="utf-8")
-    assert list(sft.sft_rows(path).values()) == rows
+    assert list(sft_rows(path).values()) == rows
     template, context = chat_template.plain_template(END_OF_TEXT), 1024
     for count, expected in ((2, rows[:2]), (0, rows)):
         cfg = train_sft.Config(data=str(path), rows=count)
@@ -606,20 +616,20 @@ def test_bad_rows_name_file_and_line(tmp_path, text, complaint):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(text)
     with pytest.raises(ValueError, match=re.escape(f"{path}") + ".*" + re.escape(complaint)):
-        sft.sft_rows(path)
+        sft_rows(path)
 
 
 def test_missing_rows_name_the_flag(tmp_path):
     with pytest.raises(ValueError, match="--data .*absent.jsonl: no such file"):
-        sft.sft_rows(tmp_path / "absent.jsonl")
+        sft_rows(tmp_path / "absent.jsonl")
 
 
 def test_text_after_a_correct_answer_makes_it_wrong():
     # If the answer were truncated before it is checked, this would count as correct.
     problem = next(p for p in problems("kinetics", 200) if "1 ln" in demonstrate_perfectly(p))
     answer = demonstrate_perfectly(problem)
-    assert tasks.check(problem, answer)
-    assert not tasks.check(problem, answer + " " * 60 + "or anything else")
+    assert is_right(problem, answer)
+    assert not is_right(problem, answer + " " * 60 + "or anything else")
 
 
 def demonstrate_perfectly(problem):
