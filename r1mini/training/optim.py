@@ -6,7 +6,7 @@ embedded size, Muon is clearly better.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -175,13 +175,14 @@ class NonFiniteSteps:
     def __init__(self):
         self.in_a_row = 0
 
-    def check(self, norm: float, step_name: str, rows: Sequence[str]) -> None:
+    def check(self, norm: float, step_name: str, rows: Iterable[str]) -> None:
         """After each update. `norm`: as returned by `step`. `step_name`: of the run and its step.
-        `rows`: names of the update's rows, needed only if it was skipped."""
+        `rows`: names of the update's rows, read only if it was skipped."""
         if math.isfinite(norm):
             self.in_a_row = 0
             return
         self.in_a_row += 1
+        rows = list(rows)
         names = ", ".join(rows[:4])
         if len(rows) > 4:
             names += f" and {len(rows) - 4} more"
