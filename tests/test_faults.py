@@ -202,7 +202,7 @@ def test_non_finite_weights_are_not_saved(tmp_path, model, tokens):
         lost.model.layers[1].mlp.down_proj.weight[0, 0] = math.nan
     with pytest.raises(
         ValueError,
-        match="model.safetensors: model.layers.1.mlp.down_proj.weight holds NaN or infinity",
+        match="model.safetensors: model.layers.1.mlp.down_proj.weight contains NaN or infinity",
     ):
         checkpoint.save(tmp_path, lost, tokens)
     assert not list(tmp_path.iterdir())
@@ -220,9 +220,7 @@ def test_sampler_refuses_nan_probabilities(model, tokens, temperature):
     lost = copy.deepcopy(model)
     with torch.no_grad():
         lost.model.norm.weight.fill_(math.inf)
-    with pytest.raises(
-        ValueError, match="probabilities are not numbers: completion 1 of prompt 'one"
-    ):
+    with pytest.raises(ValueError, match="probabilities are NaN: completion 1 of prompt 'one"):
         sample(lost, tokens, ["one\n"], 2, SamplingParams(3, temperature), seed=0)
 
 
@@ -239,7 +237,7 @@ def test_step_with_equal_rewards_changes_neither_weights_nor_moments(
     rl(weight_decay=0.1, optimizer="adamw")
     out = capsys.readouterr().out
     assert (
-        "out: step 0 makes no update: in every group all rewards are equal" in out
+        "out: step 0 makes no update: the rewards within every group are equal" in out
         and " no update " in out
     )
     assert weights_of(tmp_path / "out") == weights_of(folder)
@@ -253,8 +251,8 @@ def test_step_with_only_truncated_completions_makes_no_update_when_masked(
 ):
     rl(max_new_tokens=1, overlong="mask", steps=3)
     out = capsys.readouterr().out
-    assert "only completions cut at the limit have a different reward; they are masked" in out
-    assert "of completions were cut at 1 tokens" in out and "raise --max-new-tokens" in out
+    assert "only truncated completions differ in reward, and they are masked" in out
+    assert "of completions were truncated at 1 tokens" in out and "raise --max-new-tokens" in out
     assert weights_of(tmp_path / "out") == weights_of(folder)
 
 

@@ -47,7 +47,7 @@ class Tokenizer:
         eos_ids = [i for i in (eos_id, backend.token_to_id(END_OF_TEXT)) if i is not None]
         self.stop_ids = frozenset([*stop_ids, *eos_ids])
         if not self.stop_ids:
-            raise ValueError("the tokenizer has no token that ends a text")
+            raise ValueError("the tokenizer has no end-of-text token")
         self.eos_id = eos_ids[0] if eos_ids else min(self.stop_ids)
         ids = backend.encode("x", add_special_tokens=False).ids
         document = backend.encode("x", add_special_tokens=True).ids

@@ -260,7 +260,7 @@ def load_model(
         with open_safetensors(file_of[name]) as file:
             tensor = file.get_tensor(name)
             if not is_finite(tensor):
-                raise ValueError(f"{file_of[name]}: {name} holds NaN or infinity")
+                raise ValueError(f"{file_of[name]}: {name} contains NaN or infinity")
             return tensor.to(device, dtype, copy=True)
 
     model.load_state_dict({name: read(name) for name in shapes}, strict=False, assign=True)
@@ -347,7 +347,7 @@ def write_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
         if not is_finite(tensor):
-            raise ValueError(f"{name} holds NaN or infinity, so nothing is saved")
+            raise ValueError(f"{name} contains NaN or infinity, so nothing is saved")
     path.touch()
     mode = path.stat().st_mode
     try:

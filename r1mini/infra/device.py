@@ -23,7 +23,8 @@ def pick_device(name: str, threads: int, deterministic: bool = False) -> torch.d
     if ranks > 1 and name != "cpu":
         if name != "cuda":
             raise ValueError(
-                f"--device {name}: each of the {ranks} ranks has its own; use auto, cuda or cpu"
+                f"--device {name}: each of the {ranks} ranks needs its own device; use auto, cuda "
+                "or cpu"
             )
         name = f"cuda:{os.environ.get('LOCAL_RANK', distributed.rank())}"
     if name != "cpu" and int(name[5:] or 0) >= torch.cuda.device_count():

@@ -139,7 +139,7 @@ def main(cfg: Config) -> None:
     chosen = [stage for stage in stages if not cfg.stages or stage.name in cfg.stages]
     done = all(is_done(stage.output) for stage in chosen)
     if done and (cfg.stages or results_written(root, cfg.rounds)):
-        print(f"{root}: everything has run already; see {root / 'stages.md'}")
+        print(f"{root}: all stages have already run; see {root / 'stages.md'}")
         return
     schedule(chosen, cfg.workers or default_workers(cfg.device))
     if not all(is_done(stage.output) for stage in stages):

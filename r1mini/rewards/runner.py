@@ -172,8 +172,8 @@ def group_rewards(
     """The weighted sum for each completion. ValueError if no reward applies: all would be 0."""
     if all(row[name] is None for row in scores for name in weights):
         raise ValueError(
-            f"--reward {','.join(weights)}: none applies to the problem of task {problem.task!r}, "
-            f"prompt {problem.prompt[:60]!r}"
+            f"--reward {','.join(weights)}: none of these rewards applies to the problem of task "
+            f"{problem.task!r}, prompt {problem.prompt[:60]!r}"
         )
     return tuple(weighted_sum(row, weights) for row in scores)
 

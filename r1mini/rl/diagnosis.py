@@ -95,7 +95,7 @@ def diagnose_completions(
 ) -> Iterator[str]:
     row = rows[-1]
     if persists(rows, lambda r: r["completions/clipped_ratio"] > 0.5):
-        cut = f"{row['completions/clipped_ratio']:.0%} of completions were cut at"
+        cut = f"{row['completions/clipped_ratio']:.0%} of completions were truncated at"
         if cfg.max_new_tokens < context:
             yield f"{cut} {cfg.max_new_tokens} tokens, before an answer: raise --max-new-tokens"
         else:

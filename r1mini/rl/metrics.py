@@ -205,11 +205,9 @@ class StepLog:
         print(f"{name} {step + 1}/{self.cfg.steps}: {summary(row)}", flush=True)
         if "grad_norm" not in row and not row.get("updates_skipped"):
             if all(group.has_zero_variance for group in groups):
-                reason = "in every group all rewards are equal"
+                reason = "the rewards within every group are equal"
             else:
-                reason = (
-                    "only completions cut at the limit have a different reward; they are masked"
-                )
+                reason = "only truncated completions differ in reward, and they are masked"
             print(f"{name}: step {step} makes no update: {reason}", flush=True)
         if warning := diagnosis.check_sampler_gap(row, self.cfg):
             print(f"{name}: {warning}", flush=True)

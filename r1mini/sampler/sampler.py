@@ -332,8 +332,7 @@ class Sampler:
         if not math.isfinite(sum(row.logprobs)):
             prompt = self.tokenizer.decode(prompt_ids)[:60]
             raise ValueError(
-                "the model's probabilities are not numbers: "
-                f"completion {row.g + 1} of prompt {prompt!r}"
+                f"the model's probabilities are NaN: completion {row.g + 1} of prompt {prompt!r}"
             )
         finished = row.ids[-1] in self.tokenizer.stop_ids
         text = self.tokenizer.decode(row.ids[:-1] if finished else row.ids)

@@ -105,7 +105,7 @@ RESULT, STATUS = 3, 4
 POLL_INTERVAL = 0.02  # seconds between two checks of a program that is past its time
 # How a fork ended: status; from struct rusage, CPU times and voluntary context switches.
 END = struct.Struct("=i4x4q96xq8x")
-STARVED = "the machine was too busy to give a program the processor time that it may use"
+STARVED = "the machine was too busy to give the program its CPU time"
 # Below Python's own limits on nesting and on integers in text, on either side.
 MAX_DEPTH, MAX_INT = 200, 10**4300
 
@@ -277,7 +277,7 @@ def confine(system: System, seconds: float, memory: int) -> None:
         os.open("/", os.O_RDONLY)
     except FileNotFoundError:
         return
-    raise OSError("the seccomp filter does not filter")
+    raise OSError("the seccomp filter has no effect")
 
 
 def start_cpu_timer(system: System, seconds: float) -> None:

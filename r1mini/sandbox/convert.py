@@ -227,7 +227,7 @@ def mbpp_tests(row: dict) -> Tests:
         if isinstance(node, ast.Name) and node.id in defined
     ]
     if not calls:
-        raise Dropped("no call of a function of the reference")
+        raise Dropped("no call to a function of the reference solution")
     tests, dropped = from_asserts("\n".join(asserts), calls[0])
     shown, _ = from_asserts(asserts[0], calls[0])
     if tests and all(test in shown for test in tests):

@@ -68,7 +68,7 @@ def targets(rows: Sequence[Sequence[Sequence[int]]]) -> Tensor:
     ends_B = [list(accumulate(map(len, row))) for row in rows]
     T = max((ends[-1] for ends in ends_B), default=0)
     if not T:
-        raise ValueError(f"{len(rows)} rows without a token: nothing to learn from")
+        raise ValueError(f"{len(rows)} empty rows: nothing to train on")
     target_BT = torch.zeros(len(rows), T, dtype=torch.bool)
     for target_T, ends in zip(target_BT, ends_B):
         for begin, end in zip(ends[::2], ends[1::2]):

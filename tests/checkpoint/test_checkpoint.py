@@ -756,7 +756,7 @@ def test_non_finite_weights_are_refused_at_load(copied):
     change_tensors(lambda t: t["model.norm.weight"].fill_(float("nan")))(copied)
     del tensors
     with pytest.raises(
-        ValueError, match="model.safetensors: model.norm.weight holds NaN or infinity"
+        ValueError, match="model.safetensors: model.norm.weight contains NaN or infinity"
     ):
         checkpoint.load(copied)
 

@@ -77,7 +77,7 @@ def test_stop_ids_of_a_config_are_added(tokens):
 
 
 def test_tokenizer_without_an_end_is_refused():
-    with pytest.raises(ValueError, match="no token that ends"):
+    with pytest.raises(ValueError, match="no end-of-text token"):
         Tokenizer(Backend(models.BPE(vocab={"a": 0}, merges=[])))
 
 

@@ -453,7 +453,7 @@ DROPPED_ROWS = [
     ),  # both are shown
     ("set-up code", mbpp(test_setup_code="root = [1]")),
     ("not Python", mbpp(code="print 'two'")),
-    ("no call of a function of the reference", mbpp(code="def other(): pass")),
+    ("no call to a function of the reference solution", mbpp(code="def other(): pass")),
     ("no tests, or inputs without outputs", {**APPS, "input_output": ""}),
     (
         "no tests, or inputs without outputs",

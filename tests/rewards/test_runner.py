@@ -409,7 +409,7 @@ def test_problem_without_an_applicable_reward_is_an_error():
     assert group_rewards(PROBLEM, scores, {"code": 1.0, "accuracy": 1.0}) == (0.0, 0.0)
     with pytest.raises(
         ValueError,
-        match="--reward code: none applies to the problem of task 'countdown', prompt 'Make 14",
+        match="--reward code: none of these rewards applies to the problem of task 'countdown', prompt 'Make 14",
     ):
         group_rewards(PROBLEM, scores, {"code": 1.0})
 

@@ -126,7 +126,7 @@ def test_healthy_run_gets_no_advice():
     [
         (
             {"completions/clipped_ratio": 0.97},
-            "97% of completions were cut at 256 tokens.*--max-new-tokens",
+            "97% of completions were truncated at 256 tokens.*--max-new-tokens",
         ),
         ({"completions/unparsed_ratio": 0.95}, "<answer>.*cold-start"),
         ({"rewards/format/mean": 0.01}, "only 1% of completions follow the format.*cold-start"),

@@ -23,7 +23,7 @@ def test_first_token_of_a_row_without_prompt_is_not_a_target():
 
 def test_empty_rows_are_refused_alone_and_are_not_targets_among_others():
     for rows in ([], [([], [])]):
-        with pytest.raises(ValueError, match=f"{len(rows)} rows without a token"):
+        with pytest.raises(ValueError, match=f"{len(rows)} empty rows: nothing to train on"):
             collate(rows)
     assert collate([([], []), ([1], [2])]).target_BT.tolist() == [[False, False], [False, True]]
 
