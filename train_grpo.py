@@ -1,9 +1,9 @@
-"""GRPO, as the paper's algorithm: R1-Zero, reasoning RL, RL for all scenarios.
+"""The GRPO training loop: R1-Zero, reasoning RL, RL for all scenarios.
 [R1 §2.2] [R1 §2.3.2] [R1 §2.3.4]
 
-Each step samples G completions of N problems, scores them by rules, compares each with its group,
-and updates the policy. Everything random is a function of (seed, step, row), so an interrupted run
-resumes to the same bits.
+Each step samples G completions of N problems, scores them with rule-based rewards, normalises the
+rewards within each group, and updates the policy. All randomness is seeded by (seed, step, attempt,
+row), so an interrupted run resumes to the same bits.
 """
 
 import copy
@@ -71,7 +71,7 @@ def main(cfg: GRPOConfig) -> dict:
             adv_NG = group_advantages(rewards_NG, baseline=cfg.baseline, scale=cfg.scale)
 
             run.begin_update()  # from here on, a signal waits for the end of the step
-            # 4. Reset the reference to the policy now and then (R1: every 25 steps). [R1 §2.2.1]
+            # 4. Copy the policy into the reference every `reference_every` steps.
             due = step and cfg.reference_every and step % cfg.reference_every == 0
             if reference is not None and due:
                 optim.lerp_(reference, policy, cfg.reference_mix)
@@ -84,7 +84,7 @@ def main(cfg: GRPOConfig) -> dict:
                 cfg, policy, reference, optimizers, groups, adv_NG, step, rate, non_finite
             )
             log.updated(step, groups, drawn, adv_NG, policy, updates, rate, fraction)
-            if fraction == 1:  # --sample-budget may end the run before --steps
+            if fraction == 1:  # the last step; with --sample-budget, perhaps before --steps
                 break
     summary = run.finish(steps=len(log.rows))
     print(f"{run.out}: {run.seconds:.0f} s; next: python sample.py --model {run.out}")

@@ -3,10 +3,10 @@
     Problem -> sample -> Rollout -> score -> rewards_NG -> advantages -> adv_NG -> collate -> Batch
             -> log-probabilities -> loss -> optimizer step
 
-Dimension letters, suffixes of tensors throughout: N problems per step, G completions per group,
-B = N*G rows, T tokens of a row, V vocabulary, D hidden size, L layers, H query heads, K key/value
-heads, C (channels) head size; M tokens of all rows without padding, Q targets. Column t of every
-`_BT` tensor describes token t. Records are frozen, and no field changes its meaning.
+Shape suffixes of tensors: N problems per step, G completions per group, B rows of the batch at hand
+(a micro-batch, a minibatch, the sampler's slots), T sequence length, V vocabulary, D hidden size, L
+layers, H query heads, K key/value heads, C head dimension; M packed tokens (no padding, a shared
+prompt once), Q targets. Column t of every `_BT` tensor describes token t. Records are frozen.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # problems and rewards need no torch
 
 
 def think_prefix(prompt: str) -> str:
-    """The `<think>` and white space at the end of a prompt; "" if there is none."""
+    """The `<think>` and whitespace at the end of a prompt; "" if there is none."""
     return re.search(r"(<think>\s*)?\Z", prompt)[0]
 
 
@@ -38,7 +38,8 @@ class Problem:
     messages: Sequence[Mapping[str, str]] = ()  # the chat that the prompt was rendered from
 
     def prompt_and_completion(self, rollout: Rollout) -> tuple[str, str]:
-        """Their texts for a reader: a `<think>` at the prompt's end belongs to the completion."""
+        """Prompt and completion as displayed: a `<think>` at the prompt's end belongs to the
+        completion."""
         prefix = think_prefix(self.prompt)
         return self.prompt.removesuffix(prefix), prefix + rollout.text
 
@@ -72,7 +73,7 @@ class Group:
 @dataclass(frozen=True)
 class Batch:
     """A micro-batch of rows: what one forward and backward pass learns from. Its tensors are padded
-    on the right; the model computes it packed, without padding, and with a prompt that neighbouring
+    on the right; the model runs on it packed, without padding, and with a prompt that adjacent
     rows share only once. Two completions, `a b c` and `d`, of the prompt `p q`:
 
         tokens_BT      p q a b c      flat_of_token_BT   0 1 2 3 4     (index in packed M)
@@ -84,10 +85,10 @@ class Batch:
     """
 
     tokens_BT: Tensor
-    target_BT: Tensor  # bool: in the loss; computed from lengths, never from token ids
+    target_BT: Tensor  # bool: completion tokens; computed from lengths, never from token ids
     token_of_flat_M: Tensor
     flat_of_token_BT: Tensor
-    target_Q: Tensor  # kept beside the mask: finding them on a GPU would force a sync
+    target_Q: Tensor  # kept beside the mask: `nonzero` on a GPU would force a sync
     lengths: tuple[int, ...]
     parent: tuple[int, ...]
 

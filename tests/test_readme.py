@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from update_docs import EXCERPT, STEP, with_counts, with_line_numbers
 
 from r1mini import config
 
@@ -96,8 +97,18 @@ def test_functions_of_the_call_tree_are_in_its_files():
             assert re.search(DEFINED.format(name), source, re.MULTILINE), f"{name} in {path.name}"
 
 
-def test_line_counts_of_the_reading_order_are_right():
-    for name, count in re.findall(
-        r"^\| \[`?([\w/.]+\.py)`?\]\([\w/.]+\) \| (\d+) \|", README, re.MULTILINE
-    ):
-        assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) == int(count), name
+def test_line_counts_of_the_reading_list_are_right():
+    assert with_counts(README) == README, "run python tests/update_docs.py"
+
+
+def test_excerpts_of_the_annotated_step_are_the_source():
+    page = STEP.read_text(encoding="utf-8")
+    assert len(EXCERPT.findall(page)) > 25
+    assert page.count("```python") == len(EXCERPT.findall(page))
+    assert with_line_numbers(page) == page, "run python tests/update_docs.py"
+
+
+def test_changed_excerpts_are_noticed():
+    page = STEP.read_text(encoding="utf-8")
+    with pytest.raises(ValueError, match="rl/grpo.py does not have these lines"):
+        with_line_numbers(page.replace("adv_NG = rewards_NG - ", "adv_NG = rewards_NG + "))

@@ -1,9 +1,9 @@
 """Attention over packed sequences, for training and prefill. (sampler/kv_cache.py: for decoding.)
 
 The layers pass the queries, keys and values of M tokens and get one output per token. Small bf16
-products are slower than fp32 on a CPU, so there attention always runs in fp32.
+matmuls are slower than fp32 on a CPU, so there attention always runs in fp32.
 
-Letters: records.py; M tokens of all rows; here B are the rows of one padded batch.
+Letters: records.py; M packed tokens; here B are the rows of one padded batch.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,9 +23,9 @@ class PackedAttention:
     """Causal attention over segments of tokens that are packed one after another.
 
     Segment i continues segment `parent[i]`, an earlier one without a parent (-1: none), and attends
-    to it: a prompt is the parent of its completions, so all but attention is computed once for it.
+    to it: a prompt is the parent of its completions, so everything but attention runs on it once.
     Attention runs on full rows (parent + segment) in padded batches of similar length, with
-    a causal kernel and no mask. `keep_kv`: store each layer's keys and values in `kept_kv`.
+    a causal kernel (`is_causal`). `keep_kv`: store each layer's keys and values in `kept_kv`.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class PackedAttention:
         self.kept_kv = [] if keep_kv else None  # (k_MKC, v_MKC) of each layer
         parent = list(parent) or [-1] * len(lengths)
         batches, output_of_token = padded_batches(self.lengths, parent)
-        self.batches_BT = [batch_BT.to(device, non_blocking=True) for batch_BT in batches]
+        self.batches_BT = [index_BT.to(device, non_blocking=True) for index_BT in batches]
         self.output_of_token_M = output_of_token.to(device, non_blocking=True)
 
     def __call__(self, layer: int, q_MHC: Tensor, k_MKC: Tensor, v_MKC: Tensor) -> Tensor:
@@ -47,19 +47,19 @@ class PackedAttention:
             if device == "cpu":
                 q_MHC, k_MKC, v_MKC = q_MHC.float(), k_MKC.float(), v_MKC.float()
             outputs = []
-            for tokens_BT in self.batches_BT:
-                q_BHTC = gather_rows(q_MHC, tokens_BT)
-                k_BKTC = gather_rows(k_MKC, tokens_BT)
-                v_BKTC = gather_rows(v_MKC, tokens_BT)
+            for index_BT in self.batches_BT:
+                q_BHTC = gather_rows(q_MHC, index_BT)
+                k_BKTC = gather_rows(k_MKC, index_BT)
+                v_BKTC = gather_rows(v_MKC, index_BT)
                 y_BHTC = causal_attention(q_BHTC, k_BKTC, v_BKTC)
                 outputs.append(y_BHTC.transpose(1, 2).flatten(0, 1))
             return torch.cat(outputs).index_select(0, self.output_of_token_M).to(dtype)
 
 
-def gather_rows(x_MHC: Tensor, tokens_BT: Tensor) -> Tensor:
+def gather_rows(x_MHC: Tensor, index_BT: Tensor) -> Tensor:
     """[B, H, T, C]. Avoids indexing: its backward is nondeterministic for repeated tokens."""
-    x = x_MHC.index_select(0, tokens_BT.flatten())
-    return x.view(*tokens_BT.shape, *x_MHC.shape[1:]).transpose(1, 2)
+    x = x_MHC.index_select(0, index_BT.flatten())
+    return x.view(*index_BT.shape, *x_MHC.shape[1:]).transpose(1, 2)
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

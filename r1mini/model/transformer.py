@@ -1,6 +1,6 @@
 """Decoder-only transformer: Llama, Qwen2 and Qwen3, selected by the config alone.
 
-RMSNorm, rotary positions, grouped-query attention, SwiGLU. Parameters have Hugging Face's names, so
+RMSNorm, RoPE, grouped-query attention, SwiGLU. Parameters have Hugging Face's names, so
 a checkpoint is loaded by name and saved unchanged. The layers compute M tokens of all rows, packed
 without padding; only `attend` (attention.py, sampler/kv_cache.py) knows which tokens attend to
 which. sampler/decode.py is a second, fused implementation for decoding; a test checks that they

@@ -46,7 +46,7 @@ Scores = list[dict[str, "float | None"]]  # of each completion, by the reward's 
 
 
 class Rewards(NamedTuple):
-    """Rewards by name, and the weights of those that count; the others are only logged."""
+    """Rewards by name, and the weights of those in the sum; the others are only logged."""
 
     functions: dict[str, Reward]
     weights: dict[str, float]
@@ -148,7 +148,7 @@ def score_async(
     *,
     max_completion_len: int | None = None,
 ) -> PendingScores:
-    """Start the built-in rewards in the pool; the others run when the result is asked for."""
+    """Start the built-in rewards in the pool; a user's functions run when `result` is called."""
     pending = {}
     for name, reward in functions.items():
         call = partial(call_checked, name, reward, problem, rollouts, max_completion_len)
@@ -158,7 +158,7 @@ def score_async(
 
 
 def weighted_sum(scores: Mapping[str, float | None], weights: Mapping[str, float]) -> float:
-    """The sum of one completion's rewards, as in the paper [R1 §2.3.2].
+    """The weighted sum of one completion's rewards; R1's has no weights [R1 §2.3.2].
 
     Rewards that do not apply add nothing. Rounded, so that equal rewards are equal numbers.
     """
@@ -169,7 +169,7 @@ def weighted_sum(scores: Mapping[str, float | None], weights: Mapping[str, float
 def group_rewards(
     problem: Problem, scores: Scores, weights: Mapping[str, float]
 ) -> tuple[float, ...]:
-    """The weighted sum for each completion. ValueError if no reward applies: all would be 0."""
+    """The weighted sum for each completion. ValueError if no reward applies."""
     if all(row[name] is None for row in scores for name in weights):
         raise ValueError(
             f"--reward {','.join(weights)}: none of these rewards applies to the problem of task "

@@ -47,8 +47,8 @@ class GRPOConfig(TrainOptions):
     )
     minibatch_of: str = option(
         "completions",
-        "unit of the minibatches: completions (R1), or problems, which computes a prompt only once "
-        "for all its completions",
+        "unit of the minibatches: completions (R1), or problems, whose completions then share the "
+        "computation of their prompt",
         choices=("completions", "problems"),
         when="minibatches!=1",
     )
@@ -59,11 +59,11 @@ class GRPOConfig(TrainOptions):
         bounds="0 < x",
     )
 
-    # The objective: each of these is a keyword of r1mini/rl/grpo.py.
+    # The objective: keywords of the functions in r1mini/rl/grpo.py; from --reference-every on, of
+    # the learner.
     baseline: str = option(
         "group",
-        "what a reward is compared with: the mean of its group (GRPO), leave-one-out (RLOO) or "
-        "none",
+        "subtracted from each reward: the mean of its group (GRPO), leave-one-out (RLOO) or none",
         choices=grpo.BASELINES,
     )
     scale: str = option(
@@ -115,7 +115,7 @@ class GRPOConfig(TrainOptions):
     )
     reference_every: int = option(
         25,
-        "sampling steps between resets of the reference (0: never); R1: 25, which are 400 updates",
+        "sampling steps between resets of the reference (0: never); R1: 25 (400 updates)",
         bounds="0 <= x",
         when="beta",
     )
@@ -130,13 +130,13 @@ class GRPOConfig(TrainOptions):
     )
     top_entropy: float = option(
         1.0,
-        "learn only from this fraction of the tokens, those with the highest entropy",
+        "train on only this fraction of the tokens, those with the highest entropy",
         bounds="0 < x <= 1",
     )
     off_policy_limit: float = option(
         0.0,
-        "drop completions of negative advantage that became this much less likely, in nats per "
-        "token (0: off)",
+        "mask completions of negative advantage whose log-probability fell by more than this, in "
+        "nats per token (0: off)",
         bounds="0 <= x",
     )
     correction: str = option(
@@ -161,7 +161,7 @@ class GRPOConfig(TrainOptions):
     )
     overlong_cache: int = option(
         0,
-        "tokens before the limit over which the reward falls by up to 1 (DAPO Eq. 13; 0: off)",
+        "length of the soft-penalty window before the limit, in tokens (DAPO Eq. 13; 0: off)",
         bounds="0 <= x < max_new_tokens",
     )
     learning_rate: float = option(

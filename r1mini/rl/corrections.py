@@ -40,8 +40,8 @@ def top_entropy(entropy_BT: Tensor, mask_BT: Tensor, share: float) -> Tensor:
 def on_policy_rows(
     logp_BT: Tensor, sampler_logp_BT: Tensor, adv_B: Tensor, mask_BT: Tensor, limit: float
 ) -> Tensor:
-    """[B, 1] false for a bad output that has become unlikely: A < 0, and the mean of
-    log(pi_sampler / pi) is over `limit` (DeepSeek-V3.2's off-policy sequence mask)."""
+    """[B, 1] false for a negative-advantage completion that has drifted off-policy: A < 0, and the
+    mean of log(pi_sampler / pi) is over `limit` (DeepSeek-V3.2's off-policy sequence mask)."""
     log_ratio_BT = log_ratio(logp_BT, sampler_logp_BT, mask_BT)
     drift_B = -log_ratio_BT.sum(-1) / mask_BT.sum(-1).clamp(min=1)
     return ((adv_B >= 0) | (drift_B.detach() <= limit))[:, None]

@@ -1,4 +1,4 @@
-"""Group-relative policy optimisation and its relatives: pure functions of tensors.
+"""Group-relative policy optimisation and its variants: pure functions of tensors.
 [R1 §2.2.1] [DeepSeekMath §4.1]
 
     A_i = (r_i - mean(r)) / std(r) over the G outputs of one question                 [R1 Eq. 3]
@@ -6,10 +6,10 @@
           ratio = pi / pi_old                       [R1 Eq. 1, per token: DeepSeekMath Eq. 3]
     KL  = pi_ref/pi - log(pi_ref/pi) - 1                                              [R1 Eq. 2]
 
-Variants differ in four choices, one keyword each: what a reward is compared with
-(`group_advantages`), how tokens are weighted (`token_weights`), how far the policy may move
-(`policy_loss`), how the distance to the reference is estimated (`kl_to_reference`). Weights are
-computed once over a whole minibatch, so the losses of its micro-batches add up to its loss.
+Variants differ in four choices, one keyword each: the baseline (`group_advantages`), how tokens are
+weighted (`token_weights`), how the update is clipped (`policy_loss`), how the KL to the reference
+is estimated (`kl_to_reference`). Token weights are computed once over a whole minibatch, so the
+losses of its micro-batches add up to its loss.
 
 R1's Eq. 1 is written for whole outputs; the form with a ratio per token and 1/|o_i| is
 DeepSeekMath's, and is the one here. No critic, no reward model.
@@ -20,7 +20,7 @@ from torch import Tensor
 
 EPSILON = 1e-4  # DEVIATES: added to the standard deviation, as in TRL; R1 Eq. 3 has none
 MAX_LOG_RATIO = 20.0  # log-ratios are clamped to this before exp
-MIN_LOGP = -1e3  # log-probabilities are clamped to this: -inf minus -inf is not a number
+MIN_LOGP = -1e3  # log-probabilities are clamped to this: -inf minus -inf is NaN
 BASELINES = ("group", "leave-one-out", "none")
 SCALES = ("group", "batch", "none")
 LOSS_PER = ("sequence", "token", "constant", "microbatch")
@@ -36,7 +36,7 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 def zero_variance_groups(rewards_NG: Tensor) -> Tensor:
     """[N], true where all outputs of a group have the same reward: nothing to learn from. Compares
-    rewards, instead of dividing by a tiny deviation."""
+    rewards, instead of dividing by a tiny standard deviation."""
     return (rewards_NG == rewards_NG[:, :1]).all(-1)
 
 
@@ -47,10 +47,10 @@ def group_advantages(
 
     baseline  "group": the group's mean; "leave-one-out": the mean of the group's other outputs
               [RLOO]; "none".
-    scale     "group": the group's deviation; "batch": that of all rewards of the step [Lite PPO];
+    scale     "group": that of the group; "batch": that of all rewards of the step [Lite PPO];
               "none" [Dr. GRPO].
 
-    With a baseline, groups without variance have advantages of exactly zero.
+    With a baseline, zero-variance groups have advantages of exactly zero.
 
     >>> group_advantages(torch.tensor([[1.0, 0.0], [0.3, 0.3]]))
     tensor([[ 0.7070, -0.7070],
@@ -84,7 +84,7 @@ def token_weights(
     "token"       equal for all tokens of the update [DAPO §3.3]
     "constant"    1 / (B * `max_length`), independent of length [Dr. GRPO]
     "microbatch"  each micro-batch weighs the same, shared equally by its tokens (TRL's bnpo: the
-                  gradient depends on the cut); `micro_batch_B`: each row's micro-batch index
+                  gradient depends on the split); `micro_batch_B`: each row's micro-batch index
 
     >>> mask = torch.tensor([[1, 0, 0], [1, 1, 1]])
     >>> token_weights(mask, "sequence")[:, 0].tolist()
@@ -112,7 +112,7 @@ def token_weights(
 
 
 def log_ratio(logp_BT: Tensor, other_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """log(pi / other), clamped so that its exp is finite; 0 outside the mask, even of a NaN."""
+    """log(pi / other), clamped so that its exp is finite; 0 where masked, even if NaN."""
     difference_BT = logp_BT.clamp(min=MIN_LOGP) - other_BT.clamp(min=MIN_LOGP)
     return difference_BT.masked_fill(~mask_BT, 0.0).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
@@ -123,7 +123,8 @@ def kl_to_reference(
     """[B, T] an estimate of KL(pi || pi_ref) (Schulman 2020, "Approximating KL divergence").
 
     k3 is R1's: unbiased and never negative [R1 Eq. 2]. "k3-weighted" is k3 times `ratio_BT`, pi /
-    pi_old: unbiased in later updates too. As a loss, k1 has the same gradient for any reference.
+    pi_old: it stays unbiased once the policy has moved. The gradient of k1 does not depend on the
+    reference.
     """
     check_choice("kl", estimate, KL_ESTIMATES)
     log_ref_BT = ref_logp_BT.clamp(min=MIN_LOGP) - logp_BT.clamp(min=MIN_LOGP)
@@ -143,7 +144,7 @@ def kl_to_reference(
 
 def policy_loss(
     logp_BT: Tensor,
-    old_logp_BT: Tensor,  # under the policy before the step
+    old_logp_BT: Tensor,  # log pi_old: the sampler's, or recomputed (make_samples)
     adv_B: Tensor,
     weight_BT: Tensor,
     *,
@@ -159,13 +160,13 @@ def policy_loss(
     beta: float = 0.0,
     kl: str = "k3",
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """[R1 Eq. 1] The negated objective, a weighted sum; and its metrics, sums over the tokens.
+    """[R1 Eq. 1] (the negated objective, a weighted sum over tokens; its metrics, plain sums).
 
     objective  "clip": min(ratio A, clip(ratio, 1-clip_low, 1+clip_high) A) (PPO Eq. 7); clip_high
                may exceed clip_low [DAPO §3.1]; `delta` bounds the ratio where A < 0 [INTELLECT-2].
                "cispo": the ratio, capped at 1+clip_high, weights the REINFORCE gradient, so that
                no token is dropped [CISPO]. "sapo": a sigmoid gate of temperature `soft_up` (A > 0)
-               or `soft_down` replaces the clip [SAPO]. "reinforce": the gradient at ratio 1.
+               or `soft_down` replaces the clip [SAPO]. "reinforce": the plain policy gradient.
     ratio      of each "token", or of the "sequence": the geometric mean over its tokens [GSPO].
     `policy_weight_BT` multiplies the policy term only. Tokens of weight 0 contribute nothing.
     """
@@ -178,7 +179,7 @@ def policy_loss(
         mean_B1 = log_ratio_BT.sum(-1, keepdim=True) / mask_BT.sum(-1, keepdim=True).clamp(min=1)
         log_ratio_BT = mean_B1.expand_as(log_ratio_BT)
     ratio_BT = log_ratio_BT.exp()
-    metrics = {"approx_kl": mask_BT * (ratio_BT - 1 - log_ratio_BT)}  # k3 of the step's own drift
+    metrics = {"approx_kl": mask_BT * (ratio_BT - 1 - log_ratio_BT)}  # k3 of KL(pi_old || pi)
     if objective == "clip":
         clipped_BT = ratio_BT.clamp(1 - clip_low, 1 + clip_high)
         objective_BT = torch.minimum(ratio_BT.clamp(max=delta) * adv_B1, clipped_BT * adv_B1)

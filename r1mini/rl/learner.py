@@ -1,9 +1,9 @@
-"""The policy updates of one step, from its groups and their advantages. [R1 Eq. 1]
+"""The policy updates of one sampling step. [R1 Eq. 1]
 
     samples -> minibatches (one optimizer step each) -> micro-batches (one backward pass each)
 
-A micro-batch changes memory and speed, never the gradient: the weight of every token in the loss is
-computed over its whole minibatch first.
+Micro-batches change memory and speed, never the gradient (except with `--loss-per microbatch`): the
+weight of every token in the loss is computed over its whole minibatch first.
 """
 
 import math
@@ -65,8 +65,9 @@ def update_minibatch(
     samples: Sequence[Sample],
     learning_rate: float,
 ) -> Stats:
-    """One optimizer step; skipped without advantages, or if loss or gradient is not finite."""
-    # Called with the tokens per micro-batch; with half of them if a GPU runs out of memory.
+    """One optimizer step; skipped if no row is left to learn from, or if loss or gradient is not
+    finite."""
+    # Called with the tokens per micro-batch; again with half of them if a GPU runs out of memory.
     accumulate = partial(accumulate_gradient, cfg, policy, reference, samples)
     exact = cfg.loss_per != "microbatch"
     stats = memory.retry_with_half(accumulate, cfg.learner_tokens, policy, cfg, exact=exact)
@@ -84,24 +85,24 @@ def accumulate_gradient(
     samples: Sequence[Sample],
     token_budget: int,
 ) -> Stats:
-    """Add up the gradient of a minibatch in micro-batches of at most `token_budget` tokens. Returns
-    its metrics; `bad`: the rows responsible if the loss is not finite. Rows of zero advantage are
-    skipped, but count in the denominators of the weights."""
+    """Accumulate the gradient of a minibatch over micro-batches of at most `token_budget` tokens.
+    Returns its metrics; `bad`: the rows responsible if the loss is not finite. Rows of zero
+    advantage are skipped, but count in the denominators of the weights."""
     kept = [sample.rollout.finished or cfg.overlong == "keep" for sample in samples]
     all_rows = cfg.beta or cfg.entropy_bonus or cfg.loss_per == "microbatch"
     active = [b for b, s in enumerate(samples) if kept[b] and (all_rows or s.advantage != 0)]
     if not active:
         return {"loss": 0.0, "gap": 0.0, "tokens": 0}
     parts = by_prompt([samples[b].ids for b in active], token_budget)
-    micro_batches = [[active[i] for i in part] for part in parts]
+    micro_batches = [[active[i] for i in part] for part in parts]  # indices of samples
     inputs = loss_inputs(cfg, policy, samples, torch.tensor(kept), micro_batches)
 
     results = []
     for chosen, rank_weight in distributed.assign_micro_batches(micro_batches):
         batch = collate([samples[b].ids for b in chosen]).to(policy.device)
-        part = inputs.select(chosen, batch.tokens_BT.shape[1], policy.device)
-        loss, metrics, finite_B = micro_batch_loss(cfg, policy, reference, batch, part)
-        (rank_weight * loss).backward()
+        selected = inputs.select(chosen, batch.tokens_BT.shape[1], policy.device)
+        loss, metrics, finite_B = micro_batch_loss(cfg, policy, reference, batch, selected)
+        (rank_weight * loss).backward()  # 0 for a repeated one that keeps FSDP's ranks in step
         results.append((rank_weight, metrics, chosen, finite_B))
     stats, bad = add_up(results)
     if cfg.correction != "none":
@@ -142,7 +143,7 @@ def micro_batch_loss(
     if cfg.entropy_bonus:
         loss = loss - (inputs.entropy_weight_BT * entropy_BT).sum()
     logp_BT = logp_BT.detach()
-    gap_BT = (logp_BT - inputs.sampler_logp_BT).abs()
+    gap_BT = (logp_BT - inputs.sampler_logp_BT).abs()  # learner against sampler
     metrics["loss"] = loss.detach()
     metrics |= {"tokens": batch.target_BT.sum(), "gap_mean": gap_BT.sum(), "gap": gap_BT.max()}
     return loss, metrics, logp_BT.isfinite().all(-1)
@@ -151,8 +152,8 @@ def micro_batch_loss(
 def add_up(
     results: Sequence[tuple[float, Stats, Sequence[int], Tensor]],
 ) -> tuple[Stats, list[int]]:
-    """(metrics of a minibatch, rows that are not finite), from those of its micro-batches. Read
-    only here, to avoid a GPU sync for each of them."""
+    """(metrics of a minibatch, rows with non-finite log-probabilities), from those of its
+    micro-batches. Read only here, to avoid a GPU sync for each of them."""
     stats: Stats = {"loss": 0.0, "gap": 0.0, "tokens": 0}
     bad = []
     for rank_weight, metrics, chosen, finite_B in results:

@@ -1,4 +1,4 @@
-"""The learner's data: a sample per completion, and the tensors of a minibatch."""
+"""The learner's data: one sample per completion, and the tensors of a minibatch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from r1mini.training.micro_batches import by_prompt
 
 @dataclass(frozen=True)
 class Sample:
-    """A completion to learn from. The lists have an item per token of the completion."""
+    """A completion to learn from. The lists hold one value per token of the completion."""
 
     rollout: Rollout
     advantage: float
@@ -37,7 +37,7 @@ def make_samples(
     cfg: GRPOConfig, policy: Transformer, groups: Sequence[Group], adv_NG: Tensor
 ) -> list[Sample]:
     """The step's completions with log pi_old: the sampler's log-probabilities, but computed again
-    if the sampler's are to be corrected, or entropies are needed."""
+    if importance correction is on, or entropies are needed."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     old = [(rollout.logprobs, [0.0] * len(rollout.logprobs)) for rollout in rollouts]
     if cfg.correction != "none" or cfg.top_entropy < 1:
@@ -58,7 +58,7 @@ def make_samples(
 
 
 def minibatches(cfg: GRPOConfig, groups: int, seed: str) -> list[list[int]]:
-    """The numbers of a step's samples, in random minibatches of completions or of whole groups.
+    """The indices of a step's samples, in random minibatches of completions or of whole groups.
 
     >>> cfg = GRPOConfig(completions=2, minibatches=2, minibatch_of="problems")
     >>> minibatches(cfg, 3, "seed")
@@ -73,15 +73,15 @@ def minibatches(cfg: GRPOConfig, groups: int, seed: str) -> list[list[int]]:
 
 @dataclass(frozen=True)
 class LossInputs:
-    """What the loss needs besides the policy: a row for each sample of a minibatch. All fp32, but
-    for the mask."""
+    """What the loss needs besides the policy: a row for each sample of a minibatch. All fp32 except
+    the mask."""
 
     adv_B: Tensor
-    mask_BT: Tensor  # bool: the completions' tokens that are learned
+    mask_BT: Tensor  # bool: completion tokens, but for rows that --overlong masks
     weight_BT: Tensor  # of each token in the loss
     entropy_weight_BT: Tensor  # in the entropy bonus
-    correction_BT: Tensor  # importance weights, learner over sampler
-    policy_weight_BT: Tensor  # further factors of the policy term
+    correction_BT: Tensor  # importance weights, for a metric: policy_weight_BT has them
+    policy_weight_BT: Tensor  # factors of the policy term
     old_logp_BT: Tensor
     sampler_logp_BT: Tensor
 
@@ -99,7 +99,7 @@ def loss_inputs(
     kept_B: Tensor,
     micro_batches: Sequence[list[int]],
 ) -> LossInputs:
-    """Of a whole minibatch, on the CPU."""
+    """The loss inputs of a whole minibatch, on the CPU."""
     target_BT = targets([sample.ids for sample in samples])
 
     def by_token(rows: Sequence[Sequence[float]]) -> Tensor:
@@ -113,8 +113,8 @@ def loss_inputs(
     micro_batch_B = torch.zeros(len(samples), dtype=torch.long)
     for number, chosen in enumerate(micro_batches):
         micro_batch_B[chosen] = number
-    # A row that is left out keeps its share of the weight, so that the others do not count for more
-    # (but not in "microbatch", as in TRL).
+    # A row that is left out stays in the denominator, so that the others are not upweighted (but
+    # not in "microbatch", as in TRL).
     weight_BT = grpo.token_weights(
         mask_BT if cfg.loss_per == "microbatch" else target_BT,
         cfg.loss_per,
@@ -128,8 +128,8 @@ def loss_inputs(
     return LossInputs(
         adv_B=torch.tensor([sample.advantage for sample in samples]),
         mask_BT=mask_BT,
-        weight_BT=weight_BT * kept_B[:, None],
-        entropy_weight_BT=bonus_BT * kept_B[:, None],
+        weight_BT=weight_BT,
+        entropy_weight_BT=bonus_BT,
         correction_BT=correction_BT,
         policy_weight_BT=corrections.top_entropy(entropy_BT, mask_BT, cfg.top_entropy)
         * correction_BT,

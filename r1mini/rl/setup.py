@@ -29,7 +29,7 @@ from r1mini.training import memory
 
 
 def build_rewards(cfg: GRPOConfig) -> Rewards:
-    """The rewards of `--reward`, and the punishment of `--overlong-cache`."""
+    """The rewards of `--reward`, and the penalty of `--overlong-cache`."""
     loaded = load_rewards(cfg.reward)
     if cfg.overlong_cache:
         punishment = rewards.soft_overlong_punishment

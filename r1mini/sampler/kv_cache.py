@@ -57,7 +57,7 @@ class KVCache:
         self.rows_per_prompt = 0
         # Indices between two orders of the queries: rows as they lie in `key` [B*K], and rows
         # sorted by prompt, each prompt padded to G = rows_per_prompt of them [P*K*G].
-        self.by_prompt = self.by_row_BK = self.key[:0]
+        self.prompt_order = self.by_row_BK = self.key[:0]
         self.prompt_visible = self.key[:0]  # [B*K, T] bool
 
     @property
@@ -66,7 +66,7 @@ class KVCache:
 
     def tensors(self) -> tuple[Tensor, ...]:
         pools = self.key, self.value, self.prompt_key, self.prompt_value
-        return *pools, self.by_prompt, self.by_row_BK, self.prompt_visible
+        return *pools, self.prompt_order, self.by_row_BK, self.prompt_visible
 
     def add_prompts(
         self, keep: list[int], kv: Sequence[tuple[Tensor, Tensor]], lengths: list[int]
@@ -107,14 +107,14 @@ class KVCache:
 
         self.rows_per_prompt = G = self.rounded(max(map(len, rows_of_prompt)), self.rows_per_prompt)
         row_PG = torch.tensor([rows + [0] * (G - len(rows)) for rows in rows_of_prompt])
-        by_prompt = row_PG[:, None] * K + torch.arange(K)[:, None]  # [P, K, G]
+        prompt_order = row_PG[:, None] * K + torch.arange(K)[:, None]  # [P, K, G]
         prompt_BK = torch.tensor(prompt_B)[:, None] * K + torch.arange(K)
         by_row_BK = prompt_BK * G + torch.tensor(g_B)[:, None]
         length_B = torch.tensor([self.lengths[prompt] for prompt in prompt_B], device=device)
         position_T = torch.arange(self.prompt_key.shape[3], device=device)
         visible = position_T < length_B.repeat_interleave(K)[:, None]
 
-        self.by_prompt = copy_or_replace(self.by_prompt, by_prompt.flatten().to(device))
+        self.prompt_order = copy_or_replace(self.prompt_order, prompt_order.flatten().to(device))
         self.by_row_BK = copy_or_replace(self.by_row_BK, by_row_BK.flatten().to(device))
         self.prompt_visible = copy_or_replace(self.prompt_visible, visible)
 
@@ -138,7 +138,7 @@ class KVCache:
         target_BK = (
             torch.arange(B * K, device=device) * S + count_BK
         )  # in a layer's flattened cache
-        own_visible = torch.arange(length, device=device) <= count_BK[:, None]
+        own_visible = torch.arange(length, device=device) <= count_BK[:, None]  # [B*K, length]
         visible = torch.cat((self.prompt_visible, own_visible), 1)[:, None]
         bias = torch.zeros(visible.shape, device=device).masked_fill(~visible, -torch.inf)
 
@@ -163,12 +163,12 @@ class KVCache:
 
     def to_prompts(self, x: Tensor) -> Tensor:
         """[B*K, R, X] -> [P*K, G*R, X]"""
-        sorted_x = x.reshape(len(x), -1).index_select(0, self.by_prompt)
+        sorted_x = x.reshape(len(x), -1).index_select(0, self.prompt_order)
         return sorted_x.view(-1, self.rows_per_prompt * x.shape[1], x.shape[2])
 
     def to_rows(self, x: Tensor) -> Tensor:
         """[P*K, G*R, X] -> [B*K, R, X]"""
-        rows = x.view(len(self.by_prompt), -1).index_select(0, self.by_row_BK)
+        rows = x.view(len(self.prompt_order), -1).index_select(0, self.by_row_BK)
         return rows.view(len(rows), -1, x.shape[-1])
 
 

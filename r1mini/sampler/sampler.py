@@ -131,15 +131,15 @@ def encode_prompts(
 class Row:
     """A completion in progress."""
 
-    n: int  # number of its prompt
-    g: int  # number in its group
+    n: int  # index of its prompt
+    g: int  # index in its group
     max_tokens: int
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
 
 
 class Sampler:
-    """Slots that decode in parallel; the completions of all prompts pass through them.
+    """Batch slots for continuous batching: a finished completion leaves its slot to the next one.
 
     A slot holds a row, its last token, the position of that token, and the number of tokens drawn.
     A decoding step advances every slot by one token and does not synchronize with the host: on
@@ -205,7 +205,8 @@ class Sampler:
         return tokens
 
     def admit(self) -> None:
-        """Gives idle slots to waiting rows. When none waits, drops idle slots."""
+        """Gives idle slots to waiting rows. When none waits, drops idle slots, if
+        there are many."""
         idle = [slot for slot, row in enumerate(self.slots) if row is None]
         new = idle[: len(self.waiting)]
         if new:
@@ -255,8 +256,8 @@ class Sampler:
         return True
 
     def prefill(self, new: Sequence[int]) -> None:
-        """Computes these prompts, all but their last token, which belongs to the first decoding
-        step. In the cache they replace the unused ones."""
+        """Prefills these prompts up to their last token, which is the first decoding step's input.
+        In the cache they replace the unused ones."""
         lengths = {n: len(self.prompt_ids[n]) for n in new}
         for numbers in pack_greedily(lengths, new, PREFILL_TOKENS):
             prefixes = [self.prompt_ids[n][:-1] for n in numbers]

@@ -2,8 +2,8 @@
 
 The only place that aligns logits with the tokens they predict: column t of every `_BT` tensor
 describes token t, so its log-probability comes from the logits at column t-1, and column 0 has
-none. The model never sees padding, and the logits of all tokens are never stored. Neighbouring rows
-with the same prompt share its computation, except in attention.
+none. The model never sees padding, and full logits are never materialised. Adjacent rows with the
+same prompt share its computation, except in attention.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from r1mini.training.chunked_logprobs import ChunkedLogprobs
 
 
 def collate(rows: Sequence[Sequence[Sequence[int]]]) -> Batch:
-    """A row alternates segments of context and of targets, as in (prompt, completion). Neighbours
+    """A row alternates context and target segments, as in (prompt, completion). Adjacent rows
     with the same first segment share it.
 
     >>> batch = collate([([5, 6], [7, 8, 9]), ([5, 6], [7])])
@@ -95,7 +95,7 @@ def token_logprobs_and_entropy(
     token_of_flat_M, T = batch.token_of_flat_M, batch.tokens_BT.shape[1]
     attend = PackedAttention(batch.lengths, batch.parent, device=tokens.device)
 
-    # A callback: FSDP gathers `lm_head` only inside of the model's forward methods.
+    # A callback: FSDP gathers `lm_head` only inside the model's forward methods.
     def head(hidden_MD, weight_VD):
         flat_Q = batch.flat_of_token_BT.flatten()[batch.target_Q - 1]  # column t-1 predicts t
         hidden_QD, target_ids_Q = hidden_MD.index_select(0, flat_Q), tokens[batch.target_Q]

@@ -143,11 +143,11 @@ class Run:
         return self
 
     def steps(self, count: int) -> Iterator[int]:
-        """The numbers of the remaining steps.
+        """Iterates over the remaining steps.
 
-        After a signal in the last step, `end_step` ends the run with that step saved, and the rerun
-        only has to finish it. If the loop breaks out of its last step, `end_step` is not called: no
-        state is saved, and a signal in that step does not keep the run from finishing.
+        If the loop breaks out of its last step, as train_grpo.py does, `end_step` is not called for
+        it: no state is saved, and a signal during its update does not keep the run from finishing.
+        Otherwise `end_step` ends the run with that step saved, and a rerun only has to finish it.
         """
         for step in range(self.step, count):
             self.step_began, self.laps = time.perf_counter(), []
@@ -155,7 +155,7 @@ class Run:
             self.end_step(step + 1)
 
     def lap(self, name: str) -> None:
-        """Ends the part of the step with this name."""
+        """Records the end of a named part of the step."""
         self.laps.append((name, time.perf_counter()))
 
     def times(self) -> dict[str, float]:

@@ -322,7 +322,9 @@ def test_each_rank_has_its_own_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     assert [str(pick_device(name, 0)) for name in ("cpu", "cuda")] == ["cpu", "cuda:1"]
     assert chosen == ["cuda:1"]
-    with pytest.raises(ValueError, match="--device cuda:0: each of the 2 ranks needs its own device"):
+    with pytest.raises(
+        ValueError, match="--device cuda:0: each of the 2 ranks needs its own device"
+    ):
         pick_device("cuda:0", 0)
 
 

@@ -33,7 +33,7 @@ def test_tiny_recipe_end_to_end_and_second_run_does_nothing(tmp_path, capsys):
 
     capsys.readouterr()
     recipe.main(cfg)
-    assert "has run already" in capsys.readouterr().out
+    assert "have already run" in capsys.readouterr().out
 
 
 def test_rounds_repeat_rejection_sampling_sft_and_rl(tmp_path):
