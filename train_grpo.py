@@ -3,7 +3,7 @@
 
 Each step samples G completions of N problems, scores them with rule-based rewards, normalises the
 rewards within each group, and updates the policy. All randomness is seeded by (seed, step, attempt,
-row), so an interrupted run resumes to the same bits.
+row), so an interrupted run resumes bit for bit.
 """
 
 import copy
@@ -62,7 +62,7 @@ def main(cfg: GRPOConfig) -> dict:
 
     with run:
         for step in run.steps(cfg.steps):
-            # 1. Sample a group of G completions of each of N problems; 2. score them by rules.
+            # 1. Sample G completions of each of N problems; 2. score them with rule-based rewards.
             groups, drawn = collect_groups(cfg, policy, tokenizer, data, rewards, step, spent)
             rewards_NG = torch.tensor([group.rewards for group in groups])
             log.sampled(step, groups, policy)
@@ -71,7 +71,7 @@ def main(cfg: GRPOConfig) -> dict:
             adv_NG = group_advantages(rewards_NG, baseline=cfg.baseline, scale=cfg.scale)
 
             run.begin_update()  # from here on, a signal waits for the end of the step
-            # 4. Copy the policy into the reference every `reference_every` steps.
+            # 4. Only with --beta: every `reference_every` steps, reset the reference to the policy.
             due = step and cfg.reference_every and step % cfg.reference_every == 0
             if reference is not None and due:
                 optim.lerp_(reference, policy, cfg.reference_mix)
@@ -80,10 +80,10 @@ def main(cfg: GRPOConfig) -> dict:
             run.values["spent"] = spent = spent + len(drawn) * cfg.completions
             fraction = fraction_done(cfg, step, spent)
             rate = optim.learning_rate_at(fraction, cfg.learning_rate, cfg.warmup, cfg.final_lr)
-            updates = update_policy(
+            stats = update_policy(
                 cfg, policy, reference, optimizers, groups, adv_NG, step, rate, non_finite
             )
-            log.updated(step, groups, drawn, adv_NG, policy, updates, rate, fraction)
+            log.updated(step, groups, drawn, adv_NG, policy, stats, rate, fraction)
             if fraction == 1:  # the last step; with --sample-budget, perhaps before --steps
                 break
     summary = run.finish(steps=len(log.rows))

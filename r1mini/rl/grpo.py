@@ -6,13 +6,12 @@
           ratio = pi / pi_old                       [R1 Eq. 1, per token: DeepSeekMath Eq. 3]
     KL  = pi_ref/pi - log(pi_ref/pi) - 1                                              [R1 Eq. 2]
 
-Variants differ in four choices, one keyword each: the baseline (`group_advantages`), how tokens are
-weighted (`token_weights`), how the update is clipped (`policy_loss`), how the KL to the reference
-is estimated (`kl_to_reference`). Token weights are computed once over a whole minibatch, so the
-losses of its micro-batches add up to its loss.
+Variants differ in baseline and scale (`group_advantages`), token weights (`token_weights`), ratio
+and objective (`policy_loss`), and the estimate of the KL (`kl_to_reference`). Token weights are
+computed once over a whole minibatch, so the losses of its micro-batches add up to its loss.
 
-R1's Eq. 1 is written for whole outputs; the form with a ratio per token and 1/|o_i| is
-DeepSeekMath's, and is the one here. No critic, no reward model.
+R1's Eq. 1 is written for whole outputs; here the ratio is per token, as in DeepSeekMath. Its mean
+over each output is `loss_per="sequence"`. No critic, no reward model.
 """
 
 import torch
@@ -47,7 +46,7 @@ def group_advantages(
 
     baseline  "group": the group's mean; "leave-one-out": the mean of the group's other outputs
               [RLOO]; "none".
-    scale     "group": that of the group; "batch": that of all rewards of the step [Lite PPO];
+    scale     "group": that of its group; "batch": that of all rewards of the step [Lite PPO];
               "none" [Dr. GRPO].
 
     With a baseline, zero-variance groups have advantages of exactly zero.
@@ -81,7 +80,7 @@ def token_weights(
     """[B, T] the weight of each token in the loss, over a whole minibatch; 0 outside the mask.
 
     "sequence"    1/B for each row, shared equally by its tokens [DeepSeekMath Eq. 3]
-    "token"       equal for all tokens of the update [DAPO §3.3]
+    "token"       equal for all tokens of the minibatch [DAPO §3.3]
     "constant"    1 / (B * `max_length`), independent of length [Dr. GRPO]
     "microbatch"  each micro-batch weighs the same, shared equally by its tokens (TRL's bnpo: the
                   gradient depends on the split); `micro_batch_B`: each row's micro-batch index

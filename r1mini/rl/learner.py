@@ -102,7 +102,7 @@ def accumulate_gradient(
         batch = collate([samples[b].ids for b in chosen]).to(policy.device)
         selected = inputs.select(chosen, batch.tokens_BT.shape[1], policy.device)
         loss, metrics, finite_B = micro_batch_loss(cfg, policy, reference, batch, selected)
-        (rank_weight * loss).backward()  # 0 for a repeated one that keeps FSDP's ranks in step
+        (rank_weight * loss).backward()  # 0 for a repeated one, to keep FSDP in sync
         results.append((rank_weight, metrics, chosen, finite_B))
     stats, bad = add_up(results)
     if cfg.correction != "none":
@@ -164,6 +164,6 @@ def add_up(
         stats["loss"] += optim.nan_if_not_finite(gap)  # a clamp can hide such a value
         bad += [b for b, finite in zip(chosen, finite_B.tolist()) if not finite]
     stats = distributed.reduce_metrics(stats, maxima=["gap"])
-    for name in stats.keys() - {"loss", "tokens", "gap"}:
+    for name in stats.keys() - {"loss", "tokens", "gap"}:  # sums until here
         stats[name] /= stats["tokens"]
     return stats, bad

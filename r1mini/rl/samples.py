@@ -36,8 +36,8 @@ class Sample:
 def make_samples(
     cfg: GRPOConfig, policy: Transformer, groups: Sequence[Group], adv_NG: Tensor
 ) -> list[Sample]:
-    """The step's completions with log pi_old: the sampler's log-probabilities, but computed again
-    if importance correction is on, or entropies are needed."""
+    """The step's completions with log pi_old: the sampler's log-probabilities, but recomputed if
+    importance correction is on, or entropies are needed."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     old = [(rollout.logprobs, [0.0] * len(rollout.logprobs)) for rollout in rollouts]
     if cfg.correction != "none" or cfg.top_entropy < 1:
@@ -77,7 +77,7 @@ class LossInputs:
     the mask."""
 
     adv_B: Tensor
-    mask_BT: Tensor  # bool: completion tokens, but for rows that --overlong masks
+    mask_BT: Tensor  # bool: completion tokens, except in rows that --overlong masks
     weight_BT: Tensor  # of each token in the loss
     entropy_weight_BT: Tensor  # in the entropy bonus
     correction_BT: Tensor  # importance weights, for a metric: policy_weight_BT has them
@@ -113,8 +113,8 @@ def loss_inputs(
     micro_batch_B = torch.zeros(len(samples), dtype=torch.long)
     for number, chosen in enumerate(micro_batches):
         micro_batch_B[chosen] = number
-    # A row that is left out stays in the denominator, so that the others are not upweighted (but
-    # not in "microbatch", as in TRL).
+    # A row that is left out stays in the denominator, so that the others are not upweighted. (Not
+    # with "microbatch", like TRL's bnpo.)
     weight_BT = grpo.token_weights(
         mask_BT if cfg.loss_per == "microbatch" else target_BT,
         cfg.loss_per,

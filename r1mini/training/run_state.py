@@ -171,7 +171,8 @@ class Run:
         self.step_is_whole = False
 
     def end_step(self, step: int) -> None:
-        """Marks the first `step` steps as complete. Several ranks handle signals only here."""
+        """Marks the first `step` steps as complete. With several ranks, signals are handled only
+        here."""
         self.step, self.step_is_whole = step, True
         if self.settings["save_every"] and step % self.settings["save_every"] == 0:
             self.save()
