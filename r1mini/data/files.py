@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from r1mini.infra.files import json_error
+
 BOM = b"\xef\xbb\xbf"
 
 
@@ -117,11 +119,10 @@ def parse_json(path: Path, number: int, text: bytes) -> Any:
     except UnicodeDecodeError as error:
         number += text.count(b"\n", 0, error.start)
         reason = f"not UTF-8 ({error.reason}: byte {text[error.start]:#x})"
-    except json.JSONDecodeError as error:
-        number += error.lineno - 1
-        reason = f"not valid JSON (column {error.colno}: {error.msg})"
-    except (ValueError, RecursionError) as error:  # integers too long, values too deep
-        reason = f"not valid JSON ({error})"
+    except (ValueError, RecursionError) as error:
+        line, reason = json_error(error)
+        number += line - 1
+        reason = f"not valid JSON ({reason})"
     raise ValueError(f"{path}:{number}: {reason}")
 
 

@@ -130,11 +130,46 @@ def json_object(content: bytes, where: Any) -> dict[str, Any]:
         value = json.loads(content.decode())
         if b"\\ud" in content.lower():  # possibly a lone surrogate, which cannot be encoded
             json.dumps(value, ensure_ascii=False).encode()
-    except (ValueError, RecursionError) as error:  # includes too long integers and too deep values
-        raise ValueError(f"{where}: not valid JSON ({error})") from None
+    except (ValueError, RecursionError) as error:
+        line, reason = json_error(error)
+        raise ValueError(f"{where}: not valid JSON (line {line}, {reason})") from None
     if not isinstance(value, dict):
         raise ValueError(f"{where}: not a JSON object")
     return value
+
+
+def json_error(error: Exception) -> tuple[int, str]:
+    """(line, reason with the column) of an error of Python's JSON, worded alike on every Python.
+
+    >>> json_error(json.JSONDecodeError("Illegal trailing comma before end of array", "[1, ]", 2))
+    (1, "column 5: a comma before ']'")
+    """
+    if isinstance(error, RecursionError):
+        return 1, "nested too deeply"
+    if not isinstance(error, json.JSONDecodeError):
+        too_long = "integer string conversion" in str(error)
+        return 1, "an integer of more than 4300 digits" if too_long else str(error)
+    text, position, reason = error.doc, error.pos, ""
+    if error.msg.startswith("Illegal trailing comma"):  # older Pythons point behind the comma
+        position = len(text) - len(text[position + 1 :].lstrip())
+    for beginning, known in JSON_ERRORS.items():
+        if error.msg.startswith(beginning):
+            reason = known
+    if not reason:
+        found = text[position : position + 1]
+        reason = f"unexpected {found!r}" if found else "the text ends too early"
+        if found and found in "]}" and text[:position].rstrip().endswith(","):
+            reason = f"a comma before {found!r}"
+    line = text.count("\n", 0, position) + 1
+    return line, f"column {position - text.rfind(chr(10), 0, position)}: {reason}"
+
+
+JSON_ERRORS = {
+    "Invalid control character": "a control character in a string",
+    "Invalid \\": "an invalid escape in a string",
+    "Unterminated string": "a string without an end",
+    "Extra data": "more text after the value",
+}
 
 
 def json_text(value: Any) -> str:

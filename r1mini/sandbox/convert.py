@@ -161,8 +161,8 @@ def typed_column(row: dict, name: str, kind: type, default: object = None) -> An
     if kind is not str and isinstance(value, str):
         try:
             value = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"column {name!r}: not valid JSON ({error})") from None
+        except json.JSONDecodeError:
+            raise ValueError(f"column {name!r}: not valid JSON: {value[:40]!r}") from None
         except (ValueError, RecursionError):  # APPS has integers with more digits than Python reads
             raise Dropped("a value that Python's JSON does not accept") from None
     if not isinstance(value, kind):
