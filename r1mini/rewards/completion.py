@@ -7,6 +7,8 @@ problems with several right answers.
 
 import json
 import re
+import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -19,14 +21,15 @@ TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 TAG = re.compile(r"</?(?:think|answer)>")
 LITERAL = re.compile(r"[-+]?(?:\d+/\d+|\\[dt]?frac\d+|[\d.,]+|[A-Za-z ]*)%?")
 OPERATION = re.compile(r"[\w)!][-+*/^!]|\\[a-z]{3}|\)\(")
-FENCED = re.compile(
+FENCE = re.compile(
     r"""
-    ^ [^\S\n]* ``` ([^`\n]*) \n       # a fence with a label
-    (.*?)                             # any lines
-    (^ [^\S\n]* ``` [^\S\n]* $ | \Z)  # a fence alone, or the end of the text
+    ^ ((?: [ \t>] | [-*+][ \t] | \d{1,9}[.)][ \t] )*) (`{3,}|~{3,}) (.*)  # indentation, fence, info
+    | ^ ([^#\n]* [^#`\n]) (`{3,}) [ \t\r]* $                              # code, fence
     """,
-    re.VERBOSE | re.MULTILINE | re.DOTALL,
+    re.VERBOSE | re.MULTILINE,
 )
+PYTHON = re.compile(r"\W*(?:\w+[./:=])*(?:i?python|py)[\d.]*(?![\w-])", re.IGNORECASE)
+QUOTES = re.compile(r"\"{3}|'{3}")
 SPACING = re.compile(r"[\s{}$]|\\(?:left|right|[,;!])")
 # Notation that traces share between languages.
 NOTATION = ("return", "for", "in", "if", "range", "max", "min", "sum", "ln")
@@ -88,33 +91,97 @@ def extract_thinking(text: str) -> str:
 def extract_answer(problem: Problem, text: str) -> str | None:
     """The answer of a completion: a program if the problem asks for one; None without an answer."""
     if problem.task not in tasks.TASKS and wants_program(problem):
-        return extract_program(text)
+        return extract_program(text, problem_tests(problem))
     return answers.extract(text)
 
 
-def extract_program(text: str) -> str | None:
+def extract_program(text: str, tests: Sequence[dict] = ()) -> str | None:
     """The program of a completion; None without one.
 
-    It is the last fenced block after the thinking (inside the answer block, if there is one) with
-    a Python label, or else the last block without a label. Without any fence it is the whole
-    answer block.
+    It is the last fenced block after the thinking (inside the answer block, if there is one), or
+    else the whole answer block. Blocks that define the functions which `tests` call go before
+    others, then those with a Python label. Other labels count only with these functions.
 
     >>> extract_program("<think>```x```</think>So:\\n```python\\nprint(1)\\n```\\nIt prints 1.")
     'print(1)\\n'
     """
-    after = text.rpartition("</think>")[2]
+    after, whole = text.rpartition("</think>")[2], []
     if "<think>" in after:
         return None
     if "<answer>" in after or "</answer>" in after:
-        after = answers.extract(text)
-        if after is None or "```" not in after:
-            return after
-    blocks = {}  # the last closed block of each label
-    for label, lines, is_closed in FENCED.findall(after):
-        label = label.strip().lower()
-        if is_closed:
-            blocks["python" if label in ("py", "python3") else label] = lines or "\n"
-    return blocks.get("python", blocks.get(""))
+        after = answers.extract(text) or ""
+        whole = [("", after)]
+    names = {test["call"] for test in tests if isinstance(test, dict) and "call" in test}
+    program, best = None, (False, False)
+    for info, code in whole + fenced_blocks(after):
+        has_functions = bool(names) and all(defines(code, name) for name in names)
+        rank = has_functions, PYTHON.match(info) is not None
+        if code.strip() and rank >= best and (any(rank) or not info):
+            program, best = code, rank
+    return program
+
+
+def defines(code: str, name: str) -> bool:
+    """Does Python code define `name` at its top level?"""
+    name = re.escape(name)
+    return bool(re.search(rf"^(?:(?:def|class) +{name}\b|{name} *(?::.*)?=(?!=))", code, re.M))
+
+
+def fenced_blocks(text: str) -> list[tuple[str, str]]:
+    """(info string, code) of each fenced block, as CommonMark (§4.5) has them.
+
+    Unlike there, fences may have any indentation, and the rules of `closing_fence` hold.
+
+    >>> fenced_blocks("1. Do\\n   ~~~py\\n   if x:\\n     f()\\n   ~~~")
+    [('py', 'if x:\\n  f()\\n')]
+    """
+    fences, blocks, index = list(FENCE.finditer(text)), [], 0
+    while index < len(fences):
+        prefix, fence, info, _, tail = fences[index].groups("")
+        start = fences[index].end() + 1
+        if tail or fence[0] == "`" and "`" in info or info.strip().lower() in ("md", "markdown"):
+            index += 1
+            continue
+        index, end = closing_fence(text, fences, index)
+        container = rf"^[ \t{'>' * ('>' in prefix)}]{{0,{len(prefix)}}}"
+        code = re.sub(container, "", text[start:end], flags=re.M)
+        if code.lstrip("\n")[:1] in (" ", "\t"):
+            code = textwrap.dedent(code)
+        blocks.append((info.strip(), code))
+    return blocks
+
+
+def closing_fence(text: str, fences: list[re.Match], opener: int) -> tuple[int, int]:
+    """Where the block of `fences[opener]` ends: (the fence to go on with, the end of the code).
+
+    A fence closes it as in CommonMark. In Python code, so does a fence with text behind it, or with
+    code before it; and none does within a string in triple quotes that ends before another fence.
+    """
+    prefix, fence, info = fences[opener].group(1, 2, 3)
+    is_code = not info.strip() or PYTHON.match(info)
+    position, in_string, first = fences[opener].end(), "", None
+    for index in range(opener + 1, len(fences)):
+        indentation, characters, after, _, tail = fences[index].groups("")
+        after, end = after.rstrip(), fences[index].end(4) if tail else fences[index].start()
+        in_string = open_string(in_string, text, position, end)
+        position = end
+        closes = (characters or tail).startswith(fence) and len(indentation) <= len(prefix) + 3
+        if not closes or (tail or after) and not is_code:
+            continue
+        opens = after and not after[0].isspace() and (PYTHON.match(after) or " " not in after)
+        place = (index if opens else index + 1), end
+        if not in_string:
+            return place
+        first = first or place
+    never = len(fences), len(text)
+    return first if first and open_string(in_string, text, position, len(text)) else never
+
+
+def open_string(quotes: str, text: str, start: int, end: int) -> str:
+    """The quotes of the triple-quoted string that is open at `end`, or ""; `quotes`: at `start`."""
+    for found in QUOTES.findall(text, start, end):
+        quotes = "" if found == quotes else quotes or found
+    return quotes
 
 
 def copied_from_prompt(answer: str, gold: str, prompt: str) -> bool:

@@ -108,9 +108,9 @@ def code(problem: Problem, completion: Completion, *, time_limit: float = 2.0) -
     each test, unless the problem has a column `time_limit`. (open-r1 rewards the share of passed
     tests, so that a constant answer earns partial credit.)"""
     tests = problem_tests(problem)
-    program = extract_program(completion.text)
     if tests is None:
         return None
+    program = extract_program(completion.text, tests)
     if program is None:
         return 0.0
     return float(sandbox.judge(program, tests, problem.columns.get("time_limit", time_limit)))

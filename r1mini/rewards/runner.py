@@ -14,6 +14,7 @@ Math-Verify does.
 """
 
 import importlib.util
+import inspect
 import os
 import re
 import sys
@@ -98,6 +99,10 @@ def load_rewards(text: str) -> Rewards:
         functions[name] = namespaces[file].get(name)
         if not callable(functions[name]):
             raise ValueError(f"--reward {text}: {file} has no function {name!r}")
+        if inspect.iscoroutinefunction(functions[name]):
+            raise ValueError(
+                f"--reward {text}: {name!r} is async; a reward must be a plain function"
+            )
     return Rewards(functions, weights)
 
 
@@ -230,6 +235,8 @@ def call_reward(
             rows.append((problem, Completion(text, length, max_completion_len)))
         return score_rows(rows)
     values = reward(**to_columns(problem, rollouts, max_completion_len))
+    if inspect.iscoroutine(values):
+        values.close()  # or Python warns that it was never awaited
     if not isinstance(values, Iterable) or isinstance(values, str | bytes | Mapping | Set):
         raise TypeError(f"returned a {type(values).__name__}, not a list")
     return list(values)

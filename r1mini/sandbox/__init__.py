@@ -217,15 +217,18 @@ def prepare(test: dict, where: str) -> tuple[bytes, bytes, bytes]:
         if set(test) == {"stdin", "stdout"}:
             request, stdin, expected = {}, test["stdin"].encode(), test["stdout"].encode()
         elif (
-            set(test) == {"call", "args", "expect"}
-            and type(test["call"]) is str
-            and type(test["args"]) is list
+            set(test) - {"setup"} in ({"call", "args", "expect"}, {"call", "args", "equals"})
+            and [type(test["call"]), type(test["args"])] == [str, list]
+            and type(test.get("setup", "")) is str
         ):
             canonical(test["args"])  # raises for values that JSON would change
-            request = {"call": test["call"], "args": test["args"]}
-            stdin, expected = b"", canonical(test["expect"])
+            exact, stdin = "expect" in test, b""
+            request = {**test, "exact": exact}
+            expected = canonical(request.pop("expect" if exact else "equals"), exact)
         else:
-            raise ValueError('it needs "stdin" and "stdout", or "call", "args" and "expect"')
+            raise ValueError(
+                'it needs "stdin" and "stdout", or "call", "args" and one of "expect" and "equals"'
+            )
         if len(expected) > OUTPUT_CAP:
             raise ValueError("it expects more than a program may write")
         return encode({**request, "code": ""}), stdin, expected
@@ -256,7 +259,8 @@ def judge(code: str, tests: list[dict], time_limit: float, memory_mb: int = 512)
     expected JSON value, with the same types: True is not 1, 1 is not 1.0, 0.1 + 0.2 is not 0.3, and
     dictionary keys are strings. Three exceptions: a tuple counts as a list (JSON has no tuples),
     -0.0 as 0.0, and a Counter, named tuple or other subclass of list, tuple or dict as the plain
-    type.
+    type. With "equals" in place of "expect", numbers compare as by Python's `==`: 25.0 is 25. Code
+    in "setup" runs before the program, in the same module.
 
     `time_limit`: CPU seconds per test, from 0.05 to a day; a program that sleeps is killed after as
     many seconds of wall-clock time. `memory_mb`: address space in MiB, beyond the interpreter's

@@ -9,6 +9,8 @@ file of the package executes text. `r1mini.sandbox` runs this file as a script, 
 what both sides must agree on.
 """
 
+import __future__
+
 import atexit
 import ctypes
 import gc
@@ -116,8 +118,9 @@ def encode(value: object, sort_keys: bool = False) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
-def canonical(value: object) -> bytes:
+def canonical(value: object, exact: bool = True) -> bytes:
     """A JSON value as bytes, equal for equal values: sorted keys, -0.0 as 0.0, and exact types.
+    Without `exact`, numbers are equal as in Python's `==`: 1, 1.0 and True.
 
     But a tuple, and a subclass of list, tuple or dict (Counter, named tuple), counts as the plain
     type. TypeError for other types, including subclasses of numbers and strings, and for keys that
@@ -126,12 +129,16 @@ def canonical(value: object) -> bytes:
 
     >>> canonical({"b": (1, True), "a": 1.0})
     b'{"a": 1.0, "b": [1, true]}'
+    >>> canonical({"b": (1, True), "a": 1.0}, exact=False)
+    b'{"a": 1, "b": [1, 1]}'
     """
-    return encode(to_json(value, MAX_DEPTH), sort_keys=True)
+    return encode(to_json(value, MAX_DEPTH, exact), sort_keys=True)
 
 
-def to_json(value: object, levels: int) -> object:
+def to_json(value: object, levels: int, exact: bool) -> object:
     kind = type(value)
+    if not exact and (kind is bool or kind is float and value.is_integer()):
+        return int(value)
     if kind is int and not -MAX_INT < value < MAX_INT:
         raise ValueError("an integer of more than 4300 digits")
     if value is None or kind in (bool, int, str):
@@ -142,9 +149,9 @@ def to_json(value: object, levels: int) -> object:
         raise ValueError(f"more than {MAX_DEPTH} levels")
     for base in (list, tuple):
         if issubclass(kind, base):
-            return [to_json(item, levels - 1) for item in base.__iter__(value)]
+            return [to_json(item, levels - 1, exact) for item in base.__iter__(value)]
     if issubclass(kind, dict) and all(type(key) is str for key in dict.keys(value)):
-        return {key: to_json(item, levels - 1) for key, item in dict.items(value)}
+        return {key: to_json(item, levels - 1, exact) for key, item in dict.items(value)}
     raise TypeError(f"{kind.__name__} is not a JSON value")
 
 
@@ -305,18 +312,20 @@ def run(request: dict) -> int:
     """Runs the program like `python solution.py`, or calls its function. Returns the exit status.
 
     A call writes the bytes of its value to RESULT, and nowhere else. Its module is not `__main__`,
-    so that a demonstration at the end of the program does not run. Tampering with this code gains a
-    program nothing that it could not write to its descriptors itself.
+    so that a demonstration at the end of the program does not run, and its type hints are not
+    evaluated, as in Python 3.14. Tampering with this code gains a program nothing that it could not
+    write to its descriptors itself.
     """
     name = "solution" if "call" in request else "__main__"
     module = sys.modules[name] = types.ModuleType(name)
     module.__file__ = "/solution.py"
-    status = 0
+    status, flags = 0, __future__.annotations.compiler_flag if "call" in request else 0
     try:
-        code = request["code"].removeprefix("\ufeff")
-        exec(compile(code, "<solution>", "exec", dont_inherit=True), module.__dict__)
+        for code in (request.get("setup", ""), request["code"].removeprefix("\ufeff")):
+            exec(compile(code, "<solution>", "exec", flags, dont_inherit=True), module.__dict__)
         if "call" in request:
-            os.write(RESULT, canonical(getattr(module, request["call"])(*request["args"])))
+            value = getattr(module, request["call"])(*request["args"])
+            os.write(RESULT, canonical(value, request["exact"]))
     except SystemExit as stop:
         status = exit_status(stop.code)
     except BaseException:

@@ -2,7 +2,8 @@
 
 Executes nothing. Asserts are read from the syntax tree, and only where one means exactly one call
 with one expected value; others are dropped and counted, because an almost correct test teaches the
-wrong thing. `sandbox.judge` compares as JSON: a returned tuple equals a list, and 1.0 is not 1.
+wrong thing. Values compare as by Python's `==`, as in the datasets' own judges; but a returned
+tuple also equals a list.
 Left out: problems with several correct outputs, which the datasets do not mark.
 """
 
@@ -12,6 +13,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from itertools import takewhile
 from typing import Any
 
@@ -69,19 +71,19 @@ def literal(node: ast.expr, allow_tuples: bool) -> object:
 def assert_to_test(condition: ast.expr, name: str, call: str) -> dict:
     """The test that `assert condition` makes of the function `name`, which programs call `call`.
 
-    Exact are == in either order, and `is` with None, True or False. `not f(x)` is not: 0, "" and
+    It is == in either order, or `is` with None, True or False. `not f(x)` makes none: 0, "" and
     None pass it too.
 
     >>> condition = ast.parse("f([1, -2]) == (3, 'a')", mode="eval").body
     >>> assert_to_test(condition, "f", "solve")
-    {'call': 'solve', 'args': [[1, -2]], 'expect': [3, 'a']}
+    {'call': 'solve', 'args': [[1, -2]], 'equals': [3, 'a']}
     """
     match condition:
         case (
-            ast.Compare(left=left, ops=[ast.Eq()], comparators=[right])
+            ast.Compare(left=left, ops=[ast.Eq() as operator], comparators=[right])
             | ast.Compare(
                 left=left,
-                ops=[ast.Is()],
+                ops=[ast.Is() as operator],
                 comparators=[ast.Constant(value=None | True | False) as right],
             )
         ):
@@ -92,7 +94,8 @@ def assert_to_test(condition: ast.expr, name: str, call: str) -> dict:
     match left:
         case ast.Call(func=ast.Name(id=called), args=args, keywords=[]) if called == name:
             arguments = [literal(arg, False) for arg in args]
-            return {"call": call, "args": arguments, "expect": literal(right, True)}
+            comparison = "equals" if isinstance(operator, ast.Eq) else "expect"
+            return {"call": call, "args": arguments, comparison: literal(right, True)}
     # round(f(x), 2), sorted(f(x)), f(x)[0], f(n=1)
     raise Dropped("not a plain call of the function")
 
@@ -192,12 +195,29 @@ def input_output_test(name: str | None, inputs: object, expected: object) -> dic
         return {"stdin": "\n".join(stdin), "stdout": "\n".join(stdout)}
     if not isinstance(inputs, list) or re.search(r'"-?\d+": ', json.dumps([inputs, expected])):
         raise Dropped("arguments that are not a list, or keys that were numbers before JSON")
-    return {"call": name, "args": inputs, "expect": expected}
+    return {"call": name, "args": inputs, "equals": expected}
 
 
 def humaneval_tests(row: dict) -> Tests:
     test, call = typed_column(row, "test", str), typed_column(row, "entry_point", str)
-    return from_asserts(test, call, "check")
+    tests, dropped = from_asserts(test, call, "check")
+    setup = prompt_setup(row["prompt"], call)
+    return [{**test, "setup": setup} if setup else test for test in tests], dropped
+
+
+def prompt_setup(prompt: str, name: str) -> str:
+    """What stands before the function `name` in a prompt, if that is Python: imports and helpers,
+    which programs may leave out.
+
+    >>> prompt_setup("import math\\n\\ndef f(x):\\n    'The root of x.'\\n", "f")
+    'import math\\n\\n'
+    """
+    match = re.match(rf"((?:.*\n)*?)(?:@.*\n)*(?:async )?def {re.escape(name)}\b", prompt)
+    setup = match[1].lstrip() if match else ""
+    with suppress(Dropped):
+        parse_python(setup)
+        return setup
+    return ""
 
 
 def mbpp_asserts(row: dict) -> list[str]:
@@ -284,7 +304,9 @@ def open_r1_row_tests(row: dict) -> Tests:
 
 def drop_constant(tests: list[dict], dropped: Counter) -> Tests:
     """Drops all tests of a row if they expect the same value: a constant would pass them."""
-    if len({canonical(test.get("expect", test.get("stdout"))) for test in tests}) != 1:
+    names = ("equals", "expect", "stdout")
+    expected = [test[name] for test in tests for name in names if name in test]
+    if len({canonical(value, exact=False) for value in expected}) != 1:
         return tests, dropped
     return [], dropped + Counter({"all expect the same, so a constant passes": len(tests)})
 

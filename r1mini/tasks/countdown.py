@@ -17,6 +17,20 @@ from r1mini.records import Problem
 from r1mini.tasks.trace import Try
 
 LIMIT = 60  # the largest result in a search
+MAX_LENGTH = 200  # of an answer, in characters
+SIGNS = str.maketrans("×·⋅∙∗＊÷∕⁄／−–－＋＝（）", "******////---+=()")
+REWRITES = [
+    (re.compile(pattern, re.DOTALL), replacement)
+    for pattern, replacement in (
+        (r"\$|\\(?:[][(),;:! ]|(?:left|right|[bB]ig+[lr]?|quad|displaystyle)(?![A-Za-z]))", " "),
+        (r"\\(?:times|cdot|ast)(?![A-Za-z])|(?<=[\d)\s])x(?=[\d(\s])", "*"),
+        (r"\\div(?![A-Za-z])", "/"),
+        (r"[.。](?=[\s}*`]*$)", ""),
+        (r"^\s*(\*\*|`+)(.*)\1\s*$", r"\2"),
+        (r"\\[cdt]?frac\s*(?:{([^{}]*)}|(\d))\s*(?:{([^{}]*)}|(\d))", r"((\1\2)/(\3\4))"),
+        (r"(^|=)\s*\\(?:boxed|fbox)\s*{([^{}]*)}\s*(?=$|=)", r"\1\2"),
+    )
+]
 PROMPT = {"en": "Make {target} from {numbers}.\n", "zh": "用 {numbers} 得 {target}。\n"}
 
 
@@ -87,34 +101,55 @@ def tries(problem: Problem, rng: Random) -> Iterator[Try]:
 
 def check_answer(problem: Problem, answer: str) -> str | None:
     target, numbers = problem.columns["target"], problem.columns["numbers"]
-    value = evaluate(answer)
-    if value is None:
+    sides = plain(answer).split("=") if len(answer) <= MAX_LENGTH else [""]
+    values = [evaluate(side) for side in sides]
+    if None in values:
         return "not an expression of + - * /"
-    used = [int(number) for number in re.findall("[0-9]+", answer)]
-    if Counter(used) != Counter(numbers):
-        return f"uses {', '.join(map(str, used))}, not {', '.join(map(str, numbers))}"
-    return None if value == target else f"{value} ≠ {target}"
+    used = [[int(number) for number in re.findall("[0-9]+", side)] for side in sides]
+    if Counter(numbers) not in map(Counter, used):
+        return f"uses {', '.join(map(str, used[0]))}, not {', '.join(map(str, numbers))}"
+    wrong = [f"{value} ≠ {target}" for value in values if value != target]
+    return wrong[0] if wrong else None
+
+
+def plain(answer: str) -> str:
+    r"""The answer in Python's notation: signs and fractions of TeX and of Unicode, without boxes,
+    dollars, spacing, marks of bold text or code, and a final point.
+
+    >>> plain(r"$\boxed{\frac{6}{3} \times 2} = 4$.").strip()
+    '((6)/(3)) * 2= 4'
+    """
+    text, before = answer.translate(SIGNS), None
+    while text != before:
+        before = text
+        for pattern, replacement in REWRITES:
+            text = pattern.sub(replacement, text)
+    return text
 
 
 def evaluate(text: str) -> Fraction | None:
     """The exact value of an expression of + - * / and brackets, or None.
 
-    Numbers have at most two ASCII digits. Never `eval`: the text has at most 100 characters of a
-    fixed alphabet, `ast` parses it, and only the four operators and plain numbers are evaluated.
+    Never `eval`: the text has at most 200 characters of a fixed alphabet, `ast` parses it, and only
+    the four operators and plain numbers are evaluated.
     """
-    if not text.strip() or len(text) > 100 or set(text) - set("0123456789+-*/() "):
+    text = " ".join(text.split())
+    if len(text) > MAX_LENGTH or set(text) - set("0123456789+-*/()[] "):
         return None
 
     def walk(node: ast.AST) -> Fraction:
-        if isinstance(node, ast.Constant) and type(node.value) is int and 0 <= node.value <= 99:
-            return Fraction(node.value)
-        if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
-            return OPERATORS[type(node.op)](walk(node.left), walk(node.right))
+        match node:
+            case ast.Constant(value=int(value)):
+                return Fraction(value)
+            case ast.BinOp(left=left, op=op, right=right) if type(op) in OPERATORS:
+                return OPERATORS[type(op)](walk(left), walk(right))
+            case ast.List(elts=[inner]):
+                return walk(inner)
         raise ValueError
 
     try:
-        return walk(ast.parse(text.strip(), mode="eval").body)
-    except (SyntaxError, ValueError, ZeroDivisionError):
+        return walk(ast.parse(text, mode="eval").body)
+    except (SyntaxError, ValueError, ZeroDivisionError, RecursionError, MemoryError):
         return None
 
 

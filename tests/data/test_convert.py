@@ -129,12 +129,12 @@ ROWS = {
 }
 WRONG = {  # programs that a policy would try first, and honest mistakes
     "humaneval": [
-        "def halve(numbers): return [n / 2 for n in numbers if n % 2 == 0]",
+        "def halve(numbers): return [n * 2 for n in numbers if n % 2 == 0]",
         "def halve(numbers): return []",
         HUMANEVAL["prompt"] + "    return [1]\n",
     ],
     "mbpp": ["def swap(a): return [3, 2, 1]", "def swap(a): return a[::1]"],
-    "sanitized": ["def inc(n): return 2", "def inc(n): return n + 1.0"],
+    "sanitized": ["def inc(n): return 2", "def inc(n): return n + 1.5"],
     "apps": ["print(3)", "a, b = map(int, input().split())\nprint(a - b)", ""],
     "apps_call": ["def add(a, b): return [a + b]", "def add(a, b): return 3"],
     "open_r1": ["print(input())", "print('cba')\nprint('x')", ""],
@@ -202,6 +202,100 @@ def test_converted_rows(tmp_path, name):
     )
 
 
+FLOATS = {
+    "task_id": 1,
+    "text": "Sum n terms from a with step d.",
+    "code": "def ap_sum(a, n, d):\n    return (n * (2 * a + (n - 1) * d)) / 2",
+    "test_list": [
+        "assert ap_sum(1,5,2)==25",
+        "assert ap_sum(2,6,4)==72",
+        "assert ap_sum(1,4,5)==34",
+    ],
+    "test_setup_code": "",
+    "challenge_test_list": [],
+}
+NO_IMPORT = {
+    "task_id": "HumanEval/x",
+    "prompt": 'from typing import List\n\n\ndef total(xs: List[int]) -> int:\n    """ Sum. """\n',
+    "entry_point": "total",
+    "canonical_solution": "    return sum(xs)\n",
+    "test": "def check(candidate):\n    assert candidate([1, 2]) == 3\n    assert candidate([]) == 0\n",
+    "completion": "```python\ndef total(xs: List[int]) -> int:\n    return sum(xs)\n```",
+}
+
+
+@with_sandbox
+def test_values_of_asserts_compare_as_pythons_operator(tmp_path):
+    (row,), _ = read(tmp_path, FLOATS)
+    assert sandbox.judge(row["solution"], row["tests"], 2)
+    assert sandbox.judge(row["solution"].replace("/ 2", "// 2"), row["tests"], 2)
+    for wrong in ("/ 2 + 1e-9", "/ 3", "/ 2 if n > 4 else None"):
+        assert not sandbox.judge(row["solution"].replace("/ 2", wrong), row["tests"], 2)
+    for asserts, right, wrong in [
+        (["f(1) == True", "f(2) == False"], "x % 2", "-x"),
+        (["f(1) == 0.5", "f(2) == 1"], "x / 2", "x // 2"),
+        (["f(4) == [2, 16.0]", "f(9) == [3, 81]"], "(x ** 0.5, x * x)", "(x ** 0.5, str(x * x))"),
+        (["f(1) is True", "f(0) is False"], "x == 1", "x"),
+    ]:
+        asserts = [f"assert {each}" for each in asserts]
+        (row,), _ = read(
+            tmp_path, {**FLOATS, "code": f"def f(x): return {right}", "test_list": asserts}
+        )
+        assert sandbox.judge(row["solution"], row["tests"], 2), asserts
+        assert not sandbox.judge(f"def f(x): return {wrong}", row["tests"], 2), asserts
+
+
+@pytest.mark.parametrize("value", ["1", "1.0", "True"])
+def test_a_constant_that_equals_every_value_is_no_row(tmp_path, value):
+    asserts = ["assert f(1) == 1", f"assert f(2) == {value}", f"assert f(3) is {value == '1'}"]
+    row = {**FLOATS, "code": "def f(x): return 1", "test_list": asserts[: 3 if value == "1" else 2]}
+    assert not read(tmp_path, row)[0]
+
+
+def humaneval(setup, body, **columns):
+    prompt = f'{setup}def total(xs):\n    """ Sum. """\n'
+    return {**NO_IMPORT, "prompt": prompt, "canonical_solution": body, **columns}
+
+
+@with_sandbox
+@pytest.mark.parametrize(
+    "row, function, wrong",
+    [
+        (NO_IMPORT, NO_IMPORT["completion"][10:-3], "def total(xs):\n    return [0, 3][len(List)]"),
+        (
+            humaneval("import math\n\n\n", "    return math.fsum(xs)\n"),
+            "def total(xs):\n    return int(math.fsum(xs))",
+            "def total(xs):\n    return int(statistics.fsum(xs))",
+        ),
+        (
+            humaneval("def add(a, b):\n    return a + b\n\n", "    return add(0, sum(xs))\n"),
+            "def total(xs):\n    s = 0\n    for x in xs: s = add(s, x)\n    return s",
+            "def total(xs):\n    s = 0\n    for x in xs: s = sub(s, x)\n    return s",
+        ),
+        (
+            humaneval('"""Sums."""\nZERO = 0\n@print\n', "    return sum(xs, ZERO)\n"),
+            "def total(xs):\n    return sum(xs, ZERO)",
+            "def total(xs):\n    return sum(xs, ONE)",
+        ),
+        (
+            humaneval("Write it:\n\n```python\nimport math\n\n", "    return sum(xs)\n"),
+            "import math\ndef total(xs):\n    return int(math.fsum(xs))",
+            "def total(xs):\n    return int(math.fsum(xs))",
+        ),
+        (
+            humaneval("Please:\n", "    return sum(xs)\n"),
+            "def total(xs):\n    return sum(xs)",
+            "def totals(xs):\n    return sum(xs)",
+        ),
+    ],
+)
+def test_imports_and_helpers_of_a_prompt_stand_before_the_function(tmp_path, row, function, wrong):
+    [kept], _ = read(tmp_path, row)
+    assert sandbox.judge(function, kept["tests"], 2)
+    for program in (wrong, "", "pass", row["prompt"]):
+        assert not sandbox.judge(program, kept["tests"], 2), program
+
+
 def test_prompts_state_the_signature_but_no_hidden_test(tmp_path):
     (row,), _ = read(tmp_path, MBPP)
     assert row["prompt"] == MBPP["text"] + "\n\nExample:\nassert swap([1, 2, 3]) == [3, 2, 1]"
@@ -231,10 +325,11 @@ EXACT = {
 
 @pytest.mark.parametrize("text", EXACT)
 def test_exact_asserts_become_tests(text):
-    args, expect = EXACT[text]
+    args, value = EXACT[text]
     (test,), dropped = from_asserts(f"assert {text}", "f")
-    assert test == {"call": "f", "args": args, "expect": expect} and not dropped
-    assert repr(test["expect"]) == repr(expect)  # True is not 1, 1 is not 1.0
+    name = "expect" if " is " in text else "equals"
+    assert test == {"call": "f", "args": args, name: value} and not dropped
+    assert repr(test[name]) == repr(value)  # True is not 1, 1 is not 1.0
 
 
 INEXACT = {
@@ -339,7 +434,7 @@ def test_conflicting_results_of_one_call_are_dropped():
     tests, dropped = from_asserts(
         "assert f(1) == 1\nassert f(1) == 2\nassert f(1) == 1\nassert f(2) == 1", "f"
     )
-    assert [(test["args"], test["expect"]) for test in tests] == [([1], 1), ([1], 1), ([2], 1)]
+    assert [(test["args"], test["equals"]) for test in tests] == [([1], 1), ([1], 1), ([2], 1)]
     assert dropped == {"a second result for a call that is already tested": 1}
 
 
@@ -368,7 +463,7 @@ def test_only_leading_asserts_are_read():
     assert from_asserts(
         "assert f(1) == 1\ndef check(c):\n    assert c(1) == 1; assert f(1) == 1", "f", "check"
     ) == (
-        [{"call": "f", "args": [1], "expect": 1}],
+        [{"call": "f", "args": [1], "equals": 1}],
         {"not a plain call of the function": 1, after: 1},
     )
     for source in (
@@ -399,7 +494,7 @@ VALUES = st.recursive(
 @given(VALUES, VALUES)
 def test_json_values_are_read_as_python_literals(arg, value):
     (test,), dropped = from_asserts(f"assert f({arg!r}) == {value!r}", "f")
-    assert repr((test["args"], test["expect"])) == repr(([arg], value)) and not dropped
+    assert repr((test["args"], test["equals"])) == repr(([arg], value)) and not dropped
 
 
 @given(st.text() | st.text(alphabet="assertf()[]{}=:,'\"1-. \n"))
@@ -527,9 +622,9 @@ def test_rows_without_an_exact_test_are_dropped_and_counted(tmp_path, reason, ro
 
 def test_apps_outputs_are_unwrapped_only_if_all_are_lists_of_one(tmp_path):
     (row,), _ = read(tmp_path, apps_call([[1], [2]], [[3], [4, 5]]))
-    assert [test["expect"] for test in row["tests"]] == [[3], [4, 5]]
+    assert [test["equals"] for test in row["tests"]] == [[3], [4, 5]]
     (row,), _ = read(tmp_path, apps_call([[1], [2]], ["x", None]))
-    assert [test["expect"] for test in row["tests"]] == ["x", None]
+    assert [test["equals"] for test in row["tests"]] == ["x", None]
 
 
 def test_code_files(tmp_path):

@@ -56,8 +56,8 @@ def test_code_dataset_is_recognised(tmp_path, capsys):
     }
     [problem] = read_problems(str(write(tmp_path, row, name="mbpp.jsonl")))
     assert problem.columns["tests"] == [
-        {"call": "square", "args": [2], "expect": 4},
-        {"call": "square", "args": [3], "expect": 9},
+        {"call": "square", "args": [2], "equals": 4},
+        {"call": "square", "args": [3], "equals": 9},
     ]
     assert problem.key == "7" and "1 of 1 rows kept" in capsys.readouterr().out
 

@@ -222,7 +222,7 @@ MATH = Problem("math", "", "en", "What is a third?\n", {"answer": r"\frac{1}{3}"
         "9//3*5+9",
         "24",
         "3*5+9+0",
-        "3*5+9=24",
+        "3*5+9=25",
         "3*5+9 or 24",
         "__import__('os')",
         "3*5+9 #",
@@ -434,7 +434,8 @@ def fenced(program, label="python"):
             0,
         ),  # in thinking that never ends
         (f"<think>\n```python\n{RIGHT}```\n</think>Done.", 0),
-        (f"<think>a</think>\n```python\n{RIGHT}", 0),  # cut off
+        (f"<think>a</think>\n```python\n{RIGHT}", 1),  # never closed
+        (f"<think>a</think>\n```python\n{RIGHT[:-9]}", 0),  # cut off
         (f"<think>a</think><answer>{RIGHT}</answer><answer>{RIGHT}</answer>", 0),
         (f"<think>a</think>{RIGHT}", 0),
         ("", 0),
@@ -442,6 +443,101 @@ def fenced(program, label="python"):
 )
 def test_code_reward(text, earned):
     assert one(rewards.code, DOUBLE, text) == earned
+
+
+ADD = "def add(a, b):\n    return a + b\n"
+USE = "```python\nprint(add(1, 2))\n```\n"
+DOCSTRING = 'def add(a, b):\n{0}"""\n{0}{1}\n{0}add(1, 2)\n{0}```\n{0}"""\n{0}return a + b\n'
+
+
+def listed(text, first, rest):
+    """The lines of `text` as an item of a list."""
+    return "".join((rest if n else first) + line for n, line in enumerate(text.splitlines(True)))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"```python\n{ADD}```\nUse:\n{USE}",
+        f"```python\n{ADD}```\nIt prints\n```\n3\n```\n",
+        f"```\n{ADD}```\n{USE}",
+        f"```code\n{ADD}```\n{USE}",
+        f"{USE}```python\nimport math\nadd = lambda a, b: a + b\n```\n{USE}",
+        f"```python\n{ADD}",  # never closed
+        f"```python\n{ADD}{USE}",
+        "```python\n" + DOCSTRING.format("  ", "```"),
+        f"```python\n{ADD}```\n```python\nfrom solution import add\n\nprint(add(1, 2))\n```\n",
+        f"```markdown\n```python\n{ADD}```\nIt adds.\n```\n",
+        f"````md\n# Adds\n```python\n{ADD}```\n````\n",
+        f"Here:\n~~~\n{ADD}",
+        f"~~~python\n{ADD}~~~\n",
+        f"~~~~ py\n{ADD}~~~~~\nDone.",
+        f"````python\n{ADD}````\n",
+        "````python\n" + DOCSTRING.format("    ", "```") + "````\n",
+        "```python\n" + DOCSTRING.format("    ", "```") + "```\n",
+        "```python\n" + DOCSTRING.format("  ", "```python") + "```\n" + USE,
+        '```python\n"""Adds.\n\n```\nadd(1, 2)\n```\n"""\n' + ADD + "```\n" + USE,
+        f"```python\n{ADD}``` This adds.\n",
+        f"```python\n{ADD}```This adds.\n\n{USE}",
+        f"```python\n{ADD}``` This adds.\n\n{USE}",
+        "```python\nfrom_prompt = None\n"
+        "def add(a: Optional[int], b: int) -> int:\n    return a + b\n```\n",
+        f'```python title="a.py"\n{ADD}```\n',
+        f"```{{.python .numberLines}}\n{ADD}```\n",
+        f"```Python3,linenos\n{ADD}```\n",
+        f"``` ipython3\n{ADD}```\n",
+        f"```src/add.py\n{ADD}```\n",
+        f"```python\n{ADD[:-1]}```",
+        f"```python\n{ADD[:-1]}```\nUse:\n{USE}",
+        listed(f"```python\n{ADD}```\n", "1. ", "   "),
+        listed(f"```python\n{ADD}```\n", "- Code:\n\n      ", "      "),
+        listed(f"```python\n{ADD}```\n", "> ", "> "),
+        listed(f"```python\n{ADD}```\n", "\t", "\t").replace("    ", "\t"),
+        listed("```python\n", "", "") + listed(ADD, "  ", "  ") + "```\n",
+        f"```python\r\n{ADD}```\r\n".replace("\n", "\r\n").replace("\r\r", "\r"),
+        f"```python\ndef add(a, b):\n    '''Broken\n```\nNo:\n```python\n{ADD}```\n",
+    ],
+)
+def test_program_is_found_in_every_kind_of_fence(text):
+    tests = [{"call": "add", "args": [2, 3], "expect": 5}]
+    tests += [{"call": "add", "args": [-1, 1], "expect": 0}]
+    problem = Problem("code", "", "en", "p", {"tests": tests})
+    for completion in (text, f"<think>a</think>{text}", f"<think>a</think><answer>{text}</answer>"):
+        assert one(rewards.code, problem, completion) == 1
+
+
+def test_a_fence_in_a_docstring_of_the_whole_answer_is_no_program():
+    problem = Problem(
+        "code", "", "en", "p", {"tests": [{"call": "add", "args": [1, 2], "expect": 3}]}
+    )
+    for mark in ("```", "```python"):
+        text = DOCSTRING.format("  ", mark)
+        assert one(rewards.code, problem, f"<answer>{text}</answer>") == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"```python\n{ADD}```\n```python\ndef add(a, b):\n    return a - b\n```\n",  # the last
+        f"```python\ndef add(a, b):\n    return a - b\n```\n```\n{ADD}```\n",  # a label first
+        f"```python\n{ADD}print(\n```\n",
+        f"```python\n{ADD}",  # never closed, and more text
+        f"```python\n{ADD}~~~\n",
+        f"````python\n{ADD}```\n",
+        f"`` python\n{ADD}``\n",
+        f"```bash\n{ADD.replace('def', 'function')}```\n",
+        f"<think>```python\n{ADD}```\n</think>\n{USE}",
+        f"{ADD}\n{USE}",
+        "```python\ndef add(a, b):\n    return undefined(a) + b\n```\n",
+        "```python\ndef add(a=Optional, b=0):\n    return a + b\n```\n",
+        "```python\ndef adder(a, b):\n    return a + b\n```\n",
+    ],
+)
+def test_program_that_is_not_the_last_whole_one_fails(text):
+    tests = [{"call": "add", "args": [2, 3], "expect": 5}]
+    problem = Problem("code", "", "en", "p", {"tests": tests})
+    text += "And more." * (text == f"```python\n{ADD}")
+    assert one(rewards.code, problem, text) == 0
 
 
 def test_code_accepts_every_form_of_tests_and_refuses_malformed_ones():
@@ -727,6 +823,14 @@ def test_every_reward_is_fast_on_hostile_texts():
         "ab" * 100_000,
         "`" * 200_000,
         "~" * 200_000,
+        "```c\n" * 20_000,
+        '```\n"""\n' * 20_000,
+        "```\n'''\n```x\n\"\"\"\n" * 10_000,
+        "a```\n" * 20_000,
+        "- " * 100_000 + "```",
+        "```" + "-." * 100_000,
+        "```python\n" + " \n" * 50_000 + "add\n" * 20_000,
+        "```python\n" + "import x " * 20_000,
     ]
     for text in hostile:
         for name, reward in rewards.REWARDS.items():

@@ -1,5 +1,6 @@
 """Calling the rewards: command line, functions pasted from other projects, checks, threads."""
 
+import gc
 import importlib.util
 import json
 import re
@@ -80,6 +81,7 @@ def test_reward_weights_are_parsed(flag, expected):
         ("my.py:accuracy", "name of a built-in reward"),
         ("absent.py:f", "absent.py: no such file"),
         ("my.py:absent", "no function 'absent'"),
+        ("my.py:waits", "'waits' is async; a reward must be a plain function"),
         ("my.py:NUMBER", "no function 'NUMBER'"),
         ("broken.py:f", "broken.py: SyntaxError"),
         ("exits.py:f", "exits.py: SystemExit"),
@@ -87,15 +89,34 @@ def test_reward_weights_are_parsed(flag, expected):
     ],
 )
 def test_bad_reward_flag_is_a_one_line_error(file, monkeypatch, tmp_path, flag, why):
-    file(
-        "NUMBER = 3\ndef f(completions, **kwargs):\n    return [1.0] * len(completions)\n", "my.py"
-    )
+    plain = "def f(completions, **kwargs):\n    return [1.0] * len(completions)\n"
+    file("NUMBER = 3\n" + plain + "async " + plain.replace("f(", "waits("), "my.py")
     file("def f(:\n", "broken.py")
     file("raise SystemExit(0)\n", "exits.py")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=why) as error:
         load_rewards(flag)
     assert "\n" not in str(error.value)
+
+
+class Waits:
+    async def __call__(self, completions, **columns):
+        return [1.0] * len(completions)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "reward, why",
+    [
+        (Waits(), "returned a coroutine, not a list; row 1 of 2"),
+        (lambda **columns: Waits()(**columns), "returned a coroutine, not a list; row 1"),
+    ],
+)
+def test_async_reward_is_refused_without_pythons_warning(reward, why, recwarn):
+    with pytest.raises(ValueError, match=f"reward mine: .*{why}"):
+        called(reward, "first", "second")
+    gc.collect()
+    assert not recwarn.list
 
 
 def test_functions_from_one_file_share_its_state(file):

@@ -383,6 +383,88 @@ def test_return_values_of_calls(returned, expect, verdict):
     )
 
 
+@pytest.mark.parametrize(
+    "returned, equals, verdict",
+    [
+        ("25.0", 25, True),
+        ("25", 25.0, True),
+        ("True", 1, True),
+        ("0", False, True),
+        ("-0.0", 0, True),
+        ("[1.0, {'a': (2, 3.0)}]", [1, {"a": [2.0, 3]}], True),
+        ("1e22", 10**22, True),
+        ("2.5", 2.5, True),
+        ("__import__('collections').Counter('a')", {"a": 1.0}, True),
+        ("25.5", 25, False),
+        ("'25'", 25, False),
+        ("0.1 + 0.2", 0.3, False),
+        ("25.000000000001", 25, False),
+        ("float(2 ** 53)", 2**53 + 1, False),
+        ("1e23", 10**23, False),
+        ("None", 0, False),
+        ("''", False, False),
+        ("[]", False, False),
+        ("[1]", 1, False),
+        ("{'a': 1}", {"a": 1, "b": 2}, False),
+        ("float('nan')", 0, False),
+        ("float('inf')", 10**400, False),
+        ("complex(1)", 1, False),
+        ("type('I', (int,), {'__eq__': lambda s, o: True})(5)", 5, False),
+        (
+            "type('F', (float,), {'is_integer': lambda s: True, '__int__': lambda s: 5})(4)",
+            5,
+            False,
+        ),
+    ],
+)
+def test_equals_compares_numbers_as_pythons_operator(returned, equals, verdict):
+    test = {"call": "f", "args": [], "equals": equals}
+    assert judge(f"def f(): return {returned}", [test], 2) is verdict
+
+
+def test_exact_and_equal_tests_may_stand_together():
+    both = [{"call": "f", "args": [], "equals": 1}, {"call": "f", "args": [], "expect": 1}]
+    assert judge("def f(): return 1", both, 2)
+    assert not judge("def f(): return 1.0", both, 2)
+
+
+SETUP = "from math import sqrt\nSIDE = 3\ndef twice(x):\n    return 2 * x\n"
+
+
+@pytest.mark.parametrize(
+    "code, verdict",
+    [
+        ("def f(x): return twice(x) + SIDE - int(sqrt(9))", True),
+        ("from __future__ import annotations\ndef f(x): return twice(x)", True),
+        ("\ufeffdef f(x): return twice(x)", True),
+        ("def twice(x): return x + x\ndef f(x): return twice(x)", True),
+        ("def twice(x): return x\ndef f(x): return twice(x)", False),
+        ("def f(x): return thrice(x)", False),
+        ("", False),
+        ("f = SIDE", False),
+        ("def f(x: sqrt", False),
+    ],
+)
+def test_setup_runs_before_the_program(code, verdict):
+    test = {"call": "f", "args": [2], "expect": 4, "setup": SETUP}
+    assert judge(code, [test], 2) is verdict
+    assert not judge(code, [{**test, "setup": "def f("}], 2)
+    assert not judge(code, [{**test, "setup": "raise SystemExit(0)"}], 2)
+
+
+def test_type_hints_of_a_called_program_are_not_evaluated():
+    for hint, verdict in [("Optional[int]", True), ("'a' / 0", True), ("x y", False), ("", False)]:
+        code = f"VALUE: {hint} = 3\ndef f(x: {hint}) -> {hint}:\n    return x * VALUE"
+        assert judge(code, [{"call": "f", "args": [3], "expect": 9}], 2) is verdict
+    fields = (
+        "import dataclasses, typing\n@dataclasses.dataclass(order=True)\nclass P:\n"
+        "    x: int\n    n: typing.ClassVar[int] = 3\nclass Q(typing.NamedTuple):\n    y: int = 3\n"
+        "def f(x): return P(x).x * P.n * len(dataclasses.fields(P)) * Q().y // 3"
+    )
+    assert judge(fields, [{"call": "f", "args": [3], "expect": 9}], 2)
+    assert not judge("x: Optional[int] = 0\n" + RIGHT, SQUARE, 2)  # a script is run as Python does
+
+
 def test_arguments_arrive_unchanged():
     args = [
         1,
@@ -1131,6 +1213,13 @@ def nested(levels):
         ([{"call": "f", "args": [float("nan")], "expect": 1}], "test 0"),
         ([{"call": "f", "args": [{1: 2}], "expect": 1}], "test 0"),
         ([{"stdin": "", "stdout": "", "expect": 1}], "test 0"),
+        ([{"stdin": "", "stdout": "", "setup": ""}], "test 0"),
+        ([{"call": "f", "args": [], "expect": 1, "equals": 1}], "one of .expect. and .equals."),
+        ([{"call": "f", "args": [], "equals": float("inf")}], "test 0"),
+        ([{"call": "f", "args": [], "equals": float("nan")}], "test 0"),
+        ([{"call": "f", "args": [], "equals": 10**4300}], "test 0: an integer of more"),
+        ([{"call": "f", "args": [], "expect": 1, "setup": None}], "test 0"),
+        ([{"call": "f", "args": [], "expect": 1, "exact": False}], "test 0"),
         (["x"], "test 0"),
         ([None], "test 0"),
         ([{"stdin": "\ud800", "stdout": ""}], "test 0"),

@@ -191,18 +191,18 @@ def test_checker_agrees_with_the_search(task):
     [
         (
             COUNTDOWN,
-            ["2+3*4", "4*3+2", " ( 4 * 3 ) + 2 ", "((2+(3*4)))"],
+            ["2+3*4", "4*3+2", " ( 4 * 3 ) + 2 ", "((2+(3*4)))", "2+3*4=14", "2+3×4"],
             [
                 "14",
                 "2*4+3+3",
                 "2*7",
                 "2+3+4",
-                "2+3*4=14",
+                "2+3*4=15",
                 "34-20",
                 "2+3*4-0",
                 "-2+3*4+4",
                 "2 3*4",
-                "2+3×4",
+                "2×3+4",
                 "2+3*4 yes",
                 "2+3*4\n2+3*4",
                 "02+3*4",
@@ -307,6 +307,93 @@ def test_checker_agrees_with_the_search(task):
     ],
 )
 def test_checker_by_hand(problem, right, wrong):
+    assert [answer for answer in right if not is_right(problem, answer)] == []
+    assert [answer for answer in wrong if is_right(problem, answer)] == []
+
+
+@pytest.mark.parametrize(
+    "numbers, target, right, wrong",
+    [
+        (
+            [44, 19, 35],
+            98,
+            [
+                r"\boxed{44+19+35}",
+                "$44+19+35$",
+                "44+19+35 = 98",
+                "98 = 44+19+35.",
+                "44+19+35 = 63+35 = 98",
+                r"$$\boxed{44 + 19 + 35 = 98}$$",
+                r"\[44+19+35=\boxed{98}\]",
+                r"\fbox{44+19+35.}",
+                "44+19\n+35\n= 98。",
+                "**44+19+35**",
+                "`44+19+35`.",
+                "（44＋19）＋35＝98",
+                "[44+19]+35",
+            ],
+            [
+                "44+19+35 = 97",
+                "44+19+35 = 98 = 97",
+                "97 = 44+19+35",
+                "98",
+                "98 = 98",
+                "44+19+35 =",
+                "44+19+35 == 98",
+                "44+19+35 = 99 - 1 - 1",
+                "44+19 = 63\n63+35 = 98",
+                r"\boxed{44+19+35} \boxed{44+19+35}",
+                r"\boxed{44+19+35",
+                "44+19+35 or 98",
+                "44+19+35" + " " * 200 + "or 98",
+                "44+19+35" + "$" * 200 + "44",
+                r"\boxed{44+19}+35",
+                r"\boxed{44}+\boxed{19}+\boxed{35}",
+                "44+19+35..98",
+                "44.0+19+35",
+                "44+19+35 ≈ 98",
+                "The answer is 44+19+35",
+            ],
+        ),
+        (
+            [6, 3, 2],
+            4,
+            [
+                "6 ÷ 3 × 2",
+                r"6/3 \cdot 2",
+                r"6 \div 3 \times 2 = 4",
+                r"\frac{6}{3}\cdot2",
+                r"\dfrac{6 \times 2}{3}",
+                r"\frac63 \times 2",
+                r"\frac{6}{\frac{3}{2}}",
+                r"\left(6/3\right)\,\times\ 2",
+                r"\bigl( \tfrac{6}{3} \bigr) \quad \cdot 2 = \boxed{4}.",
+                "6/3 x 2",
+                "6∕3⋅2",
+            ],
+            [
+                r"\frac{6}{3 \cdot 2}",
+                r"\frac{6}{3}2",
+                r"2\frac{6}{3}",
+                r"\frac{3}{6}\cdot 2",
+                "6 ÷ (3 × 2)",
+                "6 ÷ 3 - 2 = 4",
+                "6/3(2)",
+                "{6/3}*2",
+                r"\sqrt{6/3*2}",
+                r"\text{6/3*2}",
+                r"6 \timesx 3",
+                "6 : 3 * 2",
+                "×6/3*2×",
+                r"6/3*2\cdot",
+                "６/3*2",
+                "6−3+2 = 4",
+            ],
+        ),
+    ],
+)
+def test_countdown_takes_what_means_the_same(numbers, target, right, wrong):
+    problem = Problem("countdown", "", "en", "", {"numbers": numbers, "target": target})
     assert [answer for answer in right if not is_right(problem, answer)] == []
     assert [answer for answer in wrong if is_right(problem, answer)] == []
 
