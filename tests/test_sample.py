@@ -190,6 +190,10 @@ def test_two_system_messages_are_refused(run, no_sampling, tmp_path):
         ValueError, match="in.jsonl:1: has its own system message, so it cannot take --system 't'"
     ):
         run(prompts=str(tmp_path / "in.jsonl"), system="t")
+    text = (tmp_path / "in.jsonl").read_text().replace('"s"', '""')  # an empty one is none
+    (tmp_path / "in.jsonl").write_text(text)
+    with pytest.raises(AssertionError, match="sampled before"):
+        run(prompts=str(tmp_path / "in.jsonl"), system="t")
 
 
 # -- chat -----------------------------------------------------------------------------------------

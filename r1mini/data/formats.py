@@ -46,8 +46,6 @@ def messages(row: Row, name: str) -> list[Message]:
     result = []
     for number, message in enumerate(row[name], 1):
         content = message.get("content", message.get("value"))
-        if isinstance(content, list):
-            content = "".join(part["text"] for part in content)
         role = message.get("role", message.get("from"))
         role = ROLES.get(role, role)
         try:
@@ -56,6 +54,11 @@ def messages(row: Row, name: str) -> list[Message]:
             for key in ("tool_calls", "function_call"):
                 if message.get(key):
                     raise ValueError(f"{key!r}: tool calls are not supported")
+            if isinstance(content, list):
+                kinds = [part.get("type", "text") for part in content]
+                if others := [kind for kind in kinds if not kind.endswith("text")]:
+                    raise ValueError(f"content of type {others[0]!r} is not supported")
+                content = "".join(part["text"] for part in content)
             if role == "system" and not str(content or "").strip():
                 continue  # an empty system message is none
             fields = {"role": role, "content": text({"content": content}, "content")}
@@ -79,14 +82,11 @@ def extra_fields(message: Row) -> dict:
         return {}
     if len(thoughts) > 1:
         raise ValueError(f"{' and '.join(map(repr, names))} differ")
-    fields = {}
+    fields, content = {}, message["content"]
     for thought in thoughts:
-        if "think>" not in message["content"] + thought:
+        if "think>" not in content + thought:
             fields["reasoning_content"] = thought
-        elif (
-            message["content"].partition("</think>")[0].replace("<think>", "").strip()
-            != thought.strip()
-        ):
+        elif content.partition("</think>")[0].replace("<think>", "").strip() != thought.strip():
             raise ValueError(f"{names[0]!r} beside <think> tags: {thought!r:.60}")
     weight = message.get("weight")
     if weight not in (0, 1, None):

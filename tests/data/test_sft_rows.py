@@ -142,6 +142,14 @@ def test_reasoning_that_the_content_has_already_is_learned_once(tmp_path):
             "'reasoning' beside <think> tags: '4'",
         ),
         ([USER, {**BOT, "reasoning": "a</think>"}], "'reasoning' beside <think> tags: 'a</think>'"),
+        (
+            [USER, {**BOT, "content": [{"type": "reasoning", "text": "a"}, {"text": "4"}]}],
+            "message 2: content of type 'reasoning' is not supported",
+        ),
+        (
+            [{**USER, "content": [{"type": "image", "url": "a"}, {"type": "text", "text": "?"}]}],
+            "message 1: content of type 'image' is not supported",
+        ),
         ([USER, {**BOT, "weight": 0.5}], "message 2: 'weight' must be 0 or 1, not 0.5"),
         ([USER, {**BOT, "weight": "0"}], "'weight' must be 0 or 1, not '0'"),
         ([USER, {**BOT, "weight": [0]}], "'weight' must be 0 or 1"),
