@@ -10,6 +10,7 @@ python sample.py --model runs/r1/dev2 --reject --out runs/rows.jsonl      [R1 §
 
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -42,6 +43,8 @@ def main(cfg: SampleConfig) -> dict:
     dtype = torch.bfloat16 if cfg.bf16 else torch.float32
     model, tokenizer = checkpoint.load(cfg.model, device, dtype)
     template = load_chat_template(cfg.model, cfg.template)
+    if template.shows_date:
+        template = replace(template, date=jobs.first_day(cfg))
     tokenizer = template.adapt_tokenizer(tokenizer)
     params = SamplingParams(cfg.max_new_tokens, cfg.temperature, cfg.top_k, cfg.top_p, cfg.min_p)
     session = Session(cfg, model, tokenizer, template, params)

@@ -46,7 +46,7 @@ def main(cfg: GRPOConfig) -> dict:
     device = pick_device(cfg.device, cfg.threads, cfg.deterministic)
     free = memory.available(device)
     needed = partial(memory_needed, cfg, device)
-    policy, tokenizer, template = load_model(cfg, device, needed)
+    policy, tokenizer, template = load_model(cfg, run, device, needed)
     cfg = fit_micro_batches(cfg, device, policy.config, free)
     data = load_problems(cfg, template, policy, tokenizer)
     reference = None

@@ -129,7 +129,7 @@ def main(cfg: Config) -> dict:
     if cfg.model == "new":
         model, tokenizer, template = new_model(cfg)
     else:
-        model, tokenizer, template = load_model(cfg, device, partial(memory_needed, cfg))
+        model, tokenizer, template = load_model(cfg, run, device, partial(memory_needed, cfg))
     model, optimizers = prepare(model.to(device), cfg)
     non_finite = optim.NonFiniteSteps()
     context = model.config.max_position_embeddings

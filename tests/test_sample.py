@@ -1,3 +1,4 @@
+import datetime
 import io
 import json
 import os
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -19,6 +21,7 @@ from r1mini import config, tasks
 from r1mini.checkpoint.tokenizer import Tokenizer
 from r1mini.evaluation import answer, jobs, rejection
 from r1mini.evaluation.config import BOXED
+from r1mini.infra.journal import Journal
 from r1mini.records import Problem, Rollout
 from r1mini.rewards import rules
 from r1mini.sampler.sampler import sample
@@ -186,6 +189,10 @@ def test_two_system_messages_are_refused(run, no_sampling, tmp_path):
     with pytest.raises(
         ValueError, match="in.jsonl:1: has its own system message, so it cannot take --system 't'"
     ):
+        run(prompts=str(tmp_path / "in.jsonl"), system="t")
+    text = (tmp_path / "in.jsonl").read_text().replace('"s"', '""')  # an empty one is none
+    (tmp_path / "in.jsonl").write_text(text)
+    with pytest.raises(AssertionError, match="sampled before"):
         run(prompts=str(tmp_path / "in.jsonl"), system="t")
 
 
@@ -540,6 +547,63 @@ def test_killed_job_resumes_to_the_same_rows(run, tmp_path, monkeypatch, mode, f
         for path in (tmp_path / "whole" / file, tmp_path / "cut" / file)
     ]
     assert rows[0] == rows[1] and not (tmp_path / "cut" / f"{file}.partial").exists()
+
+
+class Day(datetime.date):
+    today_is = "2026-02-03"
+
+    @classmethod
+    def today(cls):
+        return cls.fromisoformat(cls.today_is)
+
+
+@pytest.mark.parametrize("job", ["eval", "reject", "prompts"])
+def test_interrupted_job_keeps_the_first_day_of_its_template(
+    run, tmp_path, monkeypatch, chatting, job
+):
+    template = Path(chatting) / "chat_template.jinja"
+    template.write_text("{{ strftime_now('%d %b %Y') }}|" + template.read_text())
+    problems = tmp_path / "sums.jsonl"
+    problems.write_text("".join(f'{{"prompt": "{n}?", "answer": {n}}}\n' for n in range(4)))
+    monkeypatch.setattr(jobs, "date", Day)
+    monkeypatch.setattr(rejection, "verdict", lambda *_: "kept")
+    flags = {"eval": True, "data": (str(problems),), **OF_DATA, "template": "chat"}
+    if job == "reject":
+        flags = {**flags, "eval": False, "reject": True}
+    elif job == "prompts":
+        flags = {"prompts": str(problems)}
+    flags |= (
+        {"model": chatting, "sampler_rows": 1, "samples": 1}
+        if job != "prompts"
+        else {"model": chatting}
+    )
+    name = {"eval": "out.json", "reject": "out.jsonl", "prompts": "out.jsonl"}[job]
+    real = Journal.add
+
+    def killed(journal, part):
+        if len(journal.parts) == 2:
+            raise KeyboardInterrupt
+        real(journal, part)
+
+    def rows(folder):
+        return (tmp_path / folder / name).with_suffix(".jsonl").read_bytes()
+
+    run(**flags, out=str(tmp_path / "whole" / name))
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "add", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(**flags, out=str(tmp_path / "cut" / name))
+    monkeypatch.setattr(Day, "today_is", "2026-02-04")
+    run(**flags, out=str(tmp_path / "cut" / name))
+    assert rows("cut") == rows("whole")
+    run(**flags, out=str(tmp_path / "next" / name))
+    if job == "eval":
+        settings = [
+            json.loads((tmp_path / folder / name).read_text())["settings"]["date"]
+            for folder in ("whole", "cut", "next")
+        ]
+        assert settings == ["2026-02-03", "2026-02-03", "2026-02-04"]
+        assert rows("next") != rows("whole")
 
 
 def test_presets_follow_r1s_protocol():

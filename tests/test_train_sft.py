@@ -1,5 +1,7 @@
 import copy
+import datetime
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,10 +12,10 @@ import train_sft
 from r1mini import checkpoint, config
 from r1mini.checkpoint import chat_template
 from r1mini.checkpoint.tokenizer import END_OF_TEXT
-from r1mini.data.sft import encode_rows
+from r1mini.data.sft import encode_rows, sft_rows
 from r1mini.sampler.sampler import sample
 from r1mini.sampler.sampling import SamplingParams
-from r1mini.training import optim
+from r1mini.training import optim, setup
 from r1mini.training import run_state as state
 from r1mini.training.logprobs import collate, token_logprobs
 
@@ -175,10 +177,11 @@ def test_resumed_run_gives_the_same_metrics(interrupted):
     ] and whole == cut  # the loss logged at step 20 is the mean since step 1
 
 
-def test_finished_run_does_not_run_again(run, tmp_path, monkeypatch):
+def test_finished_run_does_not_run_again(run, tmp_path, monkeypatch, capsys):
     run("out")
     monkeypatch.setattr(optim, "step", None)  # running a step would raise
     assert run("out")["finished"]
+    assert f"--model {tmp_path / 'out'} and another --out" in capsys.readouterr().out
 
 
 def test_folder_of_another_run_is_refused(run):
@@ -268,6 +271,104 @@ USER, BOT = (
 def test_assistant_turns_are_targets_with_their_end_token(tokens, row, whole, parts):
     assert learned(row, tokens) == (whole, parts)
     assert learned(row, tokens, train_on_prompt=True) == (whole, [whole])
+
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role + '\n' + m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture
+def chatting(folder, tmp_path):
+    """A model folder whose template is ChatML, but for its end token."""
+    path = Path(shutil.copytree(folder, tmp_path / "chatting"))
+    (path / "chat_template.jinja").write_text(CHATML.replace("<|im_end|>", END_OF_TEXT))
+    return path
+
+
+HI = {"role": "user", "content": "hi"}
+
+
+@pytest.mark.parametrize(
+    "row, parts",
+    [
+        (
+            {"messages": [HI, {**BOT, "reasoning_content": "2+2 is 4", "content": "4"}]},
+            [f"<think>2+2 is 4</think>4{END_OF_TEXT}"],
+        ),
+        (
+            {"messages": [HI, {**BOT, "content": "b", "weight": 0}, HI, {**BOT, "content": "d"}]},
+            [f"d{END_OF_TEXT}"],
+        ),
+        (
+            {"messages": [{"role": "system", "content": ""}, HI, {**BOT, "content": "hello"}]},
+            [f"hello{END_OF_TEXT}"],
+        ),
+        ({"text": f"hi\nhello{END_OF_TEXT}"}, [f"hi\nhello{END_OF_TEXT}"]),
+        ({"text": f"hello{END_OF_TEXT}\n"}, [f"hello{END_OF_TEXT}\n"]),
+        ({"prompt": "hi\n", "completion": f"a{END_OF_TEXT}"}, [f"a{END_OF_TEXT}"]),
+        ({"messages": [HI, {**BOT, "content": f"a{END_OF_TEXT}"}]}, [f"a{END_OF_TEXT}"]),
+        ({"text": f"{END_OF_TEXT}hi"}, [f"{END_OF_TEXT}hi{END_OF_TEXT}"]),
+        ({"text": "hi<|endoftext"}, [f"hi<|endoftext{END_OF_TEXT}"]),
+        ({"prompt": f"a{END_OF_TEXT}", "completion": "b"}, [f"b{END_OF_TEXT}"]),
+    ],
+)
+def test_what_is_learned_of_public_rows(chatting, tmp_path, row, parts):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    template = chat_template.load_chat_template(chatting)
+    tokens = template.adapt_tokenizer(checkpoint.load_tokenizer(chatting))
+    [encoded] = encode_rows(list(sft_rows(path).values()), tokens, template, 1024)
+    show = lambda ids: tokens.backend.decode(ids, skip_special_tokens=False)
+    assert [show(ids) for ids in encoded[1::2]] == parts
+    assert "system" not in show(encoded[0])
+    [whole] = encode_rows(list(sft_rows(path).values()), tokens, template, 1024, True)
+    assert sum(map(list, encoded), []) == whole[1]
+
+
+class Day(datetime.date):
+    today_is = "2026-02-03"
+
+    @classmethod
+    def today(cls):
+        return cls.fromisoformat(cls.today_is)
+
+
+@pytest.fixture
+def on_day(monkeypatch):
+    monkeypatch.setattr(setup, "date", Day)
+    return lambda day: monkeypatch.setattr(Day, "today_is", day)
+
+
+def test_run_keeps_the_first_day_of_its_template(run, chatting, on_day, tmp_path, monkeypatch):
+    dated = "Today: {{ strftime_now('%d %b %Y') }}\n"
+    (chatting / "chat_template.jinja").write_text(dated + CHATML.replace("<|im_end|>", END_OF_TEXT))
+    rows = tmp_path / "chat.jsonl"
+    rows.write_text(
+        "".join(json.dumps({"messages": [HI, {**BOT, "content": f"{n}"}]}) + "\n" for n in range(9))
+    )
+    flags = dict(model=str(chatting), data=str(rows), batch_tokens=80, train_on_prompt=True)
+    run("whole", **flags)
+    record = json.loads((tmp_path / "whole/run.json").read_text())
+    assert record["config"]["date"] == "2026-02-03"
+    with monkeypatch.context() as patch:
+        interrupt_at_call(patch, optim, "step", 4)
+        with pytest.raises(KeyboardInterrupt):
+            run("cut", **flags)
+    on_day("2026-02-04")
+    run("cut", **flags)
+    run("other", **flags)
+    model_of = lambda name: (tmp_path / name / "model.safetensors").read_bytes()
+    assert model_of("cut") == model_of("whole") != model_of("other")
+    assert run("cut", **flags)["finished"]  # and it is known as finished on every day
+    record["config"].pop("date")  # of a version that did not keep the day
+    with pytest.raises(ValueError, match="the day in the chat template was None, now '2026-02-04'"):
+        state.changes(tmp_path, record["config"], {**record["config"], "date": "2026-02-04"})
+    for name in ("undated", "corpus"):
+        changes = {} if name == "undated" else {"data": "corpus", "rows": 9, **SHAPE}
+        run(name, **changes)
+        assert "date" not in json.loads((tmp_path / name / "run.json").read_text())["config"]
 
 
 def test_sft_and_rl_render_the_same_prompt(tokens):

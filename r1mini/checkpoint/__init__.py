@@ -37,8 +37,10 @@ TOKENIZER_FILES = (  # saved unchanged
     "merges.txt",
     "tokenizer.model",
 )
+SLOW_TOKENIZERS = ("tokenizer.model", "vocab.json", "tekken.json")  # without tokenizer.json
 HUB_FILES = [
     "config.json",
+    "adapter_config.json",
     "model*.safetensors",
     "model.safetensors.index.json",
     "tokenizer.json",
@@ -85,7 +87,17 @@ def load(
 
     folder = resolve(folder)
     if not folder.is_dir():
-        raise ValueError(f"{folder}: no such model folder (embedded models: {', '.join(EMBEDDED)})")
+        raise ValueError(
+            f"{folder}: no such model folder (embedded models: {', '.join(EMBEDDED)}; "
+            "a Hugging Face hub id is owner/name)"
+        )
+    adapter = folder / "adapter_config.json"
+    if adapter.is_file() and not any(folder.glob("model*.safetensors")):
+        base = read_json(adapter).get("base_model_name_or_path") or "an unnamed model"
+        raise ValueError(
+            f"{folder}: a LoRA adapter of {base}, not a model; merge the two (in peft: "
+            "merge_and_unload) and give the merged model's folder"
+        )
     config = read_config(folder / "config.json")
     if check_config:
         check_config(config)
@@ -135,6 +147,13 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     """
     folder = resolve(folder)
     path = folder / "tokenizer.json"
+    others = [name for name in SLOW_TOKENIZERS if (folder / name).is_file()]
+    if others and not path.is_file():
+        raise ValueError(
+            f'{path}: no such file; transformers makes it of {others[0]}: python -c "from '
+            f"transformers import AutoTokenizer as T; T.from_pretrained('{folder}')"
+            f".save_pretrained('{folder}')\""
+        )
     content = read_file(path)
     try:
         backend = Backend.from_buffer(content)
@@ -149,7 +168,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     if isinstance(eos, dict):
         eos = eos.get("content")
     eos_id = None
-    if eos is not None:
+    if eos:
         eos_id = backend.token_to_id(str(eos))
         if eos_id is None:
             raise ValueError(f"{path}: eos_token {eos!r} is not in tokenizer.json")

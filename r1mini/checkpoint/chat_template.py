@@ -10,7 +10,9 @@ internals and from side effects; a render of over a second or 10 million charact
 Memory is not bounded. A single call into C that takes minutes (searching megabytes that the
 template built) ends the process, and off the main thread there is no time limit.
 
-Left out: tools, documents, content other than text, variables such as Qwen3's `enable_thinking`.
+Reasoning of a message (`reasoning_content`) is where the template has it, or else stands before the
+content, as `<think>…</think>`. Left out: tools, documents, content other than text, variables such
+as Qwen3's `enable_thinking`.
 """
 
 import copy
@@ -21,6 +23,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from jinja2.ext import Extension, loopcontrols
@@ -36,7 +39,9 @@ KINDS = ("auto", "chat", "r1-zero", "plain")
 MAX_SECONDS = 1.0
 MAX_CHARACTERS = 10_000_000  # of a rendered text
 MAX_SOURCE = 100_000  # characters of a template; the longest real one has 20,000
-Messages = Sequence[Mapping[str, str]]
+REASONING = ("reasoning_content", "thinking", "reasoning")  # its names in messages and templates
+Message = Mapping[str, Any]
+Messages = Sequence[Message]
 
 # [R1 §2.2, Table 1], where the question replaces "prompt". No space follows "Assistant:", because
 # the model writes it.
@@ -85,7 +90,15 @@ ENVIRONMENT = ImmutableSandboxedEnvironment(
 )
 ENVIRONMENT.filters["tojson"] = tojson
 ENVIRONMENT.globals["raise_exception"] = raise_exception
-ENVIRONMENT.globals["strftime_now"] = lambda format: datetime.now().strftime(format)
+del ENVIRONMENT.filters["random"], ENVIRONMENT.globals["lipsum"]  # a text depends on no chance
+
+
+def is_learned(message: Message) -> bool:
+    return message["role"] == "assistant" and message.get("weight") != 0
+
+
+def squeezed(text: str) -> str:
+    return "".join(text.split())
 
 
 @dataclass(frozen=True)
@@ -97,6 +110,7 @@ class ChatTemplate:
     special_tokens: Mapping[str, str]
     saved: bool = False  # with a model that is trained with it
     wraps_text: bool = False  # True: a string prompt becomes a message; False: used as it is
+    date: str = ""  # of `strftime_now`, as YYYY-MM-DD; "": the present
 
     def adapt_tokenizer(self, tokenizer: Tokenizer) -> Tokenizer:
         """A copy that also stops where this template ends a turn, and that saves the template.
@@ -125,11 +139,36 @@ class ChatTemplate:
             for key in ("role", "content"):
                 if not isinstance(message, Mapping) or not isinstance(message.get(key), str):
                     raise ValueError(f"message {number} of {len(messages)}: no text in {key!r}")
+        return self._render(
+            [self._prepared(message) for message in messages], add_generation_prompt
+        )
+
+    def _prepared(self, message: Message) -> Message:
+        """A message with its reasoning where the template reads it, and without an end token: the
+        template adds one."""
+        message = dict(message)
+        if message["role"] != "assistant":
+            return message
+        for end in (self.end_of_turn.strip(), self.special_tokens.get("eos_token")):
+            content = message["content"].rstrip()
+            if end and content.endswith(end):
+                message["content"] = content.removesuffix(end)
+        if isinstance(message.get("reasoning_content"), str):
+            reasoning = message.pop("reasoning_content")
+            if self._reasoning_key:
+                message[self._reasoning_key] = reasoning
+            else:
+                message["content"] = f"<think>{reasoning}</think>{message['content']}"
+        return message
+
+    def _render(self, messages: Messages, add_generation_prompt: bool = False) -> str:
+        now = datetime.fromisoformat(self.date) if self.date else datetime.now()
         try:
             with time_limit(MAX_SECONDS):
                 text = self._compiled.render(
                     **self.special_tokens,
-                    messages=[dict(message) for message in messages],
+                    messages=[m for m in messages if m["role"] != "system" or m["content"].strip()],
+                    strftime_now=now.strftime,
                     tools=None,
                     documents=None,
                     add_generation_prompt=add_generation_prompt,
@@ -151,7 +190,8 @@ class ChatTemplate:
         """
         if messages[-1]["role"] != "assistant":
             return self.render(messages)
-        text, beginning = self.render(messages, False), messages[-1]["content"].strip()
+        text = self.render(messages, False)
+        beginning = self._prepared(messages[-1])["content"].strip()
         if beginning not in text:
             raise self._error(f"drops the message that the assistant continues, {beginning[:60]!r}")
         return text[: text.rindex(beginning) + len(beginning)]
@@ -159,14 +199,15 @@ class ChatTemplate:
     def segments(self, messages: Messages, num_prompt: int = 0) -> list[tuple[str, bool]]:
         """The conversation as consecutive (text, learned) segments.
 
-        Fine-tuning learns the assistant's messages after the first `num_prompt`, with the end of
-        each turn. Some templates rewrite earlier turns (R1-Distill's drops their thinking); then
-        only the assistant's last turn is learned, after the others as the model will see them, and
-        nothing follows it. ValueError if the template never ends a turn.
+        Fine-tuning learns the assistant's messages after the first `num_prompt`, except those of
+        `weight` 0, with the end of each turn. Some templates rewrite earlier turns (R1-Distill's
+        drops their thinking); then only the assistant's last turn is learned, after the others as
+        the model will see them, and nothing follows it. ValueError if the template never ends a
+        turn, or drops its reasoning.
         """
         whole, segments, at = self.render(messages, False), [], 0
         for number, message in enumerate(messages, 1):
-            if message["role"] == "assistant" and number > num_prompt:
+            if is_learned(message) and number > num_prompt:
                 before, learned = self._last_turn(messages[:number])
                 segments += [(before[at:], False), (learned, True)]
                 at = len(before) + len(learned)
@@ -180,16 +221,19 @@ class ChatTemplate:
         if not self.end_of_turn:
             raise self._error("does not end the assistant's turn, so no end can be learned")
         prompt, through = self.render(messages[:-1]), self.render(messages, False)
-        content = messages[-1]["content"]
+        last = self._prepared(messages[-1])
+        content, reasoning = last["content"], last.get(self._reasoning_key, "")
         end = through.rfind(self.end_of_turn) + len(self.end_of_turn)
         opened = think_prefix(prompt)
         for prefix in (opened, ""):  # a turn without thinking replaces an opened <think>
             before = prompt.removesuffix(opened) + prefix
             learned = through[len(before) : end]
             # Templates trim, and drop thinking: only white space may be lost.
-            kept = "".join(content.split()) in "".join((prefix + learned).split())
-            if through.startswith(before) and kept:
+            has_all = all(squeezed(x) in squeezed(prefix + learned) for x in (content, reasoning))
+            if through.startswith(before) and has_all:
                 return before, learned
+        if reasoning:
+            raise self._error(f"drops the reasoning of a turn, {reasoning[:60]!r}")
         if opened and "</think>" in content:
             return prompt, re.sub(r"\A\s*<think>\s*", "", content) + self.end_of_turn
         return prompt.removesuffix(opened), content + self.end_of_turn
@@ -198,8 +242,22 @@ class ChatTemplate:
     def end_of_turn(self) -> str:
         """What follows the assistant's content and ends its turn, e.g. `<|im_end|>`; may be ""."""
         messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "ANSWER"}]
-        _, answer, after = self.render(messages, False).rpartition("ANSWER")
+        _, answer, after = self._render(messages).rpartition("ANSWER")
         return re.match(r"(\s*\S+)?", after)[0] if answer else ""
+
+    @cached_property
+    def _reasoning_key(self) -> str:
+        """The name under which the template reads the reasoning of a message, or ""."""
+        for name in REASONING:
+            reply = {"role": "assistant", "content": "ANSWER", name: "REASONING"}
+            if "REASONING" in self._render([{"role": "user", "content": "x"}, reply]):
+                return name
+        return ""
+
+    @property
+    def shows_date(self) -> bool:
+        """Whether the text depends on the day. A job keeps its first day as `date`."""
+        return "strftime_now" in self.source
 
     @cached_property
     def _compiled(self) -> jinja2.Template:
@@ -224,7 +282,7 @@ def load_chat_template(folder: str | Path, kind: str = "auto") -> ChatTemplate:
     for name, token in config.items():
         if isinstance(token, dict):
             token = token.get("content")
-        if name.endswith("_token") and isinstance(token, str):
+        if name.endswith("_token") and isinstance(token, str) and token:
             special_tokens[name] = token
     source = config.get("chat_template")
     if isinstance(source, list):  # named templates: "default", "tool_use", ...

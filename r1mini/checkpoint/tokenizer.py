@@ -10,7 +10,7 @@ end. One attempt of a search then takes half as many tokens as it has characters
 import re
 from collections.abc import Iterable, Mapping
 
-from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import Encoding, Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
 END_OF_TEXT = "<|endoftext|>"
@@ -53,6 +53,8 @@ class Tokenizer:
         document = backend.encode("x", add_special_tokens=True).ids
         starts = (i for i in range(len(document)) if document[i : i + len(ids)] == ids)
         self.bos_ids = document[: next(starts, 0)]
+        added = backend.get_added_tokens_decoder()
+        self.is_special = {i: token.special for i, token in added.items()}
 
     @property
     def vocab_size(self) -> int:
@@ -63,8 +65,32 @@ class Tokenizer:
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in self._encodings(texts)]
+
+    def encode_segments(self, rows: list[list[str]]) -> list[list[list[int]]]:
+        """The ids of each row's whole text, cut where its segments meet.
+
+        Context and learned segments alternate; a token with a character of both is learned. A
+        segment encoded alone would have other ids: SentencePiece begins every text with a space,
+        and BPE merges over a border.
+        """
+        result = []
+        for texts, encoding in zip(rows, self._encodings(["".join(texts) for texts in rows])):
+            ids, starts_and_ends = encoding.ids, encoding.offsets
+            cuts, border = [0], 0
+            for number, text in enumerate(texts[:-1]):
+                border, cut, is_learned = border + len(text), cuts[-1], number % 2
+                for start, end in starts_and_ends[cut:]:
+                    if start >= border if is_learned else end > border:
+                        break
+                    cut += 1
+                cuts.append(cut)
+            result.append([ids[i:j] for i, j in zip(cuts, [*cuts[1:], len(ids)])])
+        return result
+
+    def _encodings(self, texts: list[str]) -> list[Encoding]:
         try:
-            return [e.ids for e in self.backend.encode_batch(texts, add_special_tokens=False)]
+            return self.backend.encode_batch(texts, add_special_tokens=False)
         except TypeError:  # JSON can hold a lone surrogate, a terminal other bytes
             bad = next(text for text in texts if re.search("[\ud800-\udfff]", text))
             raise ValueError(f"not Unicode text (a lone surrogate): {bad[:60]!r}") from None
@@ -74,8 +100,14 @@ class Tokenizer:
         return ids if ids[: len(self.bos_ids)] == self.bos_ids else [*self.bos_ids, *ids]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Leaves out special tokens."""
-        return self.backend.decode(list(ids), skip_special_tokens=True)
+        """Leaves out special tokens that begin or end a text; tags may be special tokens, too."""
+        limits = {i for i in (*self.bos_ids, *self.stop_ids) if self.is_special.get(i)}
+        return self.backend.decode([i for i in ids if i not in limits], False)
+
+    def has_end(self, text: str) -> bool:
+        """Whether a text ends with a stop token, but for white space."""
+        names = [self.backend.id_to_token(i) for i in self.stop_ids & self.is_special.keys()]
+        return text.rstrip().endswith(tuple(names))
 
 
 class StreamDecoder:

@@ -141,16 +141,19 @@ def refuse_unsupported(family: str, raw: Mapping[str, Any], sizes: Mapping[str, 
 
 def rope_config(raw: Mapping[str, Any], context: int) -> tuple[float, dict[str, Any] | None]:
     """(theta, scaling) from rope_theta and rope_scaling, or transformers 5's rope_parameters."""
-    rope = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
-    if not isinstance(rope, dict) or any(isinstance(value, dict) for value in rope.values()):
-        raise ValueError(f"rope_scaling {rope!r} is not one object of numbers")
+    objects = [raw[name] for name in ("rope_scaling", "rope_parameters") if raw.get(name)]
+    for rope in objects:
+        if not isinstance(rope, dict) or any(isinstance(value, dict) for value in rope.values()):
+            raise ValueError(f"rope_scaling {rope!r} is not one object of numbers")
+    rope = next(iter(objects), {})
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ROPE:
         raise ValueError(f"rope type {kind} is not supported")
-    theta = float(rope.get("rope_theta") or raw.get("rope_theta") or 10_000.0)
+    thetas = (settings.get("rope_theta") for settings in (*objects, raw))
+    theta = float(next(filter(None, thetas), 10_000.0))
     if not 1 < theta < math.inf:
         raise ValueError(f"rope_theta {theta} is not above 1")
-    for settings in (rope, raw):
+    for settings in (*objects, raw):
         factor = settings.get("partial_rotary_factor")
         if factor not in (1, None):
             raise ValueError(f"partial_rotary_factor {factor} is not supported")

@@ -13,6 +13,7 @@ from itertools import chain
 from random import Random
 from typing import Any, NamedTuple
 
+from r1mini.checkpoint.chat_template import REASONING
 from r1mini.sandbox import convert
 from r1mini.sandbox.convert import typed_column
 
@@ -45,17 +46,52 @@ def messages(row: Row, name: str) -> list[Message]:
     result = []
     for number, message in enumerate(row[name], 1):
         content = message.get("content", message.get("value"))
-        if isinstance(content, list):
-            content = "".join(part["text"] for part in content)
         role = message.get("role", message.get("from"))
         role = ROLES.get(role, role)
         try:
             if role not in ("system", "user", "assistant"):
                 raise ValueError(f"role {role!r:.60} is not system, user or assistant")
-            result.append({"role": role, "content": text({"content": content}, "content")})
+            for key in ("tool_calls", "function_call"):
+                if message.get(key):
+                    raise ValueError(f"{key!r}: tool calls are not supported")
+            if isinstance(content, list):
+                kinds = [part.get("type", "text") for part in content]
+                if others := [kind for kind in kinds if not kind.endswith("text")]:
+                    raise ValueError(f"content of type {others[0]!r} is not supported")
+                content = "".join(part["text"] for part in content)
+            if role == "system" and not str(content or "").strip():
+                continue  # an empty system message is none
+            fields = {"role": role, "content": text({"content": content}, "content")}
+            result.append({**fields, **extra_fields({**message, **fields})})
         except ValueError as error:
             raise ValueError(f"column {name!r}, message {number}: {error}") from None
     return result
+
+
+def extra_fields(message: Row) -> dict:
+    """An assistant's `reasoning_content`, under any of its names, and `weight` if that is 0.
+
+    ValueError for another weight than 0 and 1, and for reasoning that is not text, not the
+    assistant's, there twice, or beside other reasoning in the content.
+    """
+    names = [name for name in REASONING if str(message.get(name) or "").strip()]
+    thoughts = {text(message, name) for name in names}
+    if message["role"] != "assistant":
+        if names:
+            raise ValueError(f"{names[0]!r} in a message of role {message['role']!r}")
+        return {}
+    if len(thoughts) > 1:
+        raise ValueError(f"{' and '.join(map(repr, names))} differ")
+    fields, content = {}, message["content"]
+    for thought in thoughts:
+        if "think>" not in content + thought:
+            fields["reasoning_content"] = thought
+        elif content.partition("</think>")[0].replace("<think>", "").strip() != thought.strip():
+            raise ValueError(f"{names[0]!r} beside <think> tags: {thought!r:.60}")
+    weight = message.get("weight")
+    if weight not in (0, 1, None):
+        raise ValueError(f"'weight' must be 0 or 1, not {weight!r:.60}")
+    return {**fields, "weight": 0} if weight == 0 else fields
 
 
 def chat(question: str, reply: str | None = None, **columns: Any) -> dict:

@@ -121,7 +121,10 @@ def row_ngrams(fields: Row, role: str) -> set[str]:
     if "numbers" in fields:
         return {f"{sorted(fields['numbers'])} {fields['target']}"}
     messages = to_messages(fields)
-    return set().union(*(ngrams(m["content"]) for m in messages if m["role"] == role))
+    texts = [
+        m.get("reasoning_content", "") + "\n" + m["content"] for m in messages if m["role"] == role
+    ]
+    return set().union(*map(ngrams, texts))
 
 
 def is_contaminated(fields: Row, eval_ngrams: Set[str]) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import repeat
 from pathlib import Path
 
-from r1mini.checkpoint.chat_template import ChatTemplate
+from r1mini.checkpoint.chat_template import ChatTemplate, is_learned
 from r1mini.checkpoint.tokenizer import Tokenizer
 from r1mini.data.files import RowErrors
 from r1mini.data.formats import TEXT_FIELDS, Row, to_messages
@@ -46,8 +46,8 @@ def sft_rows(
 def sft_row(example: Example) -> Row:
     """The text or messages of an example. ValueError if it has nothing to learn."""
     row = {name: value for name, value in example.fields.items() if name in TEXT_FIELDS}
-    replies = [m for m in row.get("messages", ()) if m["role"] == "assistant"]
-    if not (row.get("completion") or row.get("text") or replies):
+    replies = [*row.get("messages", ()), *to_messages(row, ("completion",))]
+    if not (row.get("text") or any(map(is_learned, replies))):
         raise ValueError(f"no {example.format.target}")
     if isinstance(row.get("prompt"), str) != isinstance(row.get("completion"), str):
         raise ValueError("columns 'prompt' and 'completion': one is text, the other messages")
@@ -71,7 +71,8 @@ def encode_rows(
 ) -> list[Segments]:
     """The token ids of each row's segments; every second segment is learned.
 
-    A row of text has two: the prompt, and the completion with its end token. A row that exceeds the
+    A row of text has two: the prompt, and the completion with its end token. The ids are those of
+    the whole conversation. A row that exceeds the
     context is reported to `errors`; `places` names the rows.
     """
     accepted = []
@@ -80,12 +81,10 @@ def encode_rows(
             accepted.append((row, place, segment_texts(row, template)))
         except ValueError as error:  # the template rejects it
             errors.report(f"{place}: {error}")
-    texts = [text for *_, segments in accepted for text in segments]
-    ids = iter(tokenizer.encode_batch(texts))
+    encodings = tokenizer.encode_segments([texts for *_, texts in accepted])
     encoded = []
-    for row, place, segments in accepted:
-        segments = [next(ids) for _ in segments]
-        if is_plain_text(row, template):
+    for (row, place, texts), segments in zip(accepted, encodings):
+        if is_plain_text(row, template) and not tokenizer.has_end(texts[-1]):
             segments[-1] = [*segments[-1], tokenizer.eos_id]
         bare = sum(segments, [])
         whole = tokenizer.with_bos(bare)
@@ -107,7 +106,8 @@ def is_plain_text(row: Row, template: ChatTemplate) -> bool:
 
 def segment_texts(row: Row, template: ChatTemplate) -> list[str]:
     """A row's text, split where prompt and learned text meet; the first segment is a prompt. In
-    messages, the assistant's turns are learned, except in a prompt that has its own completion.
+    messages, the assistant's turns are learned, except those of `weight` 0 and in a prompt that has
+    its own completion.
 
     >>> from r1mini.checkpoint.chat_template import plain_template
     >>> messages = [{"role": role, "content": role[:1]} for role in ("user", "assistant", "user")]
@@ -120,8 +120,8 @@ def segment_texts(row: Row, template: ChatTemplate) -> list[str]:
         return [row["prompt"], row["completion"]]
     segments = [""]
     in_prompt = len(to_messages(row, ("prompt",)))
-    for text, is_learned in template.segments(to_messages(row), in_prompt):
-        if is_learned == (len(segments) % 2 == 0):
+    for text, learned in template.segments(to_messages(row), in_prompt):
+        if learned == (len(segments) % 2 == 0):
             segments[-1] += text
         else:
             segments.append(text)

@@ -108,7 +108,7 @@ def render_prompts(session: Session, system: Messages) -> list[tuple[dict, str, 
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
         try:
-            roles = [message.get("role") for message in messages if isinstance(message, dict)]
+            roles = [m.get("role") for m in messages if isinstance(m, dict) and m.get("content")]
             if system and "system" in roles:
                 raise ValueError(
                     "has its own system message, so it cannot take "

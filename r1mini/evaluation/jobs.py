@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from r1mini.data.problems import read_problems
 from r1mini.evaluation.config import BENCHMARKS, SampleConfig
 from r1mini.evaluation.figures import NOT_SETS
 from r1mini.infra import files
-from r1mini.infra.journal import Journal
+from r1mini.infra.journal import Journal, parse_line
 from r1mini.model.transformer import Transformer
 from r1mini.records import Problem, Rollout
 from r1mini.rewards import REWARDS
@@ -146,6 +147,7 @@ def job_settings(session: Session, **others: Any) -> dict:
         "model": cfg.model,
         "weights": weights_fingerprint(cfg.model),
         "bf16": cfg.bf16,
+        **({"date": session.template.date} if session.template.date else {}),
         **others,
     }
 
@@ -178,6 +180,15 @@ def json_sha256(value: Any) -> str:
 def open_journal(cfg: SampleConfig, settings: Mapping[str, object], count: int) -> Journal:
     """The journal of a job of `count` parts, next to `--out`."""
     return Journal(Path(f"{cfg.out}.partial") if cfg.out else None, settings, count)
+
+
+def first_day(cfg: SampleConfig) -> str:
+    """The day (YYYY-MM-DD) on which the job of `--out` began, or else today."""
+    try:
+        first_line = Path(f"{cfg.out}.partial").read_bytes().partition(b"\n")[0]
+        return parse_line(first_line)["date"]
+    except (OSError, ValueError, LookupError, TypeError):  # no journal, damaged, or without a day
+        return date.today().isoformat()
 
 
 def write_rows(path: Path, rows: Sequence[Mapping]) -> None:

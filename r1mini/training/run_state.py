@@ -46,6 +46,7 @@ IGNORED = {"out", "progress", "show", "save_every", "keep", "allow_changes"}
 # Flags that decide which tensors a state has: --allow-changes does not cover them.
 SHAPE = {"hidden_size", "layers", "heads", "kv_heads", "intermediate_size", "vocab_size"}
 FIXED = {"model", "optimizer", "beta", *SHAPE}
+NAMES = {"data_sha256": "the content of --data", "date": "the day in the chat template"}
 LOCKS: dict[Path, BinaryIO] = {}  # held by this process
 
 Files = Mapping[str, Content]
@@ -70,7 +71,10 @@ class Run:
     """
 
     def __init__(self, out: str, settings: Mapping[str, Any], logs: Sequence[str]):
-        self.out, self.settings, self.logs = Path(out), settings, logs
+        self.out, self.logs = Path(out), logs
+        recorded = self.record()["config"] if (self.out / "run.json").is_file() else {}
+        # A chat template may show the day: a run keeps its first one.
+        self.settings = {**settings, **{k: x for k, x in recorded.items() if k == "date"}}
         self.step_is_whole = True  # what is in memory is the state after `step` steps
 
     @property
@@ -88,7 +92,10 @@ class Run:
         finished = has_finished(self.out, self.settings)
         distributed.require_same(f"the content of {self.out}", finished)
         if finished:
-            print(f"{self.out}: this run has finished already; nothing to do")
+            print(
+                f"{self.out}: this run has finished already; nothing to do; to go on from it: "
+                f"--model {self.out} and another --out"
+            )
         return finished
 
     def record(self) -> dict[str, Any]:
@@ -268,11 +275,13 @@ def changes(
     for key in sorted((config.keys() | before.keys()) - IGNORED):
         if config.get(key) == before.get(key):
             continue
-        name = "the content of --data" if key == "data_sha256" else f"--{key.replace('_', '-')}"
+        name = NAMES.get(key, f"--{key.replace('_', '-')}")
         messages.append(f"{name} was {before.get(key)!r}, now {config.get(key)!r}")
         may_change = key not in FIXED and not finished
         if not (may_change and config.get("allow_changes")):
             advice = ", or add --allow-changes to resume it" if may_change else ""
+            if finished:
+                advice = f", with --model {out} to go on from this run"
             raise ValueError(
                 f"--out {out}: holds another run ({messages[-1]}); choose another folder{advice}"
             )

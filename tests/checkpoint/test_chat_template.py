@@ -332,6 +332,134 @@ def test_prompt_may_open_the_thinking(name, think_prefix):
     assert records.think_prefix(published(name).render(talk("x"))) == think_prefix
 
 
+# -- reasoning, weights and ends of messages ---------------------------------------------------------------------------
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role + '\n' + m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def chatml(**fields):
+    return ChatTemplate("chatml", CHATML, {"eos_token": "<|endoftext|>"}, **fields)
+
+
+def reads(name, before="[THINK]", after="[/THINK]"):
+    """A template that shows the reasoning of a message under one name."""
+    thinking = "{% if m." + name + " %}" + before + "{{ m." + name + " }}" + after + "{% endif %}"
+    return ChatTemplate(
+        name, CHATML.replace("{{ m.role + '\n' + ", "{{ m.role }}\n" + thinking + "{{ "), {}
+    )
+
+
+def thinking(content, reasoning="2+2 is 4", **fields):
+    return [
+        {"role": "user", "content": "2+2?"},
+        {"role": "assistant", "content": content, "reasoning_content": reasoning, **fields},
+    ]
+
+
+def learned(template, messages, num_prompt=0):
+    return [text for text, learns in template.segments(messages, num_prompt) if learns]
+
+
+@pytest.mark.parametrize(
+    "template, expected",
+    [
+        (chatml(), "<think>2+2 is 4</think>4<|im_end|>"),
+        (published("qwen2.5"), "<think>2+2 is 4</think>4<|im_end|>"),
+        (published("qwen3"), "<think>\n2+2 is 4\n</think>\n\n4<|im_end|>"),
+        (published("r1-distill"), "2+2 is 4</think>4<｜end▁of▁sentence｜>"),  # the prompt opens it
+        (published("mistral"), "<think>2+2 is 4</think>4</s>"),
+        (load_chat_template("base"), "<think>2+2 is 4</think>4<|endoftext|>"),
+        *(
+            (reads(name), "[THINK]2+2 is 4[/THINK]4<|im_end|>")
+            for name in ("reasoning_content", "thinking", "reasoning")
+        ),
+    ],
+    ids=lambda x: getattr(x, "name", None),
+)
+def test_reasoning_is_learned_as_the_template_has_it_or_in_think_tags(template, expected):
+    assert learned(template, thinking("4")) == [expected]
+    followed = [*thinking("4"), *thinking("5", "one more")]
+    assert "one more" in learned(template, followed)[-1]
+    without = learned(template, talk("2+2?", "4"))
+    assert "2+2 is 4" not in without[0] and without[0].endswith(expected[-5:])
+
+
+def test_reasoning_that_the_template_drops_is_refused():
+    """It shows the reasoning of a first turn only."""
+    source = (
+        "{% for m in messages %}{{ m.role }}:{% if loop.index < 3 %}{{ m.thinking }}{% endif %}"
+        "{{ m.content }}<e>{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    first = ChatTemplate("first", source, {})
+    assert learned(first, thinking("4")) == ["2+2 is 44<e>"]
+    with pytest.raises(ValueError, match="template first: drops the reasoning of a turn, '2.2 is"):
+        first.segments([*thinking("4"), *thinking("4")])
+
+
+def test_turns_of_weight_0_are_not_learned():
+    chat = talk("a", "A", "b", "B", "c", "C")
+    for skipped in ({1}, {3}, {5}, {1, 5}, {1, 3, 5}):
+        weighted = [{**m, "weight": 0} if i in skipped else m for i, m in enumerate(chat)]
+        kept = [f"{chat[i]['content']}<|im_end|>" for i in (1, 3, 5) if i not in skipped]
+        assert learned(chatml(), weighted) == kept
+        assert "".join(text for text, _ in chatml().segments(weighted)) == chatml().render(
+            chat, False
+        )
+    ones = [{**m, "weight": 1} for m in chat]
+    assert chatml().segments(ones) == chatml().segments(chat)
+    rewritten = [*talk("a", "<think>x</think>A"), *talk("b", "<think>y</think>B")]
+    rewritten[3] = {**rewritten[3], "weight": 0}
+    assert learned(published("r1-distill"), rewritten) == ["x</think>A<｜end▁of▁sentence｜>"]
+
+
+@pytest.mark.parametrize("end", ["<|im_end|>", "<|im_end|>\n", "<|endoftext|>", "  <|im_end|>"])
+def test_end_token_of_a_message_is_not_doubled(end):
+    assert learned(chatml(), talk("a", "A" + end, "b", "B")) == [
+        f"A{' ' * end.count(' ')}<|im_end|>",
+        "B<|im_end|>",
+    ]
+    plain = load_chat_template("base", "plain")
+    assert learned(plain, talk("a", "A\n<|endoftext|>")) == ["A\n<|endoftext|>"]
+    for other in ("A<|im_start|>", "A<|im_end", "A <|im_end|> B", "A\n"):  # no end
+        assert learned(chatml(), talk("a", other)) == [other + "<|im_end|>"]
+    assert chatml().render(talk("a<|im_end|>"), False) == (
+        "<|im_start|>user\na<|im_end|><|im_end|>\n"  # a user's text is kept
+    )
+
+
+@pytest.mark.parametrize("empty", ["", " ", "\n"])
+def test_empty_system_message_is_none(empty):
+    for name in SOURCES:
+        template = published(name)
+        assert template.render(talk("a", "A", "b", system=empty)) == template.render(
+            talk("a", "A", "b")
+        )
+    assert published("qwen2.5").segments(talk("a", "A", system=empty)) == published(
+        "qwen2.5"
+    ).segments(talk("a", "A"))
+    assert "system\n.<" in published("qwen2.5").render(talk("a", system="."))
+
+
+def test_template_shows_the_day_that_it_is_given():
+    source = "{{ strftime_now('%d %b %Y %H:%M') }}" + CHATML
+    dated = ChatTemplate("dated", source, {}, date="2026-02-03")
+    assert dated.render(talk("a")).startswith("03 Feb 2026 00:00<|im_start|>")
+    assert dated.shows_date and not chatml().shows_date
+    assert ChatTemplate("now", "{{ strftime_now('%Y') }}", {}).render(talk("a")) == time.strftime(
+        "%Y"
+    )
+    optional = (
+        "{% if strftime_now is defined %}{{ strftime_now('%j') }}{% else %}26 Jul 2024{% endif %}"
+    )
+    assert ChatTemplate("llama3.2", optional, {}, date="2026-02-03").render(talk("a")) == "034"
+    for chance in ("{{ [1, 2] | random }}", "{{ lipsum() }}"):
+        with pytest.raises(ValueError, match="random|lipsum"):
+            ChatTemplate("t", chance, {}).render(talk("a"))
+
+
 # -- folders -----------------------------------------------------------------------------------------------------------
 
 

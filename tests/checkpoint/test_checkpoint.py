@@ -14,7 +14,8 @@ from safetensors.torch import save as to_bytes
 
 from r1mini import checkpoint
 from r1mini.checkpoint import weights
-from r1mini.checkpoint.tokenizer import Tokenizer
+from r1mini.checkpoint.chat_template import load_chat_template
+from r1mini.checkpoint.tokenizer import END_OF_TEXT, Tokenizer
 from r1mini.model.config import ModelConfig
 
 # As Hugging Face writes them, without irrelevant fields.
@@ -133,6 +134,24 @@ def test_both_spellings_of_rope_give_the_same_config(tmp_path):
     assert older == newer and (older.rope_theta, older.rope_scaling) == (5e5, LLAMA3)
     oldest = config_of(tmp_path, {**LLAMA, "rope_scaling": {"type": "linear", "factor": 2}})
     assert oldest.rope_scaling == {"rope_type": "linear", "factor": 2}
+
+
+@pytest.mark.parametrize("scaling", [LLAMA3, {"type": "linear", "factor": 2}, {"type": "default"}])
+def test_theta_of_rope_parameters_stays_beside_rope_scaling(tmp_path, scaling):
+    for parameters in ({"rope_theta": 5e5}, {"rope_type": "default", "rope_theta": 5e5}):
+        both = {**LLAMA, "rope_scaling": scaling, "rope_parameters": parameters}
+        older = config_of(tmp_path, {**LLAMA, "rope_scaling": scaling, "rope_theta": 5e5})
+        assert config_of(tmp_path, both) == older and older.rope_theta == 5e5
+        assert config_of(tmp_path, {**both, "rope_theta": 7e5}) == older
+    own = {**scaling, "rope_theta": 9e5}  # of the object that has the scaling, as before
+    assert config_of(tmp_path, {**both, "rope_scaling": own}).rope_theta == 9e5
+    for wrong in (
+        {"rope_theta": 0.5},
+        {"full": {"rope_theta": 5e5}},
+        {"partial_rotary_factor": 0.5},
+    ):
+        with pytest.raises(ValueError, match="rope_theta 0.5|not one object|partial_rotary_factor"):
+            config_of(tmp_path, {**both, "rope_parameters": wrong})
 
 
 def test_yarn_defaults_come_from_the_context_length(tmp_path):
@@ -462,6 +481,19 @@ def test_tokenizer_config_sets_the_training_end_token(copied, tokens):
         }  # without the padding token
 
 
+@pytest.mark.parametrize("empty", ["", {"content": ""}, None])
+def test_empty_end_token_is_none(copied, tokens, empty):
+    (copied / "tokenizer_config.json").write_text(json.dumps({"eos_token": empty}))
+    assert checkpoint.load_tokenizer(copied).eos_id == tokens.eos_id
+    assert load_chat_template(copied).render([{"role": "assistant", "content": "a"}], False) == (
+        f"a{END_OF_TEXT}"
+    )
+    for wrong in (" ", "</s>"):
+        (copied / "tokenizer_config.json").write_text(json.dumps({"eos_token": wrong}))
+        with pytest.raises(ValueError, match=f"eos_token '{wrong}' is not in tokenizer.json"):
+            checkpoint.load_tokenizer(copied)
+
+
 def test_loading_skips_initialisation_and_copies_mapped_weights(copied):
     before = torch.get_rng_state()
     model, _ = checkpoint.load(copied)
@@ -714,6 +746,42 @@ def test_missing_folder_in_an_existing_one_is_not_a_hub_id(hub, tmp_path):
 def test_missing_folder_is_named(tmp_path):
     with pytest.raises(ValueError, match="absent: no such model folder.*embedded models: base"):
         checkpoint.load(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("name", ["gpt2", "Qwen2.5-0.5B", "a/b/c"])
+def test_bare_name_says_how_hub_ids_look(hub, name):
+    with pytest.raises(ValueError, match=f"^{name}: no such model folder.*hub id is owner/name"):
+        checkpoint.load(name)
+
+
+@pytest.mark.parametrize("with_config", [False, True])
+def test_lora_folder_names_its_base(copied, with_config):
+    adapter = {"base_model_name_or_path": "Qwen/Qwen2.5-0.5B", "peft_type": "LORA"}
+    (copied / "adapter_config.json").write_text(json.dumps(adapter))
+    assert checkpoint.load(copied)  # merged, with its adapter's file left
+    (copied / "model.safetensors").rename(copied / "adapter_model.safetensors")
+    if not with_config:
+        (copied / "config.json").unlink()
+    with pytest.raises(ValueError, match="a LoRA adapter of Qwen/Qwen2.5-0.5B, not a model; merge"):
+        checkpoint.load(copied)
+    (copied / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="a LoRA adapter of an unnamed model"):
+        checkpoint.load(copied)
+    (copied / "adapter_config.json").unlink()
+    with pytest.raises(ValueError, match="(config.json|model.safetensors): no such file"):
+        checkpoint.load(copied)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "vocab.json", "tekken.json"])
+def test_other_tokenizer_says_how_to_convert_it(copied, name):
+    (copied / name).write_text("{}")
+    assert checkpoint.load_tokenizer(copied)  # beside tokenizer.json
+    (copied / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match=f"tokenizer.json: no such file.*{name}.*save_pretrained"):
+        checkpoint.load(copied)
+    (copied / name).unlink()
+    with pytest.raises(ValueError, match="tokenizer.json: no such file$"):
+        checkpoint.load(copied)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])

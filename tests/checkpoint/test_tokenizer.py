@@ -1,9 +1,18 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import (
+    AddedToken,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from tokenizers import Tokenizer as Backend
-from tokenizers import decoders, models, normalizers, pre_tokenizers
 
+from r1mini import rewards
 from r1mini.checkpoint.chat_template import ChatTemplate
 from r1mini.checkpoint.tokenizer import END_OF_TEXT, TAGS, StreamDecoder, Tokenizer, train
 from r1mini.tasks.corpus import document
@@ -229,3 +238,147 @@ def test_bos_of_the_post_processor_is_added_once(tokens):
     assert documents.with_bos(documents.encode("<think>a")) == documents.encode(
         "<think>a"
     )  # the template has already added it
+
+
+# -- tags as special tokens, and the border between prompt and completion --------------------------
+
+TEXTS = ["What is 2+2? The answer is 4.", "user assistant system hello"] * 50
+
+
+def byte_level(*special, trim=False):
+    """A byte-level BPE that merges line breaks, with special tokens."""
+    backend = Backend(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.post_processor = processors.ByteLevel(trim_offsets=trim)
+    trainer = trainers.BpeTrainer(vocab_size=350, initial_alphabet=BYTES, show_progress=False)
+    backend.train_from_iterator([*TEXTS, *["\n\n", "\n\n\n\n"] * 50], trainer)
+    tokens = [AddedToken(name, special=True, normalized=False) for name in special]
+    backend.add_special_tokens(tokens)
+    return backend
+
+
+def sentencepiece(prepend="normalizer"):
+    """Like Llama 2's: a space before every text, and `<s>` before every document."""
+    backend = Backend(models.BPE(unk_token="<unk>", byte_fallback=True))
+    if prepend == "normalizer":
+        steps = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        backend.normalizer = normalizers.Sequence(steps)
+    else:
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend, split=False)
+    strip = decoders.Strip(" ", 1, 0)
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), strip]
+    backend.decoder = decoders.Sequence(steps)
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, show_progress=False)
+    backend.train_from_iterator(TEXTS, trainer)
+    backend.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
+    return backend
+
+
+def test_special_tags_are_decoded_and_ends_are_not():
+    tags = ["<|im_start|>", "<|im_end|>", "<think>", "</think>", "<answer>", "</answer>", "<tool>"]
+    backend = byte_level(*tags)
+    tokens = Tokenizer(backend, eos_id=backend.token_to_id("<|im_end|>"))
+    text = "<think>2+2 is 4</think><answer>4</answer>"
+    for written, shown in (
+        (text, text),
+        (text + "<|im_end|>", text),
+        ("<|im_start|>a<tool>b", "<|im_start|>a<tool>b"),
+        ("4</answer>", "4</answer>"),
+    ):
+        ids = tokens.encode(written)
+        assert tokens.decode(ids) == "".join(streamed(tokens, ids)) == shown
+    shown = [tokens.decode(tokens.encode(text))]
+    for reward in (rewards.format, rewards.accuracy):
+        assert reward(["2+2?"], shown, task=["x.jsonl"], answer=["4"]) == [1]
+        assert reward(["2+2?"], shown, task=["x.jsonl"], answer=["5"]) == [
+            float(reward is rewards.format)
+        ]
+    llama = Tokenizer(sentencepiece(), [2])
+    assert llama.decode([1, *llama.encode("hello </s>"), 2]) == "hello "
+    end = AddedToken("<end>", special=False)  # not special: part of the text, as before
+    backend.add_tokens([end])
+    ids = backend.encode("a<end>").ids
+    assert Tokenizer(backend, ids[-1:]).decode(ids) == "a<end>"
+
+
+@pytest.mark.parametrize("prepend", ["normalizer", "always", "first"])
+def test_sentencepiece_turn_has_the_ids_of_the_whole_conversation(prepend):
+    tokens = Tokenizer(sentencepiece(prepend), [2])
+    rows = [
+        [
+            "<s>[INST] What is 2+2? [/INST]",
+            " The answer is 4.</s>",
+            "[INST] hello [/INST]",
+            " 4</s>",
+        ],
+        ["What is 2+2?", "The answer"],
+        ["", " 配 The"],
+        ["user</s>", "hello</s>", "system</s>", " 配</s>", "user"],
+    ]
+    for texts, segments in zip(rows, tokens.encode_segments(rows)):
+        assert sum(segments, []) == tokens.encode("".join(texts)) and len(segments) == len(texts)
+        for number in range(1, len(texts)):  # where the prompt is a prefix, its ids are, too
+            before = tokens.encode("".join(texts[:number]))
+            assert sum(segments[:number], []) == before
+    names = [tokens.backend.id_to_token(i) for i in tokens.encode_segments(rows)[0][1]]
+    assert names[-1] == "</s>" and "".join(names[:-1]) == "▁The▁answer▁is▁4."
+
+
+@pytest.mark.parametrize("trim", [False, True])
+@pytest.mark.parametrize(
+    "texts, learned",
+    [
+        (["a\n", "\n\nb"], ["ĊĊ", "Ċ", "b"]),  # one token over the border is learned
+        (["a\n", "\nb"], ["Ċ", "b"]),
+        (["a The", " answer"], ["Ġanswer"]),
+        (["a ", "b"], ["b"]),
+        (["user hel", "lo"], ["Ġhello"]),
+        (["a\n", "b"], ["b"]),
+        (["配", "平<e>"], ["å", "¹", "³", "<e>"]),
+        (["", "a"], ["a"]),
+    ],
+)
+def test_tokens_over_a_border_are_learned_whole(texts, learned, trim):
+    tokens = Tokenizer(byte_level("<e>", trim=trim), [0])
+    [[prompt, completion]] = tokens.encode_segments([texts])
+    names = [tokens.backend.id_to_token(i) for i in completion]
+    assert prompt + completion == tokens.encode("".join(texts))
+    assert names == learned or texts[0] == "a " and names == ["Ġb"]
+
+
+def test_end_token_that_takes_the_line_break_is_learned():
+    backend = byte_level()
+    backend.add_special_tokens([AddedToken("<e>", special=True, rstrip=True, normalized=False)])
+    tokens = Tokenizer(backend, [backend.token_to_id("<e>")])
+    [segments] = tokens.encode_segments([["a<e>\n", "b<e>", "\n", "c<e>"]])
+    end = tokens.backend.token_to_id("<e>")
+    assert [ids[-1:] for ids in segments] == [[end], [end], [], [end]]
+
+
+def test_segments_of_the_embedded_models_are_encoded_as_before(tokens):
+    rows = [[row["prompt"], row["completion"]] for row in (document(0, i) for i in range(1000))]
+    assert tokens.encode_segments(rows) == [list(map(tokens.encode, row)) for row in rows]
+    with pytest.raises(ValueError, match="not Unicode text"):
+        tokens.encode_segments([["a", "\ud800"]])
+
+
+@pytest.mark.parametrize(
+    "text, ended",
+    [
+        ("a</s>", True),
+        ("a</s>\n", True),
+        ("a</answer>", True),  # a stop token, but not a special one
+        ("</s>a", False),
+        ("a</s", False),
+        ("a<s>", False),  # special, but no end
+        ("a.", False),  # a stop token, but also a character of text
+        ("", False),
+    ],
+)
+def test_text_may_have_its_end_already(text, ended):
+    backend = sentencepiece()
+    backend.add_tokens([AddedToken("</answer>", special=False, normalized=False)])
+    stop = [2, backend.token_to_id("</answer>"), backend.token_to_id(".") or 0]
+    assert Tokenizer(backend, stop).has_end(text) is ended

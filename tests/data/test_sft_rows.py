@@ -83,3 +83,125 @@ def test_sft_learns_the_solution_while_rl_compares_the_answer(tmp_path):
         row["completion"][0]["content"].startswith("One and one")
         and completion.gold_answer(read_problems(str(path))[0]) == "2"
     )
+
+
+# -- reasoning, weights, system messages and tools -------------------------------------------------
+
+USER = {"role": "user", "content": "What is 2+2?"}
+BOT = {"role": "assistant", "content": "4"}
+
+
+def read(tmp_path, *messages, **columns):
+    [row] = sft_rows(write(tmp_path, {"messages": list(messages), **columns})).values()
+    return row["messages"]
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "thinking", "reasoning"])
+@pytest.mark.parametrize("others", [{}, {"thinking": None}, {"reasoning": "  "}])
+def test_reasoning_of_a_message_is_kept(tmp_path, name, others):
+    reply = {**BOT, **others, name: "2+2 is 4"}
+    assert read(tmp_path, USER, reply) == [USER, {**BOT, "reasoning_content": "2+2 is 4"}]
+    twice = {**BOT, "reasoning": "2+2 is 4", "reasoning_content": "2+2 is 4"}
+    assert read(tmp_path, USER, twice) == read(tmp_path, USER, reply)
+    sharegpt = {"from": "gpt", "value": "4", name: "2+2 is 4"}
+    row = {"conversations": [{"from": "human", "value": USER["content"]}, sharegpt]}
+    [converted] = sft_rows(write(tmp_path, row)).values()
+    assert converted["messages"] == read(tmp_path, USER, reply)
+    pair = {"prompt": [USER], "completion": [reply]}
+    [converted] = sft_rows(write(tmp_path, pair)).values()
+    assert converted["completion"] == read(tmp_path, USER, reply)[1:]
+
+
+def test_reasoning_that_the_content_has_already_is_learned_once(tmp_path):
+    content = "<think>\n2+2 is 4\n</think>\n\n4"
+    for name in ("reasoning_content", "thinking"):
+        reply = {**BOT, "content": content, name: "2+2 is 4\n"}
+        assert read(tmp_path, USER, reply) == [USER, {**BOT, "content": content}]
+    for empty in ("", None, []):  # no reasoning
+        assert read(tmp_path, USER, {**BOT, "reasoning": empty}) == [USER, BOT]
+
+
+@pytest.mark.parametrize(
+    "messages, names",
+    [
+        ([USER, {**BOT, "thinking": ["a"]}], "message 2: no text in column 'thinking'"),
+        ([USER, {**BOT, "reasoning": {"a": 1}}], "message 2: no text in column 'reasoning'"),
+        ([USER, {**BOT, "thinking": True}], "message 2: no text in column 'thinking'"),
+        ([{**USER, "thinking": "a"}, BOT], "message 1: 'thinking' in a message of role 'user'"),
+        ([USER, {**BOT, "thinking": "a", "reasoning": "b"}], "'thinking' and 'reasoning' differ"),
+        (
+            [USER, {**BOT, "content": "<think>b</think>4", "reasoning": "a"}],
+            "'reasoning' beside <think> tags: 'a'",
+        ),
+        (
+            [USER, {**BOT, "content": "<think>a b</think>4", "reasoning": "a"}],
+            "'reasoning' beside <think> tags: 'a'",
+        ),
+        (
+            [USER, {**BOT, "content": "<think>a</think>4", "reasoning": "4"}],
+            "'reasoning' beside <think> tags: '4'",
+        ),
+        ([USER, {**BOT, "reasoning": "a</think>"}], "'reasoning' beside <think> tags: 'a</think>'"),
+        (
+            [USER, {**BOT, "content": [{"type": "reasoning", "text": "a"}, {"text": "4"}]}],
+            "message 2: content of type 'reasoning' is not supported",
+        ),
+        (
+            [{**USER, "content": [{"type": "image", "url": "a"}, {"type": "text", "text": "?"}]}],
+            "message 1: content of type 'image' is not supported",
+        ),
+        ([USER, {**BOT, "weight": 0.5}], "message 2: 'weight' must be 0 or 1, not 0.5"),
+        ([USER, {**BOT, "weight": "0"}], "'weight' must be 0 or 1, not '0'"),
+        ([USER, {**BOT, "weight": [0]}], "'weight' must be 0 or 1"),
+        ([USER, {**BOT, "weight": 0}], "no turn of an assistant"),
+        ([USER, {**BOT, "content": ""}], "message 2: no text in column 'content'"),
+        ([{**USER, "content": " "}, BOT], "message 1: no text in column 'content'"),
+        (
+            [USER, {**BOT, "content": None, "tool_calls": [{"id": 1}]}],
+            "message 2: 'tool_calls': tool calls",
+        ),
+        (
+            [USER, {**BOT, "tool_calls": [{"id": 1}]}],
+            "message 2: 'tool_calls': tool calls are not supported",
+        ),
+        (
+            [USER, {**BOT, "function_call": {"name": "f"}}],
+            "'function_call': tool calls are not supported",
+        ),
+        (
+            [USER, BOT, {"role": "tool", "content": "5"}, BOT],
+            "message 3: role 'tool' is not system",
+        ),
+        (
+            [USER, {"from": "observation", "value": "5"}, BOT],
+            "message 2: role 'observation' is not",
+        ),
+    ],
+)
+def test_message_that_would_be_learned_otherwise_is_refused(tmp_path, messages, names):
+    with pytest.raises(ValueError, match=f":1: .*{names}"):
+        read(tmp_path, *messages)
+
+
+def test_weights_are_kept_where_they_matter(tmp_path):
+    off = {**BOT, "weight": 0}
+    for written in (0, 0.0, False):
+        assert read(tmp_path, USER, {**BOT, "weight": written}, USER, BOT) == [USER, off, USER, BOT]
+    for written in (1, 1.0, None):
+        assert read(tmp_path, USER, {**BOT, "weight": written, "tool_calls": []}) == [USER, BOT]
+    assert read(tmp_path, {**USER, "weight": 0}, BOT) == [USER, BOT]
+
+
+@pytest.mark.parametrize("content", ["", " \n", None, [{"type": "text", "text": ""}]])
+def test_empty_system_message_is_none(tmp_path, content):
+    assert read(tmp_path, {"role": "system", "content": content}, USER, BOT) == [USER, BOT]
+    brief = {"role": "system", "content": "."}
+    assert read(tmp_path, brief, USER, BOT) == [brief, USER, BOT]
+
+
+def test_reasoning_counts_as_a_row_s_text_in_decontamination(tmp_path):
+    words = "one two three four five six seven eight nine ten"
+    row = {"messages": [USER, {**BOT, "reasoning": f"So {words}."}]}
+    path, held_out = write(tmp_path, row), write(tmp_path, {"prompt": words}, name="test.jsonl")
+    with pytest.raises(ValueError, match="no rows; 1 removed by --decontaminate"):
+        sft_rows(path, decontaminate=[str(held_out)])

@@ -322,7 +322,9 @@ def test_finished_run_allows_no_change(tmp_path):
     state.start_run(tmp_path, SETTINGS)
     state.finish_run(tmp_path)
     with pytest.raises(
-        ValueError, match="holds another run .--steps was 9, now 10.; choose another folder$"
+        ValueError,
+        match="holds another run .--steps was 9, now 10.; choose another folder, "
+        f"with --model {tmp_path} to go on from this run$",
     ):
         state.has_finished(tmp_path, {**SETTINGS, "steps": 10, "allow_changes": True})
 
