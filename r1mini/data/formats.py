@@ -88,8 +88,8 @@ def to_messages(fields: Row, names: Sequence[str] = TEXT_FIELDS) -> list[Message
 
 
 def trl(row: Row) -> dict:
-    """TRL's columns, with text or messages."""
-    if "messages" in row and "prompt" not in row:
+    """TRL's columns, with text or messages; UltraChat's `prompt` only repeats its messages."""
+    if row.get("messages") and "completion" not in row:
         return {"messages": messages(row, "messages")}
     names = ["prompt", "completion"] if "completion" in row else ["prompt"]
     return {
@@ -174,19 +174,72 @@ def countdown(row: Row) -> dict:
     return {**fields, "task": "countdown", "numbers": numbers, "target": target}
 
 
+LETTERS = "ABCDEFGHIJ"
+
+
+def choice_chat(question: str, choices: Sequence[str], correct: int) -> dict:
+    """A question and its choices; the answer is a letter."""
+    choices = [text({"choice": choice}, "choice").strip() for choice in choices]
+    if len(set(choices)) < len(choices):
+        raise ValueError(f"two choices are the same: {choices}")
+    if not 2 <= len(choices) <= len(LETTERS):
+        raise ValueError(f"must be a list of 2 to {len(LETTERS)} choices, not {choices}")
+    lines = "".join(f"\n{letter}) {choice}" for letter, choice in zip(LETTERS, choices))
+    prompt = f"{question}\n{lines}\n\nAnswer with the letter of the right choice."
+    return chat(prompt, rf"\boxed{{{LETTERS[correct]}}}", answer=LETTERS[correct])
+
+
 def gpqa(row: Row) -> dict:
-    """The answer is a letter; the order of the choices depends on the question alone."""
+    """The order of the choices depends on the question alone."""
     question = text(row, "Question").strip()
     names = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
     choices = [text(row, name).strip() for name in names]
     correct = choices[0]
     Random(question).shuffle(choices)
-    if len(set(choices)) < 4:
-        raise ValueError(f"two choices are the same: {choices}")
-    lines = "".join(f"\n{letter}) {choice}" for letter, choice in zip("ABCD", choices))
-    letter = "ABCD"[choices.index(correct)]
-    prompt = f"{question}\n{lines}\n\nAnswer with the letter of the right choice."
-    return chat(prompt, rf"\boxed{{{letter}}}", answer=letter)
+    return choice_chat(question, choices, choices.index(correct))
+
+
+def find_choices(row: Row) -> dict:
+    """A row's choices by label: texts (MMLU) by index, texts with labels (ARC, in two spellings;
+    MedQA), or columns such as `A` or `option_a` by name, as some data sets count them from 1."""
+    match next((row[name] for name in CHOICES if row.get(name)), None):
+        case {"text": [*texts], "label": [*labels]}:
+            return dict(zip(labels, texts))
+        case [{"text": _, "label": _}, *_] as pairs:
+            return {pair.get("label"): pair.get("text") for pair in pairs}
+        case {**by_label}:
+            return by_label
+        case [*texts]:
+            return dict(enumerate(texts))
+        case None:
+            names = [name for name in sorted(row) if CHOICE_COLUMN.fullmatch(name)]
+            named = {name: row[name] for name in names if isinstance(row[name], str)}
+            return named if len(named) > 1 else {}
+        case unknown:
+            return {"": unknown}
+
+
+def choices(prompt: str, golds: Sequence[str], row: Row) -> dict:
+    """A question with choices. ValueError unless the columns of golds name one choice, by label,
+    letter or text."""
+    by_label = find_choices(row)
+    values = {name: row[name] for name in golds if row.get(name) is not None}
+    named = []
+    for value in values.values():
+        written = str(value).strip()
+        label = written.strip("().: ").upper()
+        named.append(
+            {
+                index
+                for index, (key, choice) in enumerate(by_label.items())
+                if label in (str(key).upper(), LETTERS[index : index + 1])
+                or (type(value) is type(choice) and written == str(choice).strip())
+            }
+        )
+    correct = set.intersection(*filter(None, named)) if any(named) else ()
+    if len(correct) != 1:
+        raise ValueError(f"{values!r:.200} does not name one of the choices {by_label!r:.200}")
+    return choice_chat(text(row, prompt), list(map(str, by_label.values())), *correct)
 
 
 def humaneval(row: Row) -> dict:
@@ -230,6 +283,8 @@ def named_columns(prompt: str, answer: str, row: Row) -> dict:
     is_chat = isinstance(row.get(prompt), list)
     fields = {"prompt": messages(row, prompt)} if is_chat else chat(text(row, prompt))
     value, solution = row.get(answer), row.get("solution")
+    if isinstance(value, bool) and not is_chat:  # BoolQ
+        return choice_chat(text(row, prompt), ["No", "Yes"], value)
     if value is None or answer == "tests":
         return fields
     if isinstance(value, list | dict):
@@ -268,6 +323,8 @@ FORMATS = (
     Format("APPS", ("input_output",), apps, "text in column 'solutions'", convert.apps_tests),
     # huggingface.co/docs/trl/dataset_formats
     Format("TRL prompt-completion", ("prompt", "completion"), trl, COMPLETION),
+    # huggingface.co/datasets/HuggingFaceH4/ultrachat_200k
+    Format("UltraChat", ("prompt", "messages"), trl, TURN),
     Format("TRL prompt-only", ("prompt",), trl, COMPLETION),
     # huggingface.co/datasets/open-r1/OpenR1-Math-220k
     Format("OpenR1-Math-220k", ("problem", "generations"), open_r1_math, GENERATION),
@@ -288,8 +345,44 @@ FORMATS = (
     Format("TRL messages", ("messages",), trl, TURN),
 )
 TEXT = Format("TRL text", ("text",), trl_text, "text in column 'text'")
-PROMPTS = ("prompt", "problem", "question", "text")
-ANSWERS = ("answer", "solution", "ground_truth", "target", "tests")
+PROMPTS = "prompt problem question question_stem query instruction text".split()
+GOLDS = "ground_truth expected_answer final_answer target".split()
+ANSWERS = ["answer", "solution", *GOLDS, "tests", "output", "response"]
+CHOICES = "choices options endings alternatives answer_choices answer_options".split()
+CHOICE_COLUMN = re.compile(r"(option|choice|answer|ending|op|sol)?_?([a-j]|\d)")
+CORRECT = (  # columns that name the right choice
+    "answer_index answer_idx answerkey answer_key answer_letter correct correct_option "
+    "correct_answer label gold cop"
+).split()
+CONTEXTS = "instruction context passage article story paragraph background body input".split()
+
+
+def common_columns(row: Row) -> Row:
+    """The columns, also under lower-case names with `_`, and those of verl's `reward_model`."""
+    if isinstance(row.get("question"), dict):  # ARC's own files
+        row = {**row, **row["question"], "question": row["question"].get("stem")}
+    lower = {name.strip().lower().replace(" ", "_"): value for name, value in row.items()}
+    if isinstance(reward := row.get("reward_model"), dict):
+        lower["ground_truth"] = reward.get("ground_truth")
+    return {**lower, **row}
+
+
+def add_context(row: Row, fields: dict) -> dict:
+    """The fields with the row's context before the question; Alpaca's `input` after it."""
+    prompt = fields.get("prompt")
+    if not prompt:
+        return fields
+    question = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+    parts = [question]
+    for name in reversed(CONTEXTS):
+        is_text = isinstance(row.get(name), str) and row[name].strip()
+        repeats = "prompt" in row or name == "instruction"
+        if is_text and not (repeats and row[name] in question):
+            parts.insert(len(parts) if name == "input" else 0, text(row, name))
+    question = "\n".join(parts)
+    if not isinstance(prompt, str):
+        question = [*prompt[:-1], {**prompt[-1], "content": question}]
+    return {**fields, "prompt": question}
 
 
 def detect(head: Sequence[Row], prompt_key: str = "", answer_key: str = "") -> Format:
@@ -297,18 +390,23 @@ def detect(head: Sequence[Row], prompt_key: str = "", answer_key: str = "") -> F
 
     One of `FORMATS`, or else columns with common names or those of the flags.
     """
+    head = list(map(common_columns, head))
     columns = dict.fromkeys(chain.from_iterable(reversed(head)))
     for flag, key in (("prompt", prompt_key), ("answer", answer_key)):
         if key and key not in columns:
             raise ValueError(f"--{flag}-key {key}: no such column in {', '.join(columns)}")
     custom = prompt_key or answer_key
+    prompt = prompt_key or next((name for name in PROMPTS if name in columns), None)
+    if prompt and any(map(find_choices, head)):
+        golds = [answer_key] if answer_key else [*ANSWERS, *CORRECT]
+        read = partial(choices, prompt, golds)
+        return Format("choices", (), read, "right choice")
     if not custom:
         for row_format in FORMATS:
             has_marker = any(row_format.answer_marker in str(row.get("answer")) for row in head)
             if has_marker and set(row_format.columns) <= columns.keys():
                 return row_format
     answers = (name for name in ANSWERS if any(row.get(name) is not None for row in head))
-    prompt = prompt_key or next((name for name in PROMPTS if name in columns), None)
     answer = answer_key or next(answers, None)
     if prompt and answer:
         read = partial(named_columns, prompt, answer)

@@ -6,6 +6,7 @@ its gold answer, if the sandbox cannot run its tests, or if its prompt is a dupl
 """
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
@@ -16,12 +17,16 @@ from r1mini import tasks
 from r1mini.checkpoint.chat_template import ChatTemplate, plain_template
 from r1mini.checkpoint.tokenizer import END_OF_TEXT
 from r1mini.data.files import RowErrors
-from r1mini.data.formats import TEXT_FIELDS, Message, Row, chat, to_messages
+from r1mini.data.formats import GOLDS, TEXT_FIELDS, Message, Row, chat, to_messages
 from r1mini.data.rows import Example, check_unicode, convert_examples, read_examples
 from r1mini.data.sft import is_plain_text
 from r1mini.records import Problem
 from r1mini.rewards import completion
 from r1mini.sandbox.convert import Dropped, drop_constant, name_function, summary
+
+REFERENCES = ("answer", "solution", "tests", "verification_info")
+# Golds that stand for no answer: Python's, pandas' and JSON's, and NuminaMath-1.5's.
+MISSING = ("nan", "None", "null", "n/a", "<na>", "#n/a", "nat", "proof", "notfound")
 
 
 def read_problems(
@@ -52,6 +57,7 @@ def read_problems(
             )
         if problem.task not in tasks.TASKS:
             completion.check_problem(problem)
+            check_choice(problem)
         check_unicode([problem.prompt, completion.gold_answer(problem)])
         check(problem)
         first_place[problem.prompt] = example.place
@@ -59,6 +65,13 @@ def read_problems(
 
     examples = convert_code(path, read_examples(path, prompt_key, answer_key, errors), errors)
     return list(convert_examples(path, examples, convert, errors, decontaminate).values())
+
+
+def check_choice(problem: Problem) -> None:
+    """ValueError if the gold is the letter of a choice that the prompt does not show."""
+    gold = re.fullmatch(r"\W*(?:text\w*)?\W*([A-J])\W*", completion.gold_answer(problem) or "")
+    if gold and not re.search(rf"(?<![A-Za-z]){gold[1]}(?![A-Za-z]| [a-z])", problem.prompt):
+        raise ValueError(f"gold answer {gold[0]!r}: the prompt has no choice of this letter")
 
 
 def convert_code(path: Path, examples: Iterable[Example], errors: RowErrors) -> Iterator[Example]:
@@ -104,15 +117,17 @@ def make_problem(
     """The problem of an example, with all its columns for rewards."""
     row, fields = example.columns, example.fields
     messages = prompt_messages(fields, instruction)
-    if row.get("answer") in ("proof", "notfound"):  # NuminaMath-1.5
-        raise ValueError(f"column 'answer': {row['answer']!r} cannot be checked")
     columns = {**row, **extra_columns(fields)}
+    if "task" not in fields and all(columns.get(name) is None for name in REFERENCES):
+        golds = [columns[name] for name in GOLDS if columns.get(name) is not None]
+        columns.update({"answer": golds[0]} if golds else {})
     answer = columns.get("answer")
+    if isinstance(answer, str) and (answer in MISSING or answer.lower() in MISSING):
+        raise ValueError(f"column 'answer': {answer!r} cannot be checked")
     if isinstance(answer, list | dict) or isinstance(answer, float) and not math.isfinite(answer):
         raise ValueError(f"column 'answer': must be text or a number, not {answer!r:.60}")
     replies = [m["content"] for m in to_messages(fields) if m["role"] == "assistant"]
-    references = ("answer", "solution", "tests", "verification_info")
-    if replies and all(columns.get(name) is None for name in references):
+    if replies and all(columns.get(name) is None for name in REFERENCES):
         columns["solution"] = replies[-1]
     # The file's name with a dot in it cannot be the name of an embedded task.
     name = path.name if "." in path.name else f"./{path.name}"

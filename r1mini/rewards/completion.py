@@ -27,6 +27,7 @@ FENCED = re.compile(
     """,
     re.VERBOSE | re.MULTILINE | re.DOTALL,
 )
+ANSWER_LINE = re.compile(r"(?im)^\W*(?:(?:the|final) )*(?:answer|答案)\W*[:：][*_]*(.+)$")
 SPACING = re.compile(r"[\s{}$]|\\(?:left|right|[,;!])")
 # Notation that traces share between languages.
 NOTATION = ("return", "for", "in", "if", "range", "max", "min", "sum", "ln")
@@ -89,7 +90,18 @@ def extract_answer(problem: Problem, text: str) -> str | None:
     """The answer of a completion: a program if the problem asks for one; None without an answer."""
     if problem.task not in tasks.TASKS and wants_program(problem):
         return extract_program(text)
-    return answers.extract(text)
+    answer = answers.extract(text)
+    if problem.task not in tasks.TASKS and asks_for_line(problem):
+        after = text.rpartition("</think>")[2]
+        after = "" if "<think>" in after else answer if TAG.search(after) else after
+        if lines := ANSWER_LINE.findall(after or ""):
+            return answers.extract(lines[-1]) or lines[-1].strip()
+    return answer
+
+
+def asks_for_line(problem: Problem) -> bool:
+    """Does the prompt ask for a line `Answer: …`? The last such line is the answer."""
+    return re.search(r"(?i)\banswer\s*[:：]|答案\s*[:：]", problem.prompt) is not None
 
 
 def extract_program(text: str) -> str | None:
@@ -219,7 +231,8 @@ def check_problem(problem: Problem) -> None:
     """ValueError if a data file's row has no gold answer or tests, or unusable ones."""
     gold = gold_answer(problem)
     if gold is not None:
-        answers.equivalent(gold, "")
+        if not answers.equivalent(gold, gold):
+            raise ValueError(f"gold answer {gold[:80]!r}: nothing is equal to it")
         return
     tests = problem_tests(problem)
     if tests is None:
