@@ -40,9 +40,8 @@ class RowErrors:
         >>> RowErrors(True, ["a.csv: row 1: no text in column 'q', found 3"] * 2).kinds()
         "refused: 2 no text in column 'q', found …"
         """
-        reasons = [re.sub(r"^.*?:( row )?\d+: ", "", message) for message in self.messages]
-        values = re.compile(r"(?<!column )(?<!\w)(['\"]).*?(\1(?!\w)|$)|\d+|(?<=found ).*")
-        counts = Counter(values.sub("…", reason) for reason in reasons)
+        values = r"^.*?:( row )?\d+: |(?<!column )(?<!\w)(['\"]).*?(\2(?!\w)|$)|\d+|(?<=found ).*"
+        counts = Counter(re.sub(values, "…", message).lstrip("…") for message in self.messages)
         return "refused: " + ", ".join(f"{n} {kind}" for kind, n in counts.most_common())
 
     def summary(self) -> str:

@@ -88,13 +88,18 @@ def to_messages(fields: Row, names: Sequence[str] = TEXT_FIELDS) -> list[Message
 
 
 def trl(row: Row) -> dict:
-    """TRL's columns, with text or messages; UltraChat's `prompt` only repeats its messages."""
-    if row.get("messages") and "completion" not in row:
-        return {"messages": messages(row, "messages")}
+    """TRL's columns, with text or messages, and a gold by any of its names.
+
+    UltraChat's `prompt` only repeats its messages.
+    """
+    golds = [row[name] for name in ("answer", *GOLDS) if row.get(name) is not None]
+    fields = {"answer": golds[0]} if golds else {}
     names = ["prompt", "completion"] if "completion" in row else ["prompt"]
-    return {
-        name: (messages if isinstance(row.get(name), list) else text)(row, name) for name in names
-    }
+    if row.get("messages") and "completion" not in row:
+        names = ["messages"]
+    for name in names:
+        fields[name] = (messages if isinstance(row.get(name), list) else text)(row, name)
+    return fields
 
 
 def trl_text(row: Row) -> dict:
@@ -177,8 +182,8 @@ def countdown(row: Row) -> dict:
 LETTERS = "ABCDEFGHIJ"
 
 
-def choice_chat(question: str, choices: Sequence[str], correct: int) -> dict:
-    """A question and its choices; the answer is a letter."""
+def choice_chat(question: str, choices: Sequence[str], correct: int, reply: str = "") -> dict:
+    """A question and its choices; the answer is a letter, also in the reply without another."""
     choices = [text({"choice": choice}, "choice").strip() for choice in choices]
     if len(set(choices)) < len(choices):
         raise ValueError(f"two choices are the same: {choices}")
@@ -186,7 +191,7 @@ def choice_chat(question: str, choices: Sequence[str], correct: int) -> dict:
         raise ValueError(f"must be a list of 2 to {len(LETTERS)} choices, not {choices}")
     lines = "".join(f"\n{letter}) {choice}" for letter, choice in zip(LETTERS, choices))
     prompt = f"{question}\n{lines}\n\nAnswer with the letter of the right choice."
-    return chat(prompt, rf"\boxed{{{LETTERS[correct]}}}", answer=LETTERS[correct])
+    return chat(prompt, reply or rf"\boxed{{{LETTERS[correct]}}}", answer=LETTERS[correct])
 
 
 def gpqa(row: Row) -> dict:
@@ -239,7 +244,8 @@ def choices(prompt: str, golds: Sequence[str], row: Row) -> dict:
     correct = set.intersection(*filter(None, named)) if any(named) else ()
     if len(correct) != 1:
         raise ValueError(f"{values!r:.200} does not name one of the choices {by_label!r:.200}")
-    return choice_chat(text(row, prompt), list(map(str, by_label.values())), *correct)
+    texts = list(map(str, by_label.values()))
+    return choice_chat(text(row, prompt), texts, *correct, row.get("solution"))
 
 
 def humaneval(row: Row) -> dict:
@@ -283,8 +289,6 @@ def named_columns(prompt: str, answer: str, row: Row) -> dict:
     is_chat = isinstance(row.get(prompt), list)
     fields = {"prompt": messages(row, prompt)} if is_chat else chat(text(row, prompt))
     value, solution = row.get(answer), row.get("solution")
-    if isinstance(value, bool) and not is_chat:  # BoolQ
-        return choice_chat(text(row, prompt), ["No", "Yes"], value)
     if value is None or answer == "tests":
         return fields
     if isinstance(value, list | dict):
@@ -345,7 +349,7 @@ FORMATS = (
     Format("TRL messages", ("messages",), trl, TURN),
 )
 TEXT = Format("TRL text", ("text",), trl_text, "text in column 'text'")
-PROMPTS = "prompt problem question question_stem query instruction text".split()
+PROMPTS = "prompt problem question question_stem query ctx sentence instruction text".split()
 GOLDS = "ground_truth expected_answer final_answer target".split()
 ANSWERS = ["answer", "solution", *GOLDS, "tests", "output", "response"]
 CHOICES = "choices options endings alternatives answer_choices answer_options".split()
@@ -397,7 +401,7 @@ def detect(head: Sequence[Row], prompt_key: str = "", answer_key: str = "") -> F
             raise ValueError(f"--{flag}-key {key}: no such column in {', '.join(columns)}")
     custom = prompt_key or answer_key
     prompt = prompt_key or next((name for name in PROMPTS if name in columns), None)
-    if prompt and any(map(find_choices, head)):
+    if prompt and "completion" not in columns and any(map(find_choices, head)):
         golds = [answer_key] if answer_key else [*ANSWERS, *CORRECT]
         read = partial(choices, prompt, golds)
         return Format("choices", (), read, "right choice")

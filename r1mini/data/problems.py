@@ -17,16 +17,15 @@ from r1mini import tasks
 from r1mini.checkpoint.chat_template import ChatTemplate, plain_template
 from r1mini.checkpoint.tokenizer import END_OF_TEXT
 from r1mini.data.files import RowErrors
-from r1mini.data.formats import GOLDS, TEXT_FIELDS, Message, Row, chat, to_messages
+from r1mini.data.formats import TEXT_FIELDS, Message, Row, chat, to_messages
 from r1mini.data.rows import Example, check_unicode, convert_examples, read_examples
 from r1mini.data.sft import is_plain_text
 from r1mini.records import Problem
 from r1mini.rewards import completion
 from r1mini.sandbox.convert import Dropped, drop_constant, name_function, summary
 
-REFERENCES = ("answer", "solution", "tests", "verification_info")
 # Golds that stand for no answer: Python's, pandas' and JSON's, and NuminaMath-1.5's.
-MISSING = ("nan", "None", "null", "n/a", "<na>", "#n/a", "nat", "proof", "notfound")
+MISSING = "nan None null n/a <na> #n/a nat proof notfound".split()
 
 
 def read_problems(
@@ -118,16 +117,18 @@ def make_problem(
     row, fields = example.columns, example.fields
     messages = prompt_messages(fields, instruction)
     columns = {**row, **extra_columns(fields)}
-    if "task" not in fields and all(columns.get(name) is None for name in REFERENCES):
-        golds = [columns[name] for name in GOLDS if columns.get(name) is not None]
-        columns.update({"answer": golds[0]} if golds else {})
     answer = columns.get("answer")
     if isinstance(answer, str) and (answer in MISSING or answer.lower() in MISSING):
         raise ValueError(f"column 'answer': {answer!r} cannot be checked")
-    if isinstance(answer, list | dict) or isinstance(answer, float) and not math.isfinite(answer):
+    if (
+        isinstance(answer, list | dict | bool)
+        or isinstance(answer, float)
+        and not math.isfinite(answer)
+    ):
         raise ValueError(f"column 'answer': must be text or a number, not {answer!r:.60}")
     replies = [m["content"] for m in to_messages(fields) if m["role"] == "assistant"]
-    if replies and all(columns.get(name) is None for name in REFERENCES):
+    references = ("answer", "solution", "tests", "verification_info")
+    if replies and all(columns.get(name) is None for name in references):
         columns["solution"] = replies[-1]
     # The file's name with a dot in it cannot be the name of an embedded task.
     name = path.name if "." in path.name else f"./{path.name}"

@@ -106,15 +106,14 @@ def unused_text(example: Example) -> dict[str, None]:
     """The names of columns of text that are in neither the prompt nor the reply, nor a gold."""
     if example.format.tests:
         return {}
-    shown = [message["content"] for message in to_messages(example.fields)]
-    shown += map(str, example.fields.values())
+    shown = json.dumps(example.fields, default=str)
     return {
         name: None
         for name, value in example.columns.items()
         if isinstance(value, str)
-        and name not in (*ANSWERS, *CORRECT)
+        and name not in (*ANSWERS[:-2], *CORRECT)
         and name == name.lower()
-        and not any(value.strip() in part for part in shown)
+        and json.dumps(value.strip())[1:-1] not in shown
     }
 
 

@@ -27,7 +27,7 @@ FENCED = re.compile(
     """,
     re.VERBOSE | re.MULTILINE | re.DOTALL,
 )
-ANSWER_LINE = re.compile(r"(?im)^\W*(?:(?:the|final) )*(?:answer|答案)\W*[:：][*_]*(.+)$")
+ANSWER_LINE = re.compile(r"(?im)^\W*(?:(?:the|final) )*(?:answer|答案)\W*[:：][*_]*(.+?)[*_]*$")
 SPACING = re.compile(r"[\s{}$]|\\(?:left|right|[,;!])")
 # Notation that traces share between languages.
 NOTATION = ("return", "for", "in", "if", "range", "max", "min", "sum", "ln")
