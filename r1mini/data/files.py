@@ -19,6 +19,9 @@ from typing import Any
 
 from r1mini.data.formats import detect
 
+VALUES = re.compile(  # and the place, in the message of a bad row
+    r"^.*?:( row )?\d+: |(?<!column )(?<!\w)(['\"]).*?(\2(?!\w)|$)|\d+|(?<=found ).*|[\[{].*"
+)
 BOM = b"\xef\xbb\xbf"
 
 
@@ -40,8 +43,7 @@ class RowErrors:
         >>> RowErrors(True, ["a.csv: row 1: no text in column 'q', found 3"] * 2).kinds()
         "refused: 2 no text in column 'q', found …"
         """
-        values = r"^.*?:( row )?\d+: |(?<!column )(?<!\w)(['\"]).*?(\2(?!\w)|$)|\d+|(?<=found ).*"
-        counts = Counter(re.sub(values, "…", message).lstrip("…") for message in self.messages)
+        counts = Counter(VALUES.sub("…", message).lstrip("…") for message in self.messages)
         return "refused: " + ", ".join(f"{n} {kind}" for kind, n in counts.most_common())
 
     def summary(self) -> str:

@@ -243,8 +243,11 @@ def choices(prompt: str, golds: Sequence[str], row: Row) -> dict:
         )
     correct = set.intersection(*filter(None, named)) if any(named) else ()
     if len(correct) != 1:
-        raise ValueError(f"{values!r:.200} does not name one of the choices {by_label!r:.200}")
-    texts = list(map(str, by_label.values()))
+        raise ValueError(f"no single choice is named by {values!r:.60} of {by_label!r:.90}")
+    texts = [
+        re.sub(rf"^\(?{LETTERS[index : index + 1]}\)\s*", "", str(choice))
+        for index, choice in enumerate(by_label.values())
+    ]
     return choice_chat(text(row, prompt), texts, *correct, row.get("solution"))
 
 
@@ -291,9 +294,11 @@ def named_columns(prompt: str, answer: str, row: Row) -> dict:
     value, solution = row.get(answer), row.get("solution")
     if value is None or answer == "tests":
         return fields
+    if isinstance(value, list) and len(value) == 1:  # OlympiadBench
+        value = value[0]
     if isinstance(value, list | dict):
         raise ValueError(f"column {answer!r}: must be text or a number, not {value!r:.60}")
-    has_solution = answer == "answer" and isinstance(solution, str) and solution.strip()
+    has_solution = answer in ("answer", *GOLDS) and isinstance(solution, str) and solution.strip()
     reply = solution if has_solution else str(value)
     fields["completion"] = [{"role": "assistant", "content": reply}]
     fields["answer"] = None if answer == "solution" else value
@@ -351,7 +356,7 @@ FORMATS = (
 TEXT = Format("TRL text", ("text",), trl_text, "text in column 'text'")
 PROMPTS = "prompt problem question question_stem query ctx sentence instruction text".split()
 GOLDS = "ground_truth expected_answer final_answer target".split()
-ANSWERS = ["answer", "solution", *GOLDS, "tests", "output", "response"]
+ANSWERS = ["answer", *GOLDS, "solution", "tests", "output", "response"]
 CHOICES = "choices options endings alternatives answer_choices answer_options".split()
 CHOICE_COLUMN = re.compile(r"(option|choice|answer|ending|op|sol)?_?([a-j]|\d)")
 CORRECT = (  # columns that name the right choice
