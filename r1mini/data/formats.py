@@ -179,6 +179,12 @@ def countdown(row: Row) -> dict:
     return {**fields, "task": "countdown", "numbers": numbers, "target": target}
 
 
+def written_reply(row: Row) -> str:
+    """What stands beside an answer for SFT to learn; "" without it."""
+    texts = [row[name] for name in REPLIES if isinstance(row.get(name), str)]
+    return next(filter(str.strip, texts), "")
+
+
 LETTERS = "ABCDEFGHIJ"
 
 
@@ -248,7 +254,7 @@ def choices(prompt: str, golds: Sequence[str], row: Row) -> dict:
         re.sub(rf"^\(?{LETTERS[index : index + 1]}\)\s*", "", str(choice))
         for index, choice in enumerate(by_label.values())
     ]
-    return choice_chat(text(row, prompt), texts, *correct, row.get("solution"))
+    return choice_chat(text(row, prompt), texts, *correct, written_reply(row))
 
 
 def humaneval(row: Row) -> dict:
@@ -287,20 +293,19 @@ def open_r1_code(row: Row) -> dict:
 def named_columns(prompt: str, answer: str, row: Row) -> dict:
     """Columns by name. The answer is in the box of a `solution`, or else the whole column.
 
-    SFT learns the solution, or else the answer.
+    SFT learns the written reply, or else the answer.
     """
     is_chat = isinstance(row.get(prompt), list)
     fields = {"prompt": messages(row, prompt)} if is_chat else chat(text(row, prompt))
-    value, solution = row.get(answer), row.get("solution")
+    value = row.get(answer)
     if value is None or answer == "tests":
         return fields
     if isinstance(value, list) and len(value) == 1:  # OlympiadBench
         value = value[0]
     if isinstance(value, list | dict):
         raise ValueError(f"column {answer!r}: must be text or a number, not {value!r:.60}")
-    has_solution = answer in ("answer", *GOLDS) and isinstance(solution, str) and solution.strip()
-    reply = solution if has_solution else str(value)
-    fields["completion"] = [{"role": "assistant", "content": reply}]
+    reply = written_reply(row) if answer in ("answer", *GOLDS) else ""
+    fields["completion"] = [{"role": "assistant", "content": reply or str(value)}]
     fields["answer"] = None if answer == "solution" else value
     return fields
 
@@ -356,6 +361,7 @@ FORMATS = (
 TEXT = Format("TRL text", ("text",), trl_text, "text in column 'text'")
 PROMPTS = "prompt problem question question_stem query ctx sentence instruction text".split()
 GOLDS = "ground_truth expected_answer final_answer target".split()
+REPLIES = "solution output response generated_solution".split()
 ANSWERS = ["answer", *GOLDS, "solution", "tests", "output", "response"]
 CHOICES = "choices options endings alternatives answer_choices answer_options".split()
 CHOICE_COLUMN = re.compile(r"(option|choice|answer|ending|op|sol)?_?([a-j]|\d)")

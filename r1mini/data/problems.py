@@ -25,7 +25,7 @@ from r1mini.rewards import completion
 from r1mini.sandbox.convert import Dropped, drop_constant, name_function, summary
 
 # Golds that stand for no answer: Python's, pandas' and JSON's, and NuminaMath-1.5's.
-MISSING = "nan None null n/a <na> #n/a nat proof notfound".split()
+MISSING = "nan None null n/a <na> #n/a proof notfound".split()
 
 
 def read_problems(

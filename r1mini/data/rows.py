@@ -143,11 +143,13 @@ def ngrams(text: str, size: int = NGRAM_SIZE) -> set[str]:
 
 
 def row_ngrams(fields: Row, role: str) -> set[str]:
-    """The n-grams of a role's messages; for Countdown its numbers, as the words never differ."""
+    """The n-grams of a role's messages; for Countdown its numbers, as the words never differ. Many
+    questions have the same choices: an n-gram begins before them."""
     if "numbers" in fields:
         return {f"{sorted(fields['numbers'])} {fields['target']}"}
-    messages = to_messages(fields)
-    return set().union(*(ngrams(m["content"]) for m in messages if m["role"] == role))
+    texts = [m["content"] for m in to_messages(fields) if m["role"] == role]
+    choices = ["A) " + text.partition("\n\nA) ")[2] for text in texts]
+    return set().union(*map(ngrams, texts)).difference(*map(ngrams, choices))
 
 
 def is_contaminated(fields: Row, eval_ngrams: Set[str]) -> bool:

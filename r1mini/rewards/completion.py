@@ -27,7 +27,7 @@ FENCED = re.compile(
     """,
     re.VERBOSE | re.MULTILINE | re.DOTALL,
 )
-ANSWER_LINE = re.compile(r"(?im)^\W*(?:(?:the|final) )*(?:answer|答案)\W*[:：][*_]*(.+?)[*_]*$")
+ANSWER_LINE = re.compile(r"(?im)^[^\w\n]*(?:the |final )*(?:answer|答案)[^\w\n]*[:：](.+)")
 SPACING = re.compile(r"[\s{}$]|\\(?:left|right|[,;!])")
 # Notation that traces share between languages.
 NOTATION = ("return", "for", "in", "if", "range", "max", "min", "sum", "ln")
@@ -95,7 +95,7 @@ def extract_answer(problem: Problem, text: str) -> str | None:
         after = text.rpartition("</think>")[2]
         after = "" if "<think>" in after else answer if TAG.search(after) else after
         if lines := ANSWER_LINE.findall(after or ""):
-            return answers.extract(lines[-1]) or lines[-1].strip()
+            return answers.extract(lines[-1]) or lines[-1].strip(" *_\t\r")
     return answer
 
 

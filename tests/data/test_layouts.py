@@ -189,3 +189,13 @@ def test_refused_rows_are_counted_by_kind(tmp_path, capsys):
     assert "2 no text in column 'question'" in kinds and "found …" in kinds
     assert "1 column 'answer': … cannot be checked" in kinds
     assert sum(int(kind.split()[0]) for kind in kinds if kind[0].isdigit()) == 11
+
+
+@pytest.mark.parametrize("name", ["solution", "output", "response", "generated_solution"])
+def test_sft_learns_the_reply_that_stands_beside_an_answer(tmp_path, name):
+    row = {"question": "1+1?", name: "One and one.", "answer": "2"}
+    [learned] = sft_rows(write(tmp_path, row)).values()
+    assert learned["completion"] == [{"role": "assistant", "content": "One and one."}]
+    assert prompt_and_gold(tmp_path, row) == ("1+1?", "2")
+    [learned] = sft_rows(write(tmp_path, {**row, name: " "})).values()
+    assert learned["completion"] == [{"role": "assistant", "content": "2"}]
