@@ -391,8 +391,8 @@ def add_context(row: Row, fields: dict) -> dict:
     parts = [question]
     for name in reversed(CONTEXTS):
         is_text = isinstance(row.get(name), str) and row[name].strip()
-        repeats = "prompt" in row or name == "instruction"
-        if is_text and not (repeats and row[name] in question):
+        contained = "prompt" in row and is_text and row[name] in question
+        if is_text and not contained and row[name] != question.partition("\n\nA) ")[0]:
             parts.insert(len(parts) if name == "input" else 0, text(row, name))
     question = "\n".join(parts)
     if not isinstance(prompt, str):

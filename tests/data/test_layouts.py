@@ -199,3 +199,11 @@ def test_sft_learns_the_reply_that_stands_beside_an_answer(tmp_path, name):
     assert prompt_and_gold(tmp_path, row) == ("1+1?", "2")
     [learned] = sft_rows(write(tmp_path, {**row, name: " "})).values()
     assert learned["completion"] == [{"role": "assistant", "content": "2"}]
+
+
+@pytest.mark.parametrize("more", [{}, {"choices": ["3", "2"], "gold": "2"}])
+def test_a_column_that_is_the_prompt_is_shown_once(tmp_path, more):
+    for name in ("input", "context", "instruction"):
+        path = str(write(tmp_path, {name: "1+1?", "gold": 2, **more}))
+        [problem] = read_problems(path, prompt_key=name, answer_key="gold")
+        assert problem.prompt.count("1+1?") == 1
