@@ -96,15 +96,14 @@ def read_json(path: Path, content: bytes, errors: RowErrors) -> Iterator[tuple[s
 
 def find_rows(value: Any) -> list | None:
     """A list of rows, or the only list of objects in an object that is no row itself, or None."""
-    if not isinstance(value, dict):
-        return value if isinstance(value, list) else None
-    lists = [rows for rows in value.values() if isinstance(rows, list) and rows]
-    lists = [rows for rows in lists if all(isinstance(row, dict) for row in rows)]
-    try:
-        detect([value])
-    except ValueError:
-        return lists[0] if len(lists) == 1 else None
-    return None
+    if isinstance(value, dict):
+        lists = [rows for rows in value.values() if isinstance(rows, list) and rows]
+        lists = [rows for rows in lists if all(isinstance(row, dict) for row in rows)]
+        try:
+            detect([value])
+        except ValueError:
+            value = lists[0] if len(lists) == 1 else None
+    return value if isinstance(value, list) else None
 
 
 def read_json_lines(

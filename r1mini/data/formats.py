@@ -388,12 +388,12 @@ def add_context(row: Row, fields: dict) -> dict:
     if not prompt:
         return fields
     question = prompt if isinstance(prompt, str) else prompt[-1]["content"]
-    parts = [question]
+    parts, own = [question], question.partition("\n\nA) ")[0]
     for name in reversed(CONTEXTS):
-        is_text = isinstance(row.get(name), str) and row[name].strip()
-        contained = "prompt" in row and is_text and row[name] in question
-        if is_text and not contained and row[name] != question.partition("\n\nA) ")[0]:
-            parts.insert(len(parts) if name == "input" else 0, text(row, name))
+        part = row.get(name)
+        repeats = str(part) in question if "prompt" in row else part == own
+        if isinstance(part, str) and part.strip() and not repeats:
+            parts.insert(len(parts) if name == "input" else 0, part)
     question = "\n".join(parts)
     if not isinstance(prompt, str):
         question = [*prompt[:-1], {**prompt[-1], "content": question}]
