@@ -179,6 +179,12 @@ def countdown(row: Row) -> dict:
     return {**fields, "task": "countdown", "numbers": numbers, "target": target}
 
 
+def prompt_turns(row: Row, name: str) -> list[Message]:
+    """A column of messages, or of a user's text."""
+    is_chat = isinstance(row.get(name), list)
+    return messages(row, name) if is_chat else chat(text(row, name))["prompt"]
+
+
 def written_reply(row: Row) -> str:
     """What stands beside an answer for SFT to learn; "" without it."""
     texts = [row[name] for name in REPLIES if isinstance(row.get(name), str)]
@@ -254,7 +260,9 @@ def choices(prompt: str, golds: Sequence[str], row: Row) -> dict:
         re.sub(rf"^\(?{LETTERS[index : index + 1]}\)\s*", "", str(choice))
         for index, choice in enumerate(by_label.values())
     ]
-    return choice_chat(text(row, prompt), texts, *correct, written_reply(row))
+    *before, last = prompt_turns(row, prompt)
+    fields = choice_chat(last["content"], texts, *correct, written_reply(row))
+    return {**fields, "prompt": [*before, *fields["prompt"]]}
 
 
 def humaneval(row: Row) -> dict:
@@ -295,8 +303,7 @@ def named_columns(prompt: str, answer: str, row: Row) -> dict:
 
     SFT learns the written reply, or else the answer.
     """
-    is_chat = isinstance(row.get(prompt), list)
-    fields = {"prompt": messages(row, prompt)} if is_chat else chat(text(row, prompt))
+    fields = {"prompt": prompt_turns(row, prompt)}
     value = row.get(answer)
     if value is None or answer == "tests":
         return fields

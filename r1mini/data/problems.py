@@ -68,7 +68,7 @@ def read_problems(
 
 def check_choice(problem: Problem) -> None:
     """ValueError if the gold is the letter of a choice that the prompt does not show."""
-    gold = re.fullmatch(r"\W*(?:text\w*)?\W*([A-J])\W*", completion.gold_answer(problem) or "")
+    gold = re.fullmatch(r"\W*(?:\\[a-z]+\W*)*([A-J])\W*", completion.gold_answer(problem) or "")
     if gold and not re.search(rf"(?<![A-Za-z]){gold[1]}(?![A-Za-z]| [a-z])", problem.prompt):
         raise ValueError(f"gold answer {gold[0]!r}: the prompt has no choice of this letter")
 

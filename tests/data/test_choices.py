@@ -33,6 +33,7 @@ PAIRS = [{"text": text, "label": label} for text, label in zip(TEXTS, "ABCD")]
         {"ctx": ASK, "endings": TEXTS, "label": "1"},  # HellaSwag
         {"question": ASK, "choices": TEXTS, "answer": " Paris "},
         {"prompt": ASK, "choices": TEXTS, "answer": 1},
+        {"prompt": [{"role": "user", "content": ASK}], "choices": TEXTS, "answer": 1},
     ],
 )
 def test_the_prompt_shows_the_choices_and_the_gold_is_the_letter(tmp_path, row):
@@ -85,12 +86,19 @@ def test_a_number_is_an_index_from_0_and_text_is_a_letter_or_a_choice(
         ({"choices": [*"abcdefghijk"], "answer": 10}, "must be a list of 2 to 10 choices"),
         ({"answer": "B"}, "gold answer 'B': the prompt has no choice of this letter"),
         ({"solution": r"\boxed{\text{(C)}}"}, "the prompt has no choice of this letter"),
+        ({"answer": r"$\mathrm{(B)}$"}, "the prompt has no choice of this letter"),
     ],
 )
 def test_a_gold_that_names_no_single_choice_is_refused(tmp_path, columns, complaint):
     with pytest.raises(ValueError) as error:
         read_problems(str(write(tmp_path, {"question": ASK, **columns})))
     assert "rows.jsonl:1: " in str(error.value) and complaint in str(error.value)
+
+
+@pytest.mark.parametrize("gold", ["Vitamin C", "x", "K", "AB", "C_2", r"\text{all of C}"])
+def test_a_letter_within_a_gold_is_no_choice(tmp_path, gold):
+    [problem] = read_problems(str(write(tmp_path, {"question": ASK, "answer": gold})))
+    assert completion.gold_answer(problem) == gold
 
 
 @pytest.mark.parametrize("shown", ["(A) Rome (B) Paris", r"$\textbf{(B)}$ Paris", "A. x\nB. y"])
