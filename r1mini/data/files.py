@@ -44,7 +44,7 @@ class RowErrors:
         "refused: 2 no text in column 'q', found …"
         """
         counts = Counter(VALUES.sub("…", message).lstrip("…") for message in self.messages)
-        return "refused: " + ", ".join(f"{n} {kind}" for kind, n in counts.most_common())
+        return "refused: " + "; ".join(f"{n} {kind}" for kind, n in counts.most_common())
 
     def summary(self) -> str:
         """The number of skipped rows and the first reasons, after a semicolon; "" without any."""
@@ -97,8 +97,8 @@ def read_json(path: Path, content: bytes, errors: RowErrors) -> Iterator[tuple[s
 def find_rows(value: Any) -> list | None:
     """A list of rows, or the only list of objects in an object that is no row itself, or None."""
     if isinstance(value, dict):
-        lists = [rows for rows in value.values() if isinstance(rows, list) and rows]
-        lists = [rows for rows in lists if all(isinstance(row, dict) for row in rows)]
+        lists = [rows for rows in value.values() if isinstance(rows, list)]
+        lists = [rows for rows in lists if set(map(type, rows)) == {dict}]
         try:
             detect([value])
         except ValueError:

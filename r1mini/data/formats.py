@@ -241,25 +241,18 @@ def choices(prompt: str, golds: Sequence[str], row: Row) -> dict:
     letter or text."""
     by_label = find_choices(row)
     values = {name: row[name] for name in golds if row.get(name) is not None}
-    named = []
-    for value in values.values():
-        written = str(value).strip()
-        label = written.strip("().: ").upper()
-        named.append(
-            {
-                index
-                for index, (key, choice) in enumerate(by_label.items())
-                if label in (str(key).upper(), LETTERS[index : index + 1])
-                or (type(value) is type(choice) and written == str(choice).strip())
-            }
-        )
-    correct = set.intersection(*filter(None, named)) if any(named) else ()
+    meant = [set() for _ in values]
+    texts = []
+    for index, (label, choice) in enumerate(by_label.items()):
+        letter = LETTERS[index : index + 1]
+        texts.append(re.sub(rf"^\(?{letter}\)\s*", "", str(choice)))
+        for value, indices in zip(values.values(), meant):
+            is_text = type(value) is type(choice) and str(value).strip() == str(choice).strip()
+            if is_text or str(value).strip("().: ").upper() in (str(label).upper(), letter):
+                indices.add(index)
+    correct = set.intersection(*filter(None, meant)) if any(meant) else ()
     if len(correct) != 1:
         raise ValueError(f"no single choice is named by {values!r:.60} of {by_label!r:.90}")
-    texts = [
-        re.sub(rf"^\(?{LETTERS[index : index + 1]}\)\s*", "", str(choice))
-        for index, choice in enumerate(by_label.values())
-    ]
     *before, last = prompt_turns(row, prompt)
     fields = choice_chat(last["content"], texts, *correct, written_reply(row))
     return {**fields, "prompt": [*before, *fields["prompt"]]}
