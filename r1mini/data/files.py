@@ -9,14 +9,20 @@ import gzip
 import hashlib
 import json
 import math
+import re
 import zlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from r1mini.data.formats import detect
 from r1mini.infra.files import json_error
 
+VALUES = re.compile(  # and the place, in the message of a bad row
+    r"^.*?:( row )?\d+: |(?<!column )(?<!\w)(['\"]).*?(\2(?!\w)|$)|\d+|(?<=found ).*|[\[{].*"
+)
 BOM = b"\xef\xbb\xbf"
 
 
@@ -32,6 +38,15 @@ class RowErrors:
             raise ValueError(message) from None
         self.messages.append(" ".join(message.split())[:200])
 
+    def kinds(self) -> str:
+        """How many rows were refused for what: the messages without places and values.
+
+        >>> RowErrors(True, ["a.csv: row 1: no text in column 'q', found 3"] * 2).kinds()
+        "refused: 2 no text in column 'q', found …"
+        """
+        counts = Counter(VALUES.sub("…", message).lstrip("…") for message in self.messages)
+        return "refused: " + "; ".join(f"{n} {kind}" for kind, n in counts.most_common())
+
     def summary(self) -> str:
         """The number of skipped rows and the first reasons, after a semicolon; "" without any."""
         if not self.messages:
@@ -43,22 +58,20 @@ class RowErrors:
 def read_rows(path: Path, errors: RowErrors = RowErrors()) -> Iterator[tuple[str, Any]]:
     """Yields (file and line, value) of each row of a .jsonl, .json, .csv or .parquet file.
 
-    A .json file holds a list, or JSON lines. JSON may be compressed (.gz). ValueError for a file
-    that cannot be read; a bad row is reported to `errors`.
+    A .json file holds a list, an object with one list of rows (`{"data": […]}`), or JSON lines.
+    JSON may be compressed (.gz). ValueError for a file that cannot be read; a bad row is reported
+    to `errors`.
     """
     suffix = path.suffix.lower()
     open_file = gzip.open if suffix == ".gz" else open
     try:
         with open_file(path, "rb") as file:
-            start = file.peek(1000).removeprefix(BOM).lstrip()
             if suffix == ".parquet":
                 yield from read_parquet(path)
             elif suffix == ".csv":
                 yield from read_csv(path, errors)
-            elif ".json" in map(str.lower, path.suffixes) and start.startswith(b"["):
-                rows = parse_json(path, 1, file.read().removeprefix(BOM))
-                for number, row in enumerate(rows, 1):
-                    yield f"{path}: row {number}", row
+            elif ".json" in map(str.lower, path.suffixes):
+                yield from read_json(path, file.read().removeprefix(BOM), errors)
             else:
                 yield from read_json_lines(path, file, errors)
     except FileNotFoundError:
@@ -67,7 +80,36 @@ def read_rows(path: Path, errors: RowErrors = RowErrors()) -> Iterator[tuple[str
         raise ValueError(f"{path}: cannot be read ({error})") from None
 
 
-def read_json_lines(path: Path, file: IO[bytes], errors: RowErrors) -> Iterator[tuple[str, Any]]:
+def read_json(path: Path, content: bytes, errors: RowErrors) -> Iterator[tuple[str, Any]]:
+    first = content.strip().partition(b"\n")[0].rstrip()
+    is_lines = first[:1] != b"[" and first[-1:] in b"}"
+    try:
+        rows = find_rows(parse_json(path, 1, content))
+    except ValueError:
+        if not is_lines:
+            raise
+        rows = None
+    if rows is None:
+        yield from read_json_lines(path, content.split(b"\n"), errors)
+    for number, row in enumerate(rows or [], 1):
+        yield f"{path}: row {number}", row
+
+
+def find_rows(value: Any) -> list | None:
+    """A list of rows, or the only list of objects in an object that is no row itself, or None."""
+    if isinstance(value, dict):
+        lists = [rows for rows in value.values() if isinstance(rows, list)]
+        lists = [rows for rows in lists if set(map(type, rows)) == {dict}]
+        try:
+            detect([value])
+        except ValueError:
+            value = lists[0] if len(lists) == 1 else None
+    return value if isinstance(value, list) else None
+
+
+def read_json_lines(
+    path: Path, file: Iterable[bytes], errors: RowErrors
+) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(file, 1):
         line = (line.removeprefix(BOM) if number == 1 else line).strip()
         if not line:

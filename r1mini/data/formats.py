@@ -124,13 +124,18 @@ def to_messages(fields: Row, names: Sequence[str] = TEXT_FIELDS) -> list[Message
 
 
 def trl(row: Row) -> dict:
-    """TRL's columns, with text or messages."""
-    if "messages" in row and "prompt" not in row:
-        return {"messages": messages(row, "messages")}
+    """TRL's columns, with text or messages, and a gold by any of its names.
+
+    UltraChat's `prompt` only repeats its messages.
+    """
+    golds = [row[name] for name in ("answer", *GOLDS) if row.get(name) is not None]
+    fields = {"answer": golds[0]} if golds else {}
     names = ["prompt", "completion"] if "completion" in row else ["prompt"]
-    return {
-        name: (messages if isinstance(row.get(name), list) else text)(row, name) for name in names
-    }
+    if row.get("messages") and "completion" not in row:
+        names = ["messages"]
+    for name in names:
+        fields[name] = (messages if isinstance(row.get(name), list) else text)(row, name)
+    return fields
 
 
 def trl_text(row: Row) -> dict:
@@ -210,19 +215,83 @@ def countdown(row: Row) -> dict:
     return {**fields, "task": "countdown", "numbers": numbers, "target": target}
 
 
+def prompt_turns(row: Row, name: str) -> list[Message]:
+    """A column of messages, or of a user's text."""
+    is_chat = isinstance(row.get(name), list)
+    return messages(row, name) if is_chat else chat(text(row, name))["prompt"]
+
+
+def written_reply(row: Row) -> str:
+    """What stands beside an answer for SFT to learn; "" without it."""
+    texts = [row[name] for name in REPLIES if isinstance(row.get(name), str)]
+    return next(filter(str.strip, texts), "")
+
+
+LETTERS = "ABCDEFGHIJ"
+
+
+def choice_chat(question: str, choices: Sequence[str], correct: int, reply: str = "") -> dict:
+    """A question and its choices; the answer is a letter, also in the reply without another."""
+    choices = [text({"choice": choice}, "choice").strip() for choice in choices]
+    if len(set(choices)) < len(choices):
+        raise ValueError(f"two choices are the same: {choices}")
+    if not 2 <= len(choices) <= len(LETTERS):
+        raise ValueError(f"must be a list of 2 to {len(LETTERS)} choices, not {choices}")
+    lines = "".join(f"\n{letter}) {choice}" for letter, choice in zip(LETTERS, choices))
+    prompt = f"{question}\n{lines}\n\nAnswer with the letter of the right choice."
+    return chat(prompt, reply or rf"\boxed{{{LETTERS[correct]}}}", answer=LETTERS[correct])
+
+
 def gpqa(row: Row) -> dict:
-    """The answer is a letter; the order of the choices depends on the question alone."""
+    """The order of the choices depends on the question alone."""
     question = text(row, "Question").strip()
     names = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
     choices = [text(row, name).strip() for name in names]
     correct = choices[0]
     Random(question).shuffle(choices)
-    if len(set(choices)) < 4:
-        raise ValueError(f"two choices are the same: {choices}")
-    lines = "".join(f"\n{letter}) {choice}" for letter, choice in zip("ABCD", choices))
-    letter = "ABCD"[choices.index(correct)]
-    prompt = f"{question}\n{lines}\n\nAnswer with the letter of the right choice."
-    return chat(prompt, rf"\boxed{{{letter}}}", answer=letter)
+    return choice_chat(question, choices, choices.index(correct))
+
+
+def find_choices(row: Row) -> dict:
+    """A row's choices by label: texts (MMLU) by index, texts with labels (ARC, in two spellings;
+    MedQA), or columns such as `A` or `option_a` by name, as some data sets count them from 1."""
+    match next((row[name] for name in CHOICES if row.get(name)), None):
+        case {"text": [*texts], "label": [*labels]}:
+            return dict(zip(labels, texts))
+        case [{"text": _, "label": _}, *_] as pairs:
+            return {pair.get("label"): pair.get("text") for pair in pairs}
+        case {**by_label}:
+            return by_label
+        case [*texts]:
+            return dict(enumerate(texts))
+        case None:
+            names = [name for name in sorted(row) if CHOICE_COLUMN.fullmatch(name)]
+            named = {name: row[name] for name in names if isinstance(row[name], str)}
+            return named if len(named) > 1 else {}
+        case unknown:
+            return {"": unknown}
+
+
+def choices(prompt: str, golds: Sequence[str], row: Row) -> dict:
+    """A question with choices. ValueError unless the columns of golds name one choice, by label,
+    letter or text."""
+    by_label = find_choices(row)
+    values = {name: row[name] for name in golds if row.get(name) is not None}
+    meant = [set() for _ in values]
+    texts = []
+    for index, (label, choice) in enumerate(by_label.items()):
+        letter = LETTERS[index : index + 1]
+        texts.append(re.sub(rf"^\(?{letter}\)\s*", "", str(choice)))
+        for value, indices in zip(values.values(), meant):
+            is_text = type(value) is type(choice) and str(value).strip() == str(choice).strip()
+            if is_text or str(value).strip("().: ").upper() in (str(label).upper(), letter):
+                indices.add(index)
+    correct = set.intersection(*filter(None, meant)) if any(meant) else ()
+    if len(correct) != 1:
+        raise ValueError(f"no single choice is named by {values!r:.60} of {by_label!r:.90}")
+    *before, last = prompt_turns(row, prompt)
+    fields = choice_chat(last["content"], texts, *correct, written_reply(row))
+    return {**fields, "prompt": [*before, *fields["prompt"]]}
 
 
 def humaneval(row: Row) -> dict:
@@ -261,18 +330,18 @@ def open_r1_code(row: Row) -> dict:
 def named_columns(prompt: str, answer: str, row: Row) -> dict:
     """Columns by name. The answer is in the box of a `solution`, or else the whole column.
 
-    SFT learns the solution, or else the answer.
+    SFT learns the written reply, or else the answer.
     """
-    is_chat = isinstance(row.get(prompt), list)
-    fields = {"prompt": messages(row, prompt)} if is_chat else chat(text(row, prompt))
-    value, solution = row.get(answer), row.get("solution")
+    fields = {"prompt": prompt_turns(row, prompt)}
+    value = row.get(answer)
     if value is None or answer == "tests":
         return fields
+    if isinstance(value, list) and len(value) == 1:  # OlympiadBench
+        value = value[0]
     if isinstance(value, list | dict):
         raise ValueError(f"column {answer!r}: must be text or a number, not {value!r:.60}")
-    has_solution = answer == "answer" and isinstance(solution, str) and solution.strip()
-    reply = solution if has_solution else str(value)
-    fields["completion"] = [{"role": "assistant", "content": reply}]
+    reply = written_reply(row) if answer in ("answer", *GOLDS) else ""
+    fields["completion"] = [{"role": "assistant", "content": reply or str(value)}]
     fields["answer"] = None if answer == "solution" else value
     return fields
 
@@ -304,6 +373,8 @@ FORMATS = (
     Format("APPS", ("input_output",), apps, "text in column 'solutions'", convert.apps_tests),
     # huggingface.co/docs/trl/dataset_formats
     Format("TRL prompt-completion", ("prompt", "completion"), trl, COMPLETION),
+    # huggingface.co/datasets/HuggingFaceH4/ultrachat_200k
+    Format("UltraChat", ("prompt", "messages"), trl, TURN),
     Format("TRL prompt-only", ("prompt",), trl, COMPLETION),
     # huggingface.co/datasets/open-r1/OpenR1-Math-220k
     Format("OpenR1-Math-220k", ("problem", "generations"), open_r1_math, GENERATION),
@@ -324,8 +395,45 @@ FORMATS = (
     Format("TRL messages", ("messages",), trl, TURN),
 )
 TEXT = Format("TRL text", ("text",), trl_text, "text in column 'text'")
-PROMPTS = ("prompt", "problem", "question", "text")
-ANSWERS = ("answer", "solution", "ground_truth", "target", "tests")
+PROMPTS = "prompt problem question question_stem query ctx sentence instruction text".split()
+GOLDS = "ground_truth expected_answer final_answer target".split()
+REPLIES = "solution output response generated_solution".split()
+ANSWERS = ["answer", *GOLDS, "solution", "tests", "output", "response"]
+CHOICES = "choices options endings alternatives answer_choices answer_options".split()
+CHOICE_COLUMN = re.compile(r"(option|choice|answer|ending|op|sol)?_?([a-j]|\d)")
+CORRECT = (  # columns that name the right choice
+    "answer_index answer_idx answerkey answer_key answer_letter correct correct_option "
+    "correct_answer label gold cop"
+).split()
+CONTEXTS = "instruction context passage article story paragraph background body input".split()
+
+
+def common_columns(row: Row) -> Row:
+    """The columns, also under lower-case names with `_`, and those of verl's `reward_model`."""
+    if isinstance(row.get("question"), dict):  # ARC's own files
+        row = {**row, **row["question"], "question": row["question"].get("stem")}
+    lower = {name.strip().lower().replace(" ", "_"): value for name, value in row.items()}
+    if isinstance(reward := row.get("reward_model"), dict):
+        lower["ground_truth"] = reward.get("ground_truth")
+    return {**lower, **row}
+
+
+def add_context(row: Row, fields: dict) -> dict:
+    """The fields with the row's context before the question; Alpaca's `input` after it."""
+    prompt = fields.get("prompt")
+    if not prompt:
+        return fields
+    question = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+    parts, own = [question], question.partition("\n\nA) ")[0]
+    for name in reversed(CONTEXTS):
+        part = row.get(name)
+        repeats = str(part) in question if "prompt" in row else part == own
+        if isinstance(part, str) and part.strip() and not repeats:
+            parts.insert(len(parts) if name == "input" else 0, part)
+    question = "\n".join(parts)
+    if not isinstance(prompt, str):
+        question = [*prompt[:-1], {**prompt[-1], "content": question}]
+    return {**fields, "prompt": question}
 
 
 def detect(head: Sequence[Row], prompt_key: str = "", answer_key: str = "") -> Format:
@@ -333,18 +441,23 @@ def detect(head: Sequence[Row], prompt_key: str = "", answer_key: str = "") -> F
 
     One of `FORMATS`, or else columns with common names or those of the flags.
     """
+    head = list(map(common_columns, head))
     columns = dict.fromkeys(chain.from_iterable(reversed(head)))
     for flag, key in (("prompt", prompt_key), ("answer", answer_key)):
         if key and key not in columns:
             raise ValueError(f"--{flag}-key {key}: no such column in {', '.join(columns)}")
     custom = prompt_key or answer_key
+    prompt = prompt_key or next((name for name in PROMPTS if name in columns), None)
+    if prompt and "completion" not in columns and any(map(find_choices, head)):
+        golds = [answer_key] if answer_key else [*ANSWERS, *CORRECT]
+        read = partial(choices, prompt, golds)
+        return Format("choices", (), read, "right choice")
     if not custom:
         for row_format in FORMATS:
             has_marker = any(row_format.answer_marker in str(row.get("answer")) for row in head)
             if has_marker and set(row_format.columns) <= columns.keys():
                 return row_format
     answers = (name for name in ANSWERS if any(row.get(name) is not None for row in head))
-    prompt = prompt_key or next((name for name in PROMPTS if name in columns), None)
     answer = answer_key or next(answers, None)
     if prompt and answer:
         read = partial(named_columns, prompt, answer)

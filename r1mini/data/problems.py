@@ -6,6 +6,7 @@ its gold answer, if the sandbox cannot run its tests, or if its prompt is a dupl
 """
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
@@ -22,6 +23,9 @@ from r1mini.data.sft import is_plain_text
 from r1mini.records import Problem
 from r1mini.rewards import completion
 from r1mini.sandbox.convert import Dropped, drop_constant, name_function, summary
+
+# Golds that stand for no answer: Python's, pandas' and JSON's, and NuminaMath-1.5's.
+MISSING = "nan None null n/a <na> #n/a proof notfound".split()
 
 
 def read_problems(
@@ -52,6 +56,7 @@ def read_problems(
             )
         if problem.task not in tasks.TASKS:
             completion.check_problem(problem)
+            check_choice(problem)
         check_unicode([problem.prompt, completion.gold_answer(problem)])
         check(problem)
         first_place[problem.prompt] = example.place
@@ -59,6 +64,13 @@ def read_problems(
 
     examples = convert_code(path, read_examples(path, prompt_key, answer_key, errors), errors)
     return list(convert_examples(path, examples, convert, errors, decontaminate).values())
+
+
+def check_choice(problem: Problem) -> None:
+    """ValueError if the gold is the letter of a choice that the prompt does not show."""
+    gold = re.fullmatch(r"\W*(?:\\[a-z]+\W*)*([A-J])\W*", completion.gold_answer(problem) or "")
+    if gold and not re.search(rf"(?<![A-Za-z]){gold[1]}(?![A-Za-z]| [a-z])", problem.prompt):
+        raise ValueError(f"gold answer {gold[0]!r}: the prompt has no choice of this letter")
 
 
 def convert_code(path: Path, examples: Iterable[Example], errors: RowErrors) -> Iterator[Example]:
@@ -104,11 +116,15 @@ def make_problem(
     """The problem of an example, with all its columns for rewards."""
     row, fields = example.columns, example.fields
     messages = prompt_messages(fields, instruction)
-    if row.get("answer") in ("proof", "notfound"):  # NuminaMath-1.5
-        raise ValueError(f"column 'answer': {row['answer']!r} cannot be checked")
     columns = {**row, **extra_columns(fields)}
     answer = columns.get("answer")
-    if isinstance(answer, list | dict) or isinstance(answer, float) and not math.isfinite(answer):
+    if isinstance(answer, str) and (answer in MISSING or answer.lower() in MISSING):
+        raise ValueError(f"column 'answer': {answer!r} cannot be checked")
+    if (
+        isinstance(answer, list | dict | bool)
+        or isinstance(answer, float)
+        and not math.isfinite(answer)
+    ):
         raise ValueError(f"column 'answer': must be text or a number, not {answer!r:.60}")
     replies = [m["content"] for m in to_messages(fields) if m["role"] == "assistant"]
     references = ("answer", "solution", "tests", "verification_info")

@@ -12,11 +12,15 @@ from typing import Any, NamedTuple, TypeVar
 
 from r1mini.data.files import RowErrors, read_rows
 from r1mini.data.formats import (
+    ANSWERS,
+    CORRECT,
     INVALID_UNICODE,
     PROMPTS,
     READ_ERRORS,
     Format,
     Row,
+    add_context,
+    common_columns,
     detect,
     to_messages,
 )
@@ -47,10 +51,12 @@ def read_examples(
             continue
         try:
             row_format = row_format or detect(head_columns, prompt_key, answer_key)
+            row = common_columns(row)
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from None
         try:
             fields = row_format.read(row)
+            fields = fields if row_format.tests else add_context(row, fields)
         except ValueError as error:
             errors.report(f"{place}: {error}")
         except READ_ERRORS as error:
@@ -72,7 +78,7 @@ def convert_examples(
     `convert` raises ValueError are reported to `errors`.
     """
     eval_ngrams = read_eval_ngrams(decontaminate)
-    converted, contaminated, name = {}, 0, ""
+    converted, contaminated, name, left_out = {}, 0, "", {}
     for example in examples:
         name = example.format.name
         if eval_ngrams and is_contaminated(example.fields, eval_ngrams):
@@ -82,13 +88,33 @@ def convert_examples(
             converted[example.place] = convert(example)
         except ValueError as error:
             errors.report(f"{example.place}: {error}")
+        left_out |= unused_text(example)
     removed = errors.summary()
     if contaminated:
         removed = f"; {contaminated} removed by --decontaminate (ten consecutive words){removed}"
     if not converted:
         raise ValueError(f"{path}: no rows{removed}")
     print(f"{path}: {name}, {len(converted)} rows{removed}", flush=True)
+    if left_out:
+        print(f"{path}: text in other columns is left out: {', '.join(left_out)}", flush=True)
+    if errors.messages:
+        print(f"{path}: {errors.kinds()}", flush=True)
     return converted
+
+
+def unused_text(example: Example) -> dict[str, None]:
+    """The names of columns of text that are in neither the prompt nor the reply, nor a gold."""
+    if example.format.tests:
+        return {}
+    shown = json.dumps(example.fields, default=str)
+    return {
+        name: None
+        for name, value in example.columns.items()
+        if isinstance(value, str)
+        and name not in (*ANSWERS[:-2], *CORRECT)
+        and name == name.lower()
+        and json.dumps(value.strip())[1:-1] not in shown
+    }
 
 
 def check_unicode(value: Any) -> None:
@@ -117,14 +143,16 @@ def ngrams(text: str, size: int = NGRAM_SIZE) -> set[str]:
 
 
 def row_ngrams(fields: Row, role: str) -> set[str]:
-    """The n-grams of a role's messages; for Countdown its numbers, as the words never differ."""
+    """The n-grams of a role's messages; for Countdown its numbers, as the words never differ. Many
+    questions have the same choices: an n-gram begins before them."""
     if "numbers" in fields:
         return {f"{sorted(fields['numbers'])} {fields['target']}"}
     messages = to_messages(fields)
     texts = [
         m.get("reasoning_content", "") + "\n" + m["content"] for m in messages if m["role"] == role
     ]
-    return set().union(*map(ngrams, texts))
+    choices = ["A) " + text.partition("\n\nA) ")[2] for text in texts]
+    return set().union(*map(ngrams, texts)).difference(*map(ngrams, choices))
 
 
 def is_contaminated(fields: Row, eval_ngrams: Set[str]) -> bool:
@@ -151,7 +179,7 @@ def read_eval_ngrams(files: Sequence[str]) -> set[str]:
 
 def read_question(place: str, row: Row) -> Row:
     try:
-        return detect([row]).read(row)
+        return detect([row]).read(common_columns(row))
     except READ_ERRORS:
         for name in PROMPTS:
             if isinstance(row, dict) and isinstance(row.get(name), str):

@@ -30,6 +30,7 @@ FENCE = re.compile(
 )
 PYTHON = re.compile(r"\W*(?:\w+[./:=])*(?:i?python|py)[\d.]*(?![\w-])", re.IGNORECASE)
 QUOTES = re.compile(r"\"{3}|'{3}")
+ANSWER_LINE = re.compile(r"(?im)^[^\w\n]*(?:the |final )*(?:answer|答案)[^\w\n]*[:：](.+)")
 SPACING = re.compile(r"[\s{}$]|\\(?:left|right|[,;!])")
 # Notation that traces share between languages.
 NOTATION = ("return", "for", "in", "if", "range", "max", "min", "sum", "ln")
@@ -92,7 +93,18 @@ def extract_answer(problem: Problem, text: str) -> str | None:
     """The answer of a completion: a program if the problem asks for one; None without an answer."""
     if problem.task not in tasks.TASKS and wants_program(problem):
         return extract_program(text, problem_tests(problem))
-    return answers.extract(text)
+    answer = answers.extract(text)
+    if problem.task not in tasks.TASKS and asks_for_line(problem):
+        after = text.rpartition("</think>")[2]
+        after = "" if "<think>" in after else answer if TAG.search(after) else after
+        if lines := ANSWER_LINE.findall(after or ""):
+            return answers.extract(lines[-1]) or lines[-1].strip(" *_\t\r")
+    return answer
+
+
+def asks_for_line(problem: Problem) -> bool:
+    """Does the prompt ask for a line `Answer: …`? The last such line is the answer."""
+    return re.search(r"(?i)\banswer\s*[:：]|答案\s*[:：]", problem.prompt) is not None
 
 
 def extract_program(text: str, tests: Sequence[dict] = ()) -> str | None:
@@ -286,7 +298,8 @@ def check_problem(problem: Problem) -> None:
     """ValueError if a data file's row has no gold answer or tests, or unusable ones."""
     gold = gold_answer(problem)
     if gold is not None:
-        answers.equivalent(gold, "")
+        if not answers.equivalent(gold, gold):
+            raise ValueError(f"gold answer {gold[:80]!r}: nothing is equal to it")
         return
     tests = problem_tests(problem)
     if tests is None:

@@ -4,9 +4,10 @@ reward is flat or training goes wrong."""
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from r1mini import tasks
 from r1mini.records import Group, Problem
 from r1mini.rewards import rules
-from r1mini.rewards.completion import extract_thinking, words
+from r1mini.rewards.completion import asks_for_line, extract_thinking, wants_program, words
 from r1mini.rl.config import GRPOConfig
 
 # Largest difference of a token's log-probability between sampler and learner that rounding
@@ -22,6 +23,7 @@ def first_look(group: Group, weights: Mapping[str, float]) -> str:
     prompt, text = group.problem.prompt_and_completion(group.rollouts[0])
     lines = [f"--- first look: {group.problem.task}, completion 1 of {len(group.rollouts)}"]
     lines += [prompt.rstrip("\n"), text.rstrip("\n")]
+    lines.append(f"--- the answer is looked for in {answer_place(group.problem)}")
     for name, score in group.scores[0].items():
         value = "does not apply" if score is None else f"{score:.2f}"
         value += "" if score is None else reason(group.problem, text, name)
@@ -29,6 +31,16 @@ def first_look(group: Group, weights: Mapping[str, float]) -> str:
     all_rewards = " ".join(f"{reward:.2f}" for reward in group.rewards)
     lines.append(f"--- reward {group.rewards[0]:.2f}; of the group: {all_rewards}")
     return "\n".join(lines)
+
+
+def answer_place(problem: Problem) -> str:
+    """Where `extract_answer` looks for the answer of a completion."""
+    if problem.task in tasks.TASKS:
+        return "<answer>…</answer>"
+    if wants_program(problem):
+        return "the last block of Python after the thinking"
+    line = "the last line 'Answer: …', for which the prompt asks; without one in "
+    return line * asks_for_line(problem) + r"<answer>…</answer>, or else the last \boxed{…}"
 
 
 def reason(problem: Problem, text: str, name: str) -> str:

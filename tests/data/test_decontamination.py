@@ -76,3 +76,25 @@ def test_short_reply_is_not_compared_with_questions(tmp_path):
     assert len(kept) == 1
     with pytest.raises(ValueError, match="--decontaminate .*:1: no question in columns prompt"):
         read_eval_ngrams([str(write(tmp_path, {"q": 1}, name="e.jsonl"))])
+
+
+def test_equal_choices_of_other_questions_are_no_contamination(tmp_path):
+    choices = ["True, True", "False, False", "True, False", "False, True"]
+    rows = [
+        {
+            "question": f"Statement 1: {a} is even. Statement 2: {b}.",
+            "choices": choices,
+            "answer": 1,
+        }
+        for a, b in (("every square", "7 is prime"), ("no cube", "pi is real"))
+    ]
+    evaluated = write(tmp_path, rows[0], name="eval.jsonl")
+    problems = read_problems(str(write(tmp_path, *rows)), decontaminate=(str(evaluated),))
+    assert [problem.columns["question"] for problem in problems] == [rows[1]["question"]]
+    short = [
+        {"question": "Which?", "choices": [f"{a} {n}" for n in range(4)], "answer": 0}
+        for a in ("apple", "pear")
+    ]
+    evaluated = write(tmp_path, short[0], name="eval.jsonl")
+    problems = read_problems(str(write(tmp_path, *short)), decontaminate=(str(evaluated),))
+    assert len(problems) == 1 and "pear 0" in problems[0].prompt

@@ -20,6 +20,7 @@ SAMPLE_FORMATS = {
     "mbpp": ("MBPP", ["```python\nlarger = max\n```"], "code"),
     "apps": ("APPS", ["```python\na, b = map(int, input().split())\nprint(a * b)\n```"], "code"),
     "trl_prompt_completion": ("TRL prompt-completion", ["5", "4"], "accuracy"),
+    "ultrachat": ("UltraChat", ["5"], "accuracy"),
     "trl_prompt_only": ("TRL prompt-only", ["42", "4.5"], "accuracy"),
     "openr1_math": ("OpenR1-Math-220k", ["7", "9"], "accuracy"),
     "numinamath": ("NuminaMath", ["9", "12"], "accuracy"),

@@ -98,6 +98,25 @@ def test_first_look_at_a_problem_of_a_data_file():
         ] == 0.5 * ("answer" in columns)
 
 
+@pytest.mark.parametrize(
+    "task, prompt, columns, place",
+    [
+        ("rows.jsonl", "2+3?", {"answer": "5"}, r"<answer>…</answer>, or else the last \boxed{…}"),
+        (
+            "rows.jsonl",
+            "End with a line Answer: $Answer.",
+            {"answer": "5"},
+            "the last line 'Answer: …', for which the prompt asks; without one in <answer>…",
+        ),
+        ("rows.jsonl", "Print 5.", {"tests": []}, "the last block of Python after the thinking"),
+        ("countdown", "Answer:", {}, "<answer>…</answer>\n"),
+    ],
+)
+def test_first_look_says_where_the_answer_was_looked_for(task, prompt, columns, place):
+    look = Group(Problem(task, "", "", prompt, columns), (rollout("x"),), ({},), (0.0,))
+    assert f"--- the answer is looked for in {place}" in diagnosis.first_look(look, {})
+
+
 HEALTHY = {
     "completions/clipped_ratio": 0.0,
     "completions/unparsed_ratio": 0.1,
