@@ -608,7 +608,8 @@ def choices(text: str) -> list[str]:
 
 WRAPPED_CHOICE = re.compile(r"\\(?:text|math)\w*\s*\{\s*\(?([A-J])[).:]\s*\}")
 CHOICE = re.compile(
-    r"(?:\(([A-J])\)|([A-J])(?:[):]|\.(?=\s*[\d$\\(])))\s+(?![-+*/^=,;<>]\s)(\S.*)", re.DOTALL
+    r"(?:\(([A-J])\)|([A-J])(?:[):]|\.(?=\s*[\d$\\(]|\s[A-Z](?![.A-Z]))))\s+(?![-+*/^=,;<>]\s)(\S.*)",
+    re.DOTALL,
 )
 NOTHING = ("nan", "none", "null", "n/a", "<na>")
 

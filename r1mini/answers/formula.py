@@ -60,7 +60,7 @@ log \lg
 COMMANDS = (
     r"\frac \binom \sqrt \pi \infty \pm \mp \cup \emptyset \in \circ \neq \{ \} \\ "
     r"\begin{pmatrix} \end{pmatrix} \begin{bmatrix} \end{bmatrix} \over \choose "
-    r"\lfloor \rfloor \lceil \rceil \angle \triangle \overline \setminus".split()
+    r"\lfloor \rfloor \lceil \rceil \angle \triangle \overline \setminus \cap".split()
     + FUNCTIONS_OF_LISTS
 )
 LETTERS = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau "
@@ -88,30 +88,36 @@ SCALES = {
 }
 UNITS = aliases(
     """mm millimeter millimetre 毫米|cm centimeter centimetre 厘米|m meter metre 米|
-km kilometer kilometre 千米 公里|in inch inche|ft foot feet|yd yard|mi mile|mg milligram|g gram 克|
-kg kilogram 千克 公斤|lb pound|oz ounce|ml mL milliliter millilitre|L l liter litre|s sec second 秒|
-min minute 分钟|h hr hour 小时|day 天|week|month|year|dollar USD $|€ euro EUR|£|₹ INR rupee|
-元 yuan ¥ RMB CNY|cent|degree 度|mph|rad radian|square sq 平方|/ per|unit|cubic 立方|个|人|am AM|
-pm PM|N newton|J joule|W watt|V volt|A ampere|Pa pascal|Hz hertz|mol mole""".split("|")
+km kilometer kilometre 千米 公里|in inch inche|ft foot feet|yd yard|mi mile|mg milligram|
+g gram 克|kg kilogram 千克 公斤|lb lbs pound|oz ounce|ml mL milliliter millilitre|
+L l liter litre|s sec second 秒|min minute 分钟|h hr hrs hour 小时|day 天|week|month|year|
+dollar USD $|€ euro EUR|£ GBP|₹ INR Rs rs rupee|₩|元 yuan ¥ RMB CNY|cent|degree 度|mph|
+rad radian|square sq 平方|/ per|unit|cubic 立方|个|人|am AM|pm PM|N newton|J joule|W watt|
+V volt|A ampere|Pa pascal|Hz hertz|mol mole""".split("|")
 )
 CURRENCIES = ("$", "€", "£", "₹", "¥", "₩")
 UNITS_AFTER_DIGITS = "mm cm km kg mph am pm AM PM".split()  # without a space; `5mi` is a product
 # Units and prefixes of the SI, behind a number and a space.
 SI_UNIT = re.compile(
-    "(?:[YZEPTGMkhdcmunp]|da)?(?:mol|Pa|Hz|Wb|eV|bar|cal|[mgsJKNWVACFTHLl])|[munp]?h|of"
+    "(?:[YZEPTGMkhdcmunpµμ]|da)?(?:mol|Pa|Hz|Wb|eV|Wh|bar|cal|[mgsJKNWVACFTHLlΩ])|[kKMGT]i?B|h|of"
 )
 UNIT_ENDS = re.compile(r"\s*(?:$|[,;)]|[/*-]\s*[A-Za-z\\]|\\(?:cdot|text|mathrm)|\^\{?[23])")
 # Words that change the number before them, or deny it.
-NOT_UNITS = frozenset(
-    "is are was were be not no never nor wrong false incorrect maybe perhaps probably if but "
-    "unless except than at minus plus half halves third thirds fourths fifths tenth tenths "
-    "hundredths thousandths zero one two three four five six seven eight nine ten point negative "
-    "squared cubed factorial over thousands millions billions hundreds bn".split()
+NOT_UNITS = re.compile(
+    r"""
+    is|are|was|were|be|not|no|never|nor|wrong|false|incorrect|maybe|perhaps|probably|if|but|
+    unless|except|than|at|about|around|approx|approximately|roughly|below|above|minus|plus|half|
+    halves|third|thirds|fourths|fifths|sixths|sevenths|eighths|ninths|tenth|tenths|hundredths|
+    thousandths|zero|one|two|three|four|five|six|seven|eight|nine|ten|tens|point|negative|
+    squared|cubed|factorial|over|hundreds|thousands|millions|billions|mil|bn|lakh|crore|score|
+    gross|pct|permille|bps|nan|none
+    |(?:[不非折成余多]|以上|以下|左右|分之).*""",
+    re.VERBOSE | re.IGNORECASE,
 )
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 
 UNICODE = str.maketrans(
-    "−–×·⋅÷\xa0、，；：（）［］！％＋－＝＜＞｜／＾。’′", "--***/ ,,;:()[]!%+-=<>|/^.''"
+    "−–×·⋅÷\xa0、，；：∶（）［］｛｝！％＋－＝＜＞｜／＾。’′", "--***/ ,,;::()[]{}!%+-=<>|/^.''"
 ) | {
     ord(line[0]): f"{line[2:]} "
     for line in """≤ <=
@@ -153,7 +159,12 @@ SUBSCRIPT_MARKUP = re.compile(r"\\(?:text\w*|math\w+|rm|triangle|[,;! ])|[_{}\\\
 # Words whose case counts: CO is not Co. But NO and YES are no and yes.
 MIXED_CASE = re.compile(r"(?!NO)[A-Z]{2}|\w*(?:[a-z][A-Z]|[A-Z]{2}[a-z])\w*")
 CHEMICAL = re.compile(r"(?=.*\d)(?:[A-Z][a-z]?(?:_?\d+|_\{\d+\})?){2,}", re.ASCII)  # H_2O
-DATE = re.compile(r"\d{4}([-/])\d\d?\1\d\d?|\d\d?([-/.])\d\d?\2\d{4}", re.ASCII)
+DATE = re.compile(
+    r"\d{4}([-/])\d\d?\1\d\d?|\d\d?([-/.])\d\d?\2\d{4}|(?=.*\d)[\w\s,.]*"
+    r"\b(?:Jan(?:uary)?|Feb(?:ruary)?|Mar(?:ch)?|Apr(?:il)?|May|June?|July?|Aug(?:ust)?"
+    r"|Sept?(?:ember)?|Oct(?:ober)?|Nov(?:ember)?|Dec(?:ember)?)\b[\w\s,.]*",
+    re.ASCII,
+)
 PLAIN_GROUP = re.compile(r"\s*\{((?:\\[^{]|[^\\{}])*)\}")  # without braces inside
 BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
 
@@ -214,34 +225,35 @@ def unwrap(text: str) -> str:
 
 
 MARKS = ("$$", "$", "**", "__", "*", "_", "```", "`")  # around a text
-# Other notation for what the grammar has: a string that it contains, patterns, replacements.
-REWRITES = [
-    (needle, re.compile(pattern), replacement)
-    for needle, pattern, replacement in (
-        ("\\", r"\^\{\\degree\}|\^?\\degree(?![a-z])|\^\{\s*\\circ\s*\}", r"^\\circ "),
-        ("\\", r"(?<!\\)\\(?=\s|$)", " "),
-        ("`", r"^```\w*\n", "```"),
-        ("\\", r"\\(?:text)?color\s*\{\w+\}|\\(?:tiny|small|[lL]arge|LARGE|[hH]uge|bf|rm|it"
-         r"|boldsymbol|bm|displaystyle|textstyle|limits)(?![A-Za-z])", " "),
-        ("$", r"(?<!\\)(\$\$?)(?=\S)((?:[^$\\]|\\.)*?)(?<=\S)\1(?!\d)", r" \2 "),
-        ("\\", r"(?<!\\)\\[()\[\]]", " "),
-        ("\\op", r"\\operatorname\*?\s*\{(\w+)\}", r"\\\1 "),
-        ("\\b", r"(?:\\left\s*)?[(\[]\s*\\begin\{(?:array\}\s*\{[clr|\s]*|(?:small)?matrix)\}",
-         r"\\begin{pmatrix}"),
-        ("\\e", r"\\end\{(?:array|(?:small)?matrix)\}\s*(?:\\right\s*)?[)\]]", r"\\end{pmatrix}"),
-        ("\\dot", r"\.(\d*)\\dot\s*\{?(\d)\}?(?:(\d*)\\dot\s*\{?(\d)\}?)?",
-         r".\1\\overline{\2\3\4}"),
-        ("10", r"(?<=[\d.])\s*[xX]\s*(?=10\s*(?:\^|\*\*))", "*"),
-        ("_", r"(?<![A-Za-z\\])(?:\\mathrm\{C\}|C)_\{?(\d+)\}?\^\{?(\d+)\}?", r"\\binom{\1}{\2}"),
-        ("", r"(?<![^\W\d_])(?:Rs\.?|rs\.?|INR)\s*(?=\d)", "₹"),
-        ("US", r"(?:US\\?\$|USD)\s*(?=\d)", r"\$"),
-        ("", r"(?:CN¥|RMB|CNY)\s*(?=\d)", "¥"),
-        (".", r"(?<![A-Za-z])(?i:([ap])\.\s?m\.?(?![A-Za-z]))", r"\1m"),
-        ("或", r"(?<=[^\s\u4e00-\u9fff])\s*或者?\s*(?=[^\s\u4e00-\u9fff])", " or "),
-        ("", r"(?<=[^\s\u4e00-\u9fff])\s*[和与及]\s*(?=[^\s\u4e00-\u9fff])", " and "),
-        ("\\p", r"\^\{?\s*\\prime\s*\}?", "'"),
-    )
-]  # fmt: skip
+# Other notation for what the grammar has: a string that it contains, its pattern, a replacement
+# (␣ is a space).
+REWRITES = r"""
+\ ⇒ \^\{\\degree\}|\^?\\degree(?![a-z])|\^\{\s*\\circ\s*\} ⇒ ^\\circ␣
+\ ⇒ (?<!\\)\\(?=\s|$) ⇒ ␣
+` ⇒ ^```\w*\n ⇒ ```
+\ ⇒ \\(?:text)?color\s*\{\w+\}|\\(?:tiny|small|[lL]arge|LARGE|[hH]uge|bf|rm|it)(?![A-Za-z]) ⇒ ␣
+\ ⇒ \\(?:boldsymbol|bm|displaystyle|textstyle|limits)(?![A-Za-z]) ⇒ ␣
+$ ⇒ (?<!\\)(\$\$?)(?=\S)((?:[^$\\]|\\.)*?)(?<=\S)\1(?!\d) ⇒ ␣\2␣
+\ ⇒ (?<!\\)\\[()\[\]] ⇒ ␣
+\op ⇒ \\operatorname\*?\s*\{(\w+)\} ⇒ \\\1␣
+\b ⇒ (?:\\left\s*)?[(\[]\s*\\begin\{(?:array\}\s*\{[clr|\s]*|(?:small)?matrix)\} ⇒ \\begin{pmatrix}
+\e ⇒ \\end\{(?:array|(?:small)?matrix)\}\s*(?:\\right\s*)?[)\]] ⇒ \\end{pmatrix}
+\dot ⇒ \.(\d*)\\dot\s*\{?(\d)\}?(?:(\d*)\\dot\s*\{?(\d)\}?)? ⇒ .\1\\overline{\2\3\4}
+10 ⇒ (?<=[\d.])\s*[xX]\s*(?=10\s*(?:\^|\*\*)) ⇒ *
+_ ⇒ (?<![A-Za-z\\])(?:\\mathrm\{C\}|C)_\{?(\d+)\}?\^\{?(\d+)\}? ⇒ \\binom{\1}{\2}
+ ⇒ (?<![^\W\d_])(Rs|rs|USD|EUR|GBP|INR|CNY|RMB|JPY|CAD|AUD)\.?\s*(\d[\d.,{}]*)$ ⇒ \2␣\1
+$ ⇒ (?<![A-Za-z\\])[A-Z]{1,2}\\?\$(?=\d) ⇒ \$
+per cent ⇒ per cent\b ⇒ percent
+. ⇒ (?<=[^\W\d_]{2})\.\s ⇒ ␣
+. ⇒ (?<![^\W\d_])([A-Z])\.\s?(?=[A-Z](?![a-z])) ⇒ \1
+² ⇒ ((?:^|[\s\d/}])(?:[cdkm]?m|ft|in|yd|s))² ⇒ \1^2
+³ ⇒ ((?:^|[\s\d/}])(?:[cdkm]?m|ft|in|yd))³ ⇒ \1^3
+. ⇒ (?<![A-Za-z])(?i:([ap])\.\s?m\.?(?![A-Za-z])) ⇒ \1m
+或 ⇒ (?<=[^\s\u4e00-\u9fff])\s*或者?\s*(?=[^\s\u4e00-\u9fff]) ⇒ ␣or␣
+ ⇒ (?<=[^\s\u4e00-\u9fff])\s*[和与及]\s*(?=[^\s\u4e00-\u9fff]) ⇒ ␣and␣
+\p ⇒ \^\{?\s*\\prime\s*\}? ⇒ '"""
+REWRITES = [row.split(" ⇒ ") for row in REWRITES.split("\n")[1:]]
+REWRITES = [(needle, re.compile(p), to.replace("␣", " ")) for needle, p, to in REWRITES]
 
 
 def is_prose(text: str) -> bool:
@@ -307,7 +319,9 @@ def tokenize(
 
 def is_unit(run: str, before: str, after: str, previous: list[Token]) -> bool:
     """Is a run of letters a word: behind a number or a word it is a unit, not unknown factors."""
-    if run in NOT_UNITS or not run.isascii() and before[-1:].isdigit():
+    if NOT_UNITS.fullmatch(run) or not run.isascii() and before[-1:].isdigit():
+        return True
+    if run in ("C", "F") and before.rstrip().endswith(r"\circ"):
         return True
     if before[-1:].isdigit():
         return run in UNITS_AFTER_DIGITS
@@ -320,9 +334,9 @@ def is_unit(run: str, before: str, after: str, previous: list[Token]) -> bool:
         return False
     if len(run) == 3:
         return run not in ALPHABET
-    return SI_UNIT.fullmatch(run) is not None and (
-        len(run) > 1 or UNIT_ENDS.match(after) is not None
-    )
+    if len(run) == 1 and (not UNIT_ENDS.match(after) or before[-1] == "(" and run in "ABCDEFGH"):
+        return False
+    return SI_UNIT.fullmatch(run) is not None
 
 
 def letter_tokens(run: str, is_word: bool) -> list[Token]:
@@ -334,7 +348,7 @@ def letter_tokens(run: str, is_word: bool) -> list[Token]:
     if not is_word:
         return [Token("name", letter) for letter in run]
     head = re.match("平方|立方|[十百千万亿](?=.)|[十百千万亿]$", run)
-    if head and run != head[0]:
+    if head and run not in UNITS and run != head[0]:
         return [Token("word", head[0]), *letter_tokens(run[head.end() :], True)]
     return [Token("word", run)]
 
@@ -458,9 +472,9 @@ def without(values: list[Node]) -> Node:
 
 # What may stand before `=` beside an unknown: an angle, a length or vector, a function's value.
 DESIGNATION = re.compile(
-    r"(?:m?\\angle|\\triangle)[A-Z]{1,3}|\|?[A-Z]{2,4}\|?|\|?\\overline\{?[A-Za-z]{1,3}\}?\|?"
-    r"|(?:sin|cos|tan|cot|sec|csc)(?:\^2)?(?:\\angle)?(?:[A-Za-z]|\\[a-z]+|\([^=]+\))"
-    r"|[A-Zf-hp-w]'*(?:\^\{?-1\}?)?'*\(.+\)"
+    r"(?:m?\\angle|\\triangle)[A-Z]{1,3}|\|?[A-Z]{2,4}\|?|\[[A-Z]{3,}\]|\|?\\overline\{?[A-Za-z]{1,3}\}?\|?"
+    r"|(?:sin|cos|tan|cot|sec|csc)(?:\^2)?(?:\\angle)?(?:[A-Z]{1,3}|[a-z]|\\[a-z]+|\([^=]+\))"
+    r"|[A-Zdf-hm-w]'*(?:\^\{?-1\}?)?'*\(.+\)"
 )
 
 
@@ -581,7 +595,7 @@ class Parser:
         """A sum with a currency sign before it or a unit after it."""
         minus = self.accept("-") if self.peek(*CURRENCIES, ahead=1) else ""
         currency = self.accept(*CURRENCIES)
-        unit = [UNITS.get(currency, currency)] if currency else []
+        unit = [UNITS[currency]] if currency else []
         value = self.sum()
         one_letter = all(len(name) == 1 for name in find_unknowns(value))
         if not unit and one_letter and self.accept(":"):  # a ratio, not `answer: 5`
@@ -613,7 +627,7 @@ class Parser:
             )
             if self.kind == "word":
                 word = self.take()
-                if word.lower() in NOT_UNITS:
+                if NOT_UNITS.fullmatch(word):
                     raise ParseError(f"{word!r} is not a unit")
                 if len(word) > 3:
                     word = word.casefold().removesuffix("s")
@@ -623,6 +637,8 @@ class Parser:
                     value = tree("product", value, number(SCALES[word]))
                 elif word not in ("of", "a", "an", "the"):
                     unit.append(UNITS.get(word, word))
+            elif not unit and self.peek(*CURRENCIES):
+                unit.append(UNITS[self.take()])
             elif unit and self.accept("^"):
                 op, args = self.exponent()
                 unit.append(f"^{args[0]}" if op == "number" else self.fail())
@@ -858,7 +874,7 @@ def parse(
         raise ParseError(f"longer than {MAX_LENGTH} characters")
     text = unwrap(text)
     if DATE.fullmatch(text):
-        return tree("name", text), frozenset()
+        return tree("name", re.sub(r"[\s,.]+", " ", text).casefold()), frozenset()
     if CHEMICAL.fullmatch(text):
         return tree("name", re.sub(r"[_{}]", "", text)), frozenset()
     tokens = tokenize(text, prose, gold_words, gold_unknowns)
