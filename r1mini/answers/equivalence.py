@@ -7,23 +7,27 @@ Every limit is checked before the work that it bounds.
 Policy: where the rules cannot decide, the answer is wrong, because rewarding a wrong answer does
 more harm than missing a right one.
 - A rounded decimal is not the exact value, unless the gold itself must be a rounding (`rounds_to`).
-- A list is wrong where one value is expected. So is an unsolved equation where the gold is `x = …`.
+- A list is wrong where one value is expected. So is an unsolved equation where the gold is `x = 5`;
+  where the gold is `y = 2x+1`, any multiple or rearrangement of it is right.
 - `50%` is one half: it equals `0.5`, never `50`. `5 million` is 5000000. `0.\overline{3}` is 1/3.
-- An answer may omit the gold's unit (but not in `5 hours and 30 minutes`, a list of several). A
-  different unit is wrong. Where the gold has no unit, only a currency or degrees may be added:
-  `$18` is `18`, `18 cm` is not.
-- `(1,2)`, `[1,2)` and `{1,2}` differ. `1, 2` lists values in any order, as do `{1,2}`, `1 or 2` and
-  `x=1, x=2`.
+- An answer may omit the gold's unit (but not in `5 hours 30 minutes`, a list of several). A
+  different unit is wrong. Where the gold is a number without a unit, any may be added: `$18` and
+  `18 cm` are `18`. Words that change the number are no units: `18 thousand`, `18 at most`.
+- `(1,2)`, `[1,2)` and `{1,2}` differ. `1, 2` lists values in any order, as do `{1,2}`, `1 or 2`,
+  `x=1, x=2` and `x_1=1, x_2=2`.
 - `1,234` is a number, but inside brackets a comma separates: `(1,234)` is a pair. `1{,}234` is a
   number anywhere.
-- `x = 5`, `f(x) = 2x`, `x \in [1, 2]` and `x > 5` answer `5`, `2x`, `[1, 2]` and `(5, \infty)`. If
-  both sides name the unknown, the names must agree.
-- `3:2` is a ratio or a time, compared as written: it equals neither `6:4` nor `1.5`.
+- `x = 5`, `AB = 5`, `f(x) = 2x`, `(x,y) = (1,2)`, `x \in [1, 2]` and `x > 5` answer `5`, `5`, `2x`,
+  `(1,2)`, `[1, 2]` and `(5, \infty)`. If both sides name the unknown, the names must agree. Of
+  `x = 2/4 = 1/2`, the last side counts, if the others equal it.
+- `3:2` is a ratio or a time, compared as written: it equals neither `6:4` nor `1.5`. So are dates,
+  and numbers too large to compute.
+- The gold `(B) 5` is answered by `B`, `5` and `(B) 5`, the gold `ABD` by `A, B, D`.
 - Words ignore case, but `CO` is not `Co`. In a formula a run of letters is a product, unless it is
   a unit or a function.
 - `\log` is to base 10, `2e-3` is 0.002, `1/2x` is x/2. `0^0` and even roots of negative numbers are
   undefined.
-Left out: complex numbers (`i` is an unknown), unit conversion, dates, inverse trigonometry,
+Left out: complex numbers (`i` is an unknown), unit conversion, inverse trigonometry,
 calculus. Equivalence does not ask for simplification: `2+3` equals `5`, so a task that asks for a
 calculation must also check the form of the answer.
 """
@@ -392,7 +396,7 @@ def chain_or_equation(node: Node, points: list[dict[str, Fraction]]) -> Value:
     defined = [value for value in difference.values if value is not None]
     if "±" in find_unknowns(node) or len(defined) < 2 or not any(defined) or len(sides) > 2:
         raise ParseError("an equation without an unknown, or one that is always true")
-    return Collection("equation", (difference,))
+    return Collection("equation", (difference,), difference)
 
 
 def attach_unit(value: Value, unit: str) -> Value:
@@ -511,33 +515,21 @@ def same_items(golds: tuple, answers: tuple) -> bool:
     return True
 
 
-def is_numbered(value: Value) -> bool:
-    """Are these the numbered values of one unknown, like `x_1 = 2, x_2 = 3`?"""
-    names = [item.kind for item in value.items] if value.kind == "list" else []
-    return len({*names}) > 1 == len(
-        {name.partition("_")[0] for name in names if "_" in name}
-    ) and all(name[0] == "=" and "_" in name for name in names)
-
-
 def unnumbered(value: Value) -> Value:
-    """The values of `x_1 = 2, x_2 = 3` as those of `x = 2, x = 3`."""
-    if not is_numbered(value):
+    """The list `x_1 = 2, x_2 = 3` as `x = 2, x = 3`; any other value as it is."""
+    names = [item.kind.split("_") for item in value.items] if value.kind == "list" else [""]
+    if {len(name) for name in names} != {2} or len({name[0] for name in names}) > 1:
         return value
-    name = value.items[0].kind.partition("_")[0]
-    return flatten("list", tuple(replace(item, kind=name) for item in value.items))
+    return flatten("list", tuple(replace(item, kind=names[0][0]) for item in value.items))
 
 
 def accepts(gold: Value, answer: Value) -> bool:
     """Like `same`, but one side may omit the unknown's name, and a choice's label ignores case."""
-    if is_numbered(gold) != is_numbered(answer):
+    if (unnumbered(gold) is gold) != (unnumbered(answer) is answer):
         gold, answer = unnumbered(gold), unnumbered(answer)
-    sides = [
-        s.items[0] if s.kind == "equation" else s.difference
-        for s in (gold, answer)
-        if isinstance(s, Collection)
-    ]
-    if len(sides) == 2 and all(sides) and "equation" in (gold.kind, answer.kind):
-        return proportional(*sides)
+    if gold.kind != answer.kind and "equation" in (gold.kind, answer.kind):
+        sides = [getattr(side, "difference", None) for side in (gold, answer)]
+        return all(sides) and proportional(*sides)
     if gold.kind[0] == "=" != answer.kind[0]:
         gold = gold.items[0]
     elif answer.kind[0] == "=" != gold.kind[0]:
@@ -594,8 +586,7 @@ def formula(text: str) -> Node | None:
 
 def choice_and_text(text: str) -> list[str]:
     """A choice and what stands behind it, like `(B) 5` or `B: 5`; else nothing."""
-    text = WRAPPED_CHOICE.sub(r"(\1) ", unwrap(text[:MAX_LENGTH]))
-    match = CHOICE.fullmatch(text)
+    match = CHOICE.fullmatch(unwrap(text[:MAX_LENGTH]))
     return [match[1] or match[2], match[3]] if match else []
 
 
@@ -606,7 +597,6 @@ def choices(text: str) -> list[str]:
     return letters if re.fullmatch("[A-H]{2,}", text) and letters == list(text) else []
 
 
-WRAPPED_CHOICE = re.compile(r"\\(?:text|math)\w*\s*\{\s*\(?([A-J])[).:]\s*\}")
 CHOICE = re.compile(
     r"(?:\(([A-J])\)|([A-J])(?:[):]|\.(?=\s*[\d$\\(]|\s[A-Z](?![.A-Z]))))\s+(?![-+*/^=,;<>]\s)(\S.*)",
     re.DOTALL,

@@ -2,7 +2,7 @@ r"""Parses the text of an answer, in LaTeX or plain, into a tree. Computes no va
 
 A tokenizer and a recursive-descent parser for a closed grammar. Text outside the grammar, or over a
 limit on length, tokens, digits, depth or expensive operations, raises ParseError. Nothing is ever
-executed.
+executed. Other notation for the same is rewritten first (`REWRITES`).
 
 The grammar, loosest binding first: answer = relations with `,` `;` `and` `or`; relation = unions
 with `=` `<` `\in`…; union = quantities with `\cup`; quantity = currency, sum or ratio, unit; sum;
@@ -235,6 +235,7 @@ REWRITES = r"""
 \ ⇒ \\(?:boldsymbol|bm|displaystyle|textstyle|limits)(?![A-Za-z]) ⇒ ␣
 $ ⇒ (?<!\\)(\$\$?)(?=\S)((?:[^$\\]|\\.)*?)(?<=\S)\1(?!\d) ⇒ ␣\2␣
 \ ⇒ (?<!\\)\\[()\[\]] ⇒ ␣
+\ ⇒ \\(?:text|math)\w*\s*\{\s*\(?([A-J])[).:]\s*\} ⇒ (\1)␣
 \op ⇒ \\operatorname\*?\s*\{(\w+)\} ⇒ \\\1␣
 \b ⇒ (?:\\left\s*)?[(\[]\s*\\begin\{(?:array\}\s*\{[clr|\s]*|(?:small)?matrix)\} ⇒ \\begin{pmatrix}
 \e ⇒ \\end\{(?:array|(?:small)?matrix)\}\s*(?:\\right\s*)?[)\]] ⇒ \\end{pmatrix}
