@@ -393,7 +393,8 @@ def chain_or_equation(node: Node, points: list[dict[str, Fraction]]) -> Value:
     if len(set(node.args)) == len(sides) and all(same(side, last) for side in sides):
         return last
     difference = quantity(tree("sum", node.args[0], tree("negative", node.args[1])), points)
-    defined = [value for value in difference.values if value is not None]
+    values = getattr(difference, "values", ())  # none if too large
+    defined = [value for value in values if value is not None]
     if "±" in find_unknowns(node) or len(defined) < 2 or not any(defined) or len(sides) > 2:
         raise ParseError("an equation without an unknown, or one that is always true")
     return Collection("equation", (difference,), difference)

@@ -563,19 +563,24 @@ class Parser:
         self.position += len(texts) + 1
         return re.sub(r"\\(?:angle|overline|triangle)|[|{}]", "", head)
 
-    def relation(self) -> Node:
-        """An equation or an inequality, as a value or an interval where it is solved."""
-        start, designation = self.position, self.designation()
+    def sides(self) -> tuple[list[Node], list[str]]:
+        """Quantities, and the signs between them."""
         sides, signs = [self.union()], []
         while sign := self.accept("=", r"\in", "<", ">", "<=", ">=", r"\neq"):
             signs.append(sign)
             sides.append(self.union())
+        return sides, signs
+
+    def relation(self) -> Node:
+        """An equation or an inequality, as a value or an interval where it is solved."""
+        start, designation = self.position, self.designation()
+        sides, signs = self.sides()
         if designation and set(signs) <= {"="}:
             if named := equation(sides, designation):
                 return named
         if designation:
             self.position = start
-            sides, signs = self.separated(self.union, "="), ["="]
+            sides, signs = self.sides()
         if not signs:
             return sides[0]
         if all(sign[0] == ">" for sign in signs):
@@ -783,6 +788,8 @@ class Parser:
             return tree("abs" if text == "|" else text[2:], value)
         if text in FUNCTIONS_OF_LISTS:
             operands = self.primary()
+            if operands.op not in ("seq", "set") or operands.args[:1] in ((), ("[)",), ("(]",)):
+                self.fail()
             return tree(text[1:], *operands.args[operands.op == "seq" :])
         if text in (r"\begin{pmatrix}", r"\begin{bmatrix}"):
             return self.matrix(text.replace("begin", "end"))
