@@ -365,11 +365,8 @@ def interpret(node: Node, points: list[dict[str, Fraction]]) -> Value:
     if op in ("value of", "interval of"):
         name, value = args
         difference = None
-        if op == "value of" and name in points[0] and value.op in OPERATIONS:
-            if find_unknowns(value):
-                difference = quantity(
-                    tree("sum", tree("name", name), tree("negative", value)), points
-                )
+        if op == "value of" and name in points[0] and value.op in (*OPERATIONS, "number", "name"):
+            difference = quantity(tree("sum", tree("name", name), tree("negative", value)), points)
         return Collection(f"={name}", (interpret(value, points),), difference)
     if op == "quantity":
         return attach_unit(interpret(args[0], points), args[1])
@@ -528,9 +525,10 @@ def accepts(gold: Value, answer: Value) -> bool:
     """Like `same`, but one side may omit the unknown's name, and a choice's label ignores case."""
     if (unnumbered(gold) is gold) != (unnumbered(answer) is answer):
         gold, answer = unnumbered(gold), unnumbered(answer)
-    if gold.kind != answer.kind and "equation" in (gold.kind, answer.kind):
-        sides = [getattr(side, "difference", None) for side in (gold, answer)]
-        return all(sides) and proportional(*sides)
+    sides = [getattr(side, "difference", None) for side in (gold, answer)]
+    if gold.kind != answer.kind and all(sides):  # a number must be solved for, an equation need not
+        is_number = gold.kind != "equation" and len({*gold.items[0].values}) == 1
+        return not is_number and proportional(*sides)
     if gold.kind[0] == "=" != answer.kind[0]:
         gold = gold.items[0]
     elif answer.kind[0] == "=" != gold.kind[0]:

@@ -57,11 +57,14 @@ log \lg
 ( \langle
 ) \rangle""".splitlines()
 ) | {"\\" + name: name for name in FUNCTIONS}
+# Without a value: formulas that contain them are compared as written, unless they only name one.
+OPAQUE = r"\angle \triangle \overline \cap \arcsin \arccos \arctan \sinh \cosh \tanh".split()
 COMMANDS = (
     r"\frac \binom \sqrt \pi \infty \pm \mp \cup \emptyset \in \circ \neq \{ \} \\ "
     r"\begin{pmatrix} \end{pmatrix} \begin{bmatrix} \end{bmatrix} \over \choose "
-    r"\lfloor \rfloor \lceil \rceil \angle \triangle \overline \setminus \cap".split()
+    r"\lfloor \rfloor \lceil \rceil \setminus".split()
     + FUNCTIONS_OF_LISTS
+    + OPAQUE
 )
 LETTERS = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau "
 LETTERS += "upsilon phi chi psi omega"
@@ -117,7 +120,8 @@ NOT_UNITS = re.compile(
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 
 UNICODE = str.maketrans(
-    "−–×·⋅÷\xa0、，；：∶（）［］｛｝！％＋－＝＜＞｜／＾。’′", "--***/ ,,;::()[]{}!%+-=<>|/^.''"
+    "−–×·⋅÷\xa0、，；：∶（）［］｛｝！％＋－＝＜＞｜／＾。’′“”",
+    "--***/ ,,;::()[]{}!%+-=<>|/^.''\"\"",
 ) | {
     ord(line[0]): f"{line[2:]} "
     for line in """≤ <=
@@ -224,18 +228,21 @@ def unwrap(text: str) -> str:
     return text
 
 
-MARKS = ("$$", "$", "**", "__", "*", "_", "```", "`")  # around a text
+MARKS = ("$$", "$", "**", "__", "*", "_", "```", "`", '"')  # around a text
 # Other notation for what the grammar has: a string that it contains, its pattern, a replacement
 # (␣ is a space).
 REWRITES = r"""
 \ ⇒ \^\{\\degree\}|\^?\\degree(?![a-z])|\^\{\s*\\circ\s*\} ⇒ ^\\circ␣
 \ ⇒ (?<!\\)\\(?=\s|$) ⇒ ␣
 ` ⇒ ^```\w*\n ⇒ ```
-\ ⇒ \\(?:text)?color\s*\{\w+\}|\\(?:tiny|small|[lL]arge|LARGE|[hH]uge|bf|rm|it)(?![A-Za-z]) ⇒ ␣
+\ ⇒ \\(?:text)?color\s*\{[^{}]*\}|\\(?:tiny|small|[lL]arge|LARGE|[hH]uge|bf|rm|it)(?![A-Za-z]) ⇒ ␣
 \ ⇒ \\(?:boldsymbol|bm|displaystyle|textstyle|limits)(?![A-Za-z]) ⇒ ␣
 $ ⇒ (?<!\\)(\$\$?)(?=\S)((?:[^$\\]|\\.)*?)(?<=\S)\1(?!\d) ⇒ ␣\2␣
 \ ⇒ (?<!\\)\\[()\[\]] ⇒ ␣
 \ ⇒ \\(?:text|math)\w*\s*\{\s*\(?([A-J])[).:]\s*\} ⇒ (\1)␣
+\m ⇒ \\(math[a-z]+)\s+([A-Za-z\d])(?![A-Za-z]) ⇒ \\\1{\2}
+\Om ⇒ (?<=\d)[\s~]+\\Omega(?![A-Za-z]) ⇒ ␣Ω
+[ ⇒ \\\\\[[\d.]+\s*[a-z]+\] ⇒ \\\\
 \op ⇒ \\operatorname\*?\s*\{(\w+)\} ⇒ \\\1␣
 \b ⇒ (?:\\left\s*)?[(\[]\s*\\begin\{(?:array\}\s*\{[clr|\s]*|(?:small)?matrix)\} ⇒ \\begin{pmatrix}
 \e ⇒ \\end\{(?:array|(?:small)?matrix)\}\s*(?:\\right\s*)?[)\]] ⇒ \\end{pmatrix}
@@ -853,11 +860,14 @@ class Parser:
             return None
         name = self.tokens[self.position].text
         self.position += bar + 1
-        region = self.relation()
+        parts = self.separated(self.relation, "or")
         self.expect(r"\}")
-        if region.op not in ("interval of", "excluded") or region.args[0] != name:
+        if any(
+            part.op not in ("interval of", "excluded") or part.args[0] != name for part in parts
+        ):
             raise ParseError("a condition that is not solved for its unknown")
-        return without([region.args[1]]) if region.op == "excluded" else region.args[1]
+        regions = [without([p.args[1]]) if p.op == "excluded" else p.args[1] for p in parts]
+        return tree("union", *regions) if len(regions) > 1 else regions[0]
 
     def matrix(self, end: str) -> Node:
         rows = [self.separated(self.sum, "&")]
@@ -892,7 +902,14 @@ def parse(
     if len(tokens) > MAX_TOKENS or expensive > MAX_EXPENSIVE or irrational and digits > MAX_DIGITS:
         raise ParseError("too many tokens, powers or digits")
     words = frozenset(token.text for token in tokens if token.kind == "word")
-    return Parser(tokens).answer(), words
+    try:
+        return Parser(tokens).answer(), words
+    except ParseError:
+        texts = [token.text for token in tokens]
+        is_set = texts[:1] == [r"\{"] and {"|", ":"} & {*texts} and texts[-1:] == [r"\}"]
+        if not is_set and not {*OPAQUE} & {*texts}:
+            raise
+        return tree("name", " ".join(texts)), words  # equals what is written alike
 
 
 EXPENSIVE = ("^", "!", r"\sqrt", "sqrt", r"\binom", *FUNCTIONS)
