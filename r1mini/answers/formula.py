@@ -480,9 +480,11 @@ def without(values: list[Node]) -> Node:
 
 # What may stand before `=` beside an unknown: an angle, a length or vector, a function's value.
 DESIGNATION = re.compile(
-    r"(?:m?\\angle|\\triangle)[A-Z]{1,3}|\|?[A-Z]{2,4}\|?|\[[A-Z]{3,}\]|\|?\\overline\{?[A-Za-z]{1,3}\}?\|?"
+    r"(?:m?\\angle|\\triangle)[A-Z]{1,3}|\|?[A-Z]{2,4}\|?|\[[A-Z]{3,}\]"
+    r"|\|?\\overline\{?[A-Za-z]{1,3}\}?\|?"
     r"|(?:sin|cos|tan|cot|sec|csc)(?:\^2)?(?:\\angle)?(?:[A-Z]{1,3}|[a-z]|\\[a-z]+|\([^=]+\))"
-    r"|[A-Zdf-hm-w]'*(?:\^\{?-1\}?)?'*\(.+\)"
+    # Not n(n+1) = 6, which is an equation.
+    r"|([A-Zf-hpq])'*(?:\^\{?-1\}?)?'*\((?:(?!\1(?!\())[^()]|\([^()]*\))+\)|[dm-or-w]\([\dA-Z,.-]+\)"
 )
 
 

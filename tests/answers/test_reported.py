@@ -483,6 +483,14 @@ def test_near_misses_stay_wrong(kind):
     assert not misjudged(NEAR_MISSES[kind], False)
 
 
+@pytest.mark.parametrize(
+    "answer", ["n(n+1)=6", "p(p-1)=6", "t(x+1)=6", "N(x+1)(x-2)=6", "x(2)=6", "2AB=6", "|x|=6"]
+)
+def test_equation_is_not_a_named_value(answer):
+    assert not equivalent("6", answer)
+    assert equivalent(answer, answer)
+
+
 @pytest.mark.parametrize("verdict", ATTACKED)
 def test_attacks_from_both_sides(verdict):
     assert not misjudged(ATTACKED[verdict], verdict == "right")
