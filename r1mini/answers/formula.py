@@ -329,8 +329,8 @@ def is_unit(run: str, before: str, after: str, previous: list[Token]) -> bool:
     """Is a run of letters a word: behind a number or a word it is a unit, not unknown factors."""
     if NOT_UNITS.fullmatch(run) or not run.isascii() and before[-1:].isdigit():
         return True
-    if run in ("C", "F") and before.rstrip().endswith(r"\circ"):
-        return True
+    if re.search(r"\\circ\s*$", before):
+        return run in "CF"
     if before[-1:].isdigit():
         return run in UNITS_AFTER_DIGITS
     if len(run) > 3 or len(run) > 1 and run in UNITS:
@@ -424,14 +424,10 @@ def equation(sides: list[Node], designation: str) -> Node | None:
     for name, *values in (sides, sides[::-1]) if len(sides) == 2 else [sides]:
         if can_solve(name, values[-1]) and not is_unknown(values[-1]):
             return tree("value of", name.args[0], chain(values))
-        names = name.args[1:] if name.op == "seq" and name.args[0] == "()" else ()
-        if names and all(map(is_unknown, names)):
-            letters, value = [part.args[0] for part in names], values[-1]
-            if set(letters) <= set("xyz") and value.op == "seq" and len(value.args) > len(letters):
-                order = sorted(range(len(letters)), key=letters.__getitem__)
-                value = tree("seq", value.args[0], *(value.args[i + 1] for i in order))
-                letters.sort()
-            return tree("value of", ",".join(letters), value)
+        if name.op == "seq" and all(map(is_unknown, name.args[1:])):
+            names = ",".join(part.args[0] for part in name.args[1:])
+            # (y, x) = (2, 1) is not the point (2, 1).
+            return None if names in ("y,x", "z,y,x") else tree("value of", names, values[-1])
     return tree("equation", *sides)
 
 
