@@ -7,23 +7,27 @@ Every limit is checked before the work that it bounds.
 Policy: where the rules cannot decide, the answer is wrong, because rewarding a wrong answer does
 more harm than missing a right one.
 - A rounded decimal is not the exact value, unless the gold itself must be a rounding (`rounds_to`).
-- A list is wrong where one value is expected. So is an unsolved equation where the gold is `x = …`.
+- A list is wrong where one value is expected. So is an unsolved equation where the gold is `x = 5`;
+  where the gold is `y = 2x+1`, any multiple or rearrangement of it is right.
 - `50%` is one half: it equals `0.5`, never `50`. `5 million` is 5000000. `0.\overline{3}` is 1/3.
-- An answer may omit the gold's unit (but not in `5 hours and 30 minutes`, a list of several). A
-  different unit is wrong. Where the gold has no unit, only a currency or degrees may be added:
-  `$18` is `18`, `18 cm` is not.
-- `(1,2)`, `[1,2)` and `{1,2}` differ. `1, 2` lists values in any order, as do `{1,2}`, `1 or 2` and
-  `x=1, x=2`.
+- An answer may omit the gold's unit (but not in `5 hours 30 minutes`, a list of several). A
+  different unit is wrong. Where the gold is a number without a unit, any may be added: `$18` and
+  `18 cm` are `18`. Words that change the number are no units: `18 thousand`, `18 at most`.
+- `(1,2)`, `[1,2)` and `{1,2}` differ. `1, 2` lists values in any order, as do `{1,2}`, `1 or 2`,
+  `x=1, x=2` and `x_1=1, x_2=2`.
 - `1,234` is a number, but inside brackets a comma separates: `(1,234)` is a pair. `1{,}234` is a
   number anywhere.
-- `x = 5`, `f(x) = 2x`, `x \in [1, 2]` and `x > 5` answer `5`, `2x`, `[1, 2]` and `(5, \infty)`. If
-  both sides name the unknown, the names must agree.
-- `3:2` is a ratio or a time, compared as written: it equals neither `6:4` nor `1.5`.
+- `x = 5`, `AB = 5`, `f(x) = 2x`, `(x,y) = (1,2)`, `x \in [1, 2]` and `x > 5` answer `5`, `5`, `2x`,
+  `(1,2)`, `[1, 2]` and `(5, \infty)`. If both sides name the unknown, the names must agree. Of
+  `x = 2/4 = 1/2`, the last side counts, if the others equal it.
+- `3:2` is a ratio or a time, compared as written: it equals neither `6:4` nor `1.5`. So are dates,
+  and numbers too large to compute.
+- The gold `(B) 5` is answered by `B`, `5` and `(B) 5`, the gold `ABD` by `A, B, D`.
 - Words ignore case, but `CO` is not `Co`. In a formula a run of letters is a product, unless it is
   a unit or a function.
 - `\log` is to base 10, `2e-3` is 0.002, `1/2x` is x/2. `0^0` and even roots of negative numbers are
   undefined.
-Left out: complex numbers (`i` is an unknown), unit conversion, dates, inverse trigonometry,
+Left out: complex numbers (`i` is an unknown), unit conversion, inverse trigonometry,
 calculus. Equivalence does not ask for simplification: `2+3` equals `5`, so a task that asks for a
 calculation must also check the form of the answer.
 """
@@ -46,11 +50,12 @@ from r1mini.answers.formula import (
     find_unknowns,
     is_prose,
     parse,
+    tree,
+    unwrap,
 )
 
-MAX_BITS = 4096  # of a fraction, numerator and denominator together
+MAX_BITS = 10240  # of a fraction, numerator and denominator together
 MAX_MIXED_BITS = 220  # of a fraction that is combined with an irrational number
-OPTIONAL_UNITS = "dollar € £ 元 degree".split()  # an answer may add them
 # Relative to the larger number. Numbers are computed to 110 digits.
 TOLERANCE, NOISE, NEGLIGIBLE = Decimal("1e-75"), Decimal("1e-85"), Decimal("1e-20")
 CONTEXT = Context(prec=110, Emax=9999, Emin=-9999)
@@ -63,6 +68,10 @@ PI = Decimal(
 
 class Undecided(ArithmeticError):
     """A value is undefined, too large, or too close to another value to tell them apart."""
+
+
+class TooLarge(Undecided):
+    """A number that only one written alike can equal."""
 
 
 @dataclass(frozen=True)
@@ -80,36 +89,52 @@ class Quantity:
 class Collection:
     kind: str  # brackets like "[)", or set, list, union, matrix, row, equation; "=x": a value of x
     items: tuple
+    # Of `y = 2x+1`: left side minus right.
+    difference: Quantity | None = field(default=None, compare=False)
     unit = ""  # its items have units
 
 
 Value = Quantity | Collection
 
 
-def extract(completion: str) -> str | None:
+# A box, whose content is a group or a word, or a line `Answer: …`
+FINAL = re.compile(
+    r"\\(?:boxed|fbox)(?![A-Za-z])\s*(?:(\{)|([^\s${}]+))"
+    r"|^[ *_#>]{0,9}(?:final )?answer[*_ ]{0,3}[:：][*_]*(?=(.*\S))",
+    re.IGNORECASE | re.MULTILINE,
+)
+
+
+def extract(completion: str, within_block: bool = True) -> str | None:
     r"""The final answer of a completion, from the text after its thinking.
 
-    With answer tags, the content of the answer block, of which there must be exactly one; without
-    them, the content of the last `\boxed{…}`. None if there is neither, or if it is cut off.
+    With answer tags, the content of the answer block, of which there must be exactly one, or of the
+    one box in it (unless not `within_block`); without them, the content of the last `\boxed{…}` or
+    `\fbox{…}`, or of a later line `Answer: …`. None if there is none, or if it is cut off.
 
     >>> extract(r"<think>\boxed{1}</think>It is \boxed{\frac{1}{2}}.")
     '\\frac{1}{2}'
     >>> extract("<answer>1</answer><answer>2</answer>") is None
     True
     """
-    text = completion.rpartition("</think>")[2]
+    text, block = completion.rpartition("</think>")[2], None
     if "<think>" in text:
         return None  # the thinking never ends
     match re.split("(</?answer>)", text):
         case [_, "<answer>", answer, "</answer>", _]:
-            return answer.strip()
+            text = block = answer.strip()
         case [_, _, *_]:  # other tags
             return None
-    start = text.rfind(r"\boxed{")
-    if start < 0:
-        return None
-    end = closing_brace(text[: start + 10 * MAX_LENGTH], start + len(r"\boxed"))
-    return text[start + len(r"\boxed{") : end].strip() if end >= 0 else None
+    finals = list(FINAL.finditer(text)) if block is None or within_block else []
+    if block is not None and len(finals) != 1:
+        finals = [final for final in finals if not final[3]]
+    if not finals or block is not None and len(finals) > 1:
+        return block
+    final = finals[-1]
+    if not final[1]:
+        return (final[2] or final[3]).strip(" *_").rstrip(".,;")
+    end = closing_brace(text[: final.end() + 10 * MAX_LENGTH], final.end() - 1)
+    return text[final.end() : end].strip() if end >= 0 else None
 
 
 # -- arithmetic: Fractions while exact, else Decimals; ArithmeticError ends it ---------------------
@@ -129,7 +154,7 @@ def to_decimal(value: Fraction | Decimal) -> Decimal:
 
 def check_size(value: Fraction, max_bits: int = MAX_BITS) -> Fraction:
     if sum(bit_lengths(value)) > max_bits:
-        raise Undecided
+        raise TooLarge if max_bits == MAX_BITS else Undecided
     return value
 
 
@@ -155,8 +180,8 @@ def power(base, exponent):
         return Fraction(int(base)) if base == 1 or exponent > 0 else Fraction(1, 0)
     if isinstance(exponent, Fraction) and exponent.denominator == 1:
         bits = max(bit_lengths(base)) if isinstance(base, Fraction) else 4
-        if abs(exponent) * (bits - (base in (1, -1))) > MAX_BITS:
-            raise Undecided
+        if (size := abs(exponent) * (bits - (base in (1, -1)))) > MAX_BITS:
+            raise TooLarge if size < 10**6 else Undecided
         return base ** int(exponent)
     if base < 0 and isinstance(exponent, Fraction) and exponent.denominator % 2:
         return multiply(power(-base, exponent), Fraction((-1) ** exponent.numerator))
@@ -196,7 +221,7 @@ def apply_function(name: str, x):
 
 def factorial(n) -> Fraction:
     if not 0 <= n <= 500 or n != int(n):
-        raise Undecided
+        raise TooLarge if 500 < n < 10**6 and n == int(n) else Undecided
     return Fraction(math.factorial(int(n)))
 
 
@@ -207,6 +232,20 @@ def binomial(n, k) -> Fraction:
         raise Undecided
     product = math.prod(n.numerator - i * n.denominator for i in range(k))
     return check_size(product / (k_factorial * n.denominator**k))
+
+
+def integers(function, items) -> Fraction:
+    """gcd or lcm."""
+    if any(not isinstance(item, Fraction) or item.denominator != 1 for item in items):
+        raise Undecided
+    return check_size(Fraction(function(*map(int, items))))
+
+
+def rounded(x, function) -> Fraction:
+    """floor or ceil. A computed value next to an integer is undecided."""
+    if isinstance(x, Decimal) and not NEGLIGIBLE < abs(x - round(x)) < 10**9 > abs(x):
+        raise Undecided
+    return Fraction(function(x))
 
 
 OPERATIONS = {
@@ -220,6 +259,12 @@ OPERATIONS = {
     "power": power,
     "factorial": factorial,
     "binomial": binomial,
+    "min": lambda *items: min(items),
+    "max": lambda *items: max(items),
+    "gcd": lambda *items: integers(math.gcd, items),
+    "lcm": lambda *items: integers(math.lcm, items),
+    "floor": lambda x: rounded(x, math.floor),
+    "ceil": lambda x: rounded(x, math.ceil),
     "pi": lambda: PI,
     "e": lambda: Decimal(1).exp(),
     "tan": lambda x: multiply(apply_function("sin", x), 1 / apply_function("cos", x)),
@@ -241,6 +286,8 @@ def evaluate(node: Node, point: dict[str, Fraction]):
         return point[node.args[0]]
     if node.op != "negative" and any(arg in (INFINITY, MINUS_INFINITY) for arg in node.args):
         raise Undecided
+    if node.op == "seq" and node.args[0] == "[]" and len(node.args) == 2:
+        return evaluate(node.args[1], point)  # brackets that group
     if node.op not in OPERATIONS:
         raise ParseError(f"a {node.op} within an expression")
     return OPERATIONS[node.op](*[evaluate(arg, point) for arg in node.args])
@@ -284,13 +331,18 @@ POINTS = make_points()
 # -- from a tree to its value ----------------------------------------------------------------------
 
 
-def quantity(node: Node, points: list[dict[str, Fraction]], sign: int = 1) -> Quantity:
-    """An expression's values at the points, with `sign` for its ±."""
+def quantity(node: Node, points: list[dict[str, Fraction]], sign: int = 1) -> Value:
+    """An expression's values at the points, with `sign` for its ±. A number that is too large is a
+    kind of its own."""
     constant = not find_unknowns(node)
     values = []
     for point in points[:1] if constant else points:
         try:
             values.append(evaluate(node, {**point, "±": Fraction(sign)}))
+        except TooLarge:
+            if constant:
+                return Collection(repr(node), ())
+            values.append(None)
         except ArithmeticError:
             values.append(None)
     if constant:
@@ -303,7 +355,7 @@ def quantity(node: Node, points: list[dict[str, Fraction]], sign: int = 1) -> Qu
         written = written.args[0]
     is_decimal = written.op == "number" and written.args[1]
     decimals = decimals + written.args[1] if is_decimal else 0
-    letter = node.args[0] if node.op == "name" else ""
+    letter = node.args[0] if node.op == "name" else "e" if node.op == "e" else ""
     return Quantity(tuple(values), decimals=decimals, letter=letter)
 
 
@@ -311,15 +363,15 @@ def interpret(node: Node, points: list[dict[str, Fraction]]) -> Value:
     """The value of a tree, its expressions evaluated at the points. Raises ParseError."""
     op, args = node
     if op in ("value of", "interval of"):
-        return Collection(f"={args[0]}", (interpret(args[1], points),))
+        name, value = args
+        difference = None
+        if op == "value of" and name in points[0] and value.op in (*OPERATIONS, "number", "name"):
+            difference = quantity(tree("sum", tree("name", name), tree("negative", value)), points)
+        return Collection(f"={name}", (interpret(value, points),), difference)
     if op == "quantity":
         return attach_unit(interpret(args[0], points), args[1])
     if op == "equation":
-        difference = quantity(args[0], points)
-        defined = [value for value in difference.values if value is not None]
-        if "±" in find_unknowns(node) or len(defined) < 2 or not any(defined):
-            raise ParseError("an equation without an unknown, or one that is always true")
-        return Collection(op, (difference,))
+        return chain_or_equation(node, points)
     if op not in ("list", "set", "union", "matrix", "row", "seq"):
         value = quantity(node, points)
         if "±" not in find_unknowns(node):
@@ -332,9 +384,22 @@ def interpret(node: Node, points: list[dict[str, Fraction]]) -> Value:
     return flatten(kind, items) if kind in ("list", "set") else Collection(kind, items)
 
 
+def chain_or_equation(node: Node, points: list[dict[str, Fraction]]) -> Value:
+    """The value of sides that are equal, but not written alike; else left side minus right."""
+    *_, last = sides = [interpret(side, points) for side in node.args]
+    if len(set(node.args)) == len(sides) and all(same(side, last) for side in sides):
+        return last
+    difference = quantity(tree("sum", node.args[0], tree("negative", node.args[1])), points)
+    values = getattr(difference, "values", ())  # none if too large
+    defined = [value for value in values if value is not None]
+    if "±" in find_unknowns(node) or len(defined) < 2 or not any(defined) or len(sides) > 2:
+        raise ParseError("an equation without an unknown, or one that is always true")
+    return Collection("equation", (difference,), difference)
+
+
 def attach_unit(value: Value, unit: str) -> Value:
-    if value.kind == "list":  # the two values of a ±
-        return Collection("list", tuple(attach_unit(item, unit) for item in value.items))
+    if value.kind in ("list", "()", "[]", "[)", "(]"):  # such as the two values of a ±
+        return Collection(value.kind, tuple(attach_unit(item, unit) for item in value.items))
     if value.kind != "quantity":
         raise ParseError("a unit after a structure")
     return replace(value, unit=unit, letter="")
@@ -398,7 +463,7 @@ def rounds_to(gold: Quantity, answer: Quantity) -> bool:
 
 def same_quantity(gold: Quantity, answer: Quantity) -> bool:
     if answer.unit not in ("", gold.unit):
-        if gold.unit or len(gold.values) > 1 or answer.unit not in OPTIONAL_UNITS:
+        if gold.unit or len(gold.values) > 1:
             return False
     if [v is None for v in gold.values] != [v is None for v in answer.values]:
         return False
@@ -448,8 +513,22 @@ def same_items(golds: tuple, answers: tuple) -> bool:
     return True
 
 
+def unnumbered(value: Value) -> Value:
+    """The list `x_1 = 2, x_2 = 3` as `x = 2, x = 3`; any other value as it is."""
+    names = [item.kind.split("_") for item in value.items] if value.kind == "list" else [""]
+    if {len(name) for name in names} != {2} or len({name[0] for name in names}) > 1:
+        return value
+    return flatten("list", tuple(replace(item, kind=names[0][0]) for item in value.items))
+
+
 def accepts(gold: Value, answer: Value) -> bool:
     """Like `same`, but one side may omit the unknown's name, and a choice's label ignores case."""
+    if (unnumbered(gold) is gold) != (unnumbered(answer) is answer):
+        gold, answer = unnumbered(gold), unnumbered(answer)
+    sides = [getattr(side, "difference", None) for side in (gold, answer)]
+    if gold.kind != answer.kind and all(sides):  # a number must be solved for, an equation need not
+        is_number = gold.kind != "equation" and len({*gold.items[0].values}) == 1
+        return not is_number and proportional(*sides)
     if gold.kind[0] == "=" != answer.kind[0]:
         gold = gold.items[0]
     elif answer.kind[0] == "=" != gold.kind[0]:
@@ -471,7 +550,7 @@ def value_at_points(tree: Node, unknowns: frozenset[str]) -> Value:
 
 def matches(tree: Node, words: frozenset[str], answer: str, prose: bool) -> bool:
     """Does the answer match a gold's tree?"""
-    answer_tree, _ = parse(answer, prose, words)
+    answer_tree, _ = parse(answer, prose, words, find_unknowns(tree))
     unknowns = find_unknowns(tree) | find_unknowns(answer_tree)
     return accepts(value_at_points(tree, unknowns), value_at_points(answer_tree, unknowns))
 
@@ -480,11 +559,48 @@ def matches(tree: Node, words: frozenset[str], answer: str, prose: bool) -> bool
 def parse_gold(gold: str) -> tuple[Node, frozenset[str]]:
     """The tree and the words of a gold answer. ValueError if it has no value."""
     try:
+        if unwrap(gold[:MAX_LENGTH]).lower() in NOTHING:
+            raise ParseError("no answer")
         tree, words = parse(gold, is_prose(gold))
-        value_at_points(tree, find_unknowns(tree))
+        if not matches(tree, words, gold, is_prose(gold)):
+            raise ParseError("nothing can equal it, not even itself")
     except ParseError as error:
         raise ValueError(f"gold answer {gold[:80]!r}: {error}") from None
     return tree, words
+
+
+def written_alike(gold: str, answer: str) -> bool:
+    """Is the answer the gold's formula, or that of its choice, in any notation?"""
+    form = formula(answer)
+    return form is not None and form in map(formula, (gold, *choice_and_text(gold)))
+
+
+def formula(text: str) -> Node | None:
+    """The tree of a text; None if there is none."""
+    try:
+        return parse(text, is_prose(text))[0]
+    except ParseError:
+        return None
+
+
+def choice_and_text(text: str) -> list[str]:
+    """A choice and what stands behind it, like `(B) 5` or `B: 5`; else nothing."""
+    match = CHOICE.fullmatch(unwrap(text[:MAX_LENGTH]))
+    return [match[1] or match[2], match[3]] if match else []
+
+
+def choices(text: str) -> list[str]:
+    """The letters of several choices, like `ABD` or `A, B, D`; else nothing."""
+    text = re.sub(r"\\text\w*|[\s,;(){}]|\band\b", "", unwrap(text[:MAX_LENGTH]))
+    letters = sorted(set(text))
+    return letters if re.fullmatch("[A-H]{2,}", text) and letters == list(text) else []
+
+
+CHOICE = re.compile(
+    r"(?:\(([A-J])\)|([A-J])(?:[):]|\.(?=\s*[\d$\\(]|\s[A-Z](?![.A-Z]))))\s+(?![-+*/^=,;<>]\s)(\S.*)",
+    re.DOTALL,
+)
+NOTHING = ("nan", "none", "null", "n/a", "<na>")
 
 
 def equivalent(gold: str, answer: str) -> bool:
@@ -498,7 +614,13 @@ def equivalent(gold: str, answer: str) -> bool:
     >>> equivalent("1, 2", r"\{2, 1\}")
     True
     """
+    choice, answered = choice_and_text(gold), choice_and_text(answer)
+    if choice:
+        matching = [equivalent(*pair) for pair in zip(choice, answered or [answer] * 2)]
+        return all(matching) if answered else any(matching)
     with localcontext(CONTEXT):
+        if (letters := choices(gold)) and letters == choices(answer):
+            return True
         answer_prose = is_prose(answer)
         tree, words = parse_gold(gold)
         try:

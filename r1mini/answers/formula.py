@@ -2,7 +2,7 @@ r"""Parses the text of an answer, in LaTeX or plain, into a tree. Computes no va
 
 A tokenizer and a recursive-descent parser for a closed grammar. Text outside the grammar, or over a
 limit on length, tokens, digits, depth or expensive operations, raises ParseError. Nothing is ever
-executed.
+executed. Other notation for the same is rewritten first (`REWRITES`).
 
 The grammar, loosest binding first: answer = relations with `,` `;` `and` `or`; relation = unions
 with `=` `<` `\in`…; union = quantities with `\cup`; quantity = currency, sum or ratio, unit; sum;
@@ -20,6 +20,8 @@ MAX_LENGTH, MAX_TOKENS, MAX_DEPTH, MAX_EXPENSIVE = 1000, 250, 20, 20
 MAX_DIGITS = 40  # next to an irrational operation: too few to write a value to within TOLERANCE
 # `sec` needs its backslash: `5 sec` are seconds.
 FUNCTIONS = "sin cos tan cot csc exp ln log sec".split()
+# Of several operands in brackets.
+FUNCTIONS_OF_LISTS = r"\min \max \gcd \lcm".split()
 
 
 def aliases(rows: list[str]) -> dict[str, str]:
@@ -44,21 +46,35 @@ ALIASES = aliases(
 $ \$
 \neq \ne
 \emptyset \varnothing
-| \lvert \rvert \vert
+| \lvert \rvert \vert \mid
+cot \ctg
+tan \tg
+log \lg
+\overline \vec \overrightarrow \widehat \hat \bar
 \{ \lbrace
 \} \rbrace
+\setminus \backslash
 ( \langle
 ) \rangle""".splitlines()
 ) | {"\\" + name: name for name in FUNCTIONS}
+# Without a value: formulas that contain them are compared as written, unless they only name one.
+OPAQUE = r"\angle \triangle \overline \cap \arcsin \arccos \arctan \sinh \cosh \tanh".split()
 COMMANDS = (
     r"\frac \binom \sqrt \pi \infty \pm \mp \cup \emptyset \in \circ \neq \{ \} \\ "
-    r"\begin{pmatrix} \end{pmatrix} \begin{bmatrix} \end{bmatrix}".split()
+    r"\begin{pmatrix} \end{pmatrix} \begin{bmatrix} \end{bmatrix} \over \choose "
+    r"\lfloor \rfloor \lceil \rceil \setminus".split()
+    + FUNCTIONS_OF_LISTS
+    + OPAQUE
 )
-GREEK = (
-    r"\alpha \beta \gamma \delta \theta \lambda \mu \omega \phi \rho \sigma \tau \varphi "
-    r"\epsilon".split()
+LETTERS = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau "
+LETTERS += "upsilon phi chi psi omega"
+GREEK = ["\\" + name for name in LETTERS.split()]
+GREEK += ["\\" + name.title() for name in LETTERS.split()] + r"\Pi \ell \hbar".split()
+GREEK += [rf"\var{name}" for name in "epsilon theta rho sigma phi kappa".split()]
+KNOWN = frozenset([*COMMANDS, *GREEK])
+TEXT_COMMANDS = (
+    "text textbf textit textrm textsf texttt mathrm mathbf mathit mathsf mathbb mbox emph".split()
 )
-TEXT_COMMANDS = "text textbf textit textrm mathrm mathbf mathit mathbb mbox".split()
 SCALES = {
     "hundred": 100,
     "thousand": 10**3,
@@ -67,31 +83,67 @@ SCALES = {
     "trillion": 10**12,
     "dozen": 12,
     "percent": Fraction(1, 100),
+    "十": 10,
+    "百": 100,
+    "千": 1000,
+    "万": 10**4,
+    "亿": 10**8,
 }
 UNITS = aliases(
     """mm millimeter millimetre 毫米|cm centimeter centimetre 厘米|m meter metre 米|
-km kilometer kilometre 千米 公里|in inch inche|ft foot feet|yd yard|mi mile|mg milligram|g gram 克|
-kg kilogram 千克 公斤|lb pound|oz ounce|ml mL milliliter millilitre|L l liter litre|s sec second 秒|
-min minute 分钟|h hr hour 小时|day 天|week|month|year|dollar USD $|€ euro|£|元 yuan|cent|degree 度|
-mph|rad radian|square sq|/ per|unit|cubic|个|人""".split("|")
+km kilometer kilometre 千米 公里|in inch inche|ft foot feet|yd yard|mi mile|mg milligram|
+g gram 克|kg kilogram 千克 公斤|lb lbs pound|oz ounce|ml mL milliliter millilitre|
+L l liter litre|s sec second 秒|min minute 分钟|h hr hrs hour 小时|day 天|week|month|year|
+dollar USD $|€ euro EUR|£ GBP|₹ INR Rs rs rupee|₩|元 yuan ¥ RMB CNY|cent|degree 度|mph|
+rad radian|square sq 平方|/ per|unit|cubic 立方|个|人|am AM|pm PM|N newton|J joule|W watt|
+V volt|A ampere|Pa pascal|Hz hertz|mol mole""".split("|")
 )
-UNITS_AFTER_DIGITS = "mm cm km kg mph".split()  # without a space; `5mi` is a product
+CURRENCIES = ("$", "€", "£", "₹", "¥", "₩")
+UNITS_AFTER_DIGITS = "mm cm km kg mph am pm AM PM".split()  # without a space; `5mi` is a product
+# Units and prefixes of the SI, behind a number and a space.
+SI_UNIT = re.compile(
+    "(?:[YZEPTGMkhdcmunpµμ]|da)?(?:mol|Pa|Hz|Wb|eV|Wh|bar|cal|[mgsJKNWVACFTHLlΩ])|[kKMGT]i?B|h|of"
+)
+UNIT_ENDS = re.compile(r"\s*(?:$|[,;)]|[/*-]\s*[A-Za-z\\]|\\(?:cdot|text|mathrm)|\^\{?[23])")
+# Words that change the number before them, or deny it.
+NOT_UNITS = re.compile(
+    r"""
+    is|are|was|were|be|not|no|never|nor|wrong|false|incorrect|maybe|perhaps|probably|if|but|
+    unless|except|than|at|about|around|approx|approximately|roughly|below|above|minus|plus|half|
+    halves|third|thirds|fourths|fifths|sixths|sevenths|eighths|ninths|tenth|tenths|hundredths|
+    thousandths|zero|one|two|three|four|five|six|seven|eight|nine|ten|tens|point|negative|
+    squared|cubed|factorial|over|hundreds|thousands|millions|billions|mil|bn|lakh|crore|score|
+    gross|pct|permille|bps|nan|none
+    |(?:[不非折成余多]|以上|以下|左右|分之).*""",
+    re.VERBOSE | re.IGNORECASE,
+)
+ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 
-UNICODE = str.maketrans("−–×·⋅÷\xa0", "--***/ ") | {
+UNICODE = str.maketrans(
+    "−–×·⋅÷\xa0、，；：∶（）［］｛｝！％＋－＝＜＞｜／＾。’′“”",
+    "--***/ ,,;::()[]{}!%+-=<>|/^.''\"\"",
+) | {
     ord(line[0]): f"{line[2:]} "
-    for line in r"""≤ <=
+    for line in """≤ <=
 ≥ >=
-± \pm
-∓ \mp
-π \pi
+± \\pm
+∓ \\mp
+π \\pi
 √ sqrt
-∞ \infty
-∪ \cup
-∅ \emptyset
-∈ \in
-° ^\circ
-θ \theta
-≠ \neq""".splitlines()
+∞ \\infty
+∪ \\cup
+∅ \\emptyset
+∈ \\in
+° ^\\circ
+≠ \\neq
+∠ \\angle
+￥ ¥
+＄ $
+\u2009 \\,
+\u202f \\,""".splitlines()
+}
+UNICODE |= {
+    ord(letter): rf"\{name} " for letter, name in zip("αβγδεζηθικλμνξρστυφχψω", LETTERS.split())
 }
 TOKEN = re.compile(
     r"""
@@ -99,17 +151,24 @@ TOKEN = re.compile(
         |\\(?:quad|qquad|left|right|[bB]igg?[lr]?|displaystyle)(?![A-Za-z]))+)
   | (?P<letters>(?u:[^\W\d_]+))  # of any script; digits are ASCII only
   | (?P<number>
-        (?:(?:[1-9]\d{0,2}(?:(?:\{,\}|,\\!|\\,)\d{3})+(?!\d)|\d+)(?:\.\d*)?|\.\d+)
+        (?:(?:[1-9]\d{0,2}(?:(?:\{,\}|,\\!\s*|\\[,;:!]\s*)\d{3})+(?!\d)|\d+)(?:\.\d*)?|\.\d+)
         (?:\\overline\{\d+\})?(?:[eE][+-]?\d+)?)
-  | (?P<sign>\\(?:begin|end)\{[a-z]+\}|\\[A-Za-z]+|\\.|\*\*|<=|>=|[-+*/^()\[\]{}|,:;=<>!%$€£&_])""",
+  | (?P<sign>\\(?:begin|end)\{[a-z]+\}|\\[A-Za-z]+|\\.|\*\*|<=|>=
+        |[-+*/^()\[\]{}|,:;=<>!%$€£₹¥₩&_'])""",
     re.VERBOSE | re.ASCII,
 )
 THOUSANDS = re.compile(r"(?<!\d,)[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\d)(?:\.\d+)?", re.ASCII)
-SUBSCRIPT = re.compile(r"_(?:([A-Za-z0-9])|\{\s*([A-Za-z0-9]{1,8})\s*\})")
+SUBSCRIPT = re.compile(r"_\s*(?:[A-Za-z0-9]|(?:\\[a-z]+)?\{(?:[^{}]|\{[^{}]*\}){1,40}\})")
+SUBSCRIPT_MARKUP = re.compile(r"\\(?:text\w*|math\w+|rm|triangle|[,;! ])|[_{}\\\s~]")
 # Words whose case counts: CO is not Co. But NO and YES are no and yes.
 MIXED_CASE = re.compile(r"(?!NO)[A-Z]{2}|\w*(?:[a-z][A-Z]|[A-Z]{2}[a-z])\w*")
 CHEMICAL = re.compile(r"(?=.*\d)(?:[A-Z][a-z]?(?:_?\d+|_\{\d+\})?){2,}", re.ASCII)  # H_2O
-DATE = re.compile(r"\d{4}([-/])\d\d?\1\d\d?|\d\d?([-/.])\d\d?\2\d{4}", re.ASCII)
+DATE = re.compile(
+    r"\d{4}([-/])\d\d?\1\d\d?|\d\d?([-/.])\d\d?\2\d{4}|(?=.*\d)[\w\s,.]*"
+    r"\b(?:Jan(?:uary)?|Feb(?:ruary)?|Mar(?:ch)?|Apr(?:il)?|May|June?|July?|Aug(?:ust)?"
+    r"|Sept?(?:ember)?|Oct(?:ober)?|Nov(?:ember)?|Dec(?:ember)?)\b[\w\s,.]*",
+    re.ASCII,
+)
 PLAIN_GROUP = re.compile(r"\s*\{((?:\\[^{]|[^\\{}])*)\}")  # without braces inside
 BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
 
@@ -145,7 +204,10 @@ def closing_brace(text: str, start: int) -> int:
 @lru_cache(maxsize=64)  # is_prose and parse unwrap the same text
 def unwrap(text: str) -> str:
     r"""Removes a full stop, and delimiters or a command like `\boxed{…}` around the whole text."""
-    text = re.sub(r"\^\{\\degree\}|\^?\\degree", "°", text).translate(UNICODE)
+    text = text.translate(UNICODE)
+    for needle, pattern, replacement in REWRITES:
+        if needle in text:
+            text = pattern.sub(replacement, text)
     before = None
     while text != before:
         before = text
@@ -154,19 +216,52 @@ def unwrap(text: str) -> str:
             text = text[:-1].rstrip()
         if re.fullmatch(r"[A-Ha-h]\)", text):
             text = text[:1]
-        for opening, closing in DELIMITERS.items():
-            if text.startswith(opening) and text.endswith(closing):
-                inner = text[len(opening) : -len(closing)]
-                if inner.strip() and closing not in inner.replace(r"\$", ""):
+        for mark in MARKS:
+            if text.startswith(mark) and text.endswith(mark):
+                inner = text[len(mark) : -len(mark)]
+                if inner.strip() and mark not in inner.replace(r"\$", ""):
                     text = inner
         command = re.match(r"\\(\w+)\s*\{", text)
-        if command and command[1] in ("boxed", *TEXT_COMMANDS):
+        if command and command[1] in ("boxed", "fbox", "underline", *TEXT_COMMANDS):
             if closing_brace(text, command.end() - 1) == len(text) - 1:
                 text = text[command.end() : -1]
     return text
 
 
-DELIMITERS = {"$$": "$$", "$": "$", "**": "**", r"\(": r"\)", r"\[": r"\]"}
+MARKS = ("$$", "$", "**", "__", "*", "_", "```", "`", '"')  # around a text
+# Other notation for what the grammar has: a string that it contains, its pattern, a replacement
+# (␣ is a space).
+REWRITES = r"""
+\ ⇒ \^\{\\degree\}|\^?\\degree(?![a-z])|\^\{\s*\\circ\s*\} ⇒ ^\\circ␣
+\ ⇒ (?<!\\)\\(?=\s|$) ⇒ ␣
+` ⇒ ^```\w*\n ⇒ ```
+\ ⇒ \\(?:text)?color\s*\{[^{}]*\}|\\(?:tiny|small|[lL]arge|LARGE|[hH]uge|bf|rm|it)(?![A-Za-z]) ⇒ ␣
+\ ⇒ \\(?:boldsymbol|bm|displaystyle|textstyle|limits)(?![A-Za-z]) ⇒ ␣
+$ ⇒ (?<!\\)(\$\$?)(?=\S)((?:[^$\\]|\\.)*?)(?<=\S)\1(?!\d) ⇒ ␣\2␣
+\ ⇒ (?<!\\)\\[()\[\]] ⇒ ␣
+\ ⇒ \\(?:text|math)\w*\s*\{\s*\(?([A-J])[).:]\s*\} ⇒ (\1)␣
+\m ⇒ \\(math[a-z]+)\s+([A-Za-z\d])(?![A-Za-z]) ⇒ \\\1{\2}
+\Om ⇒ (?<=\d)[\s~]+\\Omega(?![A-Za-z]) ⇒ ␣Ω
+[ ⇒ \\\\\[[\d.]+\s*[a-z]+\] ⇒ \\\\
+\op ⇒ \\operatorname\*?\s*\{(\w+)\} ⇒ \\\1␣
+\b ⇒ (?:\\left\s*)?[(\[]\s*\\begin\{(?:array\}\s*\{[clr|\s]*|(?:small)?matrix)\} ⇒ \\begin{pmatrix}
+\e ⇒ \\end\{(?:array|(?:small)?matrix)\}\s*(?:\\right\s*)?[)\]] ⇒ \\end{pmatrix}
+\dot ⇒ \.(\d*)\\dot\s*\{?(\d)\}?(?:(\d*)\\dot\s*\{?(\d)\}?)? ⇒ .\1\\overline{\2\3\4}
+10 ⇒ (?<=[\d.])\s*[xX]\s*(?=10\s*(?:\^|\*\*)) ⇒ *
+_ ⇒ (?<![A-Za-z\\])(?:\\mathrm\{C\}|C)_\{?(\d+)\}?\^\{?(\d+)\}? ⇒ \\binom{\1}{\2}
+ ⇒ (?<![^\W\d_])(Rs|rs|USD|EUR|GBP|INR|CNY|RMB|JPY|CAD|AUD)\.?\s*(\d[\d.,{}]*)$ ⇒ \2␣\1
+$ ⇒ (?<![A-Za-z\\])[A-Z]{1,2}\\?\$(?=\d) ⇒ \$
+per cent ⇒ per cent\b ⇒ percent
+. ⇒ (?<=[^\W\d_]{2})\.\s ⇒ ␣
+. ⇒ (?<![^\W\d_])([A-Z])\.\s?(?=[A-Z](?![a-z])) ⇒ \1
+² ⇒ ((?:^|[\s\d/}])(?:[cdkm]?m|ft|in|yd|s))² ⇒ \1^2
+³ ⇒ ((?:^|[\s\d/}])(?:[cdkm]?m|ft|in|yd))³ ⇒ \1^3
+. ⇒ (?<![A-Za-z])(?i:([ap])\.\s?m\.?(?![A-Za-z])) ⇒ \1m
+或 ⇒ (?<=[^\s\u4e00-\u9fff])\s*或者?\s*(?=[^\s\u4e00-\u9fff]) ⇒ ␣or␣
+ ⇒ (?<=[^\s\u4e00-\u9fff])\s*[和与及]\s*(?=[^\s\u4e00-\u9fff]) ⇒ ␣and␣
+\p ⇒ \^\{?\s*\\prime\s*\}? ⇒ '"""
+REWRITES = [row.split(" ⇒ ") for row in REWRITES.split("\n")[1:]]
+REWRITES = [(needle, re.compile(p), to.replace("␣", " ")) for needle, p, to in REWRITES]
 
 
 def is_prose(text: str) -> bool:
@@ -174,31 +269,47 @@ def is_prose(text: str) -> bool:
     text = unwrap(text[:MAX_LENGTH])
     if re.search(r"[0-9\\=+*/^|<>{}\[\]&!%$_]", text):
         return False
-    return any(len(run) > 1 and run not in PLAIN_NAMES for run in re.findall(r"[^\W\d_]+", text))
+    runs = re.findall(r"[^\W\d_]+", text)
+    return any(len(run) > 1 and run not in PLAIN_NAMES and not is_product(run) for run in runs)
 
 
-def tokenize(text: str, prose: bool, gold_words: frozenset[str]) -> list[Token]:
+def is_product(run: str) -> bool:
+    """Letters that make no word, like `xy` and `ab`, but not `no` or `kg`."""
+    return "".join(sorted(run)) in ALPHABET and not set(run) & set("eiou") and run not in UNITS
+
+
+def tokenize(
+    text: str, prose: bool, gold_words: frozenset[str], gold_unknowns: frozenset[str] = frozenset()
+) -> list[Token]:
     """The tokens of a text. With `prose`, runs of letters are words. Raises ParseError."""
     tokens, position, depth = [], 0, 0
+    if prose:
+        text = re.sub(r"(?<=[^\W\d_])[.'](?=[\s\w,]|$)", " ", text)  # St. Louis, O'Brien
     while position < len(text):
         match = None if depth else THOUSANDS.match(text, position)
         match = match or TOKEN.match(text, position)
         if not match or match.lastgroup == "letters" and not match[0].isalpha():  # ² and ½
             raise ParseError(f"{text[position : position + 9]!r} is not in the grammar")
         piece, kind = match[0], match.lastgroup
-        after_digit = text[:position][-1:].isdigit()
-        position = match.end()
+        start, position = position, match.end()
         if kind == "letters":
-            tokens += letter_tokens(piece, prose or piece in gold_words, after_digit)
+            is_word = prose or piece in gold_words
+            if not is_word and not gold_unknowns >= set(piece):
+                is_word = is_unit(piece, text[:start], text[position:], tokens[-2:])
+            tokens += letter_tokens(piece, is_word)
         elif kind == "sign" and piece[1:] in TEXT_COMMANDS:
             group = PLAIN_GROUP.match(text, position)
             if not group:
                 raise ParseError(f"{piece} without plain text")
-            tokens += tokenize(group[1], group[1] != "e", gold_words)
+            content = group[1].strip(" ~")
+            upright = len(content) == 1 and (
+                content in gold_unknowns or not SI_UNIT.fullmatch(content)
+            )
+            tokens += tokenize(group[1], content != "e" and not upright, gold_words)
             position = group.end()
         elif kind == "sign":
             piece = ALIASES.get(piece, piece)
-            if piece[0] == "\\" and piece not in (*COMMANDS, *GREEK):
+            if piece[0] == "\\" and piece not in KNOWN:
                 raise ParseError(f"{piece} is not in the grammar")
             depth += (piece in ("(", "[", r"\{")) - (piece in (")", "]", r"\}"))
             tokens.append(Token("name" if piece in GREEK else "sign", piece))
@@ -208,28 +319,51 @@ def tokenize(text: str, prose: bool, gold_words: frozenset[str]) -> list[Token]:
         if subscript and tokens and tokens[-1].kind in ("name", "number"):
             # A number in another base is a symbol too: if 101_2 were 5, a question that asks for
             # its value would be its own answer.
-            tokens[-1] = Token("name", f"{tokens[-1].text}_{subscript[1] or subscript[2]}")
+            name = SUBSCRIPT_MARKUP.sub("", subscript[0])
+            tokens[-1] = Token("name", f"{tokens[-1].text}_{name}")
             position = subscript.end()
     return tokens
 
 
-def letter_tokens(run: str, is_word: bool, after_digit: bool) -> list[Token]:
+def is_unit(run: str, before: str, after: str, previous: list[Token]) -> bool:
+    """Is a run of letters a word: behind a number or a word it is a unit, not unknown factors."""
+    if NOT_UNITS.fullmatch(run) or not run.isascii() and before[-1:].isdigit():
+        return True
+    if re.search(r"\\circ\s*$", before):
+        return run in "CF"
+    if before[-1:].isdigit():
+        return run in UNITS_AFTER_DIGITS
+    if len(run) > 3 or len(run) > 1 and run in UNITS:
+        return True
+    match previous:
+        case [*_, Token("word")] | [Token("word"), Token("sign", "/" | "*" | "-")]:
+            return True
+    if not re.search(r"[\d}][\s~]+\(?$", before):
+        return False
+    if len(run) == 3:
+        return run not in ALPHABET
+    if len(run) == 1 and (not UNIT_ENDS.match(after) or before[-1] == "(" and run in "ABCDEFGH"):
+        return False
+    return SI_UNIT.fullmatch(run) is not None
+
+
+def letter_tokens(run: str, is_word: bool) -> list[Token]:
     """A run of letters: a sign, a word, or a product of one-letter unknowns."""
     if run.lower() in ("and", "or"):
         return [Token("sign", run.lower())]
     if run in PLAIN_NAMES:
         return [Token("sign", PLAIN_NAMES[run])]
-    is_unit = run in UNITS_AFTER_DIGITS or run in UNITS and not run.isascii()
-    if not after_digit:
-        is_unit = is_unit or len(run) > 3 or len(run) > 1 and run in UNITS
-    if is_word or is_unit:
-        return [Token("word", run)]
-    return [Token("name", letter) for letter in run]
+    if not is_word:
+        return [Token("name", letter) for letter in run]
+    head = re.match("平方|立方|[十百千万亿](?=.)|[十百千万亿]$", run)
+    if head and run not in UNITS and run != head[0]:
+        return [Token("word", head[0]), *letter_tokens(run[head.end() :], True)]
+    return [Token("word", run)]
 
 
 def parse_number(text: str) -> Node:
     """A number as written: Node("number", (value, number of decimals))."""
-    text, _, period = re.sub(r"[{},!]|\\(?!o)", "", text).partition(r"\overline")
+    text, _, period = re.sub(r"[{},!:;\s]|\\(?!o)", "", text).partition(r"\overline")
     mantissa, _, exponent = text.lower().partition("e")
     _, point, decimals = mantissa.partition(".")
     if len(exponent) > 4 or abs(int(exponent or 0)) > 999:
@@ -258,10 +392,8 @@ def with_sign(sign: str, value: Node) -> Node:
 
 def is_unknown(node: Node) -> bool:
     """One letter, perhaps with a subscript: it may stand before `=`. `not = 5` is not an answer."""
-    if node.op != "name":
-        return False
-    name = node.args[0]
-    return len(name) == 1 or name in GREEK or name[1] == "_"
+    letter = node.args[0].partition("_")[0] if node.op == "name" else ""
+    return len(letter) == 1 and letter.isalpha() or letter in GREEK
 
 
 def can_solve(name: Node, value: Node) -> bool:
@@ -278,19 +410,38 @@ def number(value) -> Node:
     return tree("number", Fraction(value), 0)
 
 
-def equation(sides: list[Node], head: list[str]) -> Node:
-    """`x = 5` and `f(x) = 2x` are values; other equations become the difference of their sides.
+def equation(sides: list[Node], designation: str) -> Node | None:
+    """`x = 5` and `f(x) = 2x` are values; of `x = 2/4 = 1/2` the last side is the value.
 
-    `head` holds the text of the first five tokens.
+    `designation` stands before the sides, like `f(x)`. None if it does not name the last side.
     """
-    for name, value in (sides, sides[::-1]):
-        if can_solve(name, value) and not is_unknown(value):
-            return tree("value of", name.args[0], value)
-    if re.fullmatch(r"[fghpqEFGHPQ]\(\w+\)=", "".join(head)):
-        unknowns = find_unknowns(sides[1])
-        if not unknowns or head[2] in unknowns and head[0] not in unknowns:
-            return tree("value of", "".join(head[:4]), sides[1])
-    return tree("equation", tree("sum", sides[0], with_sign("-", sides[1])))
+    if designation:
+        unknowns = find_unknowns(sides[-1])
+        argument = re.fullmatch(r"(.).*\((\w+)\)", designation)
+        if unknowns and not (argument and argument[2] in unknowns and argument[1] not in unknowns):
+            return None
+        return tree("value of", designation, chain(sides))
+    for name, *values in (sides, sides[::-1]) if len(sides) == 2 else [sides]:
+        if can_solve(name, values[-1]) and not is_unknown(values[-1]):
+            return tree("value of", name.args[0], chain(values))
+        if name.op == "seq" and all(map(is_unknown, name.args[1:])):
+            names = ",".join(part.args[0] for part in name.args[1:])
+            # (y, x) = (2, 1) is not the point (2, 1).
+            return None if names in ("y,x", "z,y,x") else tree("value of", names, values[-1])
+    return tree("equation", *sides)
+
+
+def chain(sides: list[Node]) -> Node:
+    r"""Sides of one value; the last counts. Of `S = \pi r^2 = 9\pi` the formula is skipped."""
+    last = sides[-1]
+    if any(
+        is_unknown(side) or side.op == "product" and all(a.op == "name" for a in side.args)
+        for side in sides[:-1]
+    ):
+        raise ParseError("several names of one value")
+    if not find_unknowns(last):
+        sides = [side for side in sides if not find_unknowns(side)]
+    return tree("equation", *sides) if len(sides) > 1 else last
 
 
 def solution(signs: list[str], sides: list[Node]) -> Node | None:
@@ -301,9 +452,7 @@ def solution(signs: list[str], sides: list[Node]) -> Node | None:
         if region.op not in ("seq", "set", "union") and region not in NUMBER_SETS:
             return None
     elif signs == [r"\neq"]:
-        name, value = sides
-        below = tree("seq", "()", MINUS_INFINITY, value)
-        region = tree("union", below, tree("seq", "()", value, INFINITY))
+        op, (name, region) = "excluded", sides
     elif len(signs) <= 2 and all(sign[0] == "<" for sign in signs):
         if len(signs) == 1 and is_unknown(sides[0]):
             signs, sides = ["<", *signs], [MINUS_INFINITY, *sides]
@@ -315,6 +464,24 @@ def solution(signs: list[str], sides: list[Node]) -> Node | None:
     else:
         return None
     return tree(op, name.args[0], region) if can_solve(name, region) else None
+
+
+def without(values: list[Node]) -> Node:
+    """All numbers but these."""
+    if len(values) > 1:
+        return tree("union", *(tree("seq", r"\neq", value) for value in values))
+    below = tree("seq", "()", MINUS_INFINITY, *values)
+    return tree("union", below, tree("seq", "()", *values, INFINITY))
+
+
+# What may stand before `=` beside an unknown: an angle, a length or vector, a function's value.
+DESIGNATION = re.compile(
+    r"(?:m?\\angle|\\triangle)[A-Z]{1,3}|\|?[A-Z]{2,4}\|?|\[[A-Z]{3,}\]"
+    r"|\|?\\overline\{?[A-Za-z]{1,3}\}?\|?"
+    r"|(?:sin|cos|tan|cot|sec|csc)(?:\^2)?(?:\\angle)?(?:[A-Z]{1,3}|[a-z]|\\[a-z]+|\([^=]+\))"
+    # Not n(n+1) = 6, which is an equation.
+    r"|([A-Zf-hpq])'*(?:\^\{?-1\}?)?'*\((?:(?!\1(?!\())[^()]|\([^()]*\))+\)|[dm-or-w]\([\dA-Z,.-]+\)"
+)
 
 
 class Parser:
@@ -356,53 +523,94 @@ class Parser:
 
     def answer(self) -> Node:
         """One relation, or a list of several in any order."""
-        items, separators = [self.relation()], set()
+        items, separators = [self.item()], set()
         while separator := self.accept(",", ";", "and", "or"):
             separators.add(separator)
             if separator == ",":
                 self.accept("and", "or")
-            items.append(self.relation())
+            items.append(self.item())
         if self.kind != "end":
             self.fail()
+        names = {item.args[:1] for item in items if item.op in ("interval of", "excluded")}
+        if items[0].op == "excluded" and separators <= {",", "and"} and len(names) == 1:
+            values = [item.args[1] if item.op == "excluded" else item for item in items]
+            return tree("interval of", *names.pop(), without(values))
         if len(items) == 1:
             return items[0]
-        ops = {item.op for item in items}
-        if "interval of" not in ops:
+        if not names:
             return tree("list", *items)
-        names = {item.args[:1] for item in items}
-        if separators != {"or"} or len(ops) > 1 or len(names) > 1:
+        if separators != {"or"} or len({item.op for item in items}) > 1 or len(names) > 1:
             raise ParseError("inequalities that are not alternatives for one unknown")
         return tree("interval of", *names.pop(), tree("union", *(item.args[1] for item in items)))
 
-    def relation(self) -> Node:
-        """An equation or an inequality, as a value or an interval where it is solved."""
-        head = [token.text for token in self.tokens[self.position : self.position + 5]]
+    def item(self) -> Node:
+        """A relation. `2 hours 30 minutes` are two."""
+        items = [self.relation()]
+        while items[-1].op == "quantity" and self.kind == "number":
+            items.append(self.relation())
+            if items[-1].op != "quantity" or items[-1].args[1] == items[-2].args[1]:
+                self.fail()
+        return tree("list", *items) if len(items) > 1 else items[0]
+
+    def designation(self) -> str:
+        r"""Consumes what names a value, with its `=`: `AB =`, `\cos A =`, `f(2) =`; else ""."""
+        texts, depth = [], 0
+        for _, text in self.tokens[self.position : self.position + 20]:
+            if text == "=" and not depth:
+                break
+            texts.append(text)
+            depth += (text in ("(", "{")) - (text in (")", "}"))
+        else:
+            return ""
+        head = "".join(texts)
+        if not DESIGNATION.fullmatch(head):
+            return ""
+        self.position += len(texts) + 1
+        return re.sub(r"\\(?:angle|overline|triangle)|[|{}]", "", head)
+
+    def sides(self) -> tuple[list[Node], list[str]]:
+        """Quantities, and the signs between them."""
         sides, signs = [self.union()], []
         while sign := self.accept("=", r"\in", "<", ">", "<=", ">=", r"\neq"):
             signs.append(sign)
             sides.append(self.union())
+        return sides, signs
+
+    def relation(self) -> Node:
+        """An equation or an inequality, as a value or an interval where it is solved."""
+        start, designation = self.position, self.designation()
+        sides, signs = self.sides()
+        if designation and set(signs) <= {"="}:
+            if named := equation(sides, designation):
+                return named
+        if designation:
+            self.position = start
+            sides, signs = self.sides()
         if not signs:
             return sides[0]
         if all(sign[0] == ">" for sign in signs):
             signs, sides = [sign.replace(">", "<") for sign in signs[::-1]], sides[::-1]
-        solved = equation(sides, head) if signs == ["="] else solution(signs, sides)
+        solved = equation(sides, "") if set(signs) == {"="} else solution(signs, sides)
         if solved is None:
             raise ParseError("a relation that is neither an equation nor solved for one unknown")
         return solved
 
     def union(self) -> Node:
         parts = self.separated(self.quantity, r"\cup")
-        return tree("union", *parts) if len(parts) > 1 else parts[0]
+        region = tree("union", *parts) if len(parts) > 1 else parts[0]
+        return (
+            tree("seq", r"\setminus", region, self.union()) if self.accept(r"\setminus") else region
+        )
 
     def quantity(self) -> Node:
         """A sum with a currency sign before it or a unit after it."""
-        minus = self.accept("-") if self.peek("$", "€", "£", ahead=1) else ""
-        currency = self.accept("$", "€", "£")
+        minus = self.accept("-") if self.peek(*CURRENCIES, ahead=1) else ""
+        currency = self.accept(*CURRENCIES)
         unit = [UNITS[currency]] if currency else []
         value = self.sum()
         one_letter = all(len(name) == 1 for name in find_unknowns(value))
         if not unit and one_letter and self.accept(":"):  # a ratio, not `answer: 5`
-            return tree("seq", ":", value, *self.separated(self.sum, ":"))
+            return tree("seq", ":", value, *self.separated(self.timed, ":"))
         inner = value.args[0] if value.op == "negative" else value
         if inner.op == "degree":  # an angle or a temperature; inside a function it is a number
             value, unit = with_sign("-" if inner is not value else "", inner.args[0]), ["degree"]
@@ -420,28 +628,52 @@ class Parser:
 
     def unit(self, value: Node, unit: list[str]) -> tuple[Node, list[str]]:
         """The value, scaled by words like `million`, and the words of its unit."""
+        bracket = self.peek("(") and self.tokens[self.position + 1].kind == "word"
+        self.position += bracket
         while True:
-            per = unit and self.peek("/") and self.tokens[self.position + 1].kind == "word"
-            if self.kind == "word" or per:
+            sign = (
+                unit
+                and self.tokens[self.position + 1].kind == "word"
+                and self.accept(*"/*-", "and")
+            )
+            if self.kind == "word":
                 word = self.take()
+                if NOT_UNITS.fullmatch(word):
+                    raise ParseError(f"{word!r} is not a unit")
                 if len(word) > 3:
                     word = word.casefold().removesuffix("s")
+                if sign == "/":
+                    unit.append("/")
                 if word in SCALES:
                     value = tree("product", value, number(SCALES[word]))
-                else:
+                elif word not in ("of", "a", "an", "the"):
                     unit.append(UNITS.get(word, word))
+            elif not unit and self.peek(*CURRENCIES):
+                unit.append(UNITS[self.take()])
             elif unit and self.accept("^"):
                 op, args = self.exponent()
                 unit.append(f"^{args[0]}" if op == "number" else self.fail())
             else:
+                if bracket:
+                    self.expect(")")
                 return value, unit
+
+    def timed(self) -> Node:
+        """A part of a ratio or a time, perhaps with a unit such as `pm`."""
+        value, unit = self.unit(self.sum(), [])
+        return tree("quantity", value, " ".join(unit)) if unit else value
 
     def sum(self) -> Node:
         signs = ("+", "-", r"\pm", r"\mp")
         terms = [with_sign(self.accept(*signs), self.product())]
         while sign := self.accept(*signs):
             terms.append(with_sign(sign, self.product()))
-        return tree("sum", *terms) if len(terms) > 1 else terms[0]
+        value = tree("sum", *terms) if len(terms) > 1 else terms[0]
+        if self.accept(r"\choose"):
+            return tree("binomial", value, self.sum())
+        return (
+            tree("product", value, tree("inverse", self.sum())) if self.accept(r"\over") else value
+        )
 
     def product(self) -> Node:
         """Factors with or without a sign between them, left to right: 1/2x is x/2."""
@@ -450,14 +682,24 @@ class Parser:
             if sign := self.accept("*", "/"):
                 factor = with_sign(self.accept("+", "-"), self.factor())
                 factors.append(tree("inverse", factor) if sign == "/" else factor)
-            elif self.juxtaposed():
+            elif self.juxtaposed(factors[-1]):
                 factors.append(self.power())
             else:
                 return tree("product", *factors) if len(factors) > 1 else factors[0]
 
-    def juxtaposed(self) -> bool:
-        """Does a factor follow without a sign?"""
-        signs = ("(", r"\frac", r"\binom", r"\sqrt", "sqrt", r"\pi", r"\infty", *FUNCTIONS)
+    def juxtaposed(self, last: Node) -> bool:
+        """Does a factor follow without a sign? No number follows a number: `5 6`, `{5}{6}`."""
+        ahead = 0
+        while self.peek("{", ahead=ahead):
+            ahead += 1
+        kind = self.tokens[self.position + ahead].kind
+        if kind == "number" or ahead:
+            numeral = last.op == "number" and self.tokens[self.position - 1].text != ")"
+            return kind != "word" and not (kind == "number" and numeral)
+        if self.peek("("):
+            return self.tokens[self.position + 1].kind != "word"
+        signs = ("[", r"\frac", r"\binom", r"\sqrt", "sqrt", r"\pi", r"\infty", *FUNCTIONS)
+        signs += (r"\lfloor", r"\lceil", *FUNCTIONS_OF_LISTS)
         return self.kind == "name" or self.peek(*signs) or self.peek("|") and not self.bars
 
     def factor(self) -> Node:
@@ -483,15 +725,12 @@ class Parser:
     def power(self) -> Node:
         value = self.primary()
         while True:
-            degree = next((ahead for ahead in (1, 2) if self.peek(r"\circ", ahead=ahead)), 0)
             if value.op != "percent" and self.accept("%"):
                 value = tree("percent", value)
             elif value.op != "factorial" and self.accept("!"):  # 5!! is not (5!)!
                 value = tree("factorial", value)
-            elif self.peek("^") and (degree == 1 or degree == 2 and self.peek("{", ahead=1)):
-                self.position += degree + 1
-                if degree == 2:
-                    self.expect("}")
+            elif self.peek("^") and self.peek(r"\circ", ahead=1):
+                self.position += 2
                 value = tree("degree", value)
             elif self.accept("^"):
                 return tree("power", value, self.exponent())
@@ -513,7 +752,7 @@ class Parser:
 
     def operand(self) -> Node:
         """A function's operand: a group, or a product up to the next sign or function."""
-        if self.peek("(", "{"):
+        if self.peek("(", "[", "{"):
             return self.primary()
         factors = [self.power()]
         while self.kind == "name" or self.peek(r"\pi"):
@@ -546,12 +785,17 @@ class Parser:
             return tree("product", self.argument(), tree("inverse", self.argument()))
         if text == r"\binom":
             return tree("binomial", self.argument(), self.argument())
-        if text == "|":
-            self.bars += 1
+        if text in ("|", r"\lfloor", r"\lceil"):
+            bars, self.bars = self.bars, text == "|"
             value = self.sum()
-            self.bars -= 1
-            self.expect("|")
-            return tree("abs", value)
+            self.bars = bars
+            self.expect(text.replace("\\l", "\\r"))
+            return tree("abs" if text == "|" else text[2:], value)
+        if text in FUNCTIONS_OF_LISTS:
+            operands = self.primary()
+            if operands.op not in ("seq", "set") or operands.args[:1] in ((), ("[)",), ("(]",)):
+                self.fail()
+            return tree(text[1:], *operands.args[operands.op == "seq" :])
         if text in (r"\begin{pmatrix}", r"\begin{bmatrix}"):
             return self.matrix(text.replace("begin", "end"))
         constants = {r"\pi": Node("pi"), r"\infty": INFINITY, r"\emptyset": Node("set")}
@@ -592,6 +836,8 @@ class Parser:
         """A group, a tuple or interval, or a set."""
         if opening == r"\{" and self.accept(r"\}"):
             return Node("set")
+        if opening == r"\{" and (region := self.condition()):
+            return region
         bars, self.bars = self.bars, 0
         items = self.separated(self.union, ",", ";")
         self.bars = bars
@@ -603,6 +849,24 @@ class Parser:
             return tree("set", *items)
         return tree("seq", opening + closing, *items)
 
+    def condition(self) -> Node | None:
+        r"""The region in `\{x | x > 3\}`, after its opening; None without a condition."""
+        bar = 1
+        if self.kind == "name" and self.peek(r"\in", ahead=1):
+            bar = 3 if self.tokens[self.position + 2].text == "R" else 0
+        if self.kind != "name" or not self.peek("|", ":", ahead=bar):
+            return None
+        name = self.tokens[self.position].text
+        self.position += bar + 1
+        parts = self.separated(self.relation, "or")
+        self.expect(r"\}")
+        if any(
+            part.op not in ("interval of", "excluded") or part.args[0] != name for part in parts
+        ):
+            raise ParseError("a condition that is not solved for its unknown")
+        regions = [without([p.args[1]]) if p.op == "excluded" else p.args[1] for p in parts]
+        return tree("union", *regions) if len(regions) > 1 else regions[0]
+
     def matrix(self, end: str) -> Node:
         rows = [self.separated(self.sum, "&")]
         while not self.accept(end):
@@ -613,24 +877,37 @@ class Parser:
 
 
 def parse(
-    text: str, prose: bool, gold_words: frozenset[str] = frozenset()
+    text: str,
+    prose: bool,
+    gold_words: frozenset[str] = frozenset(),
+    gold_unknowns: frozenset[str] = frozenset(),
 ) -> tuple[Node, frozenset[str]]:
-    """The tree of a text, and its words; `gold_words` are words too. Raises ParseError."""
+    """The tree of a text, and its words; `gold_words` are words too, and `gold_unknowns` are not.
+
+    Raises ParseError.
+    """
     if len(text) > MAX_LENGTH:
         raise ParseError(f"longer than {MAX_LENGTH} characters")
     text = unwrap(text)
     if DATE.fullmatch(text):
-        raise ParseError("dates are not supported")
+        return tree("name", re.sub(r"[\s,.]+", " ", text).casefold()), frozenset()
     if CHEMICAL.fullmatch(text):
         return tree("name", re.sub(r"[_{}]", "", text)), frozenset()
-    tokens = tokenize(text, prose, gold_words)
+    tokens = tokenize(text, prose, gold_words, gold_unknowns)
     expensive = sum(token.text in EXPENSIVE for token in tokens)
     digits = sum(len(token.text) for token in tokens if token.kind == "number")
     irrational = expensive or any(token.text in ("e", r"\pi") for token in tokens)
     if len(tokens) > MAX_TOKENS or expensive > MAX_EXPENSIVE or irrational and digits > MAX_DIGITS:
         raise ParseError("too many tokens, powers or digits")
     words = frozenset(token.text for token in tokens if token.kind == "word")
-    return Parser(tokens).answer(), words
+    try:
+        return Parser(tokens).answer(), words
+    except ParseError:
+        texts = [token.text for token in tokens]
+        is_set = texts[:1] == [r"\{"] and {"|", ":"} & {*texts} and texts[-1:] == [r"\}"]
+        if not is_set and not {*OPAQUE} & {*texts}:
+            raise
+        return tree("name", " ".join(texts)), words  # equals what is written alike
 
 
 EXPENSIVE = ("^", "!", r"\sqrt", "sqrt", r"\binom", *FUNCTIONS)

@@ -31,6 +31,7 @@ FENCE = re.compile(
 PYTHON = re.compile(r"\W*(?:\w+[./:=])*(?:i?python|py)[\d.]*(?![\w-])", re.IGNORECASE)
 QUOTES = re.compile(r"\"{3}|'{3}")
 ANSWER_LINE = re.compile(r"(?im)^[^\w\n]*(?:the |final )*(?:answer|答案)[^\w\n]*[:：](.+)")
+ASKS_WHICH = re.compile("which|whether|choose|select|哪", re.IGNORECASE)
 SPACING = re.compile(r"[\s{}$]|\\(?:left|right|[,;!])")
 # Notation that traces share between languages.
 NOTATION = ("return", "for", "in", "if", "range", "max", "min", "sum", "ln")
@@ -121,7 +122,7 @@ def extract_program(text: str, tests: Sequence[dict] = ()) -> str | None:
     if "<think>" in after:
         return None
     if "<answer>" in after or "</answer>" in after:
-        after = answers.extract(text) or ""
+        after = answers.extract(text, within_block=False) or ""
         whole = [("", after)]
     names = {test["call"] for test in tests if isinstance(test, dict) and "call" in test}
     program, best = None, (False, False)
@@ -200,10 +201,19 @@ def copied_from_prompt(answer: str, gold: str, prompt: str) -> bool:
     r"""Is the answer an expression copied from the prompt, and not written like the gold answer?
 
     Otherwise `2+3` would answer "What is 2+3?", and `\sqrt{48}` would be its own simplification.
-    Copying a number, fraction, word or label is allowed.
+    Copying a number, fraction, word or label is allowed, and what the prompt offers as an answer.
     """
-    answer, gold, prompt = (SPACING.sub("", text) for text in (answer, gold, prompt))
-    if answer == gold or answer not in prompt or LITERAL.fullmatch(answer):
+    alike = answers.written_alike(gold, answer)
+    answer, prompt = SPACING.sub("", answer), SPACING.sub("", prompt)
+    if alike or answer not in prompt or LITERAL.fullmatch(answer):
+        return False
+    copy = re.escape(answer)
+    label = rf"(?:\([A-J]\)|(?<![A-Za-z])[A-J][.:]){copy}(?![-\w+*/^])"
+    if (
+        re.search(label, prompt)
+        or ASKS_WHICH.search(prompt)
+        and re.search(rf"(?:or|或){copy}(?![-\w+*/^=])|(?<![-\w+*/^=]){copy}(?:or|或)", prompt)
+    ):
         return False
     return OPERATION.search(answer) is not None
 

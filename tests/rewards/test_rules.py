@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from r1mini import rewards
 from r1mini.answers import extract
 from r1mini.records import Problem, Rollout
-from r1mini.rewards.completion import check_problem, gold_answer, parse, words
+from r1mini.rewards.completion import check_problem, extract_program, gold_answer, parse, words
 from r1mini.rewards.rules import consistency
 from r1mini.rewards.runner import call_checked, parse_spec, weighted_sum
 
@@ -295,6 +295,40 @@ def test_accuracy_of_a_data_files_row(text, right):
 def test_repeating_the_questions_expression_is_not_an_answer(prompt, gold, answer, right):
     problem = Problem("data", "", "en", prompt, {"answer": gold})
     assert one(rewards.accuracy, problem, f"<think>a</think><answer>{answer}</answer>") == right
+
+
+@pytest.mark.parametrize(
+    "prompt, gold, answer, right",
+    [
+        (r"Which is larger, $2^{10}$ or $10^3$?", "1024", "2^{10}", 1),
+        (r"Which is larger, $\sqrt{2}$ or $\frac{3}{2}-1$?", "sqrt(2)", r"\sqrt{2}", 1),
+        ("Which of x^2-1, (x-1) divides x^3-1?", "(x - 1)", "x-1", 1),
+        ("Which? (A) x^2+1 (B) x^2-1", r"\textbf{(B) }x^2-1", "x^2-1", 1),
+        ("Expand (x+1)(x-1). (A) x^2+1 (B) x^2-1", "-1+x^2", "x^2-1", 1),
+        ("哪个大，2^{10}或10^3?", "1024", "2^{10}", 1),
+        (r"Which is larger, $2^{10}$ or $10^3$?", "1024", "10^3", 0),
+        ("Which number is 2+3?", "5", "2+3", 0),
+        ("Is 2+3 equal to 5 or 6?", "5", "2+3", 0),
+        ("Find -3+5 or so.", "2", "-3+5", 0),
+        ("Compute 2+3. (A) 5 (B) 6", "5", "2+3", 0),
+        ("Which is (x+1)(x+2)? (A) x^2+3x+2 (B) x^2", "x^2+3x+2", "(x+1)(x+2)", 0),
+    ],
+)
+def test_an_answer_that_the_question_offers_may_be_copied(prompt, gold, answer, right):
+    problem = Problem("data", "", "en", prompt, {"answer": gold})
+    assert one(rewards.accuracy, problem, f"<think>a</think><answer>{answer}</answer>") == right
+
+
+def test_gold_in_a_box_without_braces():
+    for solution in (r"so the answer is $\boxed 2$.", r"So $\boxed {2}$", r"So $\fbox{2}$."):
+        problem = Problem("data", "", "en", "x?", {"solution": solution, "level": "Level 3"})
+        assert one(rewards.accuracy, problem, "<think>a</think><answer>2</answer>") == 1
+        assert one(rewards.accuracy, problem, "<think>a</think><answer>3</answer>") == 0
+
+
+def test_program_is_the_whole_answer_block():
+    program = 'def f():\n    """\n    Answer: 5\n    """\n    return "\\boxed{6}"\n'
+    assert extract_program(f"<answer>{program}</answer>") == program.strip()
 
 
 def test_thinking_opened_by_the_prompt_counts_for_the_completion():
