@@ -48,7 +48,7 @@ def answer_error(problem: Problem, text: str) -> str | None:
     answer = extract_answer(problem, text)
     if problem.task in tasks.TASKS:
         if answer is not None:
-            return tasks.check_answer(problem, answer)
+            return tasks.find_error(problem, answer)
         missing = [tag for tag in ("<answer>", "</answer>") if tag not in text]
         return f"no {missing[0]}" if missing else "not one answer block after the thinking"
     if answer is None:

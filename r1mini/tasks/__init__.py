@@ -20,7 +20,7 @@ from r1mini.tasks.trace import LANGUAGES, Style, Try, write
 class Task:
     # None: the random draw is not a useful problem
     generate: Callable[[Random, str], Problem | None]
-    check_answer: Callable[[Problem, str], str | None]  # what is wrong; None if it is right
+    find_error: Callable[[Problem, str], str | None]  # what is wrong; None if it is right
     # The search for the answer, for demonstrations; without one, they are the column `answer`.
     # A task for reinforcement learning alone needs neither.
     tries: Callable[[Problem, Random], Iterable[Try]] = lambda problem, rng: ()
@@ -31,24 +31,24 @@ class Task:
 
 TASKS = {
     "countdown": Task(
-        partial(countdown.generate, 3), countdown.check_answer, countdown.tries, give_up=0.16
+        partial(countdown.generate, 3), countdown.find_error, countdown.tries, give_up=0.16
     ),
-    "repair": Task(repair.generate, repair.check_answer, repair.tries, give_up=0.5, runs_code=True),
+    "repair": Task(repair.generate, repair.find_error, repair.tries, give_up=0.5, runs_code=True),
     "balance": Task(
         chemistry.generate_balance,
-        chemistry.check_answer_balance,
+        chemistry.find_error_balance,
         chemistry.tries_balance,
         give_up=0.6,
     ),
     "kinetics": Task(
         chemistry.generate_kinetics,
-        chemistry.check_answer_kinetics,
+        chemistry.find_error_kinetics,
         chemistry.tries_kinetics,
         give_up=0.7,
     ),
-    "elements": Task(elements.generate, elements.check_answer, elements.tries, reasoning=False),
+    "elements": Task(elements.generate, elements.find_error, elements.tries, reasoning=False),
     "countdown4": Task(
-        partial(countdown.generate, 4), countdown.check_answer, countdown.tries, give_up=0.08
+        partial(countdown.generate, 4), countdown.find_error, countdown.tries, give_up=0.08
     ),
 }
 REASONING = ("countdown", "repair", "balance", "kinetics")
@@ -81,9 +81,9 @@ def problem(task: str, seed: int | str, index: int, split: str) -> Problem:
             return drawn
 
 
-def check_answer(problem: Problem, answer: str) -> str | None:
+def find_error(problem: Problem, answer: str) -> str | None:
     """What is wrong with an answer, or None if it is right."""
-    return TASKS[problem.task].check_answer(problem, answer)
+    return TASKS[problem.task].find_error(problem, answer)
 
 
 def demonstrate(problem: Problem, style: Style, rng: Random) -> tuple[str, str, bool]:

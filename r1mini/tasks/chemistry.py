@@ -145,7 +145,7 @@ def tries_balance(problem: Problem, rng: Random) -> Iterator[Try]:
         yield Try(answer + text, balanced, answer)
 
 
-def check_answer_balance(problem: Problem, answer: str) -> str | None:
+def find_error_balance(problem: Problem, answer: str) -> str | None:
     """Expects the coefficients in the order of the species, in lowest terms."""
     left, right = problem.columns["left"], problem.columns["right"]
     coefficients = []
@@ -222,7 +222,7 @@ def tries_kinetics(problem: Problem, rng: Random) -> Iterator[Try]:
         yield Try(f"{order} {text}" + (f" k {constant}" if holds else ""), holds, answer)
 
 
-def check_answer_kinetics(problem: Problem, answer: str) -> str | None:
+def find_error_kinetics(problem: Problem, answer: str) -> str | None:
     """Expects the order and, within 2 %, the rate constant.
 
     The constant is a number, a quotient, or the logarithm of a number (`1 ln 2/5`).

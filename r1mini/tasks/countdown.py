@@ -99,7 +99,7 @@ def tries(problem: Problem, rng: Random) -> Iterator[Try]:
         yield Try(f"{' '.join(written)} ?{target}", value == target, expression)
 
 
-def check_answer(problem: Problem, answer: str) -> str | None:
+def find_error(problem: Problem, answer: str) -> str | None:
     target, numbers = problem.columns["target"], problem.columns["numbers"]
     sides = plain(answer).split("=") if len(answer) <= MAX_LENGTH else [""]
     values = [evaluate(side) for side in sides]

@@ -94,7 +94,7 @@ def tries(problem: Problem, rng: Random) -> Iterator[Try]:
         yield Try(f"{a} {x} {b} {y} {x}+{y}={answer}", True, answer)
 
 
-def check_answer(problem: Problem, answer: str) -> str | None:
+def find_error(problem: Problem, answer: str) -> str | None:
     right = problem.columns["answer"]
     return None if answer.strip() == right else f"{answer.strip()[:20]!r} ≠ {right!r}"
 

@@ -289,7 +289,7 @@ def tries(problem: Problem, rng: Random) -> Iterator[Try]:
         yield Try(text, success, answer)
 
 
-def check_answer(problem: Problem, answer: str) -> str | None:
+def find_error(problem: Problem, answer: str) -> str | None:
     program = problem.columns["program"]
     parts = re.fullmatch(r"([1-9]) +(\S[^\r\n]*)", answer.strip())
     if len(answer) > MAX_ANSWER or not parts or not 1 < int(parts[1]) <= len(program):

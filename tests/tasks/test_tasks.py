@@ -40,7 +40,7 @@ def kinetics(table, step):
 
 
 def is_right(problem, answer):
-    return tasks.check_answer(problem, answer) is None
+    return tasks.find_error(problem, answer) is None
 
 
 def problems(task, count=300, split="train", seed=0):
@@ -399,7 +399,7 @@ def test_countdown_takes_what_means_the_same(numbers, target, right, wrong):
 
 
 def test_a_task_for_reinforcement_learning_alone_needs_no_search(monkeypatch):
-    task = tasks.Task(elements.generate, elements.check_answer)
+    task = tasks.Task(elements.generate, elements.find_error)
     monkeypatch.setitem(tasks.TASKS, "elements", task)
     assert is_right(FACT, "Fe") and not is_right(FACT, "Cu")
     assert tasks.demonstrate(FACT, Style(give_up=1.0), Random(0)) == ("", "Fe", True)
