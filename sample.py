@@ -20,7 +20,7 @@ from r1mini.checkpoint.chat_template import load_chat_template
 from r1mini.config import run_script
 from r1mini.evaluation import jobs, rejection
 from r1mini.evaluation.answer import answer
-from r1mini.evaluation.config import PRESETS, SampleConfig, check
+from r1mini.evaluation.config import PRESETS, SampleConfig, resolve
 from r1mini.evaluation.evaluate import evaluate
 from r1mini.evaluation.figures import figures_table
 from r1mini.evaluation.jobs import Session
@@ -34,7 +34,7 @@ Config = SampleConfig
 
 def main(cfg: SampleConfig) -> dict:
     """Returns the figures of `--eval`, or the counts of `--reject`."""
-    check(cfg)
+    cfg = resolve(cfg)
     device = pick_device(cfg.device, cfg.threads)
     if cfg.out:
         check_writable(Path(cfg.out))

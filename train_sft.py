@@ -195,7 +195,7 @@ def main(cfg: Config) -> dict:
 def check(cfg: Config) -> None:
     """Raises ValueError for flags that conflict."""
     validate(cfg)
-    tasks.require(cfg.tasks, judged=False)
+    tasks.usable(cfg.tasks, judged=False)
     if cfg.rows < 1 and cfg.data in ("corpus", "cold-start"):
         raise ValueError(f"--rows {cfg.rows}: must be at least 1 with --data {cfg.data}")
     if cfg.heads % cfg.kv_heads:

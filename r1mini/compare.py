@@ -7,7 +7,7 @@ preset with settings for a larger model changes nothing here: it shows how much 
 
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
@@ -114,8 +114,8 @@ def completions_and_seconds(folder: Path) -> tuple[int, float]:
 
 
 def main(cfg: Config) -> None:
-    tasks.require(cfg.tasks)
     validate(cfg)
+    cfg = replace(cfg, tasks=tasks.usable(cfg.tasks))
     checkpoint.load(cfg.model)  # report an error before any run starts
     out = Path(cfg.out)
     settings = {"model": cfg.model, "sample-budget": cfg.sample_budget}

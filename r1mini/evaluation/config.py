@@ -1,6 +1,6 @@
 """The flags of sample.py, and its presets: R1's benchmarks."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from r1mini import tasks
 from r1mini.config import DataOptions, DeviceOptions, option, validate
@@ -112,11 +112,11 @@ PRESETS = {
 }
 
 
-def check(cfg: SampleConfig) -> None:
-    """Raises ValueError for a flag that is invalid or conflicts with others."""
+def resolve(cfg: SampleConfig) -> SampleConfig:
+    """The configuration with the tasks to use. Raises ValueError for a flag that is invalid or
+    conflicts with others."""
     validate(cfg)
     embedded = (cfg.eval or cfg.reject) and not cfg.data
-    tasks.require(cfg.tasks, judged=embedded)
     if cfg.eval and cfg.reject:
         raise ValueError("--eval and --reject: choose one")
     if cfg.reject and not cfg.out:
@@ -141,3 +141,4 @@ def check(cfg: SampleConfig) -> None:
             f"--out {cfg.out}: must not end in .jsonl, which is for the completions; choose a "
             ".json file for the figures"
         )
+    return replace(cfg, tasks=tasks.usable(cfg.tasks, judged=embedded))

@@ -1,12 +1,17 @@
 """Atomic writes, reading with errors that name the file, JSON, and the logs of runs."""
 
-import fcntl
 import json
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
+
+try:
+    import fcntl
+except ImportError:
+    sys.exit("r1mini runs on Linux and macOS; on Windows, run it in WSL")
 
 MAX_BYTES = 2**26  # of a file read at once: a tokenizer of 260,000 tokens takes half of it
 Content = bytes | Callable[[Path], None]  # of a file, or a function that writes it to a path

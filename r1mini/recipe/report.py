@@ -15,6 +15,7 @@ from r1mini.evaluation.figures import (
     read_figures,
 )
 from r1mini.infra import files
+from r1mini.tasks import DEFAULT
 
 Titles = Mapping[str, str]  # of models, by their folder
 PANELS = {  # of the curves: metric and title
@@ -60,6 +61,8 @@ def write_results(folders: Sequence[Path], out: Path, tasks: Sequence[str], roun
     files.write_text(out / "examples.md", examples(titles, first))
     training = training_table(["r1-zero", *rl, "student-rl"], folders, titles)
     summary = stages_table(results, tasks, titles) + "\n" + training
+    if missing := [task for task in DEFAULT if task not in tasks]:
+        summary += f"\nWithout the default tasks: {', '.join(missing)}.\n"
     note = " (first seed)" if len(folders) > 1 else ""
     details = [
         f"{title}{note}:\n\n{figures_table(results[name][0])}\n" for name, title in titles.items()

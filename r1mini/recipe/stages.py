@@ -11,7 +11,7 @@ Each stage runs a script. Independent stages run in parallel. If you run it agai
 finished stages and resumes interrupted ones.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -122,8 +122,8 @@ def make_stage(out: Path, script: str, name: str, model: str, settings: dict) ->
 
 
 def main(cfg: Config) -> None:
-    tasks.require(cfg.tasks)
     validate(cfg)
+    cfg = replace(cfg, tasks=tasks.usable(cfg.tasks))
     root = Path(cfg.out)
     folders, stages = [], []
     for seed in range(cfg.seed, cfg.seed + cfg.seeds):

@@ -240,6 +240,7 @@ PRESETS = {
 def resolve(cfg: GRPOConfig) -> GRPOConfig:
     """The configuration with its automatic values filled in, and checked. Raises ValueError."""
     validate(cfg)
+    cfg = dataclasses.replace(cfg, tasks=tasks.usable(cfg.tasks, judged=not cfg.data))
     units = cfg.problems * (cfg.completions if cfg.minibatch_of == "completions" else 1)
     minibatches = cfg.minibatches or (1 if cfg.objective == "reinforce" else min(8, units))
     scale = cfg.scale
@@ -252,7 +253,6 @@ def resolve(cfg: GRPOConfig) -> GRPOConfig:
 
 def check_combinations(cfg: GRPOConfig, units: int) -> None:
     """Checks that involve several flags. Raises ValueError."""
-    tasks.require(cfg.tasks)
     if cfg.completions < 2 and cfg.baseline != "none":
         raise ValueError(
             f"--completions {cfg.completions}: must be at least 2 with --baseline {cfg.baseline}"

@@ -55,16 +55,23 @@ REASONING = ("countdown", "repair", "balance", "kinetics")
 DEFAULT = (*REASONING, "elements")
 
 
-def require(names: Iterable[str], judged: bool = True) -> None:
-    """ValueError for an unknown task, and for one whose answers this machine cannot judge."""
+def usable(names: tuple[str, ...], judged: bool = True) -> tuple[str, ...]:
+    """The tasks of `--tasks`. ValueError for an unknown one, and for one whose answers this machine
+    cannot judge; but if they are a flag's default, it is left out, and a line says so."""
     for name in names:
         if name not in TASKS:
             raise ValueError(f"--tasks: {name!r} is not one of {', '.join(TASKS)}")
-        if judged and TASKS[name].runs_code:
-            try:
-                sandbox.require()
-            except sandbox.SandboxError as error:
-                raise ValueError(f"--tasks: {name!r} runs its answers, and {error}") from error
+    unusable = [name for name in names if TASKS[name].runs_code] if judged else []
+    if not unusable:
+        return names
+    try:
+        sandbox.require()
+        return names
+    except sandbox.SandboxError as error:
+        if names is not REASONING and names is not DEFAULT:  # the objects that flags default to
+            raise ValueError(f"--tasks: {unusable[0]!r} runs its answers, and {error}") from error
+        print(f"leaving out the task {unusable[0]!r}: it runs its answers, and {error}", flush=True)
+    return tuple(name for name in names if name not in unusable)
 
 
 def is_held_out(problem: Problem) -> bool:

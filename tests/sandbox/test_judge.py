@@ -18,6 +18,7 @@ import pytest
 from conftest import ROOT
 
 from r1mini import sandbox, tasks
+from r1mini.rl.config import GRPOConfig, resolve
 from r1mini.sandbox import SandboxError, child, judge
 
 pytestmark = pytest.mark.skipif(
@@ -1037,9 +1038,22 @@ def test_tasks_that_run_code_are_refused_without_a_sandbox(monkeypatch):
     with pytest.raises(
         ValueError, match="--tasks: 'repair' runs its answers, and no sandbox on Linux riscv64"
     ):
-        tasks.require(tasks.DEFAULT)
-    tasks.require(tasks.DEFAULT, judged=False)
-    tasks.require(name for name in tasks.DEFAULT if not tasks.TASKS[name].runs_code)
+        tasks.usable(tuple(" ".join(tasks.DEFAULT).split()))  # as typed
+    assert tasks.usable(tasks.DEFAULT, judged=False) is tasks.DEFAULT
+    usable = tuple(name for name in tasks.DEFAULT if not tasks.TASKS[name].runs_code)
+    assert tasks.usable(usable) is usable
+
+
+def test_default_tasks_leave_out_what_cannot_be_judged(monkeypatch, capsys):
+    assert tasks.usable(tasks.DEFAULT) is tasks.DEFAULT and not capsys.readouterr().out
+    sandbox.close()
+    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
+    assert tasks.usable(tasks.REASONING) == ("countdown", "balance", "kinetics")
+    assert capsys.readouterr().out.startswith(
+        "leaving out the task 'repair': it runs its answers, and no sandbox on Linux riscv64"
+    )
+    assert resolve(GRPOConfig()).tasks == ("countdown", "balance", "kinetics")
+    assert resolve(GRPOConfig(data="rows.jsonl")).tasks == tasks.REASONING
 
 
 @pytest.mark.parametrize(
