@@ -45,7 +45,7 @@ def test_proofs_are_for_sft_only(tmp_path):
         tmp_path, {"problem": "Prove it.", "solution": "So.", "answer": "proof", "source": "x"}
     )
     assert len(sft_rows(path)) == 1
-    with pytest.raises(ValueError, match=":1: column 'answer': 'proof' cannot be checked"):
+    with pytest.raises(ValueError, match=":1: gold answer 'proof': no answer"):
         read_problems(str(path))
 
 
