@@ -14,6 +14,7 @@ from random import Random
 from typing import Any, NamedTuple
 
 from r1mini.checkpoint.chat_template import REASONING
+from r1mini.rewards.completion import extract_thinking
 from r1mini.sandbox import convert
 from r1mini.sandbox.convert import typed_column
 
@@ -55,9 +56,9 @@ def messages(row: Row, name: str) -> list[Message]:
                 if message.get(key):
                     raise ValueError(f"{key!r}: tool calls are not supported")
             if isinstance(content, list):
-                kinds = [part.get("type", "text") for part in content]
-                if others := [kind for kind in kinds if not kind.endswith("text")]:
-                    raise ValueError(f"content of type {others[0]!r} is not supported")
+                for part in content:
+                    if not (kind := part.get("type", "text")).endswith("text"):
+                        raise ValueError(f"content of type {kind!r} is not supported")
                 content = "".join(part["text"] for part in content)
             if role == "system" and not str(content or "").strip():
                 continue  # an empty system message is none
@@ -72,26 +73,25 @@ def extra_fields(message: Row) -> dict:
     """An assistant's `reasoning_content`, under any of its names, and `weight` if that is 0.
 
     ValueError for another weight than 0 and 1, and for reasoning that is not text, not the
-    assistant's, there twice, or beside other reasoning in the content.
+    assistant's, or differs from other reasoning, also in the content.
     """
+    content, weight = message["content"], message.get("weight")
+    is_reply = message["role"] == "assistant"
     names = [name for name in REASONING if str(message.get(name) or "").strip()]
-    thoughts = {text(message, name) for name in names}
-    if message["role"] != "assistant":
-        if names:
-            raise ValueError(f"{names[0]!r} in a message of role {message['role']!r}")
-        return {}
+    thoughts = {text(message, name).strip() for name in names}
+    if names and not is_reply:
+        raise ValueError(f"{names[0]!r} in a message of role {message['role']!r}")
+    fields = {"weight": 0} if is_reply and weight == 0 else {}
+    if names and "think>" in content + "".join(thoughts):
+        names.append("<think> tags")
+        thoughts.add(extract_thinking(content).strip())
+    elif names:
+        fields["reasoning_content"] = message[names[0]]
     if len(thoughts) > 1:
         raise ValueError(f"{' and '.join(map(repr, names))} differ")
-    fields, content = {}, message["content"]
-    for thought in thoughts:
-        if "think>" not in content + thought:
-            fields["reasoning_content"] = thought
-        elif content.partition("</think>")[0].replace("<think>", "").strip() != thought.strip():
-            raise ValueError(f"{names[0]!r} beside <think> tags: {thought!r:.60}")
-    weight = message.get("weight")
     if weight not in (0, 1, None):
         raise ValueError(f"'weight' must be 0 or 1, not {weight!r:.60}")
-    return {**fields, "weight": 0} if weight == 0 else fields
+    return fields
 
 
 def chat(question: str, reply: str | None = None, **columns: Any) -> dict:
@@ -128,8 +128,10 @@ def trl(row: Row) -> dict:
 
     UltraChat's `prompt` only repeats its messages.
     """
-    golds = [row[name] for name in ("answer", *GOLDS) if row.get(name) is not None]
-    fields = {"answer": golds[0]} if golds else {}
+    fields = {}
+    for name in ("answer", *GOLDS):
+        if row.get(name) is not None:
+            fields.setdefault("answer", row[name])
     names = ["prompt", "completion"] if "completion" in row else ["prompt"]
     if row.get("messages") and "completion" not in row:
         names = ["messages"]
@@ -230,16 +232,13 @@ def written_reply(row: Row) -> str:
 LETTERS = "ABCDEFGHIJ"
 
 
-def choice_chat(question: str, choices: Sequence[str], correct: int, reply: str = "") -> dict:
+def choice_chat(question: str, choices: Sequence[str], letter: str, reply: str = "") -> dict:
     """A question and its choices; the answer is a letter, also in the reply without another."""
-    choices = [text({"choice": choice}, "choice").strip() for choice in choices]
     if len(set(choices)) < len(choices):
         raise ValueError(f"two choices are the same: {choices}")
-    if not 2 <= len(choices) <= len(LETTERS):
-        raise ValueError(f"must be a list of 2 to {len(LETTERS)} choices, not {choices}")
     lines = "".join(f"\n{letter}) {choice}" for letter, choice in zip(LETTERS, choices))
     prompt = f"{question}\n{lines}\n\nAnswer with the letter of the right choice."
-    return chat(prompt, reply or rf"\boxed{{{LETTERS[correct]}}}", answer=LETTERS[correct])
+    return chat(prompt, reply or rf"\boxed{{{letter}}}", answer=letter)
 
 
 def gpqa(row: Row) -> dict:
@@ -249,7 +248,7 @@ def gpqa(row: Row) -> dict:
     choices = [text(row, name).strip() for name in names]
     correct = choices[0]
     Random(question).shuffle(choices)
-    return choice_chat(question, choices, choices.index(correct))
+    return choice_chat(question, choices, LETTERS[choices.index(correct)])
 
 
 def find_choices(row: Row) -> dict:
@@ -265,8 +264,11 @@ def find_choices(row: Row) -> dict:
         case [*texts]:
             return dict(enumerate(texts))
         case None:
-            names = [name for name in sorted(row) if CHOICE_COLUMN.fullmatch(name)]
-            named = {name: row[name] for name in names if isinstance(row[name], str)}
+            named = {
+                name: value
+                for name, value in sorted(row.items())
+                if CHOICE_COLUMN.fullmatch(name) and isinstance(value, str)
+            }
             return named if len(named) > 1 else {}
         case unknown:
             return {"": unknown}
@@ -276,19 +278,23 @@ def choices(prompt: str, golds: Sequence[str], row: Row) -> dict:
     """A question with choices. ValueError unless the columns of golds name one choice, by label,
     letter or text."""
     by_label = find_choices(row)
+    if not 2 <= len(by_label) <= len(LETTERS):
+        complaint = f"must be a list of 2 to {len(LETTERS)} choices"
+        raise ValueError(f"{complaint}, not {list(by_label.values())!r:.90}")
+    lettered = list(zip(LETTERS, by_label.items()))
     values = {name: row[name] for name in golds if row.get(name) is not None}
-    meant = [set() for _ in values]
-    texts = []
-    for index, (label, choice) in enumerate(by_label.items()):
-        letter = LETTERS[index : index + 1]
-        texts.append(re.sub(rf"^\(?{letter}\)\s*", "", str(choice)))
-        for value, indices in zip(values.values(), meant):
+    correct = set(LETTERS)
+    for value in values.values():
+        named = set()
+        for letter, (label, choice) in lettered:
             is_text = type(value) is type(choice) and str(value).strip() == str(choice).strip()
             if is_text or str(value).strip("().: ").upper() in (str(label).upper(), letter):
-                indices.add(index)
-    correct = set.intersection(*filter(None, meant)) if any(meant) else ()
+                named.add(letter)
+        correct &= named or correct
     if len(correct) != 1:
         raise ValueError(f"no single choice is named by {values!r:.60} of {by_label!r:.90}")
+    texts = [re.sub(rf"^\(?{letter}\)", "", str(choice)) for letter, (_, choice) in lettered]
+    texts = [text({"choice": choice}, "choice").strip() for choice in texts]
     *before, last = prompt_turns(row, prompt)
     fields = choice_chat(last["content"], texts, *correct, written_reply(row))
     return {**fields, "prompt": [*before, *fields["prompt"]]}
@@ -424,13 +430,14 @@ def add_context(row: Row, fields: dict) -> dict:
     if not prompt:
         return fields
     question = prompt if isinstance(prompt, str) else prompt[-1]["content"]
-    parts, own = [question], question.partition("\n\nA) ")[0]
+    own = question
     for name in reversed(CONTEXTS):
         part = row.get(name)
-        repeats = str(part) in question if "prompt" in row else part == own
-        if isinstance(part, str) and part.strip() and not repeats:
-            parts.insert(len(parts) if name == "input" else 0, part)
-    question = "\n".join(parts)
+        if not isinstance(part, str) or not part.strip():
+            continue
+        if own.startswith(part) or "prompt" in row and part in own:
+            continue
+        question = f"{question}\n{part}" if name == "input" else f"{part}\n{question}"
     if not isinstance(prompt, str):
         question = [*prompt[:-1], {**prompt[-1], "content": question}]
     return {**fields, "prompt": question}
