@@ -123,20 +123,23 @@ def to_messages(fields: Row, names: Sequence[str] = TEXT_FIELDS) -> list[Message
     return result
 
 
+def text_or_messages(row: Row, name: str) -> str | list[Message]:
+    return (messages if isinstance(row.get(name), list) else text)(row, name)
+
+
 def trl(row: Row) -> dict:
     """TRL's columns, with text or messages, and a gold by any of its names.
 
     UltraChat's `prompt` only repeats its messages.
     """
-    fields = {}
+    if "completion" in row:
+        names = ["prompt", "completion"]
+    else:
+        names = ["messages"] if row.get("messages") else ["prompt"]
+    fields = {name: text_or_messages(row, name) for name in names}
     for name in ("answer", *GOLDS):
         if row.get(name) is not None:
             fields.setdefault("answer", row[name])
-    names = ["prompt", "completion"] if "completion" in row else ["prompt"]
-    if row.get("messages") and "completion" not in row:
-        names = ["messages"]
-    for name in names:
-        fields[name] = (messages if isinstance(row.get(name), list) else text)(row, name)
     return fields
 
 
@@ -218,9 +221,7 @@ def countdown(row: Row) -> dict:
 
 
 def prompt_turns(row: Row, name: str) -> list[Message]:
-    """A column of messages, or of a user's text."""
-    is_chat = isinstance(row.get(name), list)
-    return messages(row, name) if is_chat else chat(text(row, name))["prompt"]
+    return to_messages({"prompt": text_or_messages(row, name)})
 
 
 def written_reply(row: Row) -> str:
@@ -274,27 +275,31 @@ def find_choices(row: Row) -> dict:
             return {"": unknown}
 
 
+def mark(name: Any) -> str:
+    return str(name).strip("().: ").upper()
+
+
 def choices(prompt: str, golds: Sequence[str], row: Row) -> dict:
     """A question with choices. ValueError unless the columns of golds name one choice, by label,
     letter or text."""
     by_label = find_choices(row)
     if not 2 <= len(by_label) <= len(LETTERS):
-        complaint = f"must be a list of 2 to {len(LETTERS)} choices"
-        raise ValueError(f"{complaint}, not {list(by_label.values())!r:.90}")
-    lettered = list(zip(LETTERS, by_label.items()))
+        raise ValueError(f"must be a list of 2 to {len(LETTERS)} choices, not {by_label!r:.90}")
     values = {name: row[name] for name in golds if row.get(name) is not None}
     correct = set(LETTERS)
     for value in values.values():
         named = set()
-        for letter, (label, choice) in lettered:
-            is_text = type(value) is type(choice) and str(value).strip() == str(choice).strip()
-            if is_text or str(value).strip("().: ").upper() in (str(label).upper(), letter):
+        for letter, (label, choice) in zip(LETTERS, by_label.items()):
+            by_text = isinstance(value, str) and mark(choice)
+            if mark(value) in (letter, mark(label), by_text):
                 named.add(letter)
         correct &= named or correct
     if len(correct) != 1:
         raise ValueError(f"no single choice is named by {values!r:.60} of {by_label!r:.90}")
-    texts = [re.sub(rf"^\(?{letter}\)", "", str(choice)) for letter, (_, choice) in lettered]
-    texts = [text({"choice": choice}, "choice").strip() for choice in texts]
+    texts = []
+    for letter, choice in zip(LETTERS, by_label.values()):
+        choice = re.sub(rf"^\(?{letter}\)", "", str(choice))
+        texts.append(text({"choice": choice}, "choice").strip())
     *before, last = prompt_turns(row, prompt)
     fields = choice_chat(last["content"], texts, *correct, written_reply(row))
     return {**fields, "prompt": [*before, *fields["prompt"]]}
@@ -401,7 +406,7 @@ FORMATS = (
     Format("TRL messages", ("messages",), trl, TURN),
 )
 TEXT = Format("TRL text", ("text",), trl_text, "text in column 'text'")
-PROMPTS = "prompt problem question question_stem query ctx sentence instruction text".split()
+PROMPTS = "prompt problem stem question question_stem query ctx sentence instruction text".split()
 GOLDS = "ground_truth expected_answer final_answer target".split()
 REPLIES = "solution output response generated_solution".split()
 ANSWERS = ["answer", *GOLDS, "solution", "tests", "output", "response"]
@@ -415,13 +420,14 @@ CONTEXTS = "instruction context passage article story paragraph background body 
 
 
 def common_columns(row: Row) -> Row:
-    """The columns, also under lower-case names with `_`, and those of verl's `reward_model`."""
-    if isinstance(row.get("question"), dict):  # ARC's own files
-        row = {**row, **row["question"], "question": row["question"].get("stem")}
+    """The columns, also under lower-case names with `_`, and those in ARC's `question` and verl's
+    `reward_model`."""
+    nested = {}
+    for name in ("question", "reward_model"):
+        if isinstance(row.get(name), dict):
+            nested |= row[name]
     lower = {name.strip().lower().replace(" ", "_"): value for name, value in row.items()}
-    if isinstance(reward := row.get("reward_model"), dict):
-        lower["ground_truth"] = reward.get("ground_truth")
-    return {**lower, **row}
+    return {**nested, **lower, **row}
 
 
 def add_context(row: Row, fields: dict) -> dict:

@@ -82,7 +82,7 @@ def test_a_number_is_an_index_from_0_and_text_is_a_letter_or_a_choice(
         ({"opa": "Rome", "opb": "Paris", "cop": 1}, "no single choice is named by {'cop': 1}"),
         ({"choices": ["Rome", "Rome "], "answer": 0}, "two choices are the same"),
         ({"choices": ["Rome", ""], "answer": 0}, "no text in column 'choice'"),
-        ({"choices": ["Rome"], "answer": 0}, "must be a list of 2 to 10 choices, not ['Rome']"),
+        ({"choices": ["Rome"], "answer": 0}, "must be a list of 2 to 10 choices, not {0: 'Rome'}"),
         ({"choices": [*"abcdefghijk"], "answer": 10}, "must be a list of 2 to 10 choices"),
         ({"answer": "B"}, "gold answer 'B': the prompt has no choice of this letter"),
         ({"solution": r"\boxed{\text{(C)}}"}, "the prompt has no choice of this letter"),
