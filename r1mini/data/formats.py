@@ -233,23 +233,15 @@ def written_reply(row: Row) -> str:
 LETTERS = "ABCDEFGHIJ"
 
 
-def choice_chat(question: str, choices: Sequence[str], letter: str, reply: str = "") -> dict:
-    """A question and its choices; the answer is a letter, also in the reply without another."""
-    if len(set(choices)) < len(choices):
-        raise ValueError(f"two choices are the same: {choices}")
-    lines = "".join(f"\n{letter}) {choice}" for letter, choice in zip(LETTERS, choices))
-    prompt = f"{question}\n{lines}\n\nAnswer with the letter of the right choice."
-    return chat(prompt, reply or rf"\boxed{{{letter}}}", answer=letter)
-
-
 def gpqa(row: Row) -> dict:
     """The order of the choices depends on the question alone."""
     question = text(row, "Question").strip()
     names = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
-    choices = [text(row, name).strip() for name in names]
-    correct = choices[0]
-    Random(question).shuffle(choices)
-    return choice_chat(question, choices, LETTERS[choices.index(correct)])
+    options = [text(row, name).strip() for name in names]
+    correct = options[0]
+    Random(question).shuffle(options)
+    columns = {"Question": question, "choices": options, "correct": options.index(correct)}
+    return choices("Question", ["correct"], columns)
 
 
 def find_choices(row: Row) -> dict:
@@ -264,15 +256,13 @@ def find_choices(row: Row) -> dict:
             return by_label
         case [*texts]:
             return dict(enumerate(texts))
-        case None:
+        case _:
             named = {
                 name: value
                 for name, value in sorted(row.items())
                 if CHOICE_COLUMN.fullmatch(name) and isinstance(value, str)
             }
             return named if len(named) > 1 else {}
-        case unknown:
-            return {"": unknown}
 
 
 def mark(name: Any) -> str:
@@ -280,8 +270,10 @@ def mark(name: Any) -> str:
 
 
 def choices(prompt: str, golds: Sequence[str], row: Row) -> dict:
-    """A question with choices. ValueError unless the columns of golds name one choice, by label,
-    letter or text."""
+    """A question with choices; the answer is a letter, also in the reply without another.
+
+    ValueError unless the columns of golds name one choice, by label, letter or text.
+    """
     by_label = find_choices(row)
     if not 2 <= len(by_label) <= len(LETTERS):
         raise ValueError(f"must be a list of 2 to {len(LETTERS)} choices, not {by_label!r:.90}")
@@ -300,8 +292,13 @@ def choices(prompt: str, golds: Sequence[str], row: Row) -> dict:
     for letter, choice in zip(LETTERS, by_label.values()):
         choice = re.sub(rf"^\(?{letter}\)", "", str(choice))
         texts.append(text({"choice": choice}, "choice").strip())
+    if len(set(texts)) < len(texts):
+        raise ValueError(f"two choices are the same: {texts}")
+    lines = "".join(f"\n{letter}) {choice}" for letter, choice in zip(LETTERS, texts))
     *before, last = prompt_turns(row, prompt)
-    fields = choice_chat(last["content"], texts, *correct, written_reply(row))
+    question = f"{last['content']}\n{lines}\n\nAnswer with the letter of the right choice."
+    [letter] = correct
+    fields = chat(question, written_reply(row) or rf"\boxed{{{letter}}}", answer=letter)
     return {**fields, "prompt": [*before, *fields["prompt"]]}
 
 

@@ -5,6 +5,7 @@ checker. It is refused without a prompt or anything to judge by, if `answers.equ
 its gold answer, if the sandbox cannot run its tests, or if its prompt is a duplicate.
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -114,7 +115,7 @@ def make_problem(
     messages = prompt_messages(fields, instruction)
     columns = {**row, **extra_columns(fields)}
     answer = columns.get("answer")
-    if isinstance(answer, list | dict | bool):
+    if isinstance(answer, list | dict | bool) or answer in (math.inf, -math.inf):
         raise ValueError(f"column 'answer': must be text or a number, not {answer!r:.60}")
     replies = [m["content"] for m in to_messages(fields) if m["role"] == "assistant"]
     references = ("answer", "solution", "tests", "verification_info")

@@ -55,8 +55,7 @@ def read_examples(
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from None
         try:
-            fields = row_format.read(row)
-            fields = fields if row_format.tests else add_context(row, fields)
+            fields = add_context(row, row_format.read(row))
         except ValueError as error:
             errors.report(f"{place}: {error}")
         except READ_ERRORS as error:
