@@ -85,8 +85,11 @@ def read_json(path: Path, content: bytes, errors: RowErrors) -> Iterator[tuple[s
     is_lines = re.match(rb"\s*(\{.*\}[ \t\r]*\n\s*\S|$)", content)
     rows = None if is_lines else parse_json(path, 1, content)
     if isinstance(rows, dict):
-        lists = [value for value in rows.values() if isinstance(value, list)]
-        lists = [value for value in lists if set(map(type, value)) == {dict}]
+        lists = [
+            value
+            for value in rows.values()
+            if isinstance(value, list) and set(map(type, value)) == {dict}
+        ]
         try:
             detect([rows])
         except ValueError:

@@ -76,12 +76,15 @@ def extra_fields(message: Row) -> dict:
     assistant's, or differs from other reasoning, also in the content.
     """
     content, weight = message["content"], message.get("weight")
-    is_reply = message["role"] == "assistant"
     names = [name for name in REASONING if str(message.get(name) or "").strip()]
     thoughts = {text(message, name).strip() for name in names}
-    if names and not is_reply:
-        raise ValueError(f"{names[0]!r} in a message of role {message['role']!r}")
-    fields = {"weight": 0} if is_reply and weight == 0 else {}
+    if message["role"] != "assistant":
+        if names:
+            raise ValueError(f"{names[0]!r} in a message of role {message['role']!r}")
+        return {}
+    if weight not in (0, 1, None):
+        raise ValueError(f"'weight' must be 0 or 1, not {weight!r:.60}")
+    fields = {"weight": 0} if weight == 0 else {}
     if names and "think>" in content + "".join(thoughts):
         names.append("<think> tags")
         thoughts.add(extract_thinking(content).strip())
@@ -89,8 +92,6 @@ def extra_fields(message: Row) -> dict:
         fields["reasoning_content"] = message[names[0]]
     if len(thoughts) > 1:
         raise ValueError(f"{' and '.join(map(repr, names))} differ")
-    if weight not in (0, 1, None):
-        raise ValueError(f"'weight' must be 0 or 1, not {weight!r:.60}")
     return fields
 
 
@@ -413,7 +414,8 @@ CORRECT = (  # columns that name the right choice
     "answer_index answer_idx answerkey answer_key answer_letter correct correct_option "
     "correct_answer label gold cop"
 ).split()
-CONTEXTS = "instruction context passage article story paragraph background body input".split()
+# Text that belongs to a question, from the nearest to the first; Alpaca's `input` is below it.
+CONTEXTS = "input body background paragraph story article passage context instruction".split()
 
 
 def common_columns(row: Row) -> Row:
@@ -434,13 +436,12 @@ def add_context(row: Row, fields: dict) -> dict:
         return fields
     question = prompt if isinstance(prompt, str) else prompt[-1]["content"]
     own = question
-    for name in reversed(CONTEXTS):
+    for name in CONTEXTS:
         part = row.get(name)
-        if not isinstance(part, str) or not part.strip():
+        if not isinstance(part, str) or not part.strip() or own.startswith(part):
             continue
-        if own.startswith(part) or "prompt" in row and part in own:
-            continue
-        question = f"{question}\n{part}" if name == "input" else f"{part}\n{question}"
+        if "prompt" not in row or part not in own:
+            question = f"{question}\n{part}" if name == "input" else f"{part}\n{question}"
     if not isinstance(prompt, str):
         question = [*prompt[:-1], {**prompt[-1], "content": question}]
     return {**fields, "prompt": question}

@@ -103,16 +103,15 @@ def convert_examples(
 
 def unused_text(example: Example) -> dict[str, None]:
     """The names of columns of text that are in neither the prompt nor the reply, nor a gold."""
-    if example.format.tests:
-        return {}
-    shown = json.dumps(example.fields, default=str)
+    shown = "\n".join(message["content"] for message in to_messages(example.fields))
     return {
         name: None
         for name, value in example.columns.items()
         if isinstance(value, str)
+        and not example.format.tests
         and name not in (*ANSWERS[:-2], *CORRECT)
         and name == name.lower()
-        and json.dumps(value.strip())[1:-1] not in shown
+        and value.strip() not in shown
     }
 
 
