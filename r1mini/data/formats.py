@@ -125,6 +125,7 @@ def to_messages(fields: Row, names: Sequence[str] = TEXT_FIELDS) -> list[Message
 
 
 def text_or_messages(row: Row, name: str) -> str | list[Message]:
+    """A column of either."""
     return (messages if isinstance(row.get(name), list) else text)(row, name)
 
 
@@ -267,7 +268,8 @@ def find_choices(row: Row) -> dict:
 
 
 def mark(name: Any) -> str:
-    return str(name).strip("().: ").upper()
+    """A label or a choice without the signs around it, in capitals."""
+    return str(name).strip("().: ").upper() or str(name)
 
 
 def choices(prompt: str, golds: Sequence[str], row: Row) -> dict:
@@ -461,8 +463,7 @@ def detect(head: Sequence[Row], prompt_key: str = "", answer_key: str = "") -> F
     prompt = prompt_key or next((name for name in PROMPTS if name in columns), None)
     if prompt and "completion" not in columns and any(map(find_choices, head)):
         golds = [answer_key] if answer_key else [*ANSWERS, *CORRECT]
-        read = partial(choices, prompt, golds)
-        return Format("choices", (), read, "right choice")
+        return Format("choices", (), partial(choices, prompt, golds), "right choice")
     if not custom:
         for row_format in FORMATS:
             has_marker = any(row_format.answer_marker in str(row.get("answer")) for row in head)

@@ -54,6 +54,7 @@ def test_the_prompt_shows_the_choices_and_the_gold_is_the_letter(tmp_path, row):
         ([4, 8, 16], 2, "C"),
         ([f"choice {n}" for n in range(10)], "J", "J"),
         (["x", "y"], 0, "A"),
+        ([";", ".", "x"], ".", "B"),
     ],
 )
 def test_a_number_is_an_index_from_0_and_text_is_a_letter_or_a_choice(
@@ -73,6 +74,7 @@ def test_a_number_is_an_index_from_0_and_text_is_a_letter_or_a_choice(
         ({"choices": TEXTS, "answer": "E"}, "no single choice is named by {'answer': 'E'}"),
         ({"choices": TEXTS, "answer": "AB"}, "no single choice is named by {'answer': 'AB'}"),
         ({"choices": TEXTS, "answer": "London"}, "no single choice is named by"),
+        ({"choices": [".", "x"], "answer": ""}, "no single choice is named by"),
         ({"choices": TEXTS, "answer": None}, "no single choice is named by {} of"),
         ({"choices": TEXTS, "answer": "A", "answer_index": 1}, "no single choice is named by"),
         ({"choices": ["1", "2", "3"], "answer": "2"}, "no single choice is named by"),
