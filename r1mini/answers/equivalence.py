@@ -100,7 +100,7 @@ Value = Quantity | Collection
 # A box, whose content is a group or a word, or a line `Answer: …`
 FINAL = re.compile(
     r"\\(?:boxed|fbox)(?![A-Za-z])\s*(?:(\{)|([^\s${}]+))"
-    r"|^[ *_#>]{0,9}(?:final )?answer[*_ ]{0,3}[:：][*_]*(?=(.*\S))",
+    r"|^[ *_#>]{0,9}(?:(?:the |final ){0,2}answer|答案)[*_ ]{0,3}[:：][*_]*(?=(.*\S))",
     re.IGNORECASE | re.MULTILINE,
 )
 
@@ -559,7 +559,7 @@ def matches(tree: Node, words: frozenset[str], answer: str, prose: bool) -> bool
 def parse_gold(gold: str) -> tuple[Node, frozenset[str]]:
     """The tree and the words of a gold answer. ValueError if it has no value."""
     try:
-        if unwrap(gold[:MAX_LENGTH]).lower() in NOTHING:
+        if NOTHING.fullmatch(unwrap(gold[:MAX_LENGTH])):
             raise ParseError("no answer")
         tree, words = parse(gold, is_prose(gold))
         if not matches(tree, words, gold, is_prose(gold)):
@@ -600,7 +600,8 @@ CHOICE = re.compile(
     r"(?:\(([A-J])\)|([A-J])(?:[):]|\.(?=\s*[\d$\\(]|\s[A-Z](?![.A-Z]))))\s+(?![-+*/^=,;<>]\s)(\S.*)",
     re.DOTALL,
 )
-NOTHING = ("nan", "none", "null", "n/a", "<na>")
+# Golds that stand for no answer: Python's, pandas', JSON's, and NuminaMath-1.5's.
+NOTHING = re.compile(r"None|(?i:nan|null|#?n/a|<na>|proof|notfound)")
 
 
 def equivalent(gold: str, answer: str) -> bool:

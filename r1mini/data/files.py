@@ -81,30 +81,24 @@ def read_rows(path: Path, errors: RowErrors = RowErrors()) -> Iterator[tuple[str
 
 
 def read_json(path: Path, content: bytes, errors: RowErrors) -> Iterator[tuple[str, Any]]:
-    first = content.strip().partition(b"\n")[0].rstrip()
-    is_lines = first[:1] != b"[" and first[-1:] in b"}"
-    try:
-        rows = find_rows(parse_json(path, 1, content))
-    except ValueError:
-        if not is_lines:
-            raise
-        rows = None
-    if rows is None:
-        yield from read_json_lines(path, content.split(b"\n"), errors)
-    for number, row in enumerate(rows or [], 1):
-        yield f"{path}: row {number}", row
-
-
-def find_rows(value: Any) -> list | None:
-    """A list of rows, or the only list of objects in an object that is no row itself, or None."""
-    if isinstance(value, dict):
-        lists = [rows for rows in value.values() if isinstance(rows, list)]
-        lists = [rows for rows in lists if set(map(type, rows)) == {dict}]
+    """Reads a list of rows, an object that holds one and is no row itself, or JSON lines."""
+    is_lines = re.match(rb"\s*(\{.*\}[ \t\r]*\n\s*\S|$)", content)
+    rows = None if is_lines else parse_json(path, 1, content)
+    if isinstance(rows, dict):
+        lists = [
+            value
+            for value in rows.values()
+            if isinstance(value, list) and set(map(type, value)) == {dict}
+        ]
         try:
-            detect([value])
+            detect([rows])
         except ValueError:
-            value = lists[0] if len(lists) == 1 else None
-    return value if isinstance(value, list) else None
+            rows = lists[0] if len(lists) == 1 else None
+    if isinstance(rows, list):
+        for number, row in enumerate(rows, 1):
+            yield f"{path}: row {number}", row
+    else:
+        yield from read_json_lines(path, content.split(b"\n"), errors)
 
 
 def read_json_lines(

@@ -14,6 +14,7 @@ from random import Random
 from typing import Any, NamedTuple
 
 from r1mini.checkpoint.chat_template import REASONING
+from r1mini.rewards.completion import extract_thinking
 from r1mini.sandbox import convert
 from r1mini.sandbox.convert import typed_column
 
@@ -55,9 +56,9 @@ def messages(row: Row, name: str) -> list[Message]:
                 if message.get(key):
                     raise ValueError(f"{key!r}: tool calls are not supported")
             if isinstance(content, list):
-                kinds = [part.get("type", "text") for part in content]
-                if others := [kind for kind in kinds if not kind.endswith("text")]:
-                    raise ValueError(f"content of type {others[0]!r} is not supported")
+                for part in content:
+                    if not (kind := part.get("type", "text")).endswith("text"):
+                        raise ValueError(f"content of type {kind!r} is not supported")
                 content = "".join(part["text"] for part in content)
             if role == "system" and not str(content or "").strip():
                 continue  # an empty system message is none
@@ -72,26 +73,26 @@ def extra_fields(message: Row) -> dict:
     """An assistant's `reasoning_content`, under any of its names, and `weight` if that is 0.
 
     ValueError for another weight than 0 and 1, and for reasoning that is not text, not the
-    assistant's, there twice, or beside other reasoning in the content.
+    assistant's, or differs from other reasoning, also in the content.
     """
+    content, weight = message["content"], message.get("weight")
     names = [name for name in REASONING if str(message.get(name) or "").strip()]
-    thoughts = {text(message, name) for name in names}
+    thoughts = {text(message, name).strip() for name in names}
     if message["role"] != "assistant":
         if names:
             raise ValueError(f"{names[0]!r} in a message of role {message['role']!r}")
         return {}
-    if len(thoughts) > 1:
-        raise ValueError(f"{' and '.join(map(repr, names))} differ")
-    fields, content = {}, message["content"]
-    for thought in thoughts:
-        if "think>" not in content + thought:
-            fields["reasoning_content"] = thought
-        elif content.partition("</think>")[0].replace("<think>", "").strip() != thought.strip():
-            raise ValueError(f"{names[0]!r} beside <think> tags: {thought!r:.60}")
-    weight = message.get("weight")
     if weight not in (0, 1, None):
         raise ValueError(f"'weight' must be 0 or 1, not {weight!r:.60}")
-    return {**fields, "weight": 0} if weight == 0 else fields
+    fields = {"weight": 0} if weight == 0 else {}
+    if names and "think>" in content + "".join(thoughts):
+        names.append("<think> tags")
+        thoughts.add(extract_thinking(content).strip())
+    elif names:
+        fields["reasoning_content"] = message[names[0]]
+    if len(thoughts) > 1:
+        raise ValueError(f"{' and '.join(map(repr, names))} differ")
+    return fields
 
 
 def chat(question: str, reply: str | None = None, **columns: Any) -> dict:
@@ -123,18 +124,24 @@ def to_messages(fields: Row, names: Sequence[str] = TEXT_FIELDS) -> list[Message
     return result
 
 
+def text_or_messages(row: Row, name: str) -> str | list[Message]:
+    """A column of either."""
+    return (messages if isinstance(row.get(name), list) else text)(row, name)
+
+
 def trl(row: Row) -> dict:
     """TRL's columns, with text or messages, and a gold by any of its names.
 
     UltraChat's `prompt` only repeats its messages.
     """
-    golds = [row[name] for name in ("answer", *GOLDS) if row.get(name) is not None]
-    fields = {"answer": golds[0]} if golds else {}
-    names = ["prompt", "completion"] if "completion" in row else ["prompt"]
-    if row.get("messages") and "completion" not in row:
-        names = ["messages"]
-    for name in names:
-        fields[name] = (messages if isinstance(row.get(name), list) else text)(row, name)
+    if "completion" in row:
+        names = ["prompt", "completion"]
+    else:
+        names = ["messages"] if row.get("messages") else ["prompt"]
+    fields = {name: text_or_messages(row, name) for name in names}
+    for name in ("answer", *GOLDS):
+        if row.get(name) is not None:
+            fields.setdefault("answer", row[name])
     return fields
 
 
@@ -216,9 +223,7 @@ def countdown(row: Row) -> dict:
 
 
 def prompt_turns(row: Row, name: str) -> list[Message]:
-    """A column of messages, or of a user's text."""
-    is_chat = isinstance(row.get(name), list)
-    return messages(row, name) if is_chat else chat(text(row, name))["prompt"]
+    return to_messages({"prompt": text_or_messages(row, name)})
 
 
 def written_reply(row: Row) -> str:
@@ -230,26 +235,15 @@ def written_reply(row: Row) -> str:
 LETTERS = "ABCDEFGHIJ"
 
 
-def choice_chat(question: str, choices: Sequence[str], correct: int, reply: str = "") -> dict:
-    """A question and its choices; the answer is a letter, also in the reply without another."""
-    choices = [text({"choice": choice}, "choice").strip() for choice in choices]
-    if len(set(choices)) < len(choices):
-        raise ValueError(f"two choices are the same: {choices}")
-    if not 2 <= len(choices) <= len(LETTERS):
-        raise ValueError(f"must be a list of 2 to {len(LETTERS)} choices, not {choices}")
-    lines = "".join(f"\n{letter}) {choice}" for letter, choice in zip(LETTERS, choices))
-    prompt = f"{question}\n{lines}\n\nAnswer with the letter of the right choice."
-    return chat(prompt, reply or rf"\boxed{{{LETTERS[correct]}}}", answer=LETTERS[correct])
-
-
 def gpqa(row: Row) -> dict:
     """The order of the choices depends on the question alone."""
     question = text(row, "Question").strip()
     names = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
-    choices = [text(row, name).strip() for name in names]
-    correct = choices[0]
-    Random(question).shuffle(choices)
-    return choice_chat(question, choices, choices.index(correct))
+    options = [text(row, name).strip() for name in names]
+    correct = options[0]
+    Random(question).shuffle(options)
+    columns = {"Question": question, "choices": options, "correct": options.index(correct)}
+    return choices("Question", ["correct"], columns)
 
 
 def find_choices(row: Row) -> dict:
@@ -264,33 +258,50 @@ def find_choices(row: Row) -> dict:
             return by_label
         case [*texts]:
             return dict(enumerate(texts))
-        case None:
-            names = [name for name in sorted(row) if CHOICE_COLUMN.fullmatch(name)]
-            named = {name: row[name] for name in names if isinstance(row[name], str)}
+        case _:
+            named = {
+                name: value
+                for name, value in sorted(row.items())
+                if CHOICE_COLUMN.fullmatch(name) and isinstance(value, str)
+            }
             return named if len(named) > 1 else {}
-        case unknown:
-            return {"": unknown}
+
+
+def mark(name: Any) -> str:
+    """A label or a choice without the signs around it, in capitals."""
+    return str(name).strip("().: ").upper() or str(name)
 
 
 def choices(prompt: str, golds: Sequence[str], row: Row) -> dict:
-    """A question with choices. ValueError unless the columns of golds name one choice, by label,
-    letter or text."""
+    """A question with choices; the answer is a letter, also in the reply without another.
+
+    ValueError unless the columns of golds name one choice, by label, letter or text.
+    """
     by_label = find_choices(row)
+    if not 2 <= len(by_label) <= len(LETTERS):
+        raise ValueError(f"must be a list of 2 to {len(LETTERS)} choices, not {by_label!r:.90}")
     values = {name: row[name] for name in golds if row.get(name) is not None}
-    meant = [set() for _ in values]
-    texts = []
-    for index, (label, choice) in enumerate(by_label.items()):
-        letter = LETTERS[index : index + 1]
-        texts.append(re.sub(rf"^\(?{letter}\)\s*", "", str(choice)))
-        for value, indices in zip(values.values(), meant):
-            is_text = type(value) is type(choice) and str(value).strip() == str(choice).strip()
-            if is_text or str(value).strip("().: ").upper() in (str(label).upper(), letter):
-                indices.add(index)
-    correct = set.intersection(*filter(None, meant)) if any(meant) else ()
+    correct = set(LETTERS)
+    for value in values.values():
+        named = set()
+        for letter, (label, choice) in zip(LETTERS, by_label.items()):
+            by_text = isinstance(value, str) and mark(choice)
+            if mark(value) in (letter, mark(label), by_text):
+                named.add(letter)
+        correct &= named or correct
     if len(correct) != 1:
         raise ValueError(f"no single choice is named by {values!r:.60} of {by_label!r:.90}")
+    texts = []
+    for letter, choice in zip(LETTERS, by_label.values()):
+        choice = re.sub(rf"^\(?{letter}\)", "", str(choice))
+        texts.append(text({"choice": choice}, "choice").strip())
+    if len(set(texts)) < len(texts):
+        raise ValueError(f"two choices are the same: {texts}")
+    lines = "".join(f"\n{letter}) {choice}" for letter, choice in zip(LETTERS, texts))
     *before, last = prompt_turns(row, prompt)
-    fields = choice_chat(last["content"], texts, *correct, written_reply(row))
+    question = f"{last['content']}\n{lines}\n\nAnswer with the letter of the right choice."
+    [letter] = correct
+    fields = chat(question, written_reply(row) or rf"\boxed{{{letter}}}", answer=letter)
     return {**fields, "prompt": [*before, *fields["prompt"]]}
 
 
@@ -395,7 +406,7 @@ FORMATS = (
     Format("TRL messages", ("messages",), trl, TURN),
 )
 TEXT = Format("TRL text", ("text",), trl_text, "text in column 'text'")
-PROMPTS = "prompt problem question question_stem query ctx sentence instruction text".split()
+PROMPTS = "prompt problem stem question question_stem query ctx sentence instruction text".split()
 GOLDS = "ground_truth expected_answer final_answer target".split()
 REPLIES = "solution output response generated_solution".split()
 ANSWERS = ["answer", *GOLDS, "solution", "tests", "output", "response"]
@@ -405,17 +416,19 @@ CORRECT = (  # columns that name the right choice
     "answer_index answer_idx answerkey answer_key answer_letter correct correct_option "
     "correct_answer label gold cop"
 ).split()
-CONTEXTS = "instruction context passage article story paragraph background body input".split()
+# Text that belongs to a question, from the nearest to the first; Alpaca's `input` is below it.
+CONTEXTS = "input body background paragraph story article passage context instruction".split()
 
 
 def common_columns(row: Row) -> Row:
-    """The columns, also under lower-case names with `_`, and those of verl's `reward_model`."""
-    if isinstance(row.get("question"), dict):  # ARC's own files
-        row = {**row, **row["question"], "question": row["question"].get("stem")}
+    """The columns, also under lower-case names with `_`, and those in ARC's `question` and verl's
+    `reward_model`."""
+    nested = {}
+    for name in ("question", "reward_model"):
+        if isinstance(row.get(name), dict):
+            nested |= row[name]
     lower = {name.strip().lower().replace(" ", "_"): value for name, value in row.items()}
-    if isinstance(reward := row.get("reward_model"), dict):
-        lower["ground_truth"] = reward.get("ground_truth")
-    return {**lower, **row}
+    return {**nested, **lower, **row}
 
 
 def add_context(row: Row, fields: dict) -> dict:
@@ -424,13 +437,13 @@ def add_context(row: Row, fields: dict) -> dict:
     if not prompt:
         return fields
     question = prompt if isinstance(prompt, str) else prompt[-1]["content"]
-    parts, own = [question], question.partition("\n\nA) ")[0]
-    for name in reversed(CONTEXTS):
+    own = question
+    for name in CONTEXTS:
         part = row.get(name)
-        repeats = str(part) in question if "prompt" in row else part == own
-        if isinstance(part, str) and part.strip() and not repeats:
-            parts.insert(len(parts) if name == "input" else 0, part)
-    question = "\n".join(parts)
+        if not isinstance(part, str) or not part.strip() or own.startswith(part):
+            continue
+        if "prompt" not in row or part not in own:
+            question = f"{question}\n{part}" if name == "input" else f"{part}\n{question}"
     if not isinstance(prompt, str):
         question = [*prompt[:-1], {**prompt[-1], "content": question}]
     return {**fields, "prompt": question}
@@ -450,8 +463,7 @@ def detect(head: Sequence[Row], prompt_key: str = "", answer_key: str = "") -> F
     prompt = prompt_key or next((name for name in PROMPTS if name in columns), None)
     if prompt and "completion" not in columns and any(map(find_choices, head)):
         golds = [answer_key] if answer_key else [*ANSWERS, *CORRECT]
-        read = partial(choices, prompt, golds)
-        return Format("choices", (), read, "right choice")
+        return Format("choices", (), partial(choices, prompt, golds), "right choice")
     if not custom:
         for row_format in FORMATS:
             has_marker = any(row_format.answer_marker in str(row.get("answer")) for row in head)

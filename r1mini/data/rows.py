@@ -55,8 +55,7 @@ def read_examples(
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from None
         try:
-            fields = row_format.read(row)
-            fields = fields if row_format.tests else add_context(row, fields)
+            fields = add_context(row, row_format.read(row))
         except ValueError as error:
             errors.report(f"{place}: {error}")
         except READ_ERRORS as error:
@@ -104,16 +103,15 @@ def convert_examples(
 
 def unused_text(example: Example) -> dict[str, None]:
     """The names of columns of text that are in neither the prompt nor the reply, nor a gold."""
-    if example.format.tests:
-        return {}
-    shown = json.dumps(example.fields, default=str)
+    shown = "\n".join(message["content"] for message in to_messages(example.fields))
     return {
         name: None
         for name, value in example.columns.items()
         if isinstance(value, str)
+        and not example.format.tests
         and name not in (*ANSWERS[:-2], *CORRECT)
         and name == name.lower()
-        and json.dumps(value.strip())[1:-1] not in shown
+        and value.strip() not in shown
     }
 
 

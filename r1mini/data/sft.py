@@ -72,8 +72,8 @@ def encode_rows(
     """The token ids of each row's segments; every second segment is learned.
 
     A row of text has two: the prompt, and the completion with its end token. The ids are those of
-    the whole conversation. A row that exceeds the
-    context is reported to `errors`; `places` names the rows.
+    the whole conversation. A row that exceeds the context is reported to `errors`; `places` names
+    the rows.
     """
     accepted = []
     for row, place in zip(rows, places or repeat("--data")):

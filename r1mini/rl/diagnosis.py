@@ -7,7 +7,7 @@ from typing import Any
 from r1mini import tasks
 from r1mini.records import Group, Problem
 from r1mini.rewards import rules
-from r1mini.rewards.completion import asks_for_line, extract_thinking, wants_program, words
+from r1mini.rewards.completion import extract_thinking, wants_program, words
 from r1mini.rl.config import GRPOConfig
 
 # Largest difference of a token's log-probability between sampler and learner that rounding
@@ -39,8 +39,7 @@ def answer_place(problem: Problem) -> str:
         return "<answer>…</answer>"
     if wants_program(problem):
         return "the last block of Python after the thinking"
-    line = "the last line 'Answer: …', for which the prompt asks; without one in "
-    return line * asks_for_line(problem) + r"<answer>…</answer>, or else the last \boxed{…}"
+    return r"<answer>…</answer>, or else the last \boxed{…} or line 'Answer: …'"
 
 
 def reason(problem: Problem, text: str, name: str) -> str:

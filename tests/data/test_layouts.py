@@ -187,7 +187,7 @@ def test_refused_rows_are_counted_by_kind(tmp_path, capsys):
     kinds = capsys.readouterr().out.partition(f"{path}: refused: ")[2].rstrip("\n").split("; ")
     assert kinds[0].startswith("5 gold answer …: \\foo is not in the grammar")
     assert "2 no text in column 'question', found …" in kinds
-    assert "1 column 'answer': … cannot be checked" in kinds
+    assert "1 gold answer …: no answer" in kinds
     assert sum(int(kind.split()[0]) for kind in kinds) == 11
 
 

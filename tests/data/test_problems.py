@@ -170,7 +170,7 @@ def test_messages_with_tests_are_a_code_problem(tmp_path):
         ({"messages": [3]}, "not a TRL messages row"),
         (
             {"problem": "p", "solution": "s", "source": "x", "answer": "proof"},
-            "column 'answer': 'proof' cannot be checked",
+            "gold answer 'proof': no answer",
         ),
         (
             {"prompt": "p", "answer": [1, 2]},

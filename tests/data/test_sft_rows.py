@@ -45,7 +45,7 @@ def test_proofs_are_for_sft_only(tmp_path):
         tmp_path, {"problem": "Prove it.", "solution": "So.", "answer": "proof", "source": "x"}
     )
     assert len(sft_rows(path)) == 1
-    with pytest.raises(ValueError, match=":1: column 'answer': 'proof' cannot be checked"):
+    with pytest.raises(ValueError, match=":1: gold answer 'proof': no answer"):
         read_problems(str(path))
 
 
@@ -131,17 +131,17 @@ def test_reasoning_that_the_content_has_already_is_learned_once(tmp_path):
         ([USER, {**BOT, "thinking": "a", "reasoning": "b"}], "'thinking' and 'reasoning' differ"),
         (
             [USER, {**BOT, "content": "<think>b</think>4", "reasoning": "a"}],
-            "'reasoning' beside <think> tags: 'a'",
+            "'reasoning' and '<think> tags' differ",
         ),
         (
             [USER, {**BOT, "content": "<think>a b</think>4", "reasoning": "a"}],
-            "'reasoning' beside <think> tags: 'a'",
+            "'reasoning' and '<think> tags' differ",
         ),
         (
             [USER, {**BOT, "content": "<think>a</think>4", "reasoning": "4"}],
-            "'reasoning' beside <think> tags: '4'",
+            "'reasoning' and '<think> tags' differ",
         ),
-        ([USER, {**BOT, "reasoning": "a</think>"}], "'reasoning' beside <think> tags: 'a</think>'"),
+        ([USER, {**BOT, "reasoning": "a</think>"}], "'reasoning' and '<think> tags' differ"),
         (
             [USER, {**BOT, "content": [{"type": "reasoning", "text": "a"}, {"text": "4"}]}],
             "message 2: content of type 'reasoning' is not supported",

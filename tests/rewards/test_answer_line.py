@@ -1,4 +1,4 @@
-"""The line `Answer: …` that a prompt asks for."""
+"""The line `Answer: …`."""
 
 import pytest
 
@@ -29,21 +29,18 @@ ASKS = "The last line of your response should be of the form Answer: $Answer.\n\
         ("<answer>6</answer>\nAnswer: 5", "6"),
     ],
 )
-def test_line_that_the_prompt_asks_for_is_the_answer(text, answer):
+def test_last_line_is_the_answer(text, answer):
     problem = Problem("rows.jsonl", "", "", ASKS, {"answer": "5"})
     text = f"<think>Answer: 7</think>\n{text}"
     assert completion.extract_answer(problem, text) == answer
     assert rules.is_correct(problem, text) == (answer in ("5", "$5$"))
 
 
-def test_line_counts_only_after_the_thinking_and_where_the_prompt_asks():
+def test_line_counts_only_after_the_thinking_whatever_the_prompt_asks():
     asks = Problem("rows.jsonl", "", "", ASKS, {"answer": "5"})
     other = Problem("rows.jsonl", "", "", "2+3? Answer in one line.", {"answer": "5"})
     task = Problem("countdown", "", "", ASKS, {"answer": "5"})
-    for problem, text in (
-        (asks, "<think>a\nAnswer: 5"),
-        (asks, "<think>Answer: 5</think>"),
-        (other, "<think>a</think>\nAnswer: 5"),
-        (task, "<think>a</think>\nAnswer: 5"),
-    ):
-        assert completion.extract_answer(problem, text) is None
+    for problem in (asks, other, task):
+        assert completion.extract_answer(problem, "<think>a\nAnswer: 5") is None
+        assert completion.extract_answer(problem, "<think>Answer: 5</think>") is None
+        assert completion.extract_answer(problem, "<think>a</think>\nAnswer: 5") == "5"

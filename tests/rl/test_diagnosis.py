@@ -101,12 +101,17 @@ def test_first_look_at_a_problem_of_a_data_file():
 @pytest.mark.parametrize(
     "task, prompt, columns, place",
     [
-        ("rows.jsonl", "2+3?", {"answer": "5"}, r"<answer>…</answer>, or else the last \boxed{…}"),
+        (
+            "rows.jsonl",
+            "2+3?",
+            {"answer": "5"},
+            r"<answer>…</answer>, or else the last \boxed{…} or",
+        ),
         (
             "rows.jsonl",
             "End with a line Answer: $Answer.",
             {"answer": "5"},
-            "the last line 'Answer: …', for which the prompt asks; without one in <answer>…",
+            r"<answer>…</answer>, or else the last \boxed{…} or line 'Answer: …'" + "\n",
         ),
         ("rows.jsonl", "Print 5.", {"tests": []}, "the last block of Python after the thinking"),
         ("countdown", "Answer:", {}, "<answer>…</answer>\n"),
