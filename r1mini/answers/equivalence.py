@@ -154,7 +154,7 @@ def to_decimal(value: Fraction | Decimal) -> Decimal:
 
 def check_size(value: Fraction, max_bits: int = MAX_BITS) -> Fraction:
     if sum(bit_lengths(value)) > max_bits:
-        raise TooLarge if max_bits == MAX_BITS else Undecided
+        raise TooLarge
     return value
 
 
@@ -220,8 +220,10 @@ def apply_function(name: str, x):
 
 
 def factorial(n) -> Fraction:
-    if not 0 <= n <= 500 or n != int(n):
-        raise TooLarge if 500 < n < 10**6 and n == int(n) else Undecided
+    if n < 0 or n != int(n):
+        raise Undecided
+    if n > 500:
+        raise TooLarge
     return Fraction(math.factorial(int(n)))
 
 
@@ -234,14 +236,14 @@ def binomial(n, k) -> Fraction:
     return check_size(product / (k_factorial * n.denominator**k))
 
 
-def integers(function, items) -> Fraction:
+def integers(function, *items) -> Fraction:
     """gcd or lcm."""
     if any(not isinstance(item, Fraction) or item.denominator != 1 for item in items):
         raise Undecided
     return check_size(Fraction(function(*map(int, items))))
 
 
-def rounded(x, function) -> Fraction:
+def rounded(function, x) -> Fraction:
     """floor or ceil. A computed value next to an integer is undecided."""
     if isinstance(x, Decimal) and not NEGLIGIBLE < abs(x - round(x)) < 10**9 > abs(x):
         raise Undecided
@@ -261,10 +263,10 @@ OPERATIONS = {
     "binomial": binomial,
     "min": lambda *items: min(items),
     "max": lambda *items: max(items),
-    "gcd": lambda *items: integers(math.gcd, items),
-    "lcm": lambda *items: integers(math.lcm, items),
-    "floor": lambda x: rounded(x, math.floor),
-    "ceil": lambda x: rounded(x, math.ceil),
+    "gcd": partial(integers, math.gcd),
+    "lcm": partial(integers, math.lcm),
+    "floor": partial(rounded, math.floor),
+    "ceil": partial(rounded, math.ceil),
     "pi": lambda: PI,
     "e": lambda: Decimal(1).exp(),
     "tan": lambda x: multiply(apply_function("sin", x), 1 / apply_function("cos", x)),
@@ -339,11 +341,9 @@ def quantity(node: Node, points: list[dict[str, Fraction]], sign: int = 1) -> Va
     for point in points[:1] if constant else points:
         try:
             values.append(evaluate(node, {**point, "±": Fraction(sign)}))
-        except TooLarge:
-            if constant:
+        except ArithmeticError as error:
+            if constant and isinstance(error, TooLarge):
                 return Collection(repr(node), ())
-            values.append(None)
-        except ArithmeticError:
             values.append(None)
     if constant:
         values *= len(points)

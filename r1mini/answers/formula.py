@@ -66,29 +66,21 @@ COMMANDS = (
     + FUNCTIONS_OF_LISTS
     + OPAQUE
 )
-LETTERS = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau "
-LETTERS += "upsilon phi chi psi omega"
-GREEK = ["\\" + name for name in LETTERS.split()]
-GREEK += ["\\" + name.title() for name in LETTERS.split()] + r"\Pi \ell \hbar".split()
-GREEK += [rf"\var{name}" for name in "epsilon theta rho sigma phi kappa".split()]
+GREEK = r"""
+\alpha \beta \gamma \delta \epsilon \zeta \eta \theta \iota \kappa \lambda
+\mu \nu \xi \rho \sigma \tau \upsilon \phi \chi \psi \omega
+\Alpha \Beta \Gamma \Delta \Epsilon \Zeta \Eta \Theta \Iota \Kappa \Lambda
+\Mu \Nu \Xi \Rho \Sigma \Tau \Upsilon \Phi \Chi \Psi \Omega
+\Pi \ell \hbar \varepsilon \vartheta \varrho \varsigma \varphi \varkappa
+""".split()
 KNOWN = frozenset([*COMMANDS, *GREEK])
 TEXT_COMMANDS = (
     "text textbf textit textrm textsf texttt mathrm mathbf mathit mathsf mathbb mbox emph".split()
 )
-SCALES = {
-    "hundred": 100,
-    "thousand": 10**3,
-    "million": 10**6,
-    "billion": 10**9,
-    "trillion": 10**12,
-    "dozen": 12,
-    "percent": Fraction(1, 100),
-    "十": 10,
-    "百": 100,
-    "千": 1000,
-    "万": 10**4,
-    "亿": 10**8,
-}
+SCALES = """hundred 100|thousand 1e3|million 1e6|billion 1e9|trillion 1e12|dozen 12|percent 0.01|
+十 10|百 100|千 1e3|万 1e4|亿 1e8|十万 1e5|百万 1e6|千万 1e7|
+十亿 1e9|百亿 1e10|千亿 1e11|万亿 1e12"""
+SCALES = {word: Fraction(value) for word, value in map(str.split, SCALES.split("|"))}
 UNITS = aliases(
     """mm millimeter millimetre 毫米|cm centimeter centimetre 厘米|m meter metre 米|
 km kilometer kilometre 千米 公里|in inch inche|ft foot feet|yd yard|mi mile|mg milligram|
@@ -142,9 +134,7 @@ UNICODE = str.maketrans(
 \u2009 \\,
 \u202f \\,""".splitlines()
 }
-UNICODE |= {
-    ord(letter): rf"\{name} " for letter, name in zip("αβγδεζηθικλμνξρστυφχψω", LETTERS.split())
-}
+UNICODE |= {ord(letter): f"{name} " for letter, name in zip("αβγδεζηθικλμνξρστυφχψω", GREEK)}
 TOKEN = re.compile(
     r"""
     (?P<space>(?:\s|~|\\[,;:!\s]
@@ -214,13 +204,7 @@ def unwrap(text: str) -> str:
         text = text.strip()
         if text.endswith(".") and not text.endswith(".."):
             text = text[:-1].rstrip()
-        if re.fullmatch(r"[A-Ha-h]\)", text):
-            text = text[:1]
-        for mark in MARKS:
-            if text.startswith(mark) and text.endswith(mark):
-                inner = text[len(mark) : -len(mark)]
-                if inner.strip() and mark not in inner.replace(r"\$", ""):
-                    text = inner
+        text = MARKED.sub(r"\2", text)
         command = re.match(r"\\(\w+)\s*\{", text)
         if command and command[1] in ("boxed", "fbox", "underline", *TEXT_COMMANDS):
             if closing_brace(text, command.end() - 1) == len(text) - 1:
@@ -228,7 +212,8 @@ def unwrap(text: str) -> str:
     return text
 
 
-MARKS = ("$$", "$", "**", "__", "*", "_", "```", "`", '"')  # around a text
+# A text between two equal marks.
+MARKED = re.compile(r"^(\$\$?|\*{1,3}|_{1,3}|```|`|\")((?=\s*\S)(?:\\\$|(?!\1).)+)\1$", re.DOTALL)
 # Other notation for what the grammar has: a string that it contains, its pattern, a replacement
 # (␣ is a space).
 REWRITES = r"""
@@ -259,8 +244,12 @@ per cent ⇒ per cent\b ⇒ percent
 . ⇒ (?<![A-Za-z])(?i:([ap])\.\s?m\.?(?![A-Za-z])) ⇒ \1m
 或 ⇒ (?<=[^\s\u4e00-\u9fff])\s*或者?\s*(?=[^\s\u4e00-\u9fff]) ⇒ ␣or␣
  ⇒ (?<=[^\s\u4e00-\u9fff])\s*[和与及]\s*(?=[^\s\u4e00-\u9fff]) ⇒ ␣and␣
+ ⇒ (?<![^\W\d_])(平方|立方|(?!千[克米])[十百千万亿]+)(?=[^\W\d_十百千万亿]) ⇒ \1␣
+) ⇒ ^([\s*$"`_]*[A-Ha-h])\)(?=[\s*$"`_.]*$) ⇒ \1
+\{ ⇒ ^[\s$]*(?:\\left)?\\\{\s*([a-z])\s*(?:\\in\s*(?:\\mathbb\{R\}|R)\s*)?(?:[|:]|\\(?:mid|vert)
+  (?![a-z]))((?:(?!\\\}).)*\1(?:(?!\\\}|\\right).)*)(?:\\right)?\\\}(?=[\s$.]*$) ⇒ \2
 \p ⇒ \^\{?\s*\\prime\s*\}? ⇒ '"""
-REWRITES = [row.split(" ⇒ ") for row in REWRITES.split("\n")[1:]]
+REWRITES = [row.split(" ⇒ ") for row in REWRITES.replace("\n  ", "").split("\n")[1:]]
 REWRITES = [(needle, re.compile(p), to.replace("␣", " ")) for needle, p, to in REWRITES]
 
 
@@ -305,7 +294,7 @@ def tokenize(
             upright = len(content) == 1 and (
                 content in gold_unknowns or not SI_UNIT.fullmatch(content)
             )
-            tokens += tokenize(group[1], content != "e" and not upright, gold_words)
+            tokens += tokenize(group[1], not upright, gold_words)
             position = group.end()
         elif kind == "sign":
             piece = ALIASES.get(piece, piece)
@@ -355,9 +344,6 @@ def letter_tokens(run: str, is_word: bool) -> list[Token]:
         return [Token("sign", PLAIN_NAMES[run])]
     if not is_word:
         return [Token("name", letter) for letter in run]
-    head = re.match("平方|立方|[十百千万亿](?=.)|[十百千万亿]$", run)
-    if head and run not in UNITS and run != head[0]:
-        return [Token("word", head[0]), *letter_tokens(run[head.end() :], True)]
     return [Token("word", run)]
 
 
@@ -568,29 +554,21 @@ class Parser:
         self.position += len(texts) + 1
         return re.sub(r"\\(?:angle|overline|triangle)|[|{}]", "", head)
 
-    def sides(self) -> tuple[list[Node], list[str]]:
-        """Quantities, and the signs between them."""
+    def relation(self, may_name: bool = True) -> Node:
+        """An equation or an inequality, as a value or an interval where it is solved."""
+        start, designation = self.position, self.designation() if may_name else ""
         sides, signs = [self.union()], []
         while sign := self.accept("=", r"\in", "<", ">", "<=", ">=", r"\neq"):
             signs.append(sign)
             sides.append(self.union())
-        return sides, signs
-
-    def relation(self) -> Node:
-        """An equation or an inequality, as a value or an interval where it is solved."""
-        start, designation = self.position, self.designation()
-        sides, signs = self.sides()
-        if designation and set(signs) <= {"="}:
-            if named := equation(sides, designation):
-                return named
-        if designation:
-            self.position = start
-            sides, signs = self.sides()
-        if not signs:
+        if not signs and not designation:
             return sides[0]
         if all(sign[0] == ">" for sign in signs):
             signs, sides = [sign.replace(">", "<") for sign in signs[::-1]], sides[::-1]
-        solved = equation(sides, "") if set(signs) == {"="} else solution(signs, sides)
+        solved = equation(sides, designation) if {*signs} <= {"="} else solution(signs, sides)
+        if designation and (solved is None or {*signs} > {"="}):
+            self.position = start
+            return self.relation(may_name=False)
         if solved is None:
             raise ParseError("a relation that is neither an equation nor solved for one unknown")
         return solved
@@ -698,9 +676,7 @@ class Parser:
             return kind != "word" and not (kind == "number" and numeral)
         if self.peek("("):
             return self.tokens[self.position + 1].kind != "word"
-        signs = ("[", r"\frac", r"\binom", r"\sqrt", "sqrt", r"\pi", r"\infty", *FUNCTIONS)
-        signs += (r"\lfloor", r"\lceil", *FUNCTIONS_OF_LISTS)
-        return self.kind == "name" or self.peek(*signs) or self.peek("|") and not self.bars
+        return self.kind == "name" or self.peek(*STARTS) or self.peek("|") and not self.bars
 
     def factor(self) -> Node:
         r"""A power, or a mixed number: `2\frac{1}{2}` or `2 1/2`, whole and fraction."""
@@ -792,10 +768,10 @@ class Parser:
             self.expect(text.replace("\\l", "\\r"))
             return tree("abs" if text == "|" else text[2:], value)
         if text in FUNCTIONS_OF_LISTS:
-            operands = self.primary()
-            if operands.op not in ("seq", "set") or operands.args[:1] in ((), ("[)",), ("(]",)):
-                self.fail()
-            return tree(text[1:], *operands.args[operands.op == "seq" :])
+            self.expect("(", "[", "{", r"\{")
+            operands = self.separated(self.sum, ",")
+            self.expect(")", "]", "}", r"\}")
+            return tree(text[1:], *operands)
         if text in (r"\begin{pmatrix}", r"\begin{bmatrix}"):
             return self.matrix(text.replace("begin", "end"))
         constants = {r"\pi": Node("pi"), r"\infty": INFINITY, r"\emptyset": Node("set")}
@@ -836,8 +812,6 @@ class Parser:
         """A group, a tuple or interval, or a set."""
         if opening == r"\{" and self.accept(r"\}"):
             return Node("set")
-        if opening == r"\{" and (region := self.condition()):
-            return region
         bars, self.bars = self.bars, 0
         items = self.separated(self.union, ",", ";")
         self.bars = bars
@@ -848,24 +822,6 @@ class Parser:
         if "{" in opening:
             return tree("set", *items)
         return tree("seq", opening + closing, *items)
-
-    def condition(self) -> Node | None:
-        r"""The region in `\{x | x > 3\}`, after its opening; None without a condition."""
-        bar = 1
-        if self.kind == "name" and self.peek(r"\in", ahead=1):
-            bar = 3 if self.tokens[self.position + 2].text == "R" else 0
-        if self.kind != "name" or not self.peek("|", ":", ahead=bar):
-            return None
-        name = self.tokens[self.position].text
-        self.position += bar + 1
-        parts = self.separated(self.relation, "or")
-        self.expect(r"\}")
-        if any(
-            part.op not in ("interval of", "excluded") or part.args[0] != name for part in parts
-        ):
-            raise ParseError("a condition that is not solved for its unknown")
-        regions = [without([p.args[1]]) if p.op == "excluded" else p.args[1] for p in parts]
-        return tree("union", *regions) if len(regions) > 1 else regions[0]
 
     def matrix(self, end: str) -> Node:
         rows = [self.separated(self.sum, "&")]
@@ -910,4 +866,6 @@ def parse(
         return tree("name", " ".join(texts)), words  # equals what is written alike
 
 
+STARTS = r"[ \frac \binom \sqrt sqrt \pi \infty \lfloor \lceil".split()  # of a factor
+STARTS += FUNCTIONS + FUNCTIONS_OF_LISTS
 EXPENSIVE = ("^", "!", r"\sqrt", "sqrt", r"\binom", *FUNCTIONS)
