@@ -78,7 +78,7 @@ class TooLarge(Undecided):
 class Quantity:
     """One value per sample point (None: undefined there); a single value without unknowns."""
 
-    kind = "quantity"
+    kind, difference = "quantity", None
     values: tuple[Fraction | Decimal | None, ...]
     unit: str = ""
     decimals: int = field(default=0, compare=False)  # places, if it is written as a decimal
@@ -100,7 +100,7 @@ Value = Quantity | Collection
 # A box, whose content is a group or a word, or a line `Answer: …`
 FINAL = re.compile(
     r"\\(?:boxed|fbox)(?![A-Za-z])\s*(?:(\{)|([^\s${}]+))"
-    r"|^[ *_#>]{0,9}(?:final )?answer[*_ ]{0,3}[:：][*_]*(?=(.*\S))",
+    r"|^[ *_#>]{0,9}(?:final )?answer[*_ ]{0,3}[:：](?!.*\\(?:boxed|fbox))[*_]*(?=(.*\S))",
     re.IGNORECASE | re.MULTILINE,
 )
 
@@ -126,8 +126,6 @@ def extract(completion: str, within_block: bool = True) -> str | None:
         case [_, _, *_]:  # other tags
             return None
     finals = list(FINAL.finditer(text)) if block is None or within_block else []
-    if block is not None and len(finals) != 1:
-        finals = [final for final in finals if not final[3]]
     if not finals or block is not None and len(finals) > 1:
         return block
     final = finals[-1]
@@ -389,12 +387,13 @@ def chain_or_equation(node: Node, points: list[dict[str, Fraction]]) -> Value:
     *_, last = sides = [interpret(side, points) for side in node.args]
     if len(set(node.args)) == len(sides) and all(same(side, last) for side in sides):
         return last
-    difference = quantity(tree("sum", node.args[0], tree("negative", node.args[1])), points)
-    values = getattr(difference, "values", ())  # none if too large
-    defined = [value for value in values if value is not None]
-    if "±" in find_unknowns(node) or len(defined) < 2 or not any(defined) or len(sides) > 2:
-        raise ParseError("an equation without an unknown, or one that is always true")
-    return Collection("equation", (difference,), difference)
+    unknowns = find_unknowns(node)
+    if unknowns and "±" not in unknowns and len(sides) == 2:
+        left, right = node.args
+        difference = quantity(tree("sum", left, tree("negative", right)), points)
+        if len({*difference.values} - {None}) > 1:
+            return Collection("equation", (difference,), difference)
+    raise ParseError("an equation without an unknown, or one that is always true")
 
 
 def attach_unit(value: Value, unit: str) -> Value:
@@ -462,9 +461,8 @@ def rounds_to(gold: Quantity, answer: Quantity) -> bool:
 
 
 def same_quantity(gold: Quantity, answer: Quantity) -> bool:
-    if answer.unit not in ("", gold.unit):
-        if gold.unit or len(gold.values) > 1:
-            return False
+    if answer.unit not in ("", gold.unit) and (gold.unit or len(gold.values) > 1):
+        return False
     if [v is None for v in gold.values] != [v is None for v in answer.values]:
         return False
     if all(equal_values(a, b) for a, b in zip(gold.values, answer.values) if a is not None):
@@ -525,10 +523,9 @@ def accepts(gold: Value, answer: Value) -> bool:
     """Like `same`, but one side may omit the unknown's name, and a choice's label ignores case."""
     if (unnumbered(gold) is gold) != (unnumbered(answer) is answer):
         gold, answer = unnumbered(gold), unnumbered(answer)
-    sides = [getattr(side, "difference", None) for side in (gold, answer)]
-    if gold.kind != answer.kind and all(sides):  # a number must be solved for, an equation need not
-        is_number = gold.kind != "equation" and len({*gold.items[0].values}) == 1
-        return not is_number and proportional(*sides)
+    if gold.kind != answer.kind and gold.difference and answer.difference:
+        # A number must be solved for.
+        return len({*gold.items[0].values}) > 1 and proportional(gold.difference, answer.difference)
     if gold.kind[0] == "=" != answer.kind[0]:
         gold = gold.items[0]
     elif answer.kind[0] == "=" != gold.kind[0]:

@@ -154,7 +154,7 @@ SUBSCRIPT_MARKUP = re.compile(r"\\(?:text\w*|math\w+|rm|triangle|[,;! ])|[_{}\\\
 MIXED_CASE = re.compile(r"(?!NO)[A-Z]{2}|\w*(?:[a-z][A-Z]|[A-Z]{2}[a-z])\w*")
 CHEMICAL = re.compile(r"(?=.*\d)(?:[A-Z][a-z]?(?:_?\d+|_\{\d+\})?){2,}", re.ASCII)  # H_2O
 DATE = re.compile(
-    r"\d{4}([-/])\d\d?\1\d\d?|\d\d?([-/.])\d\d?\2\d{4}|(?=.*\d)[\w\s,.]*"
+    r"\d{4}(?:([-/])\d\d?\1\d\d?|年\d\d?月\d\d?日)|\d\d?([-/.])\d\d?\2\d{4}|(?=.*\d)[\w\s,.]*"
     r"\b(?:Jan(?:uary)?|Feb(?:ruary)?|Mar(?:ch)?|Apr(?:il)?|May|June?|July?|Aug(?:ust)?"
     r"|Sept?(?:ember)?|Oct(?:ober)?|Nov(?:ember)?|Dec(?:ember)?)\b[\w\s,.]*",
     re.ASCII,
@@ -236,6 +236,12 @@ $ ⇒ (?<!\\)(\$\$?)(?=\S)((?:[^$\\]|\\.)*?)(?<=\S)\1(?!\d) ⇒ ␣\2␣
 _ ⇒ (?<![A-Za-z\\])(?:\\mathrm\{C\}|C)_\{?(\d+)\}?\^\{?(\d+)\}? ⇒ \\binom{\1}{\2}
  ⇒ (?<![^\W\d_])(Rs|rs|USD|EUR|GBP|INR|CNY|RMB|JPY|CAD|AUD)\.?\s*(\d[\d.,{}]*)$ ⇒ \2␣\1
 $ ⇒ (?<![A-Za-z\\])[A-Z]{1,2}\\?\$(?=\d) ⇒ \$
+( ⇒ (?<=[\d}])((?:\s|~|\\[ ,;])+)\((?![A-H]\))
+  ((?:\\(?:text|mathrm)\{[^{}()]*\}|[^\W\d_]|[ /*^23])+)\)(?=\s*(?:[,;.$]|$)) ⇒ \1\2
+- ⇒ (?:(?<=[,;=(])|^)(\s*)-\s*(\\?[$€£₹¥₩])(?=\s*[\d.]) ⇒ \1\2-
+ ⇒ (\d[\s~]*(?:\\text\s*\{\s*)?(?:h|min|ft|lbs?|km|kg|feet|foot
+  |(?:hour|hr|day|week|month|year|yard|meter|pound|degree|minute|dollar|mile)s?)\s*\}?)
+  (?:\s|\\[ ,;])+(?=\d[\d./]*\s*(?:\\text\s*\{\s*)?[A-Za-z]) ⇒ \1␣and␣
 per cent ⇒ per cent\b ⇒ percent
 . ⇒ (?<=[^\W\d_]{2})\.\s ⇒ ␣
 . ⇒ (?<![^\W\d_])([A-Z])\.\s?(?=[A-Z](?![a-z])) ⇒ \1
@@ -509,12 +515,12 @@ class Parser:
 
     def answer(self) -> Node:
         """One relation, or a list of several in any order."""
-        items, separators = [self.item()], set()
+        items, separators = [self.relation()], set()
         while separator := self.accept(",", ";", "and", "or"):
             separators.add(separator)
             if separator == ",":
                 self.accept("and", "or")
-            items.append(self.item())
+            items.append(self.relation())
         if self.kind != "end":
             self.fail()
         names = {item.args[:1] for item in items if item.op in ("interval of", "excluded")}
@@ -528,15 +534,6 @@ class Parser:
         if separators != {"or"} or len({item.op for item in items}) > 1 or len(names) > 1:
             raise ParseError("inequalities that are not alternatives for one unknown")
         return tree("interval of", *names.pop(), tree("union", *(item.args[1] for item in items)))
-
-    def item(self) -> Node:
-        """A relation. `2 hours 30 minutes` are two."""
-        items = [self.relation()]
-        while items[-1].op == "quantity" and self.kind == "number":
-            items.append(self.relation())
-            if items[-1].op != "quantity" or items[-1].args[1] == items[-2].args[1]:
-                self.fail()
-        return tree("list", *items) if len(items) > 1 else items[0]
 
     def designation(self) -> str:
         r"""Consumes what names a value, with its `=`: `AB =`, `\cos A =`, `f(2) =`; else ""."""
@@ -582,7 +579,6 @@ class Parser:
 
     def quantity(self) -> Node:
         """A sum with a currency sign before it or a unit after it."""
-        minus = self.accept("-") if self.peek(*CURRENCIES, ahead=1) else ""
         currency = self.accept(*CURRENCIES)
         unit = [UNITS[currency]] if currency else []
         value = self.sum()
@@ -597,7 +593,6 @@ class Parser:
         value, unit = self.unit(value, unit)
         if unit and find_unknowns(value) and not set(unit) <= {*UNITS.values(), "^2", "^3"}:
             raise ParseError("words after an unknown")
-        value = with_sign(minus, value)
         if not unit:
             return value
         text = re.sub(r"\bsquare (\S+)", r"\1 ^2", " ".join(unit))
@@ -606,8 +601,6 @@ class Parser:
 
     def unit(self, value: Node, unit: list[str]) -> tuple[Node, list[str]]:
         """The value, scaled by words like `million`, and the words of its unit."""
-        bracket = self.peek("(") and self.tokens[self.position + 1].kind == "word"
-        self.position += bracket
         while True:
             sign = (
                 unit
@@ -632,8 +625,6 @@ class Parser:
                 op, args = self.exponent()
                 unit.append(f"^{args[0]}" if op == "number" else self.fail())
             else:
-                if bracket:
-                    self.expect(")")
                 return value, unit
 
     def timed(self) -> Node:
@@ -674,8 +665,6 @@ class Parser:
         if kind == "number" or ahead:
             numeral = last.op == "number" and self.tokens[self.position - 1].text != ")"
             return kind != "word" and not (kind == "number" and numeral)
-        if self.peek("("):
-            return self.tokens[self.position + 1].kind != "word"
         return self.kind == "name" or self.peek(*STARTS) or self.peek("|") and not self.bars
 
     def factor(self) -> Node:
@@ -866,6 +855,6 @@ def parse(
         return tree("name", " ".join(texts)), words  # equals what is written alike
 
 
-STARTS = r"[ \frac \binom \sqrt sqrt \pi \infty \lfloor \lceil".split()  # of a factor
+STARTS = r"( [ \frac \binom \sqrt sqrt \pi \infty \lfloor \lceil".split()  # of a factor
 STARTS += FUNCTIONS + FUNCTIONS_OF_LISTS
 EXPENSIVE = ("^", "!", r"\sqrt", "sqrt", r"\binom", *FUNCTIONS)
