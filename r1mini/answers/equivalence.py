@@ -513,10 +513,10 @@ def same_items(golds: tuple, answers: tuple) -> bool:
 
 def unnumbered(value: Value) -> Value:
     """The list `x_1 = 2, x_2 = 3` as `x = 2, x = 3`; any other value as it is."""
-    names = [item.kind.split("_") for item in value.items] if value.kind == "list" else [""]
-    if {len(name) for name in names} != {2} or len({name[0] for name in names}) > 1:
+    if value.kind != "list" or not all("_" in item.kind for item in value.items):
         return value
-    return flatten("list", tuple(replace(item, kind=names[0][0]) for item in value.items))
+    items = [replace(item, kind=item.kind.partition("_")[0]) for item in value.items]
+    return flatten("list", tuple(items))
 
 
 def accepts(gold: Value, answer: Value) -> bool:

@@ -58,11 +58,13 @@ log \lg
 ) \rangle""".splitlines()
 ) | {"\\" + name: name for name in FUNCTIONS}
 # Without a value: formulas that contain them are compared as written, unless they only name one.
-OPAQUE = r"\angle \triangle \overline \cap \arcsin \arccos \arctan \sinh \cosh \tanh".split()
+OPAQUE = (
+    r"\angle \triangle \overline \cap \arcsin \arccos \arctan \sinh \cosh \tanh \setminus".split()
+)
 COMMANDS = (
     r"\frac \binom \sqrt \pi \infty \pm \mp \cup \emptyset \in \circ \neq \{ \} \\ "
     r"\begin{pmatrix} \end{pmatrix} \begin{bmatrix} \end{bmatrix} \over \choose "
-    r"\lfloor \rfloor \lceil \rceil \setminus".split()
+    r"\lfloor \rfloor \lceil \rceil".split()
     + FUNCTIONS_OF_LISTS
     + OPAQUE
 )
@@ -242,6 +244,8 @@ $ ⇒ (?<![A-Za-z\\])[A-Z]{1,2}\\?\$(?=\d) ⇒ \$
  ⇒ (\d[\s~]*(?:\\text\s*\{\s*)?(?:h|min|ft|lbs?|km|kg|feet|foot
   |(?:hour|hr|day|week|month|year|yard|meter|pound|degree|minute|dollar|mile)s?)\s*\}?)
   (?:\s|\\[ ,;])+(?=\d[\d./]*\s*(?:\\text\s*\{\s*)?[A-Za-z]) ⇒ \1␣and␣
+ ⇒ (?<![\d.,{^])(\d[\d.,]*)\s*(\\\$|[$€£₹¥₩])(?!\s*[\d.]) ⇒ \2\1
+\circ ⇒ \\circ\s*([CF])(?![A-Za-z]) ⇒ \\circ\\text{\1}
 per cent ⇒ per cent\b ⇒ percent
 . ⇒ (?<=[^\W\d_]{2})\.\s ⇒ ␣
 . ⇒ (?<![^\W\d_])([A-Z])\.\s?(?=[A-Z](?![a-z])) ⇒ \1
@@ -288,9 +292,12 @@ def tokenize(
         piece, kind = match[0], match.lastgroup
         start, position = position, match.end()
         if kind == "letters":
-            is_word = prose or piece in gold_words
-            if not is_word and not gold_unknowns >= set(piece):
-                is_word = is_unit(piece, text[:start], text[position:], tokens[-2:])
+            is_word = (
+                prose
+                or piece in gold_words
+                or not gold_unknowns >= set(piece)
+                and is_unit(piece, text[:start], text[position:], tokens[-2:])
+            )
             tokens += letter_tokens(piece, is_word)
         elif kind == "sign" and piece[1:] in TEXT_COMMANDS:
             group = PLAIN_GROUP.match(text, position)
@@ -322,10 +329,8 @@ def tokenize(
 
 def is_unit(run: str, before: str, after: str, previous: list[Token]) -> bool:
     """Is a run of letters a word: behind a number or a word it is a unit, not unknown factors."""
-    if NOT_UNITS.fullmatch(run) or not run.isascii() and before[-1:].isdigit():
+    if NOT_UNITS.fullmatch(run) or not run.isascii():
         return True
-    if re.search(r"\\circ\s*$", before):
-        return run in "CF"
     if before[-1:].isdigit():
         return run in UNITS_AFTER_DIGITS
     if len(run) > 3 or len(run) > 1 and run in UNITS:
@@ -572,10 +577,7 @@ class Parser:
 
     def union(self) -> Node:
         parts = self.separated(self.quantity, r"\cup")
-        region = tree("union", *parts) if len(parts) > 1 else parts[0]
-        return (
-            tree("seq", r"\setminus", region, self.union()) if self.accept(r"\setminus") else region
-        )
+        return tree("union", *parts) if len(parts) > 1 else parts[0]
 
     def quantity(self) -> Node:
         """A sum with a currency sign before it or a unit after it."""
@@ -588,8 +590,6 @@ class Parser:
         inner = value.args[0] if value.op == "negative" else value
         if inner.op == "degree":  # an angle or a temperature; inside a function it is a number
             value, unit = with_sign("-" if inner is not value else "", inner.args[0]), ["degree"]
-            if self.tokens[self.position].text in ("C", "F"):
-                unit.append(self.take())
         value, unit = self.unit(value, unit)
         if unit and find_unknowns(value) and not set(unit) <= {*UNITS.values(), "^2", "^3"}:
             raise ParseError("words after an unknown")
@@ -619,8 +619,6 @@ class Parser:
                     value = tree("product", value, number(SCALES[word]))
                 elif word not in ("of", "a", "an", "the"):
                     unit.append(UNITS.get(word, word))
-            elif not unit and self.peek(*CURRENCIES):
-                unit.append(UNITS[self.take()])
             elif unit and self.accept("^"):
                 op, args = self.exponent()
                 unit.append(f"^{args[0]}" if op == "number" else self.fail())
