@@ -397,7 +397,7 @@ def chain_or_equation(node: Node, points: list[dict[str, Fraction]]) -> Value:
 
 
 def attach_unit(value: Value, unit: str) -> Value:
-    if value.kind in ("list", "()", "[]", "[)", "(]"):  # such as the two values of a ±
+    if value.kind in ("list", ":", "()", "[]", "[)", "(]"):  # such as the two values of a ±
         return Collection(value.kind, tuple(attach_unit(item, unit) for item in value.items))
     if value.kind != "quantity":
         raise ParseError("a unit after a structure")
@@ -623,9 +623,8 @@ def equivalent(gold: str, answer: str) -> bool:
         try:
             if matches(tree, words, answer, answer_prose):
                 return True
-            if not is_prose(gold) or answer_prose:
-                return False
-            if not re.search(r"[-+*/^]|\\(cdot|times|frac)", answer):
+            has_sign = re.search(r"[-+*/^]|\\(cdot|times|frac)", answer)
+            if not is_prose(gold) or answer_prose or not has_sign:
                 return False
             # `xy` alone is a word, but compared with `y * x` it is a product.
             return matches(*parse(gold, False), answer, False)

@@ -92,7 +92,7 @@ dollar USD $|€ euro EUR|£ GBP|₹ INR Rs rs rupee|₩|元 yuan ¥ RMB CNY|cen
 rad radian|square sq 平方|/ per|unit|cubic 立方|个|人|am AM|pm PM|N newton|J joule|W watt|
 V volt|A ampere|Pa pascal|Hz hertz|mol mole""".split("|")
 )
-CURRENCIES = ("$", "€", "£", "₹", "¥", "₩")
+CURRENCIES = "$€£₹¥₩"
 UNITS_AFTER_DIGITS = "mm cm km kg mph am pm AM PM".split()  # without a space; `5mi` is a product
 # Units and prefixes of the SI, behind a number and a space.
 SI_UNIT = re.compile(
@@ -134,9 +134,30 @@ UNICODE = str.maketrans(
 ￥ ¥
 ＄ $
 \u2009 \\,
-\u202f \\,""".splitlines()
+\u202f \\,
+α \\alpha
+β \\beta
+γ \\gamma
+δ \\delta
+ε \\epsilon
+ζ \\zeta
+η \\eta
+θ \\theta
+ι \\iota
+κ \\kappa
+λ \\lambda
+μ \\mu
+ν \\nu
+ξ \\xi
+ρ \\rho
+σ \\sigma
+τ \\tau
+υ \\upsilon
+φ \\phi
+χ \\chi
+ψ \\psi
+ω \\omega""".splitlines()
 }
-UNICODE |= {ord(letter): f"{name} " for letter, name in zip("αβγδεζηθικλμνξρστυφχψω", GREEK)}
 TOKEN = re.compile(
     r"""
     (?P<space>(?:\s|~|\\[,;:!\s]
@@ -542,19 +563,12 @@ class Parser:
 
     def designation(self) -> str:
         r"""Consumes what names a value, with its `=`: `AB =`, `\cos A =`, `f(2) =`; else ""."""
-        texts, depth = [], 0
-        for _, text in self.tokens[self.position : self.position + 20]:
-            if text == "=" and not depth:
-                break
-            texts.append(text)
-            depth += (text in ("(", "{")) - (text in (")", "}"))
-        else:
-            return ""
-        head = "".join(texts)
-        if not DESIGNATION.fullmatch(head):
-            return ""
-        self.position += len(texts) + 1
-        return re.sub(r"\\(?:angle|overline|triangle)|[|{}]", "", head)
+        texts = [token.text for token in self.tokens[self.position : self.position + 20]]
+        for length, text in enumerate(texts):
+            if text == "=" and DESIGNATION.fullmatch(head := "".join(texts[:length])):
+                self.position += length + 1
+                return re.sub(r"\\(?:angle|overline|triangle)|[|{}]", "", head)
+        return ""
 
     def relation(self, may_name: bool = True) -> Node:
         """An equation or an inequality, as a value or an interval where it is solved."""
@@ -586,7 +600,7 @@ class Parser:
         value = self.sum()
         one_letter = all(len(name) == 1 for name in find_unknowns(value))
         if not unit and one_letter and self.accept(":"):  # a ratio, not `answer: 5`
-            return tree("seq", ":", value, *self.separated(self.timed, ":"))
+            value = tree("seq", ":", value, *self.separated(self.sum, ":"))
         inner = value.args[0] if value.op == "negative" else value
         if inner.op == "degree":  # an angle or a temperature; inside a function it is a number
             value, unit = with_sign("-" if inner is not value else "", inner.args[0]), ["degree"]
@@ -624,11 +638,6 @@ class Parser:
                 unit.append(f"^{args[0]}" if op == "number" else self.fail())
             else:
                 return value, unit
-
-    def timed(self) -> Node:
-        """A part of a ratio or a time, perhaps with a unit such as `pm`."""
-        value, unit = self.unit(self.sum(), [])
-        return tree("quantity", value, " ".join(unit)) if unit else value
 
     def sum(self) -> Node:
         signs = ("+", "-", r"\pm", r"\mp")
@@ -847,8 +856,7 @@ def parse(
         return Parser(tokens).answer(), words
     except ParseError:
         texts = [token.text for token in tokens]
-        is_set = texts[:1] == [r"\{"] and {"|", ":"} & {*texts} and texts[-1:] == [r"\}"]
-        if not is_set and not {*OPAQUE} & {*texts}:
+        if not {*OPAQUE} & {*texts} and not (r"\{" in texts and {"|", ":"} & {*texts}):
             raise
         return tree("name", " ".join(texts)), words  # equals what is written alike
 
