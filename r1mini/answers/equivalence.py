@@ -123,9 +123,11 @@ def extract(completion: str, within_block: bool = True) -> str | None:
     match re.split("(</?answer>)", text):
         case [_, "<answer>", answer, "</answer>", _]:
             text = block = answer.strip()
+            if not within_block:
+                return block
         case [_, _, *_]:  # other tags
             return None
-    finals = list(FINAL.finditer(text)) if block is None or within_block else []
+    finals = list(FINAL.finditer(text))
     if not finals or block is not None and len(finals) > 1:
         return block
     final = finals[-1]
@@ -586,18 +588,17 @@ def choice_and_text(text: str) -> list[str]:
     return [match[1] or match[2], match[3]] if match else []
 
 
-def choices(text: str) -> list[str]:
-    """The letters of several choices, like `ABD` or `A, B, D`; else nothing."""
+def choices(text: str) -> str:
+    """The letters of several choices, like `ABD` or `A, B, D`; else ""."""
     text = re.sub(r"\\text\w*|[\s,;(){}]|\band\b", "", unwrap(text[:MAX_LENGTH]))
-    letters = sorted(set(text))
-    return letters if re.fullmatch("[A-H]{2,}", text) and letters == list(text) else []
+    return text if re.fullmatch("(?=..)A?B?C?D?E?F?G?H?", text) else ""
 
 
 CHOICE = re.compile(
     r"(?:\(([A-J])\)|([A-J])(?:[):]|\.(?=\s*[\d$\\(]|\s[A-Z](?![.A-Z]))))\s+(?![-+*/^=,;<>]\s)(\S.*)",
     re.DOTALL,
 )
-NOTHING = ("nan", "none", "null", "n/a", "<na>")
+NOTHING = "nan none null n/a <na>".split()
 
 
 def equivalent(gold: str, answer: str) -> bool:

@@ -267,6 +267,7 @@ $ ⇒ (?<![A-Za-z\\])[A-Z]{1,2}\\?\$(?=\d) ⇒ \$
   (?:\s|\\[ ,;])+(?=\d[\d./]*\s*(?:\\text\s*\{\s*)?[A-Za-z]) ⇒ \1␣and␣
  ⇒ (?<![\d.,{^])(\d[\d.,]*)\s*(\\\$|[$€£₹¥₩])(?!\s*[\d.]) ⇒ \2\1
 \circ ⇒ \\circ\s*([CF])(?![A-Za-z]) ⇒ \\circ\\text{\1}
+of ⇒ (?<=[\d}])(\s+)of\s+(?:an?|the)\s+(?=[a-z]) ⇒ \1
 per cent ⇒ per cent\b ⇒ percent
 . ⇒ (?<=[^\W\d_]{2})\.\s ⇒ ␣
 . ⇒ (?<![^\W\d_])([A-Z])\.\s?(?=[A-Z](?![a-z])) ⇒ \1
@@ -359,11 +360,11 @@ def is_unit(run: str, before: str, after: str, previous: list[Token]) -> bool:
     match previous:
         case [*_, Token("word")] | [Token("word"), Token("sign", "/" | "*" | "-")]:
             return True
-    if not re.search(r"[\d}][\s~]+\(?$", before):
+    if not re.search(r"[\d}][\s~]+$", before):
         return False
     if len(run) == 3:
         return run not in ALPHABET
-    if len(run) == 1 and (not UNIT_ENDS.match(after) or before[-1] == "(" and run in "ABCDEFGH"):
+    if len(run) == 1 and not UNIT_ENDS.match(after):
         return False
     return SI_UNIT.fullmatch(run) is not None
 
@@ -631,7 +632,7 @@ class Parser:
                     unit.append("/")
                 if word in SCALES:
                     value = tree("product", value, number(SCALES[word]))
-                elif word not in ("of", "a", "an", "the"):
+                else:
                     unit.append(UNITS.get(word, word))
             elif unit and self.accept("^"):
                 op, args = self.exponent()
@@ -669,10 +670,10 @@ class Parser:
         while self.peek("{", ahead=ahead):
             ahead += 1
         kind = self.tokens[self.position + ahead].kind
-        if kind == "number" or ahead:
-            numeral = last.op == "number" and self.tokens[self.position - 1].text != ")"
-            return kind != "word" and not (kind == "number" and numeral)
-        return self.kind == "name" or self.peek(*STARTS) or self.peek("|") and not self.bars
+        if kind == "number":
+            return last.op != "number" or self.tokens[self.position - 1].text == ")"
+        starts = kind == "name" or kind != "word" and self.peek(*STARTS)
+        return starts or self.peek("|") and not self.bars
 
     def factor(self) -> Node:
         r"""A power, or a mixed number: `2\frac{1}{2}` or `2 1/2`, whole and fraction."""
@@ -861,6 +862,6 @@ def parse(
         return tree("name", " ".join(texts)), words  # equals what is written alike
 
 
-STARTS = r"( [ \frac \binom \sqrt sqrt \pi \infty \lfloor \lceil".split()  # of a factor
+STARTS = r"( [ { \frac \binom \sqrt sqrt \pi \infty \lfloor \lceil".split()  # of a factor
 STARTS += FUNCTIONS + FUNCTIONS_OF_LISTS
 EXPENSIVE = ("^", "!", r"\sqrt", "sqrt", r"\binom", *FUNCTIONS)
