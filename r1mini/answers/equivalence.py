@@ -523,8 +523,9 @@ def unnumbered(value: Value) -> Value:
 
 def accepts(gold: Value, answer: Value) -> bool:
     """Like `same`, but one side may omit the unknown's name, and a choice's label ignores case."""
-    if (unnumbered(gold) is gold) != (unnumbered(answer) is answer):
-        gold, answer = unnumbered(gold), unnumbered(answer)
+    plain = unnumbered(gold), unnumbered(answer)
+    if (plain[0] is gold) != (plain[1] is answer):
+        gold, answer = plain
     if gold.kind != answer.kind and gold.difference and answer.difference:
         # A number must be solved for.
         return len({*gold.items[0].values}) > 1 and proportional(gold.difference, answer.difference)

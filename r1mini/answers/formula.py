@@ -279,7 +279,7 @@ per cent ⇒ per cent\b ⇒ percent
  ⇒ (?<![^\W\d_])(平方|立方|(?!千[克米])[十百千万亿]+)(?=[^\W\d_十百千万亿]) ⇒ \1␣
 ) ⇒ ^([\s*$"`_]*[A-Ha-h])\)(?=[\s*$"`_.]*$) ⇒ \1
 \{ ⇒ ^[\s$]*(?:\\left)?\\\{\s*([a-z])\s*(?:\\in\s*(?:\\mathbb\{R\}|R)\s*)?(?:[|:]|\\(?:mid|vert)
-  (?![a-z]))((?:(?!\\\}).)*\1(?:(?!\\\}|\\right).)*)(?:\\right)?\\\}(?=[\s$.]*$) ⇒ \2
+  (?![a-z]))(?!.*\1\s*=)((?:(?!\\\}).)*\1(?:(?!\\\}|\\right).)*)(?:\\right)?\\\}(?=[\s$.]*$) ⇒ \2
 \p ⇒ \^\{?\s*\\prime\s*\}? ⇒ '"""
 REWRITES = [row.split(" ⇒ ") for row in REWRITES.replace("\n  ", "").split("\n")[1:]]
 REWRITES = [(needle, re.compile(p), to.replace("␣", " ")) for needle, p, to in REWRITES]
@@ -326,10 +326,8 @@ def tokenize(
             if not group:
                 raise ParseError(f"{piece} without plain text")
             content = group[1].strip(" ~")
-            upright = len(content) == 1 and (
-                content in gold_unknowns or not SI_UNIT.fullmatch(content)
-            )
-            tokens += tokenize(group[1], not upright, gold_words)
+            is_name = content in gold_unknowns or not SI_UNIT.fullmatch(content)
+            tokens += tokenize(group[1], len(content) != 1 or not is_name, gold_words)
             position = group.end()
         elif kind == "sign":
             piece = ALIASES.get(piece, piece)
@@ -446,21 +444,13 @@ def equation(sides: list[Node], designation: str) -> Node | None:
         if name.op == "seq" and all(map(is_unknown, name.args[1:])):
             names = ",".join(part.args[0] for part in name.args[1:])
             # (y, x) = (2, 1) is not the point (2, 1).
-            return None if names in ("y,x", "z,y,x") else tree("value of", names, values[-1])
+            return None if names[::-1] in "x,y,z" else tree("value of", names, values[-1])
     return tree("equation", *sides)
 
 
 def chain(sides: list[Node]) -> Node:
-    r"""Sides of one value; the last counts. Of `S = \pi r^2 = 9\pi` the formula is skipped."""
-    last = sides[-1]
-    if any(
-        is_unknown(side) or side.op == "product" and all(a.op == "name" for a in side.args)
-        for side in sides[:-1]
-    ):
-        raise ParseError("several names of one value")
-    if not find_unknowns(last):
-        sides = [side for side in sides if not find_unknowns(side)]
-    return tree("equation", *sides) if len(sides) > 1 else last
+    """Sides of one value; the last counts, if the others equal it."""
+    return tree("equation", *sides) if len(sides) > 1 else sides[0]
 
 
 def solution(signs: list[str], sides: list[Node]) -> Node | None:
