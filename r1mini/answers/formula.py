@@ -279,7 +279,7 @@ per cent ⇒ per cent\b ⇒ percent
  ⇒ (?<![^\W\d_])(平方|立方|(?!千[克米])[十百千万亿]+)(?=[^\W\d_十百千万亿]) ⇒ \1␣
 ) ⇒ ^([\s*$"`_]*[A-Ha-h])\)(?=[\s*$"`_.]*$) ⇒ \1
 \{ ⇒ ^[\s$]*(?:\\left)?\\\{\s*([a-z])\s*(?:\\in\s*(?:\\mathbb\{R\}|R)\s*)?(?:[|:]|\\(?:mid|vert)
-  (?![a-z]))(?!.*\1\s*=)((?:(?!\\\}).)*\1(?:(?!\\\}|\\right).)*)(?:\\right)?\\\}(?=[\s$.]*$) ⇒ \2
+  (?![a-z]))(?!.*\1\s*=)(?=.*\1)((?:(?!\\\}|\\right).)*)(?:\\right)?\\\}(?=[\s$.]*$) ⇒ \2
 \p ⇒ \^\{?\s*\\prime\s*\}? ⇒ '"""
 REWRITES = [row.split(" ⇒ ") for row in REWRITES.replace("\n  ", "").split("\n")[1:]]
 REWRITES = [(needle, re.compile(p), to.replace("␣", " ")) for needle, p, to in REWRITES]
