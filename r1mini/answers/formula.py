@@ -572,8 +572,9 @@ class Parser:
             return sides[0]
         if all(sign[0] == ">" for sign in signs):
             signs, sides = [sign.replace(">", "<") for sign in signs[::-1]], sides[::-1]
-        solved = equation(sides, designation) if {*signs} <= {"="} else solution(signs, sides)
-        if designation and (solved is None or {*signs} > {"="}):
+        equal = {*signs} <= {"="}
+        solved = equation(sides, designation) if equal else solution(signs, sides)
+        if designation and not (equal and solved):
             self.position = start
             return self.relation(may_name=False)
         if solved is None:
