@@ -265,7 +265,6 @@ $ ⇒ (?<![A-Za-z\\])[A-Z]{1,2}\\?\$(?=\d) ⇒ \$
  ⇒ (\d[\s~]*(?:\\text\s*\{\s*)?(?:h|min|ft|lbs?|km|kg|feet|foot
   |(?:hour|hr|day|week|month|year|yard|meter|pound|degree|minute|dollar|mile)s?)\s*\}?)
   (?:\s|\\[ ,;])+(?=\d[\d./]*\s*(?:\\text\s*\{\s*)?[A-Za-z]) ⇒ \1␣and␣
- ⇒ (?<![\d.,{^])(\d[\d.,]*)\s*(\\\$|[$€£₹¥₩])(?!\s*[\d.]) ⇒ \2\1
 \circ ⇒ \\circ\s*([CF])(?![A-Za-z]) ⇒ \\circ\\text{\1}
 of ⇒ (?<=[\d}])(\s+)of\s+(?:an?|the)\s+(?=[a-z]) ⇒ \1
 per cent ⇒ per cent\b ⇒ percent
@@ -625,6 +624,8 @@ class Parser:
                     value = tree("product", value, number(SCALES[word]))
                 else:
                     unit.append(UNITS.get(word, word))
+            elif not unit and self.peek(*CURRENCIES):
+                unit.append(UNITS[self.take()])
             elif unit and self.accept("^"):
                 op, args = self.exponent()
                 unit.append(f"^{args[0]}" if op == "number" else self.fail())
