@@ -78,7 +78,7 @@ class TooLarge(Undecided):
 class Quantity:
     """One value per sample point (None: undefined there); a single value without unknowns."""
 
-    kind = "quantity"
+    kind, difference = "quantity", None
     values: tuple[Fraction | Decimal | None, ...]
     unit: str = ""
     decimals: int = field(default=0, compare=False)  # places, if it is written as a decimal
@@ -100,7 +100,8 @@ Value = Quantity | Collection
 # A box, whose content is a group or a word, or a line `Answer: …`
 FINAL = re.compile(
     r"\\(?:boxed|fbox)(?![A-Za-z])\s*(?:(\{)|([^\s${}]+))"
-    r"|^[ *_#>]{0,9}(?:(?:the |final ){0,2}answer|答案)[*_ ]{0,3}[:：][*_]*(?=(.*\S))",
+    r"|^[ *_#>]{0,9}(?:(?:the |final ){0,2}answer|答案)[*_ ]{0,3}[:：]"
+    r"(?!.*\\(?:boxed|fbox))[*_]*(?=(.*\S))",
     re.IGNORECASE | re.MULTILINE,
 )
 
@@ -123,11 +124,11 @@ def extract(completion: str, within_block: bool = True) -> str | None:
     match re.split("(</?answer>)", text):
         case [_, "<answer>", answer, "</answer>", _]:
             text = block = answer.strip()
+            if not within_block:
+                return block
         case [_, _, *_]:  # other tags
             return None
-    finals = list(FINAL.finditer(text)) if block is None or within_block else []
-    if block is not None and len(finals) != 1:
-        finals = [final for final in finals if not final[3]]
+    finals = list(FINAL.finditer(text))
     if not finals or block is not None and len(finals) > 1:
         return block
     final = finals[-1]
@@ -154,7 +155,7 @@ def to_decimal(value: Fraction | Decimal) -> Decimal:
 
 def check_size(value: Fraction, max_bits: int = MAX_BITS) -> Fraction:
     if sum(bit_lengths(value)) > max_bits:
-        raise TooLarge if max_bits == MAX_BITS else Undecided
+        raise TooLarge
     return value
 
 
@@ -220,8 +221,10 @@ def apply_function(name: str, x):
 
 
 def factorial(n) -> Fraction:
-    if not 0 <= n <= 500 or n != int(n):
-        raise TooLarge if 500 < n < 10**6 and n == int(n) else Undecided
+    if n < 0 or n != int(n):
+        raise Undecided
+    if n > 500:
+        raise TooLarge
     return Fraction(math.factorial(int(n)))
 
 
@@ -234,14 +237,14 @@ def binomial(n, k) -> Fraction:
     return check_size(product / (k_factorial * n.denominator**k))
 
 
-def integers(function, items) -> Fraction:
+def integers(function, *items) -> Fraction:
     """gcd or lcm."""
     if any(not isinstance(item, Fraction) or item.denominator != 1 for item in items):
         raise Undecided
     return check_size(Fraction(function(*map(int, items))))
 
 
-def rounded(x, function) -> Fraction:
+def rounded(function, x) -> Fraction:
     """floor or ceil. A computed value next to an integer is undecided."""
     if isinstance(x, Decimal) and not NEGLIGIBLE < abs(x - round(x)) < 10**9 > abs(x):
         raise Undecided
@@ -261,10 +264,10 @@ OPERATIONS = {
     "binomial": binomial,
     "min": lambda *items: min(items),
     "max": lambda *items: max(items),
-    "gcd": lambda *items: integers(math.gcd, items),
-    "lcm": lambda *items: integers(math.lcm, items),
-    "floor": lambda x: rounded(x, math.floor),
-    "ceil": lambda x: rounded(x, math.ceil),
+    "gcd": partial(integers, math.gcd),
+    "lcm": partial(integers, math.lcm),
+    "floor": partial(rounded, math.floor),
+    "ceil": partial(rounded, math.ceil),
     "pi": lambda: PI,
     "e": lambda: Decimal(1).exp(),
     "tan": lambda x: multiply(apply_function("sin", x), 1 / apply_function("cos", x)),
@@ -339,11 +342,9 @@ def quantity(node: Node, points: list[dict[str, Fraction]], sign: int = 1) -> Va
     for point in points[:1] if constant else points:
         try:
             values.append(evaluate(node, {**point, "±": Fraction(sign)}))
-        except TooLarge:
-            if constant:
+        except ArithmeticError as error:
+            if constant and isinstance(error, TooLarge):
                 return Collection(repr(node), ())
-            values.append(None)
-        except ArithmeticError:
             values.append(None)
     if constant:
         values *= len(points)
@@ -389,16 +390,17 @@ def chain_or_equation(node: Node, points: list[dict[str, Fraction]]) -> Value:
     *_, last = sides = [interpret(side, points) for side in node.args]
     if len(set(node.args)) == len(sides) and all(same(side, last) for side in sides):
         return last
-    difference = quantity(tree("sum", node.args[0], tree("negative", node.args[1])), points)
-    values = getattr(difference, "values", ())  # none if too large
-    defined = [value for value in values if value is not None]
-    if "±" in find_unknowns(node) or len(defined) < 2 or not any(defined) or len(sides) > 2:
-        raise ParseError("an equation without an unknown, or one that is always true")
-    return Collection("equation", (difference,), difference)
+    unknowns = find_unknowns(node)
+    if unknowns and "±" not in unknowns and len(sides) == 2:
+        left, right = node.args
+        difference = quantity(tree("sum", left, tree("negative", right)), points)
+        if len({*difference.values} - {None}) > 1:
+            return Collection("equation", (difference,), difference)
+    raise ParseError("an equation without an unknown, or one that is always true")
 
 
 def attach_unit(value: Value, unit: str) -> Value:
-    if value.kind in ("list", "()", "[]", "[)", "(]"):  # such as the two values of a ±
+    if value.kind in ("list", ":", "()", "[]", "[)", "(]"):  # such as the two values of a ±
         return Collection(value.kind, tuple(attach_unit(item, unit) for item in value.items))
     if value.kind != "quantity":
         raise ParseError("a unit after a structure")
@@ -462,9 +464,8 @@ def rounds_to(gold: Quantity, answer: Quantity) -> bool:
 
 
 def same_quantity(gold: Quantity, answer: Quantity) -> bool:
-    if answer.unit not in ("", gold.unit):
-        if gold.unit or len(gold.values) > 1:
-            return False
+    if answer.unit not in ("", gold.unit) and (gold.unit or len(gold.values) > 1):
+        return False
     if [v is None for v in gold.values] != [v is None for v in answer.values]:
         return False
     if all(equal_values(a, b) for a, b in zip(gold.values, answer.values) if a is not None):
@@ -515,20 +516,20 @@ def same_items(golds: tuple, answers: tuple) -> bool:
 
 def unnumbered(value: Value) -> Value:
     """The list `x_1 = 2, x_2 = 3` as `x = 2, x = 3`; any other value as it is."""
-    names = [item.kind.split("_") for item in value.items] if value.kind == "list" else [""]
-    if {len(name) for name in names} != {2} or len({name[0] for name in names}) > 1:
+    if value.kind != "list" or not all("_" in item.kind for item in value.items):
         return value
-    return flatten("list", tuple(replace(item, kind=names[0][0]) for item in value.items))
+    items = [replace(item, kind=item.kind.partition("_")[0]) for item in value.items]
+    return flatten("list", tuple(items))
 
 
 def accepts(gold: Value, answer: Value) -> bool:
     """Like `same`, but one side may omit the unknown's name, and a choice's label ignores case."""
-    if (unnumbered(gold) is gold) != (unnumbered(answer) is answer):
-        gold, answer = unnumbered(gold), unnumbered(answer)
-    sides = [getattr(side, "difference", None) for side in (gold, answer)]
-    if gold.kind != answer.kind and all(sides):  # a number must be solved for, an equation need not
-        is_number = gold.kind != "equation" and len({*gold.items[0].values}) == 1
-        return not is_number and proportional(*sides)
+    plain = unnumbered(gold), unnumbered(answer)
+    if (plain[0] is gold) != (plain[1] is answer):
+        gold, answer = plain
+    if gold.kind != answer.kind and gold.difference and answer.difference:
+        # A number must be solved for.
+        return len({*gold.items[0].values}) > 1 and proportional(gold.difference, answer.difference)
     if gold.kind[0] == "=" != answer.kind[0]:
         gold = gold.items[0]
     elif answer.kind[0] == "=" != gold.kind[0]:
@@ -589,11 +590,10 @@ def choice_and_text(text: str) -> list[str]:
     return [match[1] or match[2], match[3]] if match else []
 
 
-def choices(text: str) -> list[str]:
-    """The letters of several choices, like `ABD` or `A, B, D`; else nothing."""
+def choices(text: str) -> str:
+    """The letters of several choices, like `ABD` or `A, B, D`; else ""."""
     text = re.sub(r"\\text\w*|[\s,;(){}]|\band\b", "", unwrap(text[:MAX_LENGTH]))
-    letters = sorted(set(text))
-    return letters if re.fullmatch("[A-H]{2,}", text) and letters == list(text) else []
+    return text if re.fullmatch("(?=..)A?B?C?D?E?F?G?H?", text) else ""
 
 
 CHOICE = re.compile(
@@ -627,9 +627,8 @@ def equivalent(gold: str, answer: str) -> bool:
         try:
             if matches(tree, words, answer, answer_prose):
                 return True
-            if not is_prose(gold) or answer_prose:
-                return False
-            if not re.search(r"[-+*/^]|\\(cdot|times|frac)", answer):
+            has_sign = re.search(r"[-+*/^]|\\(cdot|times|frac)", answer)
+            if not is_prose(gold) or answer_prose or not has_sign:
                 return False
             # `xy` alone is a word, but compared with `y * x` it is a product.
             return matches(*parse(gold, False), answer, False)

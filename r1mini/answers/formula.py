@@ -58,37 +58,31 @@ log \lg
 ) \rangle""".splitlines()
 ) | {"\\" + name: name for name in FUNCTIONS}
 # Without a value: formulas that contain them are compared as written, unless they only name one.
-OPAQUE = r"\angle \triangle \overline \cap \arcsin \arccos \arctan \sinh \cosh \tanh".split()
+OPAQUE = (
+    r"\angle \triangle \overline \cap \arcsin \arccos \arctan \sinh \cosh \tanh \setminus".split()
+)
 COMMANDS = (
     r"\frac \binom \sqrt \pi \infty \pm \mp \cup \emptyset \in \circ \neq \{ \} \\ "
     r"\begin{pmatrix} \end{pmatrix} \begin{bmatrix} \end{bmatrix} \over \choose "
-    r"\lfloor \rfloor \lceil \rceil \setminus".split()
+    r"\lfloor \rfloor \lceil \rceil".split()
     + FUNCTIONS_OF_LISTS
     + OPAQUE
 )
-LETTERS = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau "
-LETTERS += "upsilon phi chi psi omega"
-GREEK = ["\\" + name for name in LETTERS.split()]
-GREEK += ["\\" + name.title() for name in LETTERS.split()] + r"\Pi \ell \hbar".split()
-GREEK += [rf"\var{name}" for name in "epsilon theta rho sigma phi kappa".split()]
+GREEK = r"""
+\alpha \beta \gamma \delta \epsilon \zeta \eta \theta \iota \kappa \lambda
+\mu \nu \xi \rho \sigma \tau \upsilon \phi \chi \psi \omega
+\Alpha \Beta \Gamma \Delta \Epsilon \Zeta \Eta \Theta \Iota \Kappa \Lambda
+\Mu \Nu \Xi \Rho \Sigma \Tau \Upsilon \Phi \Chi \Psi \Omega
+\Pi \ell \hbar \varepsilon \vartheta \varrho \varsigma \varphi \varkappa
+""".split()
 KNOWN = frozenset([*COMMANDS, *GREEK])
 TEXT_COMMANDS = (
     "text textbf textit textrm textsf texttt mathrm mathbf mathit mathsf mathbb mbox emph".split()
 )
-SCALES = {
-    "hundred": 100,
-    "thousand": 10**3,
-    "million": 10**6,
-    "billion": 10**9,
-    "trillion": 10**12,
-    "dozen": 12,
-    "percent": Fraction(1, 100),
-    "十": 10,
-    "百": 100,
-    "千": 1000,
-    "万": 10**4,
-    "亿": 10**8,
-}
+SCALES = """hundred 100|thousand 1e3|million 1e6|billion 1e9|trillion 1e12|dozen 12|percent 0.01|
+十 10|百 100|千 1e3|万 1e4|亿 1e8|十万 1e5|百万 1e6|千万 1e7|
+十亿 1e9|百亿 1e10|千亿 1e11|万亿 1e12"""
+SCALES = {word: Fraction(value) for word, value in map(str.split, SCALES.split("|"))}
 UNITS = aliases(
     """mm millimeter millimetre 毫米|cm centimeter centimetre 厘米|m meter metre 米|
 km kilometer kilometre 千米 公里|in inch inche|ft foot feet|yd yard|mi mile|mg milligram|
@@ -98,7 +92,7 @@ dollar USD $|€ euro EUR|£ GBP|₹ INR Rs rs rupee|₩|元 yuan ¥ RMB CNY|cen
 rad radian|square sq 平方|/ per|unit|cubic 立方|个|人|am AM|pm PM|N newton|J joule|W watt|
 V volt|A ampere|Pa pascal|Hz hertz|mol mole""".split("|")
 )
-CURRENCIES = ("$", "€", "£", "₹", "¥", "₩")
+CURRENCIES = "$€£₹¥₩"
 UNITS_AFTER_DIGITS = "mm cm km kg mph am pm AM PM".split()  # without a space; `5mi` is a product
 # Units and prefixes of the SI, behind a number and a space.
 SI_UNIT = re.compile(
@@ -140,10 +134,29 @@ UNICODE = str.maketrans(
 ￥ ¥
 ＄ $
 \u2009 \\,
-\u202f \\,""".splitlines()
-}
-UNICODE |= {
-    ord(letter): rf"\{name} " for letter, name in zip("αβγδεζηθικλμνξρστυφχψω", LETTERS.split())
+\u202f \\,
+α \\alpha
+β \\beta
+γ \\gamma
+δ \\delta
+ε \\epsilon
+ζ \\zeta
+η \\eta
+θ \\theta
+ι \\iota
+κ \\kappa
+λ \\lambda
+μ \\mu
+ν \\nu
+ξ \\xi
+ρ \\rho
+σ \\sigma
+τ \\tau
+υ \\upsilon
+φ \\phi
+χ \\chi
+ψ \\psi
+ω \\omega""".splitlines()
 }
 TOKEN = re.compile(
     r"""
@@ -164,7 +177,7 @@ SUBSCRIPT_MARKUP = re.compile(r"\\(?:text\w*|math\w+|rm|triangle|[,;! ])|[_{}\\\
 MIXED_CASE = re.compile(r"(?!NO)[A-Z]{2}|\w*(?:[a-z][A-Z]|[A-Z]{2}[a-z])\w*")
 CHEMICAL = re.compile(r"(?=.*\d)(?:[A-Z][a-z]?(?:_?\d+|_\{\d+\})?){2,}", re.ASCII)  # H_2O
 DATE = re.compile(
-    r"\d{4}([-/])\d\d?\1\d\d?|\d\d?([-/.])\d\d?\2\d{4}|(?=.*\d)[\w\s,.]*"
+    r"\d{4}(?:([-/])\d\d?\1\d\d?|年\d\d?月\d\d?日)|\d\d?([-/.])\d\d?\2\d{4}|(?=.*\d)[\w\s,.]*"
     r"\b(?:Jan(?:uary)?|Feb(?:ruary)?|Mar(?:ch)?|Apr(?:il)?|May|June?|July?|Aug(?:ust)?"
     r"|Sept?(?:ember)?|Oct(?:ober)?|Nov(?:ember)?|Dec(?:ember)?)\b[\w\s,.]*",
     re.ASCII,
@@ -214,13 +227,7 @@ def unwrap(text: str) -> str:
         text = text.strip()
         if text.endswith(".") and not text.endswith(".."):
             text = text[:-1].rstrip()
-        if re.fullmatch(r"[A-Ha-h]\)", text):
-            text = text[:1]
-        for mark in MARKS:
-            if text.startswith(mark) and text.endswith(mark):
-                inner = text[len(mark) : -len(mark)]
-                if inner.strip() and mark not in inner.replace(r"\$", ""):
-                    text = inner
+        text = MARKED.sub(r"\2", text)
         command = re.match(r"\\(\w+)\s*\{", text)
         if command and command[1] in ("boxed", "fbox", "underline", *TEXT_COMMANDS):
             if closing_brace(text, command.end() - 1) == len(text) - 1:
@@ -228,7 +235,8 @@ def unwrap(text: str) -> str:
     return text
 
 
-MARKS = ("$$", "$", "**", "__", "*", "_", "```", "`", '"')  # around a text
+# A text between two equal marks.
+MARKED = re.compile(r"^(\$\$?|\*{1,3}|_{1,3}|```|`|\")((?=\s*\S)(?:\\\$|(?!\1).)+)\1$", re.DOTALL)
 # Other notation for what the grammar has: a string that it contains, its pattern, a replacement
 # (␣ is a space).
 REWRITES = r"""
@@ -251,6 +259,14 @@ $ ⇒ (?<!\\)(\$\$?)(?=\S)((?:[^$\\]|\\.)*?)(?<=\S)\1(?!\d) ⇒ ␣\2␣
 _ ⇒ (?<![A-Za-z\\])(?:\\mathrm\{C\}|C)_\{?(\d+)\}?\^\{?(\d+)\}? ⇒ \\binom{\1}{\2}
  ⇒ (?<![^\W\d_])(Rs|rs|USD|EUR|GBP|INR|CNY|RMB|JPY|CAD|AUD)\.?\s*(\d[\d.,{}]*)$ ⇒ \2␣\1
 $ ⇒ (?<![A-Za-z\\])[A-Z]{1,2}\\?\$(?=\d) ⇒ \$
+( ⇒ (?<=[\d}])((?:\s|~|\\[ ,;])+)\((?![A-H]\))
+  ((?:\\(?:text|mathrm)\{[^{}()]*\}|[^\W\d_]|[ /*^23])+)\)(?=\s*(?:[,;.$]|$)) ⇒ \1\2
+- ⇒ (?:(?<=[,;=(])|^)(\s*)-\s*(\\?[$€£₹¥₩])(?=\s*[\d.]) ⇒ \1\2-
+ ⇒ (\d[\s~]*(?:\\text\s*\{\s*)?(?:h|min|ft|lbs?|km|kg|feet|foot
+  |(?:hour|hr|day|week|month|year|yard|meter|pound|degree|minute|dollar|mile)s?)\s*\}?)
+  (?:\s|\\[ ,;])+(?=\d[\d./]*\s*(?:\\text\s*\{\s*)?[A-Za-z]) ⇒ \1␣and␣
+\circ ⇒ \\circ\s*([CF])(?![A-Za-z]) ⇒ \\circ\\text{\1}
+of ⇒ (?<=[\d}])(\s+)of\s+(?:an?|the)\s+(?=[a-z]) ⇒ \1
 per cent ⇒ per cent\b ⇒ percent
 . ⇒ (?<=[^\W\d_]{2})\.\s ⇒ ␣
 . ⇒ (?<![^\W\d_])([A-Z])\.\s?(?=[A-Z](?![a-z])) ⇒ \1
@@ -259,8 +275,12 @@ per cent ⇒ per cent\b ⇒ percent
 . ⇒ (?<![A-Za-z])(?i:([ap])\.\s?m\.?(?![A-Za-z])) ⇒ \1m
 或 ⇒ (?<=[^\s\u4e00-\u9fff])\s*或者?\s*(?=[^\s\u4e00-\u9fff]) ⇒ ␣or␣
  ⇒ (?<=[^\s\u4e00-\u9fff])\s*[和与及]\s*(?=[^\s\u4e00-\u9fff]) ⇒ ␣and␣
+ ⇒ (?<![^\W\d_])(平方|立方|(?!千[克米])[十百千万亿]+)(?=[^\W\d_十百千万亿]) ⇒ \1␣
+) ⇒ ^([\s*$"`_]*[A-Ha-h])\)(?=[\s*$"`_.]*$) ⇒ \1
+\{ ⇒ ^[\s$]*(?:\\left)?\\\{\s*([a-z])\s*(?:\\in\s*(?:\\mathbb\{R\}|R)\s*)?(?:[|:]|\\(?:mid|vert)
+  (?![a-z]))(?!.*\1\s*=)(?=.*\1)((?:(?!\\\}|\\right).)*)(?:\\right)?\\\}(?=[\s$.]*$) ⇒ \2
 \p ⇒ \^\{?\s*\\prime\s*\}? ⇒ '"""
-REWRITES = [row.split(" ⇒ ") for row in REWRITES.split("\n")[1:]]
+REWRITES = [row.split(" ⇒ ") for row in REWRITES.replace("\n  ", "").split("\n")[1:]]
 REWRITES = [(needle, re.compile(p), to.replace("␣", " ")) for needle, p, to in REWRITES]
 
 
@@ -293,19 +313,20 @@ def tokenize(
         piece, kind = match[0], match.lastgroup
         start, position = position, match.end()
         if kind == "letters":
-            is_word = prose or piece in gold_words
-            if not is_word and not gold_unknowns >= set(piece):
-                is_word = is_unit(piece, text[:start], text[position:], tokens[-2:])
+            is_word = (
+                prose
+                or piece in gold_words
+                or not gold_unknowns >= set(piece)
+                and is_unit(piece, text[:start], text[position:], tokens[-2:])
+            )
             tokens += letter_tokens(piece, is_word)
         elif kind == "sign" and piece[1:] in TEXT_COMMANDS:
             group = PLAIN_GROUP.match(text, position)
             if not group:
                 raise ParseError(f"{piece} without plain text")
             content = group[1].strip(" ~")
-            upright = len(content) == 1 and (
-                content in gold_unknowns or not SI_UNIT.fullmatch(content)
-            )
-            tokens += tokenize(group[1], content != "e" and not upright, gold_words)
+            is_name = content in gold_unknowns or not SI_UNIT.fullmatch(content)
+            tokens += tokenize(group[1], len(content) != 1 or not is_name, gold_words)
             position = group.end()
         elif kind == "sign":
             piece = ALIASES.get(piece, piece)
@@ -327,10 +348,8 @@ def tokenize(
 
 def is_unit(run: str, before: str, after: str, previous: list[Token]) -> bool:
     """Is a run of letters a word: behind a number or a word it is a unit, not unknown factors."""
-    if NOT_UNITS.fullmatch(run) or not run.isascii() and before[-1:].isdigit():
+    if NOT_UNITS.fullmatch(run) or not run.isascii():
         return True
-    if re.search(r"\\circ\s*$", before):
-        return run in "CF"
     if before[-1:].isdigit():
         return run in UNITS_AFTER_DIGITS
     if len(run) > 3 or len(run) > 1 and run in UNITS:
@@ -338,11 +357,11 @@ def is_unit(run: str, before: str, after: str, previous: list[Token]) -> bool:
     match previous:
         case [*_, Token("word")] | [Token("word"), Token("sign", "/" | "*" | "-")]:
             return True
-    if not re.search(r"[\d}][\s~]+\(?$", before):
+    if not re.search(r"[\d}][\s~]+$", before):
         return False
     if len(run) == 3:
         return run not in ALPHABET
-    if len(run) == 1 and (not UNIT_ENDS.match(after) or before[-1] == "(" and run in "ABCDEFGH"):
+    if len(run) == 1 and not UNIT_ENDS.match(after):
         return False
     return SI_UNIT.fullmatch(run) is not None
 
@@ -355,9 +374,6 @@ def letter_tokens(run: str, is_word: bool) -> list[Token]:
         return [Token("sign", PLAIN_NAMES[run])]
     if not is_word:
         return [Token("name", letter) for letter in run]
-    head = re.match("平方|立方|[十百千万亿](?=.)|[十百千万亿]$", run)
-    if head and run not in UNITS and run != head[0]:
-        return [Token("word", head[0]), *letter_tokens(run[head.end() :], True)]
     return [Token("word", run)]
 
 
@@ -427,21 +443,13 @@ def equation(sides: list[Node], designation: str) -> Node | None:
         if name.op == "seq" and all(map(is_unknown, name.args[1:])):
             names = ",".join(part.args[0] for part in name.args[1:])
             # (y, x) = (2, 1) is not the point (2, 1).
-            return None if names in ("y,x", "z,y,x") else tree("value of", names, values[-1])
+            return None if names[::-1] in "x,y,z" else tree("value of", names, values[-1])
     return tree("equation", *sides)
 
 
 def chain(sides: list[Node]) -> Node:
-    r"""Sides of one value; the last counts. Of `S = \pi r^2 = 9\pi` the formula is skipped."""
-    last = sides[-1]
-    if any(
-        is_unknown(side) or side.op == "product" and all(a.op == "name" for a in side.args)
-        for side in sides[:-1]
-    ):
-        raise ParseError("several names of one value")
-    if not find_unknowns(last):
-        sides = [side for side in sides if not find_unknowns(side)]
-    return tree("equation", *sides) if len(sides) > 1 else last
+    """Sides of one value; the last counts, if the others equal it."""
+    return tree("equation", *sides) if len(sides) > 1 else sides[0]
 
 
 def solution(signs: list[str], sides: list[Node]) -> Node | None:
@@ -523,12 +531,12 @@ class Parser:
 
     def answer(self) -> Node:
         """One relation, or a list of several in any order."""
-        items, separators = [self.item()], set()
+        items, separators = [self.relation()], set()
         while separator := self.accept(",", ";", "and", "or"):
             separators.add(separator)
             if separator == ",":
                 self.accept("and", "or")
-            items.append(self.item())
+            items.append(self.relation())
         if self.kind != "end":
             self.fail()
         names = {item.args[:1] for item in items if item.op in ("interval of", "excluded")}
@@ -543,83 +551,53 @@ class Parser:
             raise ParseError("inequalities that are not alternatives for one unknown")
         return tree("interval of", *names.pop(), tree("union", *(item.args[1] for item in items)))
 
-    def item(self) -> Node:
-        """A relation. `2 hours 30 minutes` are two."""
-        items = [self.relation()]
-        while items[-1].op == "quantity" and self.kind == "number":
-            items.append(self.relation())
-            if items[-1].op != "quantity" or items[-1].args[1] == items[-2].args[1]:
-                self.fail()
-        return tree("list", *items) if len(items) > 1 else items[0]
-
     def designation(self) -> str:
         r"""Consumes what names a value, with its `=`: `AB =`, `\cos A =`, `f(2) =`; else ""."""
-        texts, depth = [], 0
-        for _, text in self.tokens[self.position : self.position + 20]:
-            if text == "=" and not depth:
-                break
-            texts.append(text)
-            depth += (text in ("(", "{")) - (text in (")", "}"))
-        else:
-            return ""
-        head = "".join(texts)
-        if not DESIGNATION.fullmatch(head):
-            return ""
-        self.position += len(texts) + 1
-        return re.sub(r"\\(?:angle|overline|triangle)|[|{}]", "", head)
+        texts = [token.text for token in self.tokens[self.position : self.position + 20]]
+        for length, text in enumerate(texts):
+            if text == "=" and DESIGNATION.fullmatch(head := "".join(texts[:length])):
+                self.position += length + 1
+                return re.sub(r"\\(?:angle|overline|triangle)|[|{}]", "", head)
+        return ""
 
-    def sides(self) -> tuple[list[Node], list[str]]:
-        """Quantities, and the signs between them."""
+    def relation(self, may_name: bool = True) -> Node:
+        """An equation or an inequality, as a value or an interval where it is solved."""
+        start, designation = self.position, self.designation() if may_name else ""
         sides, signs = [self.union()], []
         while sign := self.accept("=", r"\in", "<", ">", "<=", ">=", r"\neq"):
             signs.append(sign)
             sides.append(self.union())
-        return sides, signs
-
-    def relation(self) -> Node:
-        """An equation or an inequality, as a value or an interval where it is solved."""
-        start, designation = self.position, self.designation()
-        sides, signs = self.sides()
-        if designation and set(signs) <= {"="}:
-            if named := equation(sides, designation):
-                return named
-        if designation:
-            self.position = start
-            sides, signs = self.sides()
-        if not signs:
+        if not signs and not designation:
             return sides[0]
         if all(sign[0] == ">" for sign in signs):
             signs, sides = [sign.replace(">", "<") for sign in signs[::-1]], sides[::-1]
-        solved = equation(sides, "") if set(signs) == {"="} else solution(signs, sides)
+        equal = {*signs} <= {"="}
+        solved = equation(sides, designation) if equal else solution(signs, sides)
+        if designation and not (equal and solved):
+            self.position = start
+            return self.relation(may_name=False)
         if solved is None:
             raise ParseError("a relation that is neither an equation nor solved for one unknown")
         return solved
 
     def union(self) -> Node:
         parts = self.separated(self.quantity, r"\cup")
-        region = tree("union", *parts) if len(parts) > 1 else parts[0]
-        return (
-            tree("seq", r"\setminus", region, self.union()) if self.accept(r"\setminus") else region
-        )
+        return tree("union", *parts) if len(parts) > 1 else parts[0]
 
     def quantity(self) -> Node:
         """A sum with a currency sign before it or a unit after it."""
-        minus = self.accept("-") if self.peek(*CURRENCIES, ahead=1) else ""
         currency = self.accept(*CURRENCIES)
         unit = [UNITS[currency]] if currency else []
         value = self.sum()
         one_letter = all(len(name) == 1 for name in find_unknowns(value))
         if not unit and one_letter and self.accept(":"):  # a ratio, not `answer: 5`
-            return tree("seq", ":", value, *self.separated(self.timed, ":"))
+            value = tree("seq", ":", value, *self.separated(self.sum, ":"))
         inner = value.args[0] if value.op == "negative" else value
         if inner.op == "degree":  # an angle or a temperature; inside a function it is a number
             value, unit = with_sign("-" if inner is not value else "", inner.args[0]), ["degree"]
-            if self.tokens[self.position].text in ("C", "F"):
-                unit.append(self.take())
         value, unit = self.unit(value, unit)
         if unit and find_unknowns(value) and not set(unit) <= {*UNITS.values(), "^2", "^3"}:
             raise ParseError("words after an unknown")
-        value = with_sign(minus, value)
         if not unit:
             return value
         text = re.sub(r"\bsquare (\S+)", r"\1 ^2", " ".join(unit))
@@ -628,8 +606,6 @@ class Parser:
 
     def unit(self, value: Node, unit: list[str]) -> tuple[Node, list[str]]:
         """The value, scaled by words like `million`, and the words of its unit."""
-        bracket = self.peek("(") and self.tokens[self.position + 1].kind == "word"
-        self.position += bracket
         while True:
             sign = (
                 unit
@@ -646,7 +622,7 @@ class Parser:
                     unit.append("/")
                 if word in SCALES:
                     value = tree("product", value, number(SCALES[word]))
-                elif word not in ("of", "a", "an", "the"):
+                else:
                     unit.append(UNITS.get(word, word))
             elif not unit and self.peek(*CURRENCIES):
                 unit.append(UNITS[self.take()])
@@ -654,14 +630,7 @@ class Parser:
                 op, args = self.exponent()
                 unit.append(f"^{args[0]}" if op == "number" else self.fail())
             else:
-                if bracket:
-                    self.expect(")")
                 return value, unit
-
-    def timed(self) -> Node:
-        """A part of a ratio or a time, perhaps with a unit such as `pm`."""
-        value, unit = self.unit(self.sum(), [])
-        return tree("quantity", value, " ".join(unit)) if unit else value
 
     def sum(self) -> Node:
         signs = ("+", "-", r"\pm", r"\mp")
@@ -693,14 +662,10 @@ class Parser:
         while self.peek("{", ahead=ahead):
             ahead += 1
         kind = self.tokens[self.position + ahead].kind
-        if kind == "number" or ahead:
-            numeral = last.op == "number" and self.tokens[self.position - 1].text != ")"
-            return kind != "word" and not (kind == "number" and numeral)
-        if self.peek("("):
-            return self.tokens[self.position + 1].kind != "word"
-        signs = ("[", r"\frac", r"\binom", r"\sqrt", "sqrt", r"\pi", r"\infty", *FUNCTIONS)
-        signs += (r"\lfloor", r"\lceil", *FUNCTIONS_OF_LISTS)
-        return self.kind == "name" or self.peek(*signs) or self.peek("|") and not self.bars
+        if kind == "number":
+            return last.op != "number" or self.tokens[self.position - 1].text == ")"
+        starts = kind == "name" or kind != "word" and self.peek(*STARTS)
+        return starts or self.peek("|") and not self.bars
 
     def factor(self) -> Node:
         r"""A power, or a mixed number: `2\frac{1}{2}` or `2 1/2`, whole and fraction."""
@@ -792,10 +757,10 @@ class Parser:
             self.expect(text.replace("\\l", "\\r"))
             return tree("abs" if text == "|" else text[2:], value)
         if text in FUNCTIONS_OF_LISTS:
-            operands = self.primary()
-            if operands.op not in ("seq", "set") or operands.args[:1] in ((), ("[)",), ("(]",)):
-                self.fail()
-            return tree(text[1:], *operands.args[operands.op == "seq" :])
+            self.expect("(", "[", "{", r"\{")
+            operands = self.separated(self.sum, ",")
+            self.expect(")", "]", "}", r"\}")
+            return tree(text[1:], *operands)
         if text in (r"\begin{pmatrix}", r"\begin{bmatrix}"):
             return self.matrix(text.replace("begin", "end"))
         constants = {r"\pi": Node("pi"), r"\infty": INFINITY, r"\emptyset": Node("set")}
@@ -836,8 +801,6 @@ class Parser:
         """A group, a tuple or interval, or a set."""
         if opening == r"\{" and self.accept(r"\}"):
             return Node("set")
-        if opening == r"\{" and (region := self.condition()):
-            return region
         bars, self.bars = self.bars, 0
         items = self.separated(self.union, ",", ";")
         self.bars = bars
@@ -848,24 +811,6 @@ class Parser:
         if "{" in opening:
             return tree("set", *items)
         return tree("seq", opening + closing, *items)
-
-    def condition(self) -> Node | None:
-        r"""The region in `\{x | x > 3\}`, after its opening; None without a condition."""
-        bar = 1
-        if self.kind == "name" and self.peek(r"\in", ahead=1):
-            bar = 3 if self.tokens[self.position + 2].text == "R" else 0
-        if self.kind != "name" or not self.peek("|", ":", ahead=bar):
-            return None
-        name = self.tokens[self.position].text
-        self.position += bar + 1
-        parts = self.separated(self.relation, "or")
-        self.expect(r"\}")
-        if any(
-            part.op not in ("interval of", "excluded") or part.args[0] != name for part in parts
-        ):
-            raise ParseError("a condition that is not solved for its unknown")
-        regions = [without([p.args[1]]) if p.op == "excluded" else p.args[1] for p in parts]
-        return tree("union", *regions) if len(regions) > 1 else regions[0]
 
     def matrix(self, end: str) -> Node:
         rows = [self.separated(self.sum, "&")]
@@ -904,10 +849,11 @@ def parse(
         return Parser(tokens).answer(), words
     except ParseError:
         texts = [token.text for token in tokens]
-        is_set = texts[:1] == [r"\{"] and {"|", ":"} & {*texts} and texts[-1:] == [r"\}"]
-        if not is_set and not {*OPAQUE} & {*texts}:
+        if not {*OPAQUE} & {*texts} and not (r"\{" in texts and {"|", ":"} & {*texts}):
             raise
         return tree("name", " ".join(texts)), words  # equals what is written alike
 
 
+STARTS = r"( [ { \frac \binom \sqrt sqrt \pi \infty \lfloor \lceil".split()  # of a factor
+STARTS += FUNCTIONS + FUNCTIONS_OF_LISTS
 EXPENSIVE = ("^", "!", r"\sqrt", "sqrt", r"\binom", *FUNCTIONS)
