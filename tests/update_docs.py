@@ -16,15 +16,15 @@ EXCERPT = re.compile(
 
 def with_counts(text: str) -> str:
     """README with the number of lines of each file of its reading list."""
-    return COUNT.sub(lambda found: found[1] + str(len(lines(ROOT / found[2]))), text)
+    return COUNT.sub(lambda match: match[1] + str(len(lines(ROOT / match[2]))), text)
 
 
 def with_line_numbers(text: str) -> str:
     """The page with the line at which each excerpt begins. ValueError if the source has no such
     lines."""
 
-    def numbered(found: re.Match) -> str:
-        name, link, excerpt = found.groups()
+    def numbered(match: re.Match) -> str:
+        name, link, excerpt = match.groups()
         source, wanted = lines(STEP.parent / link), excerpt.splitlines()
         for start in range(len(source)):
             if dedented(source[start : start + len(wanted)]) == wanted:

@@ -161,10 +161,10 @@ def json_error(error: Exception) -> tuple[int, str]:
         if error.msg.startswith(beginning):
             reason = known
     if not reason:
-        found = text[position : position + 1]
-        reason = f"unexpected {found!r}" if found else "the text ends too early"
-        if found and found in "]}" and text[:position].rstrip().endswith(","):
-            reason = f"a comma before {found!r}"
+        character = text[position : position + 1]
+        reason = f"unexpected {character!r}" if character else "the text ends too early"
+        if character and character in "]}" and text[:position].rstrip().endswith(","):
+            reason = f"a comma before {character!r}"
     line = text.count("\n", 0, position) + 1
     return line, f"column {position - text.rfind(chr(10), 0, position)}: {reason}"
 

@@ -84,7 +84,7 @@ def ignore_broken_pipes() -> None:
 
 
 def on_first_signal(*_: Any) -> None:
-    """Handler: the first signal interrupts the job; later ones do nothing."""
+    """The first signal interrupts the job; later ones do nothing here (see `on_signal`)."""
     global first_time
     if first_time is None:
         first_time = time.monotonic()

@@ -18,9 +18,10 @@ from r1mini.tasks.trace import LANGUAGES, Style, Try, write
 
 @dataclass(frozen=True)
 class Task:
-    # None: the random draw is not a useful problem
+    # (rng, language) -> a problem; None to reject this draw
     generate: Callable[[Random, str], Problem | None]
-    find_error: Callable[[Problem, str], str | None]  # what is wrong; None if it is right
+    # (problem, the text between <answer> tags) -> what is wrong; None if it is right
+    find_error: Callable[[Problem, str], str | None]
     # The search for the answer, for demonstrations; without one, they are the column `answer`.
     # A task for reinforcement learning alone needs neither.
     tries: Callable[[Problem, Random], Iterable[Try]] = lambda problem, rng: ()
