@@ -48,6 +48,7 @@ from r1mini.answers.formula import (
     ParseError,
     closing_brace,
     find_unknowns,
+    in_order,
     is_prose,
     parse,
     tree,
@@ -366,7 +367,8 @@ def interpret(node: Node, points: list[dict[str, Fraction]]) -> Value:
     if op in ("value of", "interval of"):
         name, value = args
         difference = None
-        if op == "value of" and name in points[0] and value.op in (*OPERATIONS, "number", "name"):
+        solved = value.op in (*OPERATIONS, "number", "name") and "±" not in find_unknowns(value)
+        if op == "value of" and name in points[0] and solved:
             difference = quantity(tree("sum", tree("name", name), tree("negative", value)), points)
         return Collection(f"={name}", (interpret(value, points),), difference)
     if op == "quantity":
@@ -464,7 +466,8 @@ def rounds_to(gold: Quantity, answer: Quantity) -> bool:
 
 
 def same_quantity(gold: Quantity, answer: Quantity) -> bool:
-    if answer.unit not in ("", gold.unit) and (gold.unit or len(gold.values) > 1):
+    free = not gold.unit and len(gold.values) == 1 and answer.unit != "K"  # perhaps 5 thousand
+    if answer.unit not in ("", gold.unit) and not free:
         return False
     if [v is None for v in gold.values] != [v is None for v in answer.values]:
         return False
@@ -522,8 +525,19 @@ def unnumbered(value: Value) -> Value:
     return flatten("list", tuple(items))
 
 
+def as_tuple(value: Value) -> Value:
+    """The list `x = 1, y = 2` as `(x, y) = (1, 2)`; any other value as it is."""
+    if value.kind != "list" or not all(item.kind[0] == "=" for item in value.items):
+        return value
+    names = in_order([item.kind[1:] for item in value.items])
+    values = {item.kind[1:]: item.items[0] for item in value.items}
+    return Collection("=" + ", ".join(names), (Collection("()", tuple(map(values.get, names))),))
+
+
 def accepts(gold: Value, answer: Value) -> bool:
     """Like `same`, but one side may omit the unknown's name, and a choice's label ignores case."""
+    if ", " in gold.kind + answer.kind:
+        gold, answer = as_tuple(gold), as_tuple(answer)
     plain = unnumbered(gold), unnumbered(answer)
     if (plain[0] is gold) != (plain[1] is answer):
         gold, answer = plain
@@ -533,8 +547,9 @@ def accepts(gold: Value, answer: Value) -> bool:
     if gold.kind[0] == "=" != answer.kind[0]:
         gold = gold.items[0]
     elif answer.kind[0] == "=" != gold.kind[0]:
-        answer = answer.items[0]
-    if gold.kind == answer.kind == "quantity" and gold.letter in tuple("ABCDEFGH"):
+        names = answer.kind[1:].split(", ")  # (y, x) = (2, 1) is not the point (2, 1)
+        return names == in_order(names) and same(gold, answer.items[0])
+    if gold.kind == answer.kind == "quantity" and gold.letter in tuple("ABCDEFGHIJ"):
         return gold.letter == answer.letter.upper() and not answer.unit
     return same(gold, answer)
 
@@ -565,8 +580,9 @@ def parse_gold(gold: str) -> tuple[Node, frozenset[str]]:
         tree, words = parse(gold, is_prose(gold))
         if not matches(tree, words, gold, is_prose(gold)):
             raise ParseError("nothing can equal it, not even itself")
-    except ParseError as error:
-        raise ValueError(f"gold answer {gold[:80]!r}: {error}") from None
+    except (ParseError, ArithmeticError) as error:
+        reason = error if isinstance(error, ParseError) else "no value within the limits"
+        raise ValueError(f"gold answer {gold[:80]!r}: {reason}") from None
     return tree, words
 
 
@@ -597,7 +613,8 @@ def choices(text: str) -> str:
 
 
 CHOICE = re.compile(
-    r"(?:\(([A-J])\)|([A-J])(?:[):]|\.(?=\s*[\d$\\(]|\s[A-Z](?![.A-Z]))))\s+(?![-+*/^=,;<>]\s)(\S.*)",
+    r"(?:\(([A-J])\)|([A-J])(?:[):]|\.(?=\s*[\d$\\(]|\s[A-Z](?![.A-Z]))))(?:\s|\\\s)+(?![-+*/^=,;<>]\s)"
+    r"(?!.*(?<![A-Za-z])[A-J](?:\)|[.:]\s))(\S.*)",
     re.DOTALL,
 )
 # Golds that stand for no answer: Python's, pandas', JSON's, and NuminaMath-1.5's.
@@ -615,7 +632,13 @@ def equivalent(gold: str, answer: str) -> bool:
     >>> equivalent("1, 2", r"\{2, 1\}")
     True
     """
+    if len(answer) > MAX_LENGTH:
+        return False
     choice, answered = choice_and_text(gold), choice_and_text(answer)
+    if answered and not choice and re.fullmatch(r"\(?[A-J]\)?", unwrap(gold)):
+        # `B) Paris` is the letter, `(B) 5` perhaps a product.
+        words = is_prose(answered[1]) and not re.search(r"\b[A-J]\b", answered[1])
+        return words and equivalent(gold, answered[0])
     if choice:
         matching = [equivalent(*pair) for pair in zip(choice, answered or [answer] * 2)]
         return all(matching) if answered else any(matching)

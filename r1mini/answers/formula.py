@@ -87,36 +87,47 @@ UNITS = aliases(
     """mm millimeter millimetre 毫米|cm centimeter centimetre 厘米|m meter metre 米|
 km kilometer kilometre 千米 公里|in inch inche|ft foot feet|yd yard|mi mile|mg milligram|
 g gram 克|kg kilogram 千克 公斤|lb lbs pound|oz ounce|ml mL milliliter millilitre|
-L l liter litre|s sec second 秒|min minute 分钟|h hr hrs hour 小时|day 天|week|month|year|
-dollar USD $|€ euro EUR|£ GBP|₹ INR Rs rs rupee|₩|元 yuan ¥ RMB CNY|cent|degree 度|mph|
+L l liter litre|s sec second 秒|min minute 分钟|h hr hrs hour 小时|day 天|week|month|year yr yrs|of|
+dollar USD $|€ euro EUR|£ GBP|₹ INR Rs rs rupee|₩|元 yuan ¥ RMB CNY|cent|degree 度|mph|rpm|
 rad radian|square sq 平方|/ per|unit|cubic 立方|个|人|am AM|pm PM|N newton|J joule|W watt|
 V volt|A ampere|Pa pascal|Hz hertz|mol mole""".split("|")
 )
 CURRENCIES = "$€£₹¥₩"
-UNITS_AFTER_DIGITS = "mm cm km kg mph am pm AM PM".split()  # without a space; `5mi` is a product
-# Units and prefixes of the SI, behind a number and a space.
-SI_UNIT = re.compile(
-    "(?:[YZEPTGMkhdcmunpµμ]|da)?(?:mol|Pa|Hz|Wb|eV|Wh|bar|cal|[mgsJKNWVACFTHLlΩ])|[kKMGT]i?B|h|of"
+UNITS_AFTER_DIGITS = "mm cm km kg mph ml mL am pm AM PM".split()  # without a space
+# One letter is a unit only where it is all that follows a plain number: `5 N`, `9.8 m/s^2`.
+SI_UNIT = r"(?:[YZEPTGMkhdcmunpµμ]|da)?(?:mol|Pa|Hz|Wb|eV|Wh|bar|cal|[mgsJKNWVACFLΩ])|[kKMGT]i?B|h"
+PLAIN_QUANTITY = re.compile(
+    r"([-+]?\d(?:[\d.,]*\d)?(?:\s*(?:\*|\\times)\s*10\s*\^\s*(?:\d+|\{-?\d+\}))?)(?:[\s~]|\\[ ,;])+"
+    r"((?:[cdkmnµμ]?m\s*\^\s*\{?[23]\}?|(?:UNIT)(?:\s*\^\s*\{-\d\})?)"
+    r"(?:\s*(?:\*|\\cdot|-)\s*(?:UNIT)|\s*/\s*(?:UNIT)(?:\s*\^\s*\{?\d\}?)?"
+    r"|\s+(?:UNIT)\s*(?:/\s*(?:UNIT)|\^\s*\{-\d\}))*)".replace("UNIT", SI_UNIT)
 )
-UNIT_ENDS = re.compile(r"\s*(?:$|[,;)]|[/*-]\s*[A-Za-z\\]|\\(?:cdot|text|mathrm)|\^\{?[23])")
-# Words that change the number before them, or deny it.
+# What changes the number before it, or denies it; alone or at any place among the words of a unit.
 NOT_UNITS = re.compile(
-    r"""
-    is|are|was|were|be|not|no|never|nor|wrong|false|incorrect|maybe|perhaps|probably|if|but|
-    unless|except|than|at|about|around|approx|approximately|roughly|below|above|minus|plus|half|
-    halves|third|thirds|fourths|fifths|sixths|sevenths|eighths|ninths|tenth|tenths|hundredths|
-    thousandths|zero|one|two|three|four|five|six|seven|eight|nine|ten|tens|point|negative|
-    squared|cubed|factorial|over|hundreds|thousands|millions|billions|mil|bn|lakh|crore|score|
-    gross|pct|permille|bps|nan|none
-    |(?:[不非折成余多]|以上|以下|左右|分之).*""",
+    r"""\b(?:(?-i:[npqrtuxyz])
+    |is|are|was|were|be|not|no|nor|never|\w+n\ t|nope|cannot|does|fails?|wrong|false|incorrect
+    |inaccurate|impossible|unlikely|unsure|guess|nan|none|some(?:thing|what)?|ish
+    |maybe|perhaps|possibly|probably|if|but|unless|except|than|about|around|approx(?:imately)?
+    |roughly|nearly|almost|circa|versus|vs|xor|through|until|to|up|upwards?|onwards?|out|at|least
+    |most|below|above|under|over|minimum|maximum|exclusive|minus|plus|negative|point|by|mod(?:ulo)?
+    |base|binary|octal|hex|root|reciprocal|inverse|squared|cubed|factorial|twice|thrice|\w*fold|half
+    |halves|quarters?|(?:(?:zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve
+    |\w+teen|(?:twen|thir|for|fif|six|seven|eigh|nine)ty|hundred|thousand|dozen|googol|\w+illion)s?)
+    |(?:thir|four|fif|six|seven|eigh|nine?|ten|eleven|twelf|\w+teen|\w+tie|hundred|thousand|\w+illion)
+    (?:th|d)s?|lakhs?|crores?|scores?|gross|myriads?|grand|kilo|mega|mil|mio|bn|pct
+    |percent(?:age)?s?|permill?e?|mille|bps|basis)\b
+    |\b[不折成余多半打的]|[非没错否几又或和到至及与零一二三四五六七八九半多倒约以左超]|相反|分之|(?<![平立])方|方根
+    |^(?:\w{3,}(?:ed|ly)|odd|short|prime|sign|conjugate|less|fewer|double|max|平方|立方)$""",
     re.VERBOSE | re.IGNORECASE,
 )
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 
 UNICODE = str.maketrans(
-    "−–×·⋅÷\xa0、，；：∶（）［］｛｝！％＋－＝＜＞｜／＾。’′“”",
-    "--***/ ,,;::()[]{}!%+-=<>|/^.''\"\"",
-) | {
+    "−–×·⋅÷\xa0、∶。’′“”",
+    "--***/ ,:.''\"\"",
+)
+UNICODE |= {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F) if not chr(code).isalnum()}
+UNICODE |= {
     ord(line[0]): f"{line[2:]} "
     for line in """≤ <=
 ≥ >=
@@ -132,7 +143,6 @@ UNICODE = str.maketrans(
 ≠ \\neq
 ∠ \\angle
 ￥ ¥
-＄ $
 \u2009 \\,
 \u202f \\,
 α \\alpha
@@ -162,7 +172,7 @@ TOKEN = re.compile(
     r"""
     (?P<space>(?:\s|~|\\[,;:!\s]
         |\\(?:quad|qquad|left|right|[bB]igg?[lr]?|displaystyle)(?![A-Za-z]))+)
-  | (?P<letters>(?u:[^\W\d_]+))  # of any script; digits are ASCII only
+  | (?P<letters>平方|立方|(?!千[克米])[十百千万亿]+|(?u:[^\W\d_]+))  # of any script; digits are ASCII only
   | (?P<number>
         (?:(?:[1-9]\d{0,2}(?:(?:\{,\}|,\\!\s*|\\[,;:!]\s*)\d{3})+(?!\d)|\d+)(?:\.\d*)?|\.\d+)
         (?:\\overline\{\d+\})?(?:[eE][+-]?\d+)?)
@@ -250,6 +260,7 @@ $ ⇒ (?<!\\)(\$\$?)(?=\S)((?:[^$\\]|\\.)*?)(?<=\S)\1(?!\d) ⇒ ␣\2␣
 \ ⇒ \\(?:text|math)\w*\s*\{\s*\(?([A-J])[).:]\s*\} ⇒ (\1)␣
 \m ⇒ \\(math[a-z]+)\s+([A-Za-z\d])(?![A-Za-z]) ⇒ \\\1{\2}
 \Om ⇒ (?<=\d)[\s~]+\\Omega(?![A-Za-z]) ⇒ ␣Ω
+\in ⇒ [\s,~]*\(\s*([a-z]\s*\\in\s*(?:\\math\w+\s*\{?)?[ZNRQ]\}?)\s*\)$ ⇒ ,␣\1
 [ ⇒ \\\\\[[\d.]+\s*[a-z]+\] ⇒ \\\\
 \op ⇒ \\operatorname\*?\s*\{(\w+)\} ⇒ \\\1␣
 \b ⇒ (?:\\left\s*)?[(\[]\s*\\begin\{(?:array\}\s*\{[clr|\s]*|(?:small)?matrix)\} ⇒ \\begin{pmatrix}
@@ -257,9 +268,10 @@ $ ⇒ (?<!\\)(\$\$?)(?=\S)((?:[^$\\]|\\.)*?)(?<=\S)\1(?!\d) ⇒ ␣\2␣
 \dot ⇒ \.(\d*)\\dot\s*\{?(\d)\}?(?:(\d*)\\dot\s*\{?(\d)\}?)? ⇒ .\1\\overline{\2\3\4}
 10 ⇒ (?<=[\d.])\s*[xX]\s*(?=10\s*(?:\^|\*\*)) ⇒ *
 _ ⇒ (?<![A-Za-z\\])(?:\\mathrm\{C\}|C)_\{?(\d+)\}?\^\{?(\d+)\}? ⇒ \\binom{\1}{\2}
- ⇒ (?<![^\W\d_])(Rs|rs|USD|EUR|GBP|INR|CNY|RMB|JPY|CAD|AUD)\.?\s*(\d[\d.,{}]*)$ ⇒ \2␣\1
+ ⇒ ^\W*(Rs|rs|USD|EUR|GBP|INR|CNY|RMB|JPY|CAD|AUD)\.?\s*(\d[\d.,{}]*)$ ⇒ \2␣\\text{\1}
 $ ⇒ (?<![A-Za-z\\])[A-Z]{1,2}\\?\$(?=\d) ⇒ \$
-( ⇒ (?<=[\d}])((?:\s|~|\\[ ,;])+)\((?![A-H]\))
+ ⇒ ^\W*(?i:(?:the |so |final |correct |my )*(?:answer|option|choice)(?: is| was)?)[\s*]+(?!=|is) ⇒ 
+( ⇒ (?<=[\d}])((?:\s|~|\\[ ,;])+|(?=\([^\x00-\x7f]))\((?![A-H]\))
   ((?:\\(?:text|mathrm)\{[^{}()]*\}|[^\W\d_]|[ /*^23])+)\)(?=\s*(?:[,;.$]|$)) ⇒ \1\2
 - ⇒ (?:(?<=[,;=(])|^)(\s*)-\s*(\\?[$€£₹¥₩])(?=\s*[\d.]) ⇒ \1\2-
  ⇒ (\d[\s~]*(?:\\text\s*\{\s*)?(?:h|min|ft|lbs?|km|kg|feet|foot
@@ -273,9 +285,8 @@ per cent ⇒ per cent\b ⇒ percent
 ² ⇒ ((?:^|[\s\d/}])(?:[cdkm]?m|ft|in|yd|s))² ⇒ \1^2
 ³ ⇒ ((?:^|[\s\d/}])(?:[cdkm]?m|ft|in|yd))³ ⇒ \1^3
 . ⇒ (?<![A-Za-z])(?i:([ap])\.\s?m\.?(?![A-Za-z])) ⇒ \1m
-或 ⇒ (?<=[^\s\u4e00-\u9fff])\s*或者?\s*(?=[^\s\u4e00-\u9fff]) ⇒ ␣or␣
- ⇒ (?<=[^\s\u4e00-\u9fff])\s*[和与及]\s*(?=[^\s\u4e00-\u9fff]) ⇒ ␣and␣
- ⇒ (?<![^\W\d_])(平方|立方|(?!千[克米])[十百千万亿]+)(?=[^\W\d_十百千万亿]) ⇒ \1␣
+或 ⇒ (?<![\u4e00-\u9fff])或者?(?![\u4e00-\u9fff]) ⇒ ␣or␣
+ ⇒ [和与及](?<![\u4e00-\u9fff].)(?![\u4e00-\u9fff]) ⇒ ␣and␣
 ) ⇒ ^([\s*$"`_]*[A-Ha-h])\)(?=[\s*$"`_.]*$) ⇒ \1
 \{ ⇒ ^[\s$]*(?:\\left)?\\\{\s*([a-z])\s*(?:\\in\s*(?:\\mathbb\{R\}|R)\s*)?(?:[|:]|\\(?:mid|vert)
   (?![a-z]))(?!.*\1\s*=)(?=.*\1)((?:(?!\\\}|\\right).)*)(?:\\right)?\\\}(?=[\s$.]*$) ⇒ \2
@@ -306,6 +317,8 @@ def tokenize(
     if prose:
         text = re.sub(r"(?<=[^\W\d_])[.'](?=[\s\w,]|$)", " ", text)  # St. Louis, O'Brien
     while position < len(text):
+        if len(tokens) > MAX_TOKENS:
+            raise ParseError("too many tokens")
         match = None if depth else THOUSANDS.match(text, position)
         match = match or TOKEN.match(text, position)
         if not match or match.lastgroup == "letters" and not match[0].isalpha():  # ² and ½
@@ -317,7 +330,7 @@ def tokenize(
                 prose
                 or piece in gold_words
                 or not gold_unknowns >= set(piece)
-                and is_unit(piece, text[:start], text[position:], tokens[-2:])
+                and is_unit(piece, text[:start], tokens[-2:])
             )
             tokens += letter_tokens(piece, is_word)
         elif kind == "sign" and piece[1:] in TEXT_COMMANDS:
@@ -325,7 +338,7 @@ def tokenize(
             if not group:
                 raise ParseError(f"{piece} without plain text")
             content = group[1].strip(" ~")
-            is_name = content in gold_unknowns or not SI_UNIT.fullmatch(content)
+            is_name = content in gold_unknowns or not re.fullmatch(SI_UNIT, content)
             tokens += tokenize(group[1], len(content) != 1 or not is_name, gold_words)
             position = group.end()
         elif kind == "sign":
@@ -346,24 +359,21 @@ def tokenize(
     return tokens
 
 
-def is_unit(run: str, before: str, after: str, previous: list[Token]) -> bool:
+def is_unit(run: str, before: str, previous: list[Token]) -> bool:
     """Is a run of letters a word: behind a number or a word it is a unit, not unknown factors."""
-    if NOT_UNITS.fullmatch(run) or not run.isascii():
+    if not run.isascii() or run in ("is", "are", "not"):
         return True
     if before[-1:].isdigit():
         return run in UNITS_AFTER_DIGITS
     if len(run) > 3 or len(run) > 1 and run in UNITS:
         return True
     match previous:
-        case [*_, Token("word")] | [Token("word"), Token("sign", "/" | "*" | "-")]:
-            return True
-    if not re.search(r"[\d}][\s~]+$", before):
-        return False
-    if len(run) == 3:
-        return run not in ALPHABET
-    if len(run) == 1 and not UNIT_ENDS.match(after):
-        return False
-    return SI_UNIT.fullmatch(run) is not None
+        case [*_, Token("word")]:
+            return len(run) > 1 or run == "a"
+        case [Token("word"), Token("sign", "/" | "-")]:
+            return len(run) > 2 or run in UNITS
+    # Three letters with a vowel that is rarely an unknown: `3 men`, but not `2 mgh`.
+    return len(run) == 3 and bool({*run.lower()} & {*"eiou"} and re.search(r"[\d}][\s~]+$", before))
 
 
 def letter_tokens(run: str, is_word: bool) -> list[Token]:
@@ -412,6 +422,12 @@ def is_unknown(node: Node) -> bool:
     return len(letter) == 1 and letter.isalpha() or letter in GREEK
 
 
+def in_order(names: list[str]) -> list[str]:
+    """Unknowns in the order of coordinates: Latin letters, then Greek ones."""
+    ordered = sorted(names, key=lambda name: (name in GREEK, name))
+    return names if names == [r"\rho", r"\theta", r"\phi"] else ordered
+
+
 def can_solve(name: Node, value: Node) -> bool:
     """Is `name` an unknown that the value does not contain?"""
     return is_unknown(name) and name.args[0] not in find_unknowns(value)
@@ -441,9 +457,10 @@ def equation(sides: list[Node], designation: str) -> Node | None:
         if can_solve(name, values[-1]) and not is_unknown(values[-1]):
             return tree("value of", name.args[0], chain(values))
         if name.op == "seq" and all(map(is_unknown, name.args[1:])):
-            names = ",".join(part.args[0] for part in name.args[1:])
-            # (y, x) = (2, 1) is not the point (2, 1).
-            return None if names[::-1] in "x,y,z" else tree("value of", names, values[-1])
+            names = [part.args[0] for part in name.args[1:]]
+            if values[-1].op == "seq" and len(values[-1].args) == len(name.args):
+                return tree("value of", ", ".join(names), values[-1])
+            return None
     return tree("equation", *sides)
 
 
@@ -484,7 +501,7 @@ def without(values: list[Node]) -> Node:
 
 # What may stand before `=` beside an unknown: an angle, a length or vector, a function's value.
 DESIGNATION = re.compile(
-    r"(?:m?\\angle|\\triangle)[A-Z]{1,3}|\|?[A-Z]{2,4}\|?|\[[A-Z]{3,}\]"
+    r"(?:m?\\angle|\\triangle)[A-Z]{1,3}|\|?[A-Z]{1,3}[A-Z](?:_\w)?\|?|E?\[[A-Z]+\]|[A-Z](?:\\c[au]p[A-Z])+"
     r"|\|?\\overline\{?[A-Za-z]{1,3}\}?\|?"
     r"|(?:sin|cos|tan|cot|sec|csc)(?:\^2)?(?:\\angle)?(?:[A-Z]{1,3}|[a-z]|\\[a-z]+|\([^=]+\))"
     # Not n(n+1) = 6, which is an equation.
@@ -539,6 +556,9 @@ class Parser:
             items.append(self.relation())
         if self.kind != "end":
             self.fail()
+        unknowns = {item.args[0].partition("_")[0] for item in items if item.op == "value of"}
+        if "or" in separators and len(unknowns) > 1:
+            raise ParseError("alternatives for different unknowns")
         names = {item.args[:1] for item in items if item.op in ("interval of", "excluded")}
         if items[0].op == "excluded" and separators <= {",", "and"} and len(names) == 1:
             values = [item.args[1] if item.op == "excluded" else item for item in items]
@@ -606,6 +626,7 @@ class Parser:
 
     def unit(self, value: Node, unit: list[str]) -> tuple[Node, list[str]]:
         """The value, scaled by words like `million`, and the words of its unit."""
+        words = []
         while True:
             sign = (
                 unit
@@ -614,23 +635,28 @@ class Parser:
             )
             if self.kind == "word":
                 word = self.take()
-                if NOT_UNITS.fullmatch(word):
-                    raise ParseError(f"{word!r} is not a unit")
-                if len(word) > 3:
-                    word = word.casefold().removesuffix("s")
-                if sign == "/":
-                    unit.append("/")
                 if word in SCALES:
                     value = tree("product", value, number(SCALES[word]))
-                else:
-                    unit.append(UNITS.get(word, word))
+                    continue
+                words.append(word)
+                if len(word) > 3 and not re.fullmatch(SI_UNIT, word):
+                    word = word.casefold().removesuffix("s")
+                unit += ["/"] * (sign == "/") + [UNITS.get(word, word)]
             elif not unit and self.peek(*CURRENCIES):
                 unit.append(UNITS[self.take()])
             elif unit and self.accept("^"):
-                op, args = self.exponent()
-                unit.append(f"^{args[0]}" if op == "number" else self.fail())
+                match self.exponent():
+                    case Node("number", (power, _)):
+                        unit.append(f"^{power}")
+                    case Node("negative", (Node("number", (power, _)),)):
+                        unit.append(f"^-{power}")
+                    case _:
+                        self.fail()
             else:
-                return value, unit
+                break
+        if denied := NOT_UNITS.search(" ".join(words)):
+            raise ParseError(f"{denied[0]!r} is not a unit")
+        return value, unit
 
     def sum(self) -> Node:
         signs = ("+", "-", r"\pm", r"\mp")
@@ -834,16 +860,18 @@ def parse(
     if len(text) > MAX_LENGTH:
         raise ParseError(f"longer than {MAX_LENGTH} characters")
     text = unwrap(text)
-    if DATE.fullmatch(text):
-        return tree("name", re.sub(r"[\s,.]+", " ", text).casefold()), frozenset()
-    if CHEMICAL.fullmatch(text):
-        return tree("name", re.sub(r"[_{}]", "", text)), frozenset()
+    if not gold_unknowns and (plain := PLAIN_QUANTITY.fullmatch(text)):
+        unit = re.sub(r"[^\W\d_]+(?!\{)", r"\\text{\g<0>}", plain[2].replace(r"\cdot", "*"))
+        text = f"{plain[1]} {unit}"
+    plain = re.sub(r"\\(?:text|mathrm|ce)\s*\{(\w*)\}\s*", r"\1", text)
+    if DATE.fullmatch(plain) or CHEMICAL.fullmatch(plain):
+        return tree("name", re.sub(r"[\s,._{}]+", "", plain)), frozenset()
     tokens = tokenize(text, prose, gold_words, gold_unknowns)
     expensive = sum(token.text in EXPENSIVE for token in tokens)
     digits = sum(len(token.text) for token in tokens if token.kind == "number")
     irrational = expensive or any(token.text in ("e", r"\pi") for token in tokens)
-    if len(tokens) > MAX_TOKENS or expensive > MAX_EXPENSIVE or irrational and digits > MAX_DIGITS:
-        raise ParseError("too many tokens, powers or digits")
+    if expensive > MAX_EXPENSIVE or irrational and digits > MAX_DIGITS:
+        raise ParseError("too many powers or digits")
     words = frozenset(token.text for token in tokens if token.kind == "word")
     try:
         return Parser(tokens).answer(), words
@@ -851,7 +879,8 @@ def parse(
         texts = [token.text for token in tokens]
         if not {*OPAQUE} & {*texts} and not (r"\{" in texts and {"|", ":"} & {*texts}):
             raise
-        return tree("name", " ".join(texts)), words  # equals what is written alike
+        written = re.sub(r"[({] (\S+) [)}]", r"\1", " ".join(texts))
+        return tree("name", written), words  # equals what is written alike
 
 
 STARTS = r"( [ { \frac \binom \sqrt sqrt \pi \infty \lfloor \lceil".split()  # of a factor
