@@ -7,7 +7,6 @@ It never repeats a try, and keeps results between 0 and 60.
 import ast
 import operator
 import re
-from collections import Counter
 from collections.abc import Iterator
 from fractions import Fraction
 from functools import cache
@@ -18,15 +17,17 @@ from r1mini.tasks.trace import Try
 
 LIMIT = 60  # the largest result in a search
 MAX_LENGTH = 200  # of an answer, in characters
-SIGNS = str.maketrans("×·⋅∙∗＊÷∕⁄／−–－＋＝（）", "******////---+=()")
+SIGNS = str.maketrans("×·⋅∙∗＊÷∕⁄／−–－＋＝（）。，；：✓✔✅", "******////---+=().,;:   ")
 REWRITES = [
     (re.compile(pattern, re.DOTALL), replacement)
     for pattern, replacement in (
         (r"\$|\\(?:[][(),;:! ]|(?:left|right|[bB]ig+[lr]?|quad|displaystyle)(?![A-Za-z]))", " "),
-        (r"\\(?:times|cdot|ast)(?![A-Za-z])|(?<=[\d)\s])x(?=[\d(\s])", "*"),
+        (r"^\s*(?i:(?:the |final )*(?:answer|equation|solution|result)|答案|[a-z])\s*[:=]", ""),
+        (r"^\s*=", ""),
+        (r"\\(?:times|cdot|ast)(?![A-Za-z])|(?<=[\d)\s])[xX](?=[\d(\s])", "*"),
         (r"\\div(?![A-Za-z])", "/"),
-        (r"[.。](?=[\s}*`]*$)", ""),
-        (r"^\s*(\*\*|`+)(.*)\1\s*$", r"\2"),
+        (r"[.,;](?=[\s}*`]*$)", ""),
+        (r"(^|=)\s*(\*\*|`+|\")(?:(?<=```)\w+\n)?(.*?)\2\s*(?=$|=)", r"\1\3"),
         (r"\\[cdt]?frac\s*(?:{([^{}]*)}|(\d))\s*(?:{([^{}]*)}|(\d))", r"((\1\2)/(\3\4))"),
         (r"(^|=)\s*\\(?:boxed|fbox)\s*{([^{}]*)}\s*(?=$|=)", r"\1\2"),
     )
@@ -100,14 +101,14 @@ def tries(problem: Problem, rng: Random) -> Iterator[Try]:
 
 
 def find_error(problem: Problem, answer: str) -> str | None:
-    target, numbers = problem.columns["target"], problem.columns["numbers"]
-    sides = plain(answer).split("=") if len(answer) <= MAX_LENGTH else [""]
+    target, numbers = problem.columns["target"], [str(n) for n in problem.columns["numbers"]]
+    sides = re.split("=+", plain(answer)) if len(answer) <= MAX_LENGTH else [""]
     values = [evaluate(side) for side in sides]
     if None in values:
         return "not an expression of + - * /"
-    used = [[int(number) for number in re.findall("[0-9]+", side)] for side in sides]
-    if Counter(numbers) not in map(Counter, used):
-        return f"uses {', '.join(map(str, used[0]))}, not {', '.join(map(str, numbers))}"
+    used = [re.findall("[0-9.]+", side) for side in sides]
+    if sorted(numbers) not in map(sorted, used):
+        return f"uses {', '.join(used[0])}, not {', '.join(numbers)}"
     wrong = [f"{value} ≠ {target}" for value in values if value != target]
     return wrong[0] if wrong else None
 
@@ -134,13 +135,13 @@ def evaluate(text: str) -> Fraction | None:
     the four operators and plain numbers are evaluated.
     """
     text = " ".join(text.split())
-    if len(text) > MAX_LENGTH or set(text) - set("0123456789+-*/()[] "):
+    if len(text) > MAX_LENGTH or set(text) - set("0123456789.+-*/()[] "):
         return None
 
     def walk(node: ast.AST) -> Fraction:
         match node:
-            case ast.Constant(value=int(value)):
-                return Fraction(value)
+            case ast.Constant():
+                return Fraction(ast.get_source_segment(text, node))
             case ast.BinOp(left=left, op=op, right=right) if type(op) in OPERATORS:
                 return OPERATORS[type(op)](walk(left), walk(right))
             case ast.List(elts=[inner]):
