@@ -43,48 +43,61 @@ ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bard": "a
 
 
 def messages(row: Row, name: str) -> list[Message]:
-    """A column of messages: `role` and `content` (text or parts), or ShareGPT's `from`, `value`."""
+    """A column of messages, without empty system messages."""
     result = []
     for number, message in enumerate(row[name], 1):
-        content = message.get("content", message.get("value"))
-        role = message.get("role", message.get("from"))
-        role = ROLES.get(role, role)
         try:
-            if role not in ("system", "user", "assistant"):
-                raise ValueError(f"role {role!r:.60} is not system, user or assistant")
-            for key in ("tool_calls", "function_call"):
-                if message.get(key):
-                    raise ValueError(f"{key!r}: tool calls are not supported")
-            if isinstance(content, list):
-                for part in content:
-                    if not (kind := part.get("type", "text")).endswith("text"):
-                        raise ValueError(f"content of type {kind!r} is not supported")
-                content = "".join(part["text"] for part in content)
-            if role == "system" and not str(content or "").strip():
-                continue  # an empty system message is none
-            fields = {"role": role, "content": text({"content": content}, "content")}
-            result.append({**fields, **extra_fields({**message, **fields})})
+            result.append(read_message(message))
         except ValueError as error:
             raise ValueError(f"column {name!r}, message {number}: {error}") from None
-    return result
+    return [message for message in result if message["content"] or message["role"] != "system"]
 
 
-def extra_fields(message: Row) -> dict:
-    """An assistant's `reasoning_content`, under any of its names, and `weight` if that is 0.
+def is_blank(value: Any) -> bool:
+    return not value or not str(value).strip()
 
-    ValueError for another weight than 0 and 1, and for reasoning that is not text, not the
-    assistant's, or differs from other reasoning, also in the content.
+
+def read_message(message: Row) -> Message:
+    """`role` and `content` (text or parts), or ShareGPT's `from` and `value`; an assistant's
+    `reasoning_content`, under any of its names, and its `weight` if that is 0.
+
+    ValueError for another role, tool calls, images, another weight than 0 and 1, and for reasoning
+    that is not text, not the assistant's, under another name, or unlike other reasoning of the
+    message, also in the content.
     """
-    content, weight = message["content"], message.get("weight")
-    names = [name for name in REASONING if str(message.get(name) or "").strip()]
-    thoughts = {text(message, name).strip() for name in names}
-    if message["role"] != "assistant":
+    content = message.get("content", message.get("value"))
+    role = message.get("role", message.get("from"))
+    role = ROLES.get(role, role)
+    if role not in ("system", "user", "assistant"):
+        raise ValueError(f"role {role!r:.60} is not system, user or assistant")
+    for key in ("tool_calls", "function_call"):
+        if message.get(key):
+            raise ValueError(f"{key!r}: tool calls are not supported")
+    if isinstance(content, list):
+        for part in content:
+            if (kind := part.get("type", "text")) not in ("text", "input_text", "output_text"):
+                raise ValueError(f"content of type {kind!r} is not supported")
+        content = "".join(part["text"] for part in content)
+    names = [key for key in REASONING if not is_blank(message.get(key))]
+    for key, value in message.items():
+        unread = key not in REASONING and re.search("reason|think|thought", key, re.IGNORECASE)
+        if unread and isinstance(value, str if names else str | list) and not is_blank(value):
+            raise ValueError(f"{key!r} is left out; name reasoning {REASONING[0]!r}")
+    if is_blank(content) and (names or role == "system"):
+        content = ""
+    else:
+        content = text({"content": content}, "content")
+    fields = {"role": role, "content": content}
+    if role != "assistant":
         if names:
-            raise ValueError(f"{names[0]!r} in a message of role {message['role']!r}")
-        return {}
+            raise ValueError(f"{names[0]!r} in a message of role {role!r}")
+        return fields
+    weight = message.get("weight")
     if weight not in (0, 1, None):
         raise ValueError(f"'weight' must be 0 or 1, not {weight!r:.60}")
-    fields = {"weight": 0} if weight == 0 else {}
+    if weight == 0:
+        fields["weight"] = 0
+    thoughts = {text(message, key).strip() for key in names}
     if names and "think>" in content + "".join(thoughts):
         names.append("<think> tags")
         thoughts.add(extract_thinking(content).strip())
@@ -139,6 +152,9 @@ def trl(row: Row) -> dict:
     else:
         names = ["messages"] if row.get("messages") else ["prompt"]
     fields = {name: text_or_messages(row, name) for name in names}
+    if names == ["prompt"] and (reply := written_reply(row)):  # verl's `response`
+        as_messages = to_messages({"completion": reply})
+        fields["completion"] = reply if isinstance(fields["prompt"], str) else as_messages
     for name in ("answer", *GOLDS):
         if row.get(name) is not None:
             fields.setdefault("answer", row[name])

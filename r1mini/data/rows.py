@@ -107,11 +107,11 @@ def unused_text(example: Example) -> dict[str, None]:
     return {
         name: None
         for name, value in example.columns.items()
-        if isinstance(value, str)
+        if (isinstance(value, str) or name == "history" and value)
         and not example.format.tests
         and name not in (*ANSWERS[:-2], *CORRECT)
         and name == name.lower()
-        and value.strip() not in shown
+        and str(value).strip() not in shown
     }
 
 
