@@ -7,9 +7,9 @@ Left out: preference pairs, tool calls, images.
 """
 
 import re
+from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import chain
 from random import Random
 from typing import Any, NamedTuple
 
@@ -375,7 +375,7 @@ def named_columns(prompt: str, answer: str, row: Row) -> dict:
 
 class Format(NamedTuple):
     name: str
-    columns: tuple[str, ...]  # a file has the first format whose columns it has
+    columns: str  # a file has the first format whose columns it has
     read: Callable[[Row], dict]
     target: str  # what SFT learns; there, a row without it is an error
     tests: Callable[[Row], convert.Tests] | None = None  # of code datasets
@@ -389,39 +389,39 @@ GOLD = "text in column 'gold_standard_solution'"
 TURN = "turn of an assistant"
 FORMATS = (
     # huggingface.co/datasets/Jiayi-Pan/Countdown-Tasks-3to4
-    Format("Countdown-Tasks-3to4", ("nums", "target"), countdown, COMPLETION),
+    Format("Countdown-Tasks-3to4", "nums, target", countdown, COMPLETION),
     # huggingface.co/datasets/open-r1/verifiable-coding-problems-python
-    Format("open-r1 code", ("verification_info",), open_r1_code, GOLD, convert.open_r1_row_tests),
+    Format("open-r1 code", "verification_info", open_r1_code, GOLD, convert.open_r1_row_tests),
     # github.com/openai/human-eval
-    Format("HumanEval", ("entry_point",), humaneval, SOLUTION, convert.humaneval_tests),
+    Format("HumanEval", "entry_point", humaneval, SOLUTION, convert.humaneval_tests),
     # huggingface.co/datasets/google-research-datasets/mbpp
-    Format("MBPP", ("test_list",), mbpp, "text in column 'code'", convert.mbpp_tests),
+    Format("MBPP", "test_list", mbpp, "text in column 'code'", convert.mbpp_tests),
     # huggingface.co/datasets/codeparrot/apps
-    Format("APPS", ("input_output",), apps, "text in column 'solutions'", convert.apps_tests),
+    Format("APPS", "input_output", apps, "text in column 'solutions'", convert.apps_tests),
     # huggingface.co/docs/trl/dataset_formats
-    Format("TRL prompt-completion", ("prompt", "completion"), trl, COMPLETION),
+    Format("TRL prompt-completion", "prompt, completion", trl, COMPLETION),
     # huggingface.co/datasets/HuggingFaceH4/ultrachat_200k
-    Format("UltraChat", ("prompt", "messages"), trl, TURN),
-    Format("TRL prompt-only", ("prompt",), trl, COMPLETION),
+    Format("UltraChat", "prompt, messages", trl, TURN),
+    Format("TRL prompt-only", "prompt", trl, COMPLETION),
     # huggingface.co/datasets/open-r1/OpenR1-Math-220k
-    Format("OpenR1-Math-220k", ("problem", "generations"), open_r1_math, GENERATION),
+    Format("OpenR1-Math-220k", "problem, generations", open_r1_math, GENERATION),
     # huggingface.co/datasets/AI-MO/NuminaMath-CoT
-    Format("NuminaMath", ("problem", "solution", "source"), math, SOLUTION),
+    Format("NuminaMath", "problem, solution, source", math, SOLUTION),
     # huggingface.co/datasets/HuggingFaceH4/MATH-500
-    Format("MATH-500", ("problem", "answer", "unique_id"), math, SOLUTION),
+    Format("MATH-500", "problem, answer, unique_id", math, SOLUTION),
     # huggingface.co/datasets/EleutherAI/hendrycks_math
-    Format("MATH", ("problem", "solution", "level", "type"), math, SOLUTION),
+    Format("MATH", "problem, solution, level, type", math, SOLUTION),
     # huggingface.co/datasets/openai/gsm8k
-    Format("GSM8K", ("question", "answer"), gsm8k, "text in column 'answer'", answer_marker="####"),
+    Format("GSM8K", "question, answer", gsm8k, "text in column 'answer'", answer_marker="####"),
     # huggingface.co/datasets/Idavidrein/gpqa
-    Format("GPQA", ("Question", "Correct Answer"), gpqa, "text in column 'Correct Answer'"),
+    Format("GPQA", "Question, Correct Answer", gpqa, "text in column 'Correct Answer'"),
     # huggingface.co/datasets/bespokelabs/Bespoke-Stratos-17k
-    Format("Bespoke-Stratos", ("system", "conversations"), sharegpt, TURN),
+    Format("Bespoke-Stratos", "system, conversations", sharegpt, TURN),
     # huggingface.co/datasets/anon8231489123/ShareGPT_Vicuna_unfiltered
-    Format("ShareGPT", ("conversations",), sharegpt, TURN),
-    Format("TRL messages", ("messages",), trl, TURN),
+    Format("ShareGPT", "conversations", sharegpt, TURN),
+    Format("TRL messages", "messages", trl, TURN),
 )
-TEXT = Format("TRL text", ("text",), trl_text, "text in column 'text'")
+TEXT = Format("TRL text", "text", trl_text, "text in column 'text'")
 PROMPTS = "prompt problem stem question question_stem query ctx sentence instruction text".split()
 GOLDS = "ground_truth expected_answer final_answer target".split()
 REPLIES = "solution output response generated_solution".split()
@@ -447,22 +447,19 @@ def common_columns(row: Row) -> Row:
     return {**nested, **lower, **row}
 
 
-def add_context(row: Row, fields: dict) -> dict:
-    """The fields with the row's context before the question; Alpaca's `input` after it."""
-    prompt = fields.get("prompt")
-    if not prompt:
-        return fields
-    question = prompt if isinstance(prompt, str) else prompt[-1]["content"]
-    own = question
+def add_context(row: Row, prompt: str | list[Message]) -> str | list[Message]:
+    """The prompt with the row's context before the question; Alpaca's `input` after it."""
+    if isinstance(prompt, list):
+        *before, last = prompt
+        return [*before, {**last, "content": add_context(row, last["content"])}]
+    question = prompt
     for name in CONTEXTS:
         part = row.get(name)
-        if not isinstance(part, str) or not part.strip() or own.startswith(part):
+        if is_blank(part) or not isinstance(part, str) or question.startswith(part):
             continue
-        if "prompt" not in row or part not in own:
-            question = f"{question}\n{part}" if name == "input" else f"{part}\n{question}"
-    if not isinstance(prompt, str):
-        question = [*prompt[:-1], {**prompt[-1], "content": question}]
-    return {**fields, "prompt": question}
+        if "prompt" not in row or part not in question:
+            prompt = f"{prompt}\n{part}" if name == "input" else f"{part}\n{prompt}"
+    return prompt
 
 
 def detect(head: Sequence[Row], prompt_key: str = "", answer_key: str = "") -> Format:
@@ -471,7 +468,7 @@ def detect(head: Sequence[Row], prompt_key: str = "", answer_key: str = "") -> F
     One of `FORMATS`, or else columns with common names or those of the flags.
     """
     head = list(map(common_columns, head))
-    columns = dict.fromkeys(chain.from_iterable(reversed(head)))
+    columns = ChainMap(*head)
     for flag, key in (("prompt", prompt_key), ("answer", answer_key)):
         if key and key not in columns:
             raise ValueError(f"--{flag}-key {key}: no such column in {', '.join(columns)}")
@@ -479,20 +476,20 @@ def detect(head: Sequence[Row], prompt_key: str = "", answer_key: str = "") -> F
     prompt = prompt_key or next((name for name in PROMPTS if name in columns), None)
     if prompt and "completion" not in columns and any(map(find_choices, head)):
         golds = [answer_key] if answer_key else [*ANSWERS, *CORRECT]
-        return Format("choices", (), partial(choices, prompt, golds), "right choice")
+        return Format("choices", "", partial(choices, prompt, golds), "right choice")
     if not custom:
         for row_format in FORMATS:
             has_marker = any(row_format.answer_marker in str(row.get("answer")) for row in head)
-            if has_marker and set(row_format.columns) <= columns.keys():
+            if has_marker and set(row_format.columns.split(", ")) <= columns.keys():
                 return row_format
     answers = (name for name in ANSWERS if any(row.get(name) is not None for row in head))
     answer = answer_key or next(answers, None)
     if prompt and answer:
         read = partial(named_columns, prompt, answer)
-        return Format(f"columns {prompt}, {answer}", (), read, f"text in column {answer!r}")
+        return Format(f"columns {prompt}, {answer}", "", read, f"text in column {answer!r}")
     if "text" in columns and not custom:
         return TEXT
-    known = "; ".join(f"{known.name} ({', '.join(known.columns)})" for known in (*FORMATS, TEXT))
+    known = "; ".join(f"{known.name} ({known.columns})" for known in (*FORMATS, TEXT))
     raise ValueError(
         f"unknown columns: {', '.join(columns) or 'none'}; name the columns with "
         f"--prompt-key and --answer-key, or use a known format: {known}"

@@ -55,7 +55,9 @@ def read_examples(
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from None
         try:
-            fields = add_context(row, row_format.read(row))
+            fields = row_format.read(row)
+            if fields.get("prompt"):
+                fields["prompt"] = add_context(row, fields["prompt"])
         except ValueError as error:
             errors.report(f"{place}: {error}")
         except READ_ERRORS as error:
