@@ -108,13 +108,13 @@ def read_message(message: Row) -> Message:
     return fields
 
 
-def chat(question: str, reply: str | None = None, **columns: Any) -> dict:
-    """A user's question and the assistant's reply, if any. ValueError if that is not text."""
+def chat(prompt: str | list[Message], reply: str | None = None, **columns: Any) -> dict:
+    """A prompt and the assistant's reply, if any, as messages. ValueError if that is not text."""
     if not isinstance(reply, str | None):
         raise ValueError(f"the reply must be text, not {reply!r:.60}")
-    fields = {"prompt": [{"role": "user", "content": question}], **columns}
+    fields = {"prompt": to_messages({"prompt": prompt}), **columns}
     if reply:
-        fields["completion"] = [{"role": "assistant", "content": reply}]
+        fields["completion"] = to_messages({"completion": reply})
     return fields
 
 
@@ -153,16 +153,12 @@ def trl(row: Row) -> dict:
         names = ["messages"] if row.get("messages") else ["prompt"]
     fields = {name: text_or_messages(row, name) for name in names}
     if names == ["prompt"] and (reply := written_reply(row)):  # verl's `response`
-        as_messages = to_messages({"completion": reply})
-        fields["completion"] = reply if isinstance(fields["prompt"], str) else as_messages
+        is_text = isinstance(fields["prompt"], str)
+        fields["completion"] = reply if is_text else to_messages({"completion": reply})
     for name in ("answer", *GOLDS):
         if row.get(name) is not None:
             fields.setdefault("answer", row[name])
     return fields
-
-
-def trl_text(row: Row) -> dict:
-    return {"text": text(row, "text")}
 
 
 MARKERS = {  # of Bespoke-Stratos
@@ -190,9 +186,9 @@ def math(row: Row) -> dict:
 
 def open_r1_math(row: Row) -> dict:
     """The reply is the first complete generation that Math-Verify, or else Llama, found correct."""
-    generations, complete = row["generations"] or [], row.get("is_reasoning_complete") or []
-    for name in ("correctness_math_verify", "correctness_llama"):
-        for reply, *flags in zip(generations, complete, row.get(name) or []):
+    for correct in ("correctness_math_verify", "correctness_llama"):
+        names = ("generations", "is_reasoning_complete", correct)
+        for reply, *flags in zip(*(row.get(name) or [] for name in names)):
             if all(flags):
                 return chat(text(row, "problem"), reply)
     return chat(text(row, "problem"))
@@ -236,10 +232,6 @@ def countdown(row: Row) -> dict:
     )
     fields = trl(row) if "prompt" in row else chat(question)
     return {**fields, "task": "countdown", "numbers": numbers, "target": target}
-
-
-def prompt_turns(row: Row, name: str) -> list[Message]:
-    return to_messages({"prompt": text_or_messages(row, name)})
 
 
 def written_reply(row: Row) -> str:
@@ -301,8 +293,7 @@ def choices(prompt: str, golds: Sequence[str], row: Row) -> dict:
     for value in values.values():
         named = set()
         for letter, (label, choice) in zip(LETTERS, by_label.items()):
-            by_text = isinstance(value, str) and mark(choice)
-            if mark(value) in (letter, mark(label), by_text):
+            if mark(value) in (letter, mark(label), isinstance(value, str) and mark(choice)):
                 named.add(letter)
         correct &= named or correct
     if len(correct) != 1:
@@ -314,11 +305,11 @@ def choices(prompt: str, golds: Sequence[str], row: Row) -> dict:
     if len(set(texts)) < len(texts):
         raise ValueError(f"two choices are the same: {texts}")
     lines = "".join(f"\n{letter}) {choice}" for letter, choice in zip(LETTERS, texts))
-    *before, last = prompt_turns(row, prompt)
+    *before, last = to_messages({"prompt": text_or_messages(row, prompt)})
     question = f"{last['content']}\n{lines}\n\nAnswer with the letter of the right choice."
     [letter] = correct
-    fields = chat(question, written_reply(row) or rf"\boxed{{{letter}}}", answer=letter)
-    return {**fields, "prompt": [*before, *fields["prompt"]]}
+    reply = written_reply(row) or rf"\boxed{{{letter}}}"
+    return chat([*before, {**last, "content": question}], reply, answer=letter)
 
 
 def humaneval(row: Row) -> dict:
@@ -359,18 +350,15 @@ def named_columns(prompt: str, answer: str, row: Row) -> dict:
 
     SFT learns the written reply, or else the answer.
     """
-    fields = {"prompt": prompt_turns(row, prompt)}
-    value = row.get(answer)
+    question, value = text_or_messages(row, prompt), row.get(answer)
     if value is None or answer == "tests":
-        return fields
+        return chat(question)
     if isinstance(value, list) and len(value) == 1:  # OlympiadBench
         value = value[0]
     if isinstance(value, list | dict):
         raise ValueError(f"column {answer!r}: must be text or a number, not {value!r:.60}")
     reply = written_reply(row) if answer in ("answer", *GOLDS) else ""
-    fields["completion"] = [{"role": "assistant", "content": reply or str(value)}]
-    fields["answer"] = None if answer == "solution" else value
-    return fields
+    return chat(question, reply or str(value), answer=None if answer == "solution" else value)
 
 
 class Format(NamedTuple):
@@ -385,13 +373,18 @@ class Format(NamedTuple):
 COMPLETION = "text in column 'completion'"
 SOLUTION = "text in column 'solution'"
 GENERATION = "generation that is complete and verified"
-GOLD = "text in column 'gold_standard_solution'"
 TURN = "turn of an assistant"
 FORMATS = (
     # huggingface.co/datasets/Jiayi-Pan/Countdown-Tasks-3to4
     Format("Countdown-Tasks-3to4", "nums, target", countdown, COMPLETION),
     # huggingface.co/datasets/open-r1/verifiable-coding-problems-python
-    Format("open-r1 code", "verification_info", open_r1_code, GOLD, convert.open_r1_row_tests),
+    Format(
+        "open-r1 code",
+        "verification_info",
+        open_r1_code,
+        "text in column 'gold_standard_solution'",
+        convert.open_r1_row_tests,
+    ),
     # github.com/openai/human-eval
     Format("HumanEval", "entry_point", humaneval, SOLUTION, convert.humaneval_tests),
     # huggingface.co/datasets/google-research-datasets/mbpp
@@ -421,7 +414,7 @@ FORMATS = (
     Format("ShareGPT", "conversations", sharegpt, TURN),
     Format("TRL messages", "messages", trl, TURN),
 )
-TEXT = Format("TRL text", "text", trl_text, "text in column 'text'")
+TEXT = Format("TRL text", "text", lambda row: {"text": text(row, "text")}, "text in column 'text'")
 PROMPTS = "prompt problem stem question question_stem query ctx sentence instruction text".split()
 GOLDS = "ground_truth expected_answer final_answer target".split()
 REPLIES = "solution output response generated_solution".split()
