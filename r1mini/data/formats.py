@@ -6,6 +6,7 @@ unchanged; messages go through a chat template. ValueError for a row that does n
 Left out: preference pairs, tool calls, images.
 """
 
+import json
 import re
 from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +24,6 @@ Message = Mapping[str, str]
 # A column is missing or mistyped.
 READ_ERRORS = (ValueError, LookupError, TypeError, AttributeError)
 TEXT_FIELDS = ("messages", "prompt", "completion", "text")
-INVALID_UNICODE = "not valid Unicode (a lone surrogate or a byte that is not UTF-8)"
 
 
 def text(row: Row, name: str) -> str:
@@ -32,11 +32,19 @@ def text(row: Row, name: str) -> str:
     if not isinstance(value, str) or not value.strip():
         actual = f", found {value!r:.60}" if name in row else ""
         raise ValueError(f"no text in column {name!r}{actual}")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"column {name!r}: {INVALID_UNICODE} in {value!r:.60}") from None
+    check_unicode(value, f"column {name!r}: ")
     return value
+
+
+def check_unicode(value: Any, place: str = "") -> None:
+    """ValueError for text in a JSON value that UTF-8 cannot encode."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        excerpt = error.object[max(0, error.start - 20) :][:60]
+        raise ValueError(
+            f"{place}not valid Unicode (a lone surrogate or a byte that is not UTF-8) in {excerpt!r}"
+        ) from None
 
 
 ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bard": "assistant"}
@@ -118,11 +126,12 @@ def chat(prompt: str | list[Message], reply: str | None = None, **columns: Any) 
     return fields
 
 
-def code_chat(question: str, code: str, **columns: Any) -> dict:
+def code_chat(question: str, reply: str, id: Any) -> dict:
     """A question and its program in a code block; `solution` is the program alone, or None."""
-    fenced = not code.strip() or "```" in code
-    reply = code if fenced else f"```python\n{code.strip()}\n```"
-    return chat(question, reply, **{"solution": code or None, **columns})
+    code = re.sub(r"(?s).*?```(?:python)?[ \t]*\n(.*?)```.*", r"\1", reply)
+    if code.strip() and "```" not in reply:
+        reply = f"```python\n{code.strip()}\n```"
+    return chat(question, reply, solution=code or None, id=id)
 
 
 def to_messages(fields: Row, names: Sequence[str] = TEXT_FIELDS) -> list[Message]:
@@ -315,7 +324,7 @@ def choices(prompt: str, golds: Sequence[str], row: Row) -> dict:
 def humaneval(row: Row) -> dict:
     """HumanEval (arXiv 2107.03374): the canonical solution continues the prompt."""
     prompt = text(row, "prompt")
-    return code_chat(prompt, prompt + text(row, "canonical_solution"), id=row.get("task_id"))
+    return code_chat(prompt, prompt + text(row, "canonical_solution"), row.get("task_id"))
 
 
 def mbpp(row: Row) -> dict:
@@ -323,14 +332,14 @@ def mbpp(row: Row) -> dict:
     the prompt shows the first assert."""
     question = text(row, "text" if "text" in row else "prompt")
     prompt = f"{question}\n\nExample:\n{convert.mbpp_asserts(row)[0]}"
-    return code_chat(prompt, text(row, "code"), id=row.get("task_id"))
+    return code_chat(prompt, text(row, "code"), row.get("task_id"))
 
 
 def apps(row: Row) -> dict:
     """APPS (arXiv 2105.09938), and TACO, which adds `time_limit`."""
     prompt = f"{text(row, 'question')}\n\n{typed_column(row, 'starter_code', str, '')}".strip()
     solutions = typed_column(row, "solutions", list, [])
-    fields = code_chat(prompt, str(solutions[0]) if solutions else "", id=row.get("problem_id"))
+    fields = code_chat(prompt, str(solutions[0]) if solutions else "", row.get("problem_id"))
     if "time_limit" in row:  # "2.0 seconds", or null
         seconds = re.match(r"\d+(\.\d+)?", str(row["time_limit"]))
         fields["time_limit"] = float(seconds[0]) if seconds else 2.0
@@ -341,8 +350,7 @@ def open_r1_code(row: Row) -> dict:
     """open-r1's code; its solution may be a reply with a code block."""
     name = next(filter(row.get, ("prompt", "problem", "problem_statement")), "prompt")
     reply = typed_column(row, "gold_standard_solution", str, "")
-    code = re.sub(r"(?s).*?```(?:python)?[ \t]*\n(.*?)```.*", r"\1", reply)
-    return code_chat(text(row, name), reply, solution=code or None, id=row.get("problem_id"))
+    return code_chat(text(row, name), reply, row.get("problem_id"))
 
 
 def named_columns(prompt: str, answer: str, row: Row) -> dict:

@@ -17,8 +17,8 @@ from r1mini import tasks
 from r1mini.checkpoint.chat_template import ChatTemplate, plain_template
 from r1mini.checkpoint.tokenizer import END_OF_TEXT
 from r1mini.data.files import RowErrors
-from r1mini.data.formats import TEXT_FIELDS, Message, Row, chat, to_messages
-from r1mini.data.rows import Example, check_unicode, convert_examples, read_examples
+from r1mini.data.formats import TEXT_FIELDS, Message, Row, chat, check_unicode, to_messages
+from r1mini.data.rows import Example, convert_examples, read_examples
 from r1mini.data.sft import is_plain_text
 from r1mini.records import Problem
 from r1mini.rewards import completion
@@ -98,9 +98,8 @@ def add_tests(example: Example, counts: Counter) -> Example:
     if not tests:
         raise Dropped("no test left")
     counts["rows kept"] += 1
-    added = {"tests": tests, "dropped": dropped.total()}
-    columns = {**row, "prompt": prompt, **extra_columns(fields), **added}
-    return example._replace(columns=columns, fields=chat(prompt))
+    added = {"prompt": prompt, **extra_columns(fields), "tests": tests, "dropped": dropped.total()}
+    return example._replace(columns={**row, **added}, fields=chat(prompt))
 
 
 def extra_columns(fields: dict) -> dict:

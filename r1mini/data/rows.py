@@ -3,18 +3,16 @@
 Decontamination removes rows that share ten consecutive words with an evaluation set.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from r1mini.data.files import RowErrors, read_rows
 from r1mini.data.formats import (
     ANSWERS,
     CORRECT,
-    INVALID_UNICODE,
     PROMPTS,
     READ_ERRORS,
     Format,
@@ -79,9 +77,8 @@ def convert_examples(
     `convert` raises ValueError are reported to `errors`.
     """
     eval_ngrams = read_eval_ngrams(decontaminate)
-    converted, contaminated, name, left_out = {}, 0, "", {}
+    converted, contaminated, left_out = {}, 0, {}
     for example in examples:
-        name = example.format.name
         if eval_ngrams and is_contaminated(example.fields, eval_ngrams):
             contaminated += 1
             continue
@@ -95,7 +92,7 @@ def convert_examples(
         removed = f"; {contaminated} removed by --decontaminate (ten consecutive words){removed}"
     if not converted:
         raise ValueError(f"{path}: no rows{removed}")
-    print(f"{path}: {name}, {len(converted)} rows{removed}", flush=True)
+    print(f"{path}: {example.format.name}, {len(converted)} rows{removed}", flush=True)
     if left_out:
         print(f"{path}: text in other columns is left out: {', '.join(left_out)}", flush=True)
     if errors.messages:
@@ -115,15 +112,6 @@ def unused_text(example: Example) -> dict[str, None]:
         and name == name.lower()
         and str(value).strip() not in shown
     }
-
-
-def check_unicode(value: Any) -> None:
-    """ValueError for text in a JSON value that UTF-8 cannot encode."""
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        text = error.object[max(0, error.start - 20) :][:60]
-        raise ValueError(f"{INVALID_UNICODE} in {text!r}") from None
 
 
 # -- decontamination -------------------------------------------------------------------------------
@@ -147,9 +135,10 @@ def row_ngrams(fields: Row, role: str) -> set[str]:
     questions have the same choices: an n-gram begins before them."""
     if "numbers" in fields:
         return {f"{sorted(fields['numbers'])} {fields['target']}"}
-    messages = to_messages(fields)
     texts = [
-        m.get("reasoning_content", "") + "\n" + m["content"] for m in messages if m["role"] == role
+        message.get("reasoning_content", "") + "\n" + message["content"]
+        for message in to_messages(fields)
+        if message["role"] == role
     ]
     choices = ["A) " + text.partition("\n\nA) ")[2] for text in texts]
     return set().union(*map(ngrams, texts)).difference(*map(ngrams, choices))

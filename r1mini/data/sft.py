@@ -7,8 +7,8 @@ from pathlib import Path
 from r1mini.checkpoint.chat_template import ChatTemplate, is_learned
 from r1mini.checkpoint.tokenizer import Tokenizer
 from r1mini.data.files import RowErrors
-from r1mini.data.formats import TEXT_FIELDS, Row, to_messages
-from r1mini.data.rows import Example, check_unicode, convert_examples, read_examples
+from r1mini.data.formats import TEXT_FIELDS, Row, check_unicode, to_messages
+from r1mini.data.rows import Example, convert_examples, read_examples
 
 
 def sft_rows(
@@ -46,8 +46,7 @@ def sft_rows(
 def sft_row(example: Example) -> Row:
     """The text or messages of an example. ValueError if it has nothing to learn."""
     row = {name: value for name, value in example.fields.items() if name in TEXT_FIELDS}
-    replies = [*row.get("messages", ()), *to_messages(row, ("completion",))]
-    if not (row.get("text") or any(map(is_learned, replies))):
+    if "text" not in row and not any(map(is_learned, to_messages(row, ("messages", "completion")))):
         raise ValueError(f"no {example.format.target}")
     if isinstance(row.get("prompt"), str) != isinstance(row.get("completion"), str):
         raise ValueError("columns 'prompt' and 'completion': one is text, the other messages")
