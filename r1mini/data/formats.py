@@ -42,9 +42,8 @@ def check_unicode(value: Any, place: str = "") -> None:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         excerpt = error.object[max(0, error.start - 20) :][:60]
-        raise ValueError(
-            f"{place}not valid Unicode (a lone surrogate or a byte that is not UTF-8) in {excerpt!r}"
-        ) from None
+        reason = "not valid Unicode (a lone surrogate or a byte that is not UTF-8)"
+        raise ValueError(f"{place}{reason} in {excerpt!r}") from None
 
 
 ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bard": "assistant"}

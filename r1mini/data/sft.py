@@ -8,7 +8,7 @@ from r1mini.checkpoint.chat_template import ChatTemplate, is_learned
 from r1mini.checkpoint.tokenizer import Tokenizer
 from r1mini.data.files import RowErrors
 from r1mini.data.formats import TEXT_FIELDS, Row, check_unicode, to_messages
-from r1mini.data.rows import Example, convert_examples, read_examples
+from r1mini.data.rows import Example, convert_rows
 
 
 def sft_rows(
@@ -36,8 +36,7 @@ def sft_rows(
             duplicates.append(example.place)
         return row
 
-    examples = read_examples(path, prompt_key, answer_key, errors)
-    rows = convert_examples(path, examples, convert, errors, decontaminate)
+    rows = convert_rows(path, convert, errors, prompt_key, answer_key, decontaminate)
     if duplicates:
         print(f"{path}: {len(duplicates)} duplicate rows, the first at {duplicates[0]}", flush=True)
     return rows
