@@ -148,11 +148,11 @@ def tries_balance(problem: Problem, rng: Random) -> Iterator[Try]:
 def find_error_balance(problem: Problem, answer: str) -> str | None:
     """Expects the coefficients in the order of the species, in lowest terms."""
     left, right = problem.columns["left"], problem.columns["right"]
-    coefficients = []
+    coefficients, count = [], len(left + right)
     if re.fullmatch(r"\s*[0-9]{1,2}( +[0-9]{1,2}){0,7}\s*", answer, re.ASCII):
         coefficients = [int(part) for part in answer.split()]
-    if len(coefficients) != len(left) + len(right) or min(coefficients) < 1:
-        return f"not {len(left) + len(right)} coefficients"
+    if len(coefficients) != count or min(coefficients) < 1:
+        return f"not {count} coefficients"
     if math.gcd(*coefficients) > 1:
         return "not in lowest terms"
     text, balanced = tally(left, right, coefficients)
@@ -229,8 +229,7 @@ def find_error_kinetics(problem: Problem, answer: str) -> str | None:
     """
     number = r"[0-9]{1,4}(?:\.[0-9]{1,4})?"
     pattern = rf"\s*([012]) +(ln )?({number})((?:/{number})*)\s*"
-    match = re.fullmatch(pattern, answer[:61], re.ASCII)
-    if len(answer) > 60 or not match:
+    if len(answer) > 60 or not (match := re.fullmatch(pattern, answer, re.ASCII)):
         return "not an order and a rate constant"
     order, logarithm, constant = int(match[1]), match[2], float(match[3])
     divisors = [float(part) for part in match[4].split("/")[1:]]

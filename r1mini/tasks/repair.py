@@ -84,7 +84,7 @@ def fixes(program: Program) -> tuple[Program, ...]:
         tokens, ordered = rf"{places}|(?<=\*)[23]", "+"
     kinds = ("+-*", "<>", "01", "23" * (program[0] == STRINGS), names, ("max", "min", "sum"))
     programs = []
-    for number, line in enumerate(program[1:], 1):
+    for number, line in enumerate(program):
         lines = []
         for token in re.finditer(tokens, line):
             for kind in kinds:
@@ -119,10 +119,6 @@ def mirrored(program: Program) -> Program:
 # -- what a program computes -----------------------------------------------------------------------
 
 
-class OutOfBounds(Exception):
-    """A search ends at this value."""
-
-
 SIGNS = {
     ast.Add: ("+", operator.add),
     ast.Sub: ("-", operator.sub),
@@ -147,48 +143,35 @@ def run(program: Program, call: Call) -> tuple[Value | None, list[str]]:
     names = dict(zip((argument.arg for argument in function.args.args), call))
     steps = []
 
-    def block(body: list[ast.stmt]) -> Value | None:
-        """The value that the statements return, if they return."""
-        for node in body:
-            result = statement(node)
-            if result is not None:
-                return result
-        return None
-
-    def statement(node: ast.stmt) -> Value | None:
+    def evaluate(node: ast.AST) -> Value | None:
+        """The value of an expression or of a return statement; runs any other statement."""
         match node:
-            case ast.Return():
-                return value(node.value)
-            case ast.Assign():
-                names[node.targets[0].id] = value(node.value)
-            case ast.AugAssign():
-                name = node.target.id
-                names[name] = operation(node.op, names[name], value(node.value))
-            case ast.For():
-                for item in value(node.iter):
-                    names[node.target.id] = item
-                    block(node.body)
-            case ast.If():
-                sign, compare = SIGNS[type(node.test.ops[0])]
-                left, right = value(node.test.left), value(node.test.comparators[0])
+            case ast.Name(name):
+                return names[name]
+            case ast.Constant(value):
+                return value
+            case ast.BinOp(left, op, right):
+                return operation(op, evaluate(left), evaluate(right))
+            case ast.Call(function, [argument]):
+                result = FUNCTIONS[function.id](evaluate(argument))
+                steps.append(f"{function.id} {result}")
+                return result
+            case ast.Assign([target], value):
+                names[target.id] = evaluate(value)
+            case ast.AugAssign(target, op, value):
+                names[target.id] = operation(op, names[target.id], evaluate(value))
+            case ast.For(target, items, [body]):
+                for names[target.id] in evaluate(items):
+                    evaluate(body)
+            case ast.If(ast.Compare(left, [comparison], [right]), [body]):
+                sign, compare = SIGNS[type(comparison)]
+                left, right = evaluate(left), evaluate(right)
                 holds = compare(left, right)
                 steps.append(f"{left}{sign}{right} {'FT'[holds]}")
-                return block(node.body) if holds else None
-        return None
-
-    def value(node: ast.expr) -> Value:
-        match node:
-            case ast.Constant():
-                return node.value
-            case ast.Name():
-                return names[node.id]
-            case ast.BinOp():
-                return operation(node.op, value(node.left), value(node.right))
-            case ast.Call():
-                result = FUNCTIONS[node.func.id](value(node.args[0]))
-                steps.append(f"{node.func.id} {result}")
-                return result
-        raise AssertionError(ast.dump(node))
+                if holds:
+                    evaluate(body)
+            case ast.Return(value):
+                return evaluate(value)
 
     def operation(op: ast.operator, left: Value, right: Value) -> Value:
         sign, apply = SIGNS[type(op)]
@@ -196,13 +179,14 @@ def run(program: Program, call: Call) -> tuple[Value | None, list[str]]:
         within = isinstance(result, str) or 0 <= result <= LIMIT
         steps.append(f"{left}{sign}{right}" + f"={result}" * within)
         if not within:
-            raise OutOfBounds
+            raise OverflowError
         return result
 
     try:
-        return block(function.body), steps
-    except OutOfBounds:
-        return None, steps
+        *_, result = map(evaluate, function.body)  # the last line returns
+    except OverflowError:
+        result = None
+    return result, steps
 
 
 @cache
@@ -264,10 +248,8 @@ def bug_key(wrong: Program, right: Program) -> str:
 
 def format_call(call: Call) -> str:
     """The arguments of a call as the prompt shows them: ` 3,1 5` for [3, 1] and 5."""
-    text = ""
-    for value in call:
-        text += " " + (",".join(map(str, value)) if isinstance(value, tuple) else str(value))
-    return text
+    lists = (value if isinstance(value, tuple) else (value,) for value in call)
+    return "".join(" " + ",".join(map(str, values)) for values in lists)
 
 
 def tries(problem: Problem, rng: Random) -> Iterator[Try]:
@@ -283,10 +265,9 @@ def tries(problem: Problem, rng: Random) -> Iterator[Try]:
             if call != shown[0][0]:
                 text += " &"
             text += " ".join([format_call(call), *steps, f"?{want}"])
-            success = result == want
-            if not success:
+            if result != want:
                 break
-        yield Try(text, success, answer)
+        yield Try(text, result == want, answer)
 
 
 def find_error(problem: Problem, answer: str) -> str | None:
