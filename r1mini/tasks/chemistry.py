@@ -168,7 +168,7 @@ def generate_kinetics(rng: Random, language: str) -> Problem | None:
     if order == 0:
         drop = step * rng.randint(1, 9)
         start = rng.randint(2 * drop + 1, 2 * drop + 40)
-        table = [start, start - drop, start - 2 * drop]
+        table = [start - i * drop for i in range(3)]
     elif order == 1:
         ratio = rng.choice((2, 2, 2, 3, 3, 4, 5))
         last = rng.randint(1, max(1, MAX_CONCENTRATION // ratio**2))
@@ -177,7 +177,7 @@ def generate_kinetics(rng: Random, language: str) -> Problem | None:
         distance = rng.choice((1, 1, 2, 3))
         unit = math.lcm(1 + distance, 1 + 2 * distance)
         start = unit * rng.randint(1, max(1, MAX_CONCENTRATION // unit))
-        table = [start, start // (1 + distance), start // (1 + 2 * distance)]
+        table = [start // (1 + i * distance) for i in range(3)]
     if table[0] > MAX_CONCENTRATION or len(set(table)) < 3:
         return None
     return Problem(

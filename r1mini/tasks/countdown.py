@@ -143,9 +143,9 @@ def evaluate(text: str) -> Fraction | None:
         match node:
             case ast.Constant():
                 return Fraction(ast.get_source_segment(text, node))
-            case ast.BinOp():
-                return OPERATORS[type(node.op)](walk(node.left), walk(node.right))
-            case ast.List(elts=[inner]):
+            case ast.BinOp(left, op, right):
+                return OPERATORS[type(op)](walk(left), walk(right))
+            case ast.List([inner]):
                 return walk(inner)
         raise ValueError
 

@@ -102,11 +102,9 @@ def canonical(program: Program) -> Program:
     """Sorts the operands of + and * of numbers: `a+b` and `b+a` are the same program."""
     if program[0] == STRINGS:
         return program
-
-    def ordered(match: re.Match) -> str:
-        return min(match[1], match[3]) + match[2] + max(match[1], match[3])
-
-    return tuple(re.sub(r"(\w)([+*])(\w)$", ordered, line) for line in program)
+    pattern = r"(\w)([+*])(\w)$"
+    sort = lambda match: match[2].join(sorted(match.group(1, 3)))
+    return tuple(re.sub(pattern, sort, line) for line in program)
 
 
 def mirrored(program: Program) -> Program:
@@ -152,9 +150,9 @@ def run(program: Program, call: Call) -> tuple[Value | None, list[str]]:
                 return value
             case ast.BinOp(left, op, right):
                 return operation(op, evaluate(left), evaluate(right))
-            case ast.Call(function, [argument]):
-                result = FUNCTIONS[function.id](evaluate(argument))
-                steps.append(f"{function.id} {result}")
+            case ast.Call(callee, [argument]):
+                result = FUNCTIONS[callee.id](evaluate(argument))
+                steps.append(f"{callee.id} {result}")
                 return result
             case ast.Assign([target], value):
                 names[target.id] = evaluate(value)
@@ -272,11 +270,11 @@ def tries(problem: Problem, rng: Random) -> Iterator[Try]:
 
 def find_error(problem: Problem, answer: str) -> str | None:
     program = problem.columns["program"]
-    parts = re.fullmatch(r"([1-9]) +(\S[^\r\n]*)", answer.strip())
-    if len(answer) > MAX_ANSWER or not parts or not 1 < int(parts[1]) <= len(program):
+    parts = re.fullmatch(r"([2-9]) +(\S[^\r\n]*)", answer.strip())
+    if len(answer) > MAX_ANSWER or not parts or int(parts[1]) > len(program):
         return f"must be a line number, 2 to {len(program)}, and a line"
     index = int(parts[1]) - 1
-    indentation = program[index][: -len(program[index].lstrip())]
+    indentation = re.match(" *", program[index])[0]
     fixed = (*program[:index], indentation + parts[2], *program[index + 1 :])
     if passes("\n".join(fixed), (*problem.columns["shown"], *problem.columns["hidden"])):
         return None
