@@ -23,7 +23,7 @@ Row = Mapping[str, Any]
 Message = Mapping[str, str]
 # A column is missing or mistyped.
 READ_ERRORS = (ValueError, LookupError, TypeError, AttributeError)
-TEXT_FIELDS = ("messages", "prompt", "completion", "text")
+TEXT_FIELDS = "messages prompt completion text".split()
 
 
 def text(row: Row, name: str) -> str:
@@ -60,7 +60,7 @@ def messages(row: Row, name: str) -> list[Message]:
     return [message for message in result if message["content"] or message["role"] != "system"]
 
 
-def is_blank(value: Any) -> bool:
+def is_empty(value: Any) -> bool:
     return not value or not str(value).strip()
 
 
@@ -85,12 +85,12 @@ def read_message(message: Row) -> Message:
             if (kind := part.get("type", "text")) not in ("text", "input_text", "output_text"):
                 raise ValueError(f"content of type {kind!r} is not supported")
         content = "".join(part["text"] for part in content)
-    names = [key for key in REASONING if not is_blank(message.get(key))]
+    names = [key for key in REASONING if not is_empty(message.get(key))]
     for key, value in message.items():
         unread = key not in REASONING and re.search("reason|think|thought", key, re.IGNORECASE)
-        if unread and isinstance(value, str if names else str | list) and not is_blank(value):
+        if unread and isinstance(value, str if names else str | list) and not is_empty(value):
             raise ValueError(f"{key!r} is left out; name reasoning {REASONING[0]!r}")
-    if is_blank(content) and (names or role == "system"):
+    if is_empty(content) and (names or role == "system"):
         content = ""
     else:
         content = text({"content": content}, "content")
@@ -455,7 +455,7 @@ def add_context(row: Row, prompt: str | list[Message]) -> str | list[Message]:
     question = prompt
     for name in CONTEXTS:
         part = row.get(name)
-        if is_blank(part) or not isinstance(part, str) or question.startswith(part):
+        if is_empty(part) or not isinstance(part, str) or question.startswith(part):
             continue
         if "prompt" not in row or part not in question:
             prompt = f"{prompt}\n{part}" if name == "input" else f"{part}\n{prompt}"

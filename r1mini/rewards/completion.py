@@ -8,9 +8,8 @@ problems with several right answers.
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from r1mini import answers, sandbox, tasks
 from r1mini.records import Problem
@@ -37,7 +36,7 @@ PYTHON = re.compile(r"\W*(?:\w+[./:=])*(?:i?python|py)[\d.]*(?![\w-])", re.IGNOR
 ASKS_WHICH = re.compile("which|whether|choose|select|哪", re.IGNORECASE)
 SPACING = re.compile(r"[\s{}$]|\\(?:left|right|[,;!])")
 # Notation that traces share between languages.
-NOTATION = ("return", "for", "in", "if", "range", "max", "min", "sum", "ln")
+NOTATION = "return for in if range max min sum ln".split()
 WORD = re.compile(
     r"""
     [\u4e00-\u9fff]{1,2}                                       # Han characters, two at a time
@@ -50,8 +49,7 @@ WORD = re.compile(
 WORD_OR_SYMBOL = re.compile(r"[\u3400-\u9fff]|(?:(?![\u3400-\u9fff])\w){1,16}|[^\w\s]")
 
 
-@dataclass(frozen=True)
-class Completion:
+class Completion(NamedTuple):
     """A completion, as a reward sees it."""
 
     text: str  # starts with the `<think>` that its prompt may end with
@@ -210,9 +208,9 @@ def gold_answer(problem: Problem) -> str | None:
     """
     if problem.task in tasks.TASKS or wants_program(problem):
         return None
-    answer, solution = problem.columns.get("answer"), problem.columns.get("solution")
+    answer = problem.columns.get("answer")
     if answer is None or not str(answer).strip():
-        return None if solution is None else answers.extract(str(solution))
+        return answers.extract(str(problem.columns.get("solution")))
     return answers.extract(str(answer)) or str(answer)
 
 

@@ -21,7 +21,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -133,8 +132,7 @@ def worker_pool() -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(cancel_futures=True)
 
 
-@dataclass(frozen=True)
-class PendingScores:
+class PendingScores(NamedTuple):
     """Scores that may still be computed, like a Future."""
 
     pending: Mapping[str, Callable[[], list]]  # each waits for the values of one reward

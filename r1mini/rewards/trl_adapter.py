@@ -102,12 +102,11 @@ def to_columns(
     """
     messages = problem.columns.get("prompt")
     prompt = messages if isinstance(messages, list) else Text(problem.prompt)
-    values = {**problem.columns, "task": problem.task, "prompts": prompt}
-    values["max_completion_len"] = max_completion_len
+    own = {"task": problem.task, "prompts": prompt, "max_completion_len": max_completion_len}
     if problem.language:
-        values["language"] = problem.language
+        own["language"] = problem.language
     return {
-        **{name: [value] * len(rollouts) for name, value in values.items()},
+        **{name: [value] * len(rollouts) for name, value in {**problem.columns, **own}.items()},
         "completions": [Text(rollout.text) for rollout in rollouts],
         "completion_ids": [list(rollout.completion_ids) for rollout in rollouts],
     }
