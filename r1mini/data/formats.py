@@ -54,10 +54,11 @@ def messages(row: Row, name: str) -> list[Message]:
     result = []
     for number, message in enumerate(row[name], 1):
         try:
-            result.append(read_message(message))
+            if fields := read_message(message):
+                result.append(fields)
         except ValueError as error:
             raise ValueError(f"column {name!r}, message {number}: {error}") from None
-    return [message for message in result if message["content"] or message["role"] != "system"]
+    return result
 
 
 def is_empty(value: Any) -> bool:
@@ -66,7 +67,8 @@ def is_empty(value: Any) -> bool:
 
 def read_message(message: Row) -> Message:
     """`role` and `content` (text or parts), or ShareGPT's `from` and `value`; an assistant's
-    `reasoning_content`, under any of its names, and its `weight` if that is 0.
+    `reasoning_content`, under any of its names, and its `weight` if that is 0. An empty system
+    message is {}.
 
     ValueError for another role, tool calls, images, another weight than 0 and 1, and for reasoning
     that is not text, not the assistant's, under another name, or unlike other reasoning of the
@@ -85,15 +87,14 @@ def read_message(message: Row) -> Message:
             if (kind := part.get("type", "text")) not in ("text", "input_text", "output_text"):
                 raise ValueError(f"content of type {kind!r} is not supported")
         content = "".join(part["text"] for part in content)
+    if role == "system" and is_empty(content):
+        return {}
     names = [key for key in REASONING if not is_empty(message.get(key))]
     for key, value in message.items():
         unread = key not in REASONING and re.search("reason|think|thought", key, re.IGNORECASE)
         if unread and isinstance(value, str if names else str | list) and not is_empty(value):
             raise ValueError(f"{key!r} is left out; name reasoning {REASONING[0]!r}")
-    if is_empty(content) and (names or role == "system"):
-        content = ""
-    else:
-        content = text({"content": content}, "content")
+    content = "" if names and is_empty(content) else text({"content": content}, "content")
     fields = {"role": role, "content": content}
     if role != "assistant":
         if names:
@@ -163,7 +164,7 @@ def trl(row: Row) -> dict:
     if names == ["prompt"] and (reply := written_reply(row)):  # verl's `response`
         is_text = isinstance(fields["prompt"], str)
         fields["completion"] = reply if is_text else to_messages({"completion": reply})
-    for name in ("answer", *GOLDS):
+    for name in GOLDS:
         if row.get(name) is not None:
             fields.setdefault("answer", row[name])
     return fields
@@ -306,13 +307,13 @@ def choices(prompt: str, golds: Sequence[str], row: Row) -> dict:
         correct &= named or correct
     if len(correct) != 1:
         raise ValueError(f"no single choice is named by {values!r:.60} of {by_label!r:.90}")
-    texts = []
+    shown = {}
     for letter, choice in zip(LETTERS, by_label.values()):
         choice = re.sub(rf"^\(?{letter}\)", "", str(choice))
-        texts.append(text({"choice": choice}, "choice").strip())
-    if len(set(texts)) < len(texts):
-        raise ValueError(f"two choices are the same: {texts}")
-    lines = "".join(f"\n{letter}) {choice}" for letter, choice in zip(LETTERS, texts))
+        shown[text({"choice": choice}, "choice").strip()] = letter
+    if len(shown) < len(by_label):
+        raise ValueError(f"two choices are the same: {list(by_label.values())}")
+    lines = "".join(f"\n{letter}) {choice}" for choice, letter in shown.items())
     *before, last = to_messages({"prompt": text_or_messages(row, prompt)})
     question = f"{last['content']}\n{lines}\n\nAnswer with the letter of the right choice."
     [letter] = correct
@@ -337,8 +338,8 @@ def mbpp(row: Row) -> dict:
 def apps(row: Row) -> dict:
     """APPS (arXiv 2105.09938), and TACO, which adds `time_limit`."""
     prompt = f"{text(row, 'question')}\n\n{typed_column(row, 'starter_code', str, '')}".strip()
-    solutions = typed_column(row, "solutions", list, [])
-    fields = code_chat(prompt, str(solutions[0]) if solutions else "", row.get("problem_id"))
+    solution, *_ = typed_column(row, "solutions", list, []) or [""]
+    fields = code_chat(prompt, str(solution), row.get("problem_id"))
     if "time_limit" in row:  # "2.0 seconds", or null
         seconds = re.match(r"\d+(\.\d+)?", str(row["time_limit"]))
         fields["time_limit"] = float(seconds[0]) if seconds else 2.0
@@ -364,7 +365,7 @@ def named_columns(prompt: str, answer: str, row: Row) -> dict:
         value = value[0]
     if isinstance(value, list | dict):
         raise ValueError(f"column {answer!r}: must be text or a number, not {value!r:.60}")
-    reply = written_reply(row) if answer in ("answer", *GOLDS) else ""
+    reply = written_reply(row) if answer in GOLDS else ""
     return chat(question, reply or str(value), answer=None if answer == "solution" else value)
 
 
@@ -423,9 +424,9 @@ FORMATS = (
 )
 TEXT = Format("TRL text", "text", lambda row: {"text": text(row, "text")}, "text in column 'text'")
 PROMPTS = "prompt problem stem question question_stem query ctx sentence instruction text".split()
-GOLDS = "ground_truth expected_answer final_answer target".split()
+GOLDS = "answer ground_truth expected_answer final_answer target".split()
 REPLIES = "solution output response generated_solution".split()
-ANSWERS = ["answer", *GOLDS, "solution", "tests", "output", "response"]
+ANSWERS = [*GOLDS, "solution", "tests", "output", "response"]
 CHOICES = "choices options endings alternatives answer_choices answer_options".split()
 CHOICE_COLUMN = re.compile(r"(option|choice|answer|ending|op|sol)?_?([a-j]|\d)")
 CORRECT = (  # columns that name the right choice
@@ -479,8 +480,10 @@ def detect(head: Sequence[Row], prompt_key: str = "", answer_key: str = "") -> F
         return Format("choices", "", partial(choices, prompt, golds), "right choice")
     if not custom:
         for row_format in FORMATS:
-            has_marker = any(row_format.answer_marker in str(row.get("answer")) for row in head)
-            if has_marker and set(row_format.columns.split(", ")) <= columns.keys():
+            has_columns = set(row_format.columns.split(", ")) <= columns.keys()
+            if has_columns and any(
+                row_format.answer_marker in str(row.get("answer")) for row in head
+            ):
                 return row_format
     answers = (name for name in ANSWERS if any(row.get(name) is not None for row in head))
     answer = answer_key or next(answers, None)
