@@ -126,11 +126,12 @@ def chat(prompt: str | list[Message], reply: str | None = None, **columns: Any) 
     return fields
 
 
-def code_chat(question: str, reply: str, id: Any) -> dict:
+def code_chat(row: Row, question: str, reply: str) -> dict:
     """A question and its program in a code block; `solution` is the program alone, or None."""
     code = re.sub(r"(?s).*?```(?:python)?[ \t]*\n(.*?)```.*", r"\1", reply)
     if code.strip() and "```" not in reply:
         reply = f"```python\n{code.strip()}\n```"
+    id = row.get("task_id", row.get("problem_id"))
     return chat(question, reply, solution=code or None, id=id)
 
 
@@ -195,12 +196,13 @@ def math(row: Row) -> dict:
 
 def open_r1_math(row: Row) -> dict:
     """The reply is the first complete generation that Math-Verify, or else Llama, found correct."""
+    question = text(row, "problem")
     for correct in ("correctness_math_verify", "correctness_llama"):
         names = ("generations", "is_reasoning_complete", correct)
         for reply, *flags in zip(*(row.get(name) or [] for name in names)):
             if all(flags):
-                return chat(text(row, "problem"), reply)
-    return chat(text(row, "problem"))
+                return chat(question, reply)
+    return chat(question)
 
 
 def gsm8k(row: Row) -> dict:
@@ -324,7 +326,7 @@ def choices(prompt: str, golds: Sequence[str], row: Row) -> dict:
 def humaneval(row: Row) -> dict:
     """HumanEval (arXiv 2107.03374): the canonical solution continues the prompt."""
     prompt = text(row, "prompt")
-    return code_chat(prompt, prompt + text(row, "canonical_solution"), row.get("task_id"))
+    return code_chat(row, prompt, prompt + text(row, "canonical_solution"))
 
 
 def mbpp(row: Row) -> dict:
@@ -332,14 +334,14 @@ def mbpp(row: Row) -> dict:
     the prompt shows the first assert."""
     question = text(row, "text" if "text" in row else "prompt")
     prompt = f"{question}\n\nExample:\n{convert.mbpp_asserts(row)[0]}"
-    return code_chat(prompt, text(row, "code"), row.get("task_id"))
+    return code_chat(row, prompt, text(row, "code"))
 
 
 def apps(row: Row) -> dict:
     """APPS (arXiv 2105.09938), and TACO, which adds `time_limit`."""
     prompt = f"{text(row, 'question')}\n\n{typed_column(row, 'starter_code', str, '')}".strip()
     solution, *_ = typed_column(row, "solutions", list, []) or [""]
-    fields = code_chat(prompt, str(solution), row.get("problem_id"))
+    fields = code_chat(row, prompt, str(solution))
     if "time_limit" in row:  # "2.0 seconds", or null
         seconds = re.match(r"\d+(\.\d+)?", str(row["time_limit"]))
         fields["time_limit"] = float(seconds[0]) if seconds else 2.0
@@ -349,8 +351,7 @@ def apps(row: Row) -> dict:
 def open_r1_code(row: Row) -> dict:
     """open-r1's code; its solution may be a reply with a code block."""
     name = next(filter(row.get, ("prompt", "problem", "problem_statement")), "prompt")
-    reply = typed_column(row, "gold_standard_solution", str, "")
-    return code_chat(text(row, name), reply, row.get("problem_id"))
+    return code_chat(row, text(row, name), typed_column(row, "gold_standard_solution", str, ""))
 
 
 def named_columns(prompt: str, answer: str, row: Row) -> dict:

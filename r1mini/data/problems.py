@@ -81,8 +81,8 @@ def add_tests(example: Example, counts: Counter) -> Example:
     for name in sorted({test["call"] for test in tests if "call" in test}):
         prompt = name_function(prompt, name, row.get("starter_code") or fields["solution"] or "")
     tests, dropped = drop_constant(tests, dropped)
-    counts.update({"tests": len(tests) + dropped.total(), "tests kept": len(tests)})
-    counts.update({f"test: {reason}": count for reason, count in dropped.items()})
+    reasons = {f"test: {reason}": count for reason, count in dropped.items()}
+    counts.update({"tests": len(tests) + dropped.total(), "tests kept": len(tests), **reasons})
     if not tests:
         raise Dropped("no test left")
     counts["rows kept"] += 1
