@@ -302,10 +302,11 @@ def choices(prompt: str, golds: Sequence[str], row: Row) -> dict:
     values = {name: row[name] for name in golds if row.get(name) is not None}
     correct = set(LETTERS)
     for value in values.values():
-        named = set()
-        for letter, (label, choice) in zip(LETTERS, by_label.items()):
-            if mark(value) in (letter, mark(label), isinstance(value, str) and mark(choice)):
-                named.add(letter)
+        named = {
+            letter
+            for letter, (label, choice) in zip(LETTERS, by_label.items())
+            if mark(value) in (letter, mark(label), isinstance(value, str) and mark(choice))
+        }
         correct &= named or correct
     if len(correct) != 1:
         raise ValueError(f"no single choice is named by {values!r:.60} of {by_label!r:.90}")

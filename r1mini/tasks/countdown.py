@@ -20,7 +20,8 @@ MAX_LENGTH = 200  # of an answer, in characters
 SIGNS = str.maketrans("×·⋅∙∗＊÷∕⁄／−–－＋＝（）。，；：✓✔✅", "******////---+=().,;:   ")
 REWRITES = {
     r"\$|\\(?:[][(),;:! ]|(?:left|right|[bB]ig+[lr]?|quad|displaystyle)(?![A-Za-z]))": " ",
-    r"^\s*(?i:(?:the |final )*(?:answer|equation|solution|result)|答案|[a-z])\s*[:=]": "",
+    r"^\s*(?i:(?:the |final )*(?:answer|equation|expression|result|solution)|答案|[a-z])"
+    r"\s*[:=]": "",
     r"^\s*=": "",
     r"\\(?:times|cdot|ast)(?![A-Za-z])|(?<=[\d)\s])[xX](?=[\d(\s])": "*",
     r"\\div(?![A-Za-z])": "/",
