@@ -38,6 +38,7 @@ ALWAYS_LOGGED = ("accuracy", "format", "language")
 TIME_LIMIT = 600.0
 # The largest reward or weight: next to a larger one, single precision loses the others.
 MAX_MAGNITUDE = 1e6
+FAILURES = (Exception, SystemExit, TimedOut)  # of a user's code
 PART = re.compile(r"(?:(.*\.py):)?([^:]*)(?::(.*))?", re.DOTALL)
 Scores = list[dict[str, "float | None"]]  # of each completion, by the reward's name, unweighted
 
@@ -114,7 +115,7 @@ def load_module(file: str):
     try:
         with time_limit(TIME_LIMIT):
             spec.loader.exec_module(module)
-    except (Exception, SystemExit, TimedOut) as error:
+    except FAILURES as error:
         raise ValueError(f"--reward: cannot load {file}: {one_line(error)}") from error
     return module
 
@@ -206,7 +207,7 @@ def call_checked(
     try:
         with time_limit(TIME_LIMIT):
             values = call(rollouts)
-    except (Exception, SystemExit, TimedOut) as error:
+    except FAILURES as error:
         raise failure(one_line(error), failing_row(call, rollouts)) from error
     if len(values) != count:
         raise failure(f"returned {len(values)} values for {count} completions", None)
@@ -258,7 +259,7 @@ def failing_row(
         try:
             with time_limit(TIME_LIMIT / len(rollouts)):
                 call([rollout])
-        except (Exception, SystemExit, TimedOut):
+        except FAILURES:
             return row
     return None
 

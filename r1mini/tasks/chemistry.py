@@ -241,6 +241,6 @@ def find_error_kinetics(problem: Problem, answer: str) -> str | None:
     if order != true_order:
         return f"order {order} ≠ {true_order}"
     first, second, _ = table
-    change = (first - second, math.log(first / second), 1 / second - 1 / first)[order]
-    exact = change / step
+    changes = (first - second, math.log(first / second), 1 / second - 1 / first)
+    exact = changes[order] / step
     return None if abs(constant - exact) <= 0.02 * exact else f"k {constant:.3g} ≠ {exact:.3g}"

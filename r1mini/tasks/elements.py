@@ -34,7 +34,7 @@ def group(number: int) -> int:
     place = number - before
     length = next(noble for noble in NOBLE if noble >= number) - before
     alkaline = min(2, length - 1)  # period 1 has no second group on the left
-    return place if place <= alkaline or length == 18 else place + 18 - length
+    return place if place <= alkaline else place + 18 - length
 
 
 COLUMNS = "symbol en zh state number period group".split()
