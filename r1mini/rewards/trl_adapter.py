@@ -102,11 +102,12 @@ def to_columns(
     """
     messages = problem.columns.get("prompt")
     prompt = messages if isinstance(messages, list) else Text(problem.prompt)
-    own = {"task": problem.task, "prompts": prompt, "max_completion_len": max_completion_len}
+    values = {**problem.columns, "task": problem.task, "prompts": prompt}
+    values["max_completion_len"] = max_completion_len
     if problem.language:
-        own["language"] = problem.language
+        values["language"] = problem.language
     return {
-        **{name: [value] * len(rollouts) for name, value in {**problem.columns, **own}.items()},
+        **{name: [value] * len(rollouts) for name, value in values.items()},
         "completions": [Text(rollout.text) for rollout in rollouts],
         "completion_ids": [list(rollout.completion_ids) for rollout in rollouts],
     }
