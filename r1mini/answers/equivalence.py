@@ -41,6 +41,7 @@ from functools import lru_cache, partial, reduce
 from random import Random
 
 from r1mini.answers.formula import (
+    AMBIGUOUS_UNIT,
     INFINITY,
     MAX_LENGTH,
     MINUS_INFINITY,
@@ -466,8 +467,8 @@ def rounds_to(gold: Quantity, answer: Quantity) -> bool:
 
 
 def same_quantity(gold: Quantity, answer: Quantity) -> bool:
-    free = not gold.unit and len(gold.values) == 1 and answer.unit != "K"  # perhaps 5 thousand
-    if answer.unit not in ("", gold.unit) and not free:
+    any_unit = not gold.unit and len(gold.values) == 1 and not AMBIGUOUS_UNIT.fullmatch(answer.unit)
+    if answer.unit not in ("", gold.unit) and not any_unit:
         return False
     if [v is None for v in gold.values] != [v is None for v in answer.values]:
         return False
