@@ -104,10 +104,10 @@ PLAIN_QUANTITY = re.compile(
 )
 # Words among those of a unit that change the number before it, or deny it.
 NOT_UNITS = re.compile(
-    r"""\b(?:(?-i:[knpqrxyzBMT])
+    r"""\b(?:(?-i:[knpqrxyzBM])
     |is|are|was|were|be|not|no|nor|never|\w+n\ t|nope|cannot|does|fails?|wrong|false|incorrect
     |inaccurate|impossible|unlikely|unsure|guess|nan|none|some(?:thing|what)?|ish|approx(?:imately)?
-    |maybe|perhaps|possibly|probably|if|but|unless|except|than|about|around|roughly|nearly|almost
+    |maybe|perhaps|possibly|probably|if|but|unless|except|about|around|roughly|nearly|almost
     |circa|versus|vs|xor|through|until|to|up|upwards?|onwards?|out|at|least|most|below|above|under
     |over|minimum|maximum|exclusive|minus|plus|negative|point|by|mod(?:ulo)?|base|binary|octal|hex
     |root|reciprocal|inverse|squared|cubed|factorial|twice|thrice|\w*fold|half|halves
@@ -116,12 +116,12 @@ NOT_UNITS = re.compile(
     |lakhs?|crores?|gross|myriads?|grand|kilo|mega|mil|mio|bn|pct|percent(?:age)?s?|permill?e?|mille
     |bps|basis)\b
     |\b[不折成余多半打的]|[非没错否几又或和到至及与零一二三四五六七八九半多倒约以左超]|相反|分之
-    |(?<![平立])方|方根""",
+    |(?<![平立])方|方根|[平立]方$""",
     re.VERBOSE | re.IGNORECASE,
 )
 # Units that may also change the number: the gold answer must have them too.
 AMBIGUOUS_UNIT = re.compile(
-    r"""K( .*)?|odd|short|prime|sign|conjugate|les|fewer|double|max|square|cubic|quarter|score
+    r"""K( .*)?|odd|short|prime|sign|conjugate|les|fewer|double|max|quarter|score
     |(?:thir|four|fif|six|seven|eigh|nine?|ten|eleven|twelf|\w+teen|\w+tie|hundred|thousand
     |\w+illion)(?:th|d)|\w{3,}(?:ed|ly)""",
     re.VERBOSE,
