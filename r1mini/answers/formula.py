@@ -132,10 +132,7 @@ WORDS = re.compile(
 )
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 
-UNICODE = str.maketrans(
-    "−–×·⋅÷\xa0、∶。’′“”",
-    "--***/ ,:.''\"\"",
-)
+UNICODE = str.maketrans("−–×·⋅÷\xa0、∶。’′“”", "--***/ ,:.''\"\"")
 UNICODE |= {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F) if not chr(code).isalnum()}
 UNICODE |= {
     ord(line[0]): f"{line[2:]} "
@@ -356,8 +353,9 @@ def tokenize(
             if not group:
                 raise ParseError(f"{piece} without plain text")
             content = group[1].strip(" ~")
-            is_name = content in gold_unknowns or not re.fullmatch(SI_UNIT, content)
-            tokens += tokenize(group[1], len(content) != 1 or not is_name, gold_words)
+            unit = content not in gold_unknowns and re.fullmatch(SI_UNIT, content)
+            is_text = piece[5:] not in ("bf", "it", "bb") and (len(content) != 1 or bool(unit))
+            tokens += tokenize(group[1], is_text, gold_words)
             position = group.end()
         elif kind == "sign":
             piece = ALIASES.get(piece, piece)
@@ -383,7 +381,7 @@ def is_unit(run: str, before: str, previous: list[Token]) -> bool:
         return True
     if before[-1:].isdigit():
         return run in UNITS_AFTER_DIGITS
-    if len(run) > 3 or len(run) > 1 and run in UNITS:
+    if len(run) > 3 or len(run) > 1 and run in UNITS and run != "mg":  # a weight
         return True
     match previous:
         case [*_, Token("word")]:
