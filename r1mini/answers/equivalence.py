@@ -599,11 +599,17 @@ def written_alike(gold: str, answer: str) -> bool:
 
 
 def formula(text: str) -> Node | None:
-    """The tree of a text; None if there is none."""
+    """The tree of a text, the operands of sums and products in a fixed order; None without one."""
     try:
-        return parse(text, is_prose(text))[0]
+        return sort_operands(parse(text, is_prose(text))[0])
     except ParseError:
         return None
+
+
+def sort_operands(node: Node) -> Node:
+    args = tuple(sort_operands(arg) if isinstance(arg, Node) else arg for arg in node.args)
+    commutes = node.op in ("sum", "product", "min", "max", "gcd", "lcm")
+    return Node(node.op, tuple(sorted(args, key=repr)) if commutes else args)
 
 
 def choice_and_text(text: str) -> list[str]:

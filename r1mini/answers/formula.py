@@ -179,7 +179,7 @@ TOKEN = re.compile(
     r"""
     (?P<space>(?:\s|~|\\[,;:!\s]
         |\\(?:quad|qquad|left|right|[bB]igg?[lr]?|displaystyle)(?![A-Za-z]))+)
-  | (?P<letters>平方|立方|(?!千[克米])[十百千万亿]+|(?u:[^\W\d_]+))  # of any script; digits are ASCII only
+  | (?P<letters>平方|立方|(?!千[克米])[十百千万亿]+|(?u:[^\W\d_]+))  # digits are ASCII only
   | (?P<number>
         (?:(?:[1-9]\d{0,2}(?:(?:\{,\}|,\\!\s*|\\[,;:!]\s*)\d{3})+(?!\d)|\d+)(?:\.\d*)?|\.\d+)
         (?:\\overline\{\d+\})?(?:[eE][+-]?\d+)?)
@@ -291,7 +291,8 @@ $ ⇒ (?<![A-Za-z\\])[A-Z]{1,2}\\?\$(?=\d) ⇒ \$
 # units: in brackets, 2 hours 30 minutes, of a mile, squares
 \Om ⇒ (?<=\d)[\s~]+\\Omega(?![A-Za-z]) ⇒ ␣Ω
 ( ⇒ (?<=[\d}])((?:\s|~|\\[ ,;])+|(?=\([^\x00-\x7f]))\((?![A-H]\))
-  ((?:\\(?:text|mathrm)\{[^{}()]*\}|-[a-z]{3}|[^\W\d_](?:\.\s)?|[ /*^23])+)\)(?=\s*(?:[,;.$]|$)) ⇒ \1\2
+  ((?:\\(?:text|mathrm)\{[^{}()]*\}|-[a-z]{3}|[^\W\d_](?:\.\s)?|[ /*^23])+)\)
+  (?=\s*(?:[,;.$]|$)) ⇒ \1\2
  ⇒ (\d[\s~]*(?:\\text\s*\{\s*)?(?:h|min|ft|lbs?|km|kg|feet|foot
   |(?:hour|hr|day|week|month|year|yard|meter|pound|degree|minute|dollar|mile)s?)\s*\}?)
   (?:\s|\\[ ,;])+(?=\d[\d./]*\s*(?:\\text\s*\{\s*)?[A-Za-z]) ⇒ \1␣and␣
