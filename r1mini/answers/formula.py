@@ -96,12 +96,6 @@ CURRENCIES = "$€£₹¥₩"
 UNITS_AFTER_DIGITS = "mm cm km kg mph ml mL am pm AM PM".split()  # without a space
 # One letter is a unit only where it is all that follows a plain number: `5 N`, `9.8 m/s^2`.
 SI_UNIT = r"(?:[YZEPTGMkhdcmunpµμ]|da)?(?:mol|Pa|Hz|Wb|eV|Wh|bar|cal|[mgsJKNWVACFLΩ])|[kKMGT]i?B|h"
-PLAIN_QUANTITY = re.compile(
-    r"([-+]?\d(?:[\d.,]*\d)?(?:\s*(?:\*|\\times)\s*10\s*\^\s*(?:\d+|\{-?\d+\}))?)(?:[\s~]|\\[ ,;])+"
-    r"((?:[cdkmnµμ]?m\s*\^\s*\{?[23]\}?|(?:UNIT)(?:\s*\^\s*\{-\d\})?)"
-    r"(?:\s*(?:\*|\\cdot|-)\s*(?:UNIT)|\s*/\s*(?:UNIT)(?:\s*\^\s*\{?\d\}?)?"
-    r"|\s+(?:UNIT)\s*(?:/\s*(?:UNIT)|\^\s*\{-\d\}))*)".replace("UNIT", SI_UNIT)
-)
 # Words among those of a unit that change the number before it, or deny it.
 NOT_UNITS = re.compile(
     r"""\b(?:(?-i:[knpqrxyzBM])
@@ -126,9 +120,15 @@ AMBIGUOUS_UNIT = re.compile(
     |\w+illion)(?:th|d)|\w{3,}(?:ed|ly)""",
     re.VERBOSE,
 )
-# Words behind a plain number, at least one of four letters or an acronym in the plural.
-WORDS = re.compile(
-    r"([-+]?\d(?:[\d.,/]*\d)?)[\s~]+((?=.*(?:[a-z]{4}|[A-Z]s\b))[A-Za-z][A-Za-z\s'/-]*)"
+# A plain number with words behind it, at least one of four letters or an acronym in the plural, or
+# with units of the SI.
+PLAIN_QUANTITY = re.compile(
+    r"([-+]?\d(?:[\d.,/]*\d)?(?:\s*(?:\*|\\times)\s*10\s*\^\s*(?:\d+|\{-?\d+\}))?)"
+    r"(?:[\s~]|\\[ ,;])+"
+    r"((?=.*(?:[a-z]{4}|[A-Z]s\b))[A-Za-z][A-Za-z\s'/-]*"
+    r"|(?:[cdkmnµμ]?m\s*\^\s*\{?[23]\}?|(?:UNIT)(?:\s*\^\s*\{-\d\})?)"
+    r"(?:\s*(?:\*|\\cdot|-)\s*(?:UNIT)|\s*/\s*(?:UNIT)(?:\s*\^\s*\{?\d\}?)?"
+    r"|\s+(?:UNIT)\s*(?:/\s*(?:UNIT)|\^\s*\{-\d\}))*)".replace("UNIT", SI_UNIT)
 )
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 
@@ -494,7 +494,8 @@ def solution(signs: list[str], sides: list[Node]) -> Node | None:
         if region.op not in ("seq", "set", "union") and region not in NUMBER_SETS:
             return None
     elif signs == [r"\neq"]:
-        op, (name, region) = "excluded", sides
+        name, *values = sides
+        region = without(values)
     elif len(signs) <= 2 and all(sign[0] == "<" for sign in signs):
         if len(signs) == 1 and is_unknown(sides[0]):
             signs, sides = ["<", *signs], [MINUS_INFINITY, *sides]
@@ -576,10 +577,7 @@ class Parser:
         unknowns = {item.args[0].partition("_")[0] for item in items if item.op == "value of"}
         if "or" in separators and len(unknowns) > 1:
             raise ParseError("alternatives for different unknowns")
-        names = {item.args[:1] for item in items if item.op in ("interval of", "excluded")}
-        if items[0].op == "excluded" and separators <= {",", "and"} and len(names) == 1:
-            values = [item.args[1] if item.op == "excluded" else item for item in items]
-            return tree("interval of", *names.pop(), without(values))
+        names = {item.args[:1] for item in items if item.op == "interval of"}
         if len(items) == 1:
             return items[0]
         if not names:
@@ -603,6 +601,10 @@ class Parser:
         sides, signs = [self.union()], []
         while sign := self.accept("=", r"\in", "<", ">", "<=", ">=", r"\neq"):
             signs.append(sign)
+            sides.append(self.union())
+        while signs == [r"\neq"] and self.accept(",", "and"):
+            if self.tokens[self.position :][:2] == self.tokens[start:][:2]:  # x != 1, x != 2
+                self.position += 2
             sides.append(self.union())
         if not signs and not designation:
             return sides[0]
@@ -877,11 +879,9 @@ def parse(
     if len(text) > MAX_LENGTH:
         raise ParseError(f"longer than {MAX_LENGTH} characters")
     text = unwrap(text)
-    if not gold_unknowns and (plain := WORDS.fullmatch(text)):
-        text = f"{plain[1]} \\text{{{plain[2]}}}"
-    elif not gold_unknowns and (plain := PLAIN_QUANTITY.fullmatch(text)):
-        unit = re.sub(r"[^\W\d_]+(?!\{)", r"\\text{\g<0>}", plain[2].replace(r"\cdot", "*"))
-        text = f"{plain[1]} {unit}"
+    if not gold_unknowns and (plain := PLAIN_QUANTITY.fullmatch(text)):
+        unit = re.sub(r"\\cdot|[{}]", " ", plain[2])
+        text = f"{plain[1]} \\text{{{unit}}}"
     plain = re.sub(r"\\(?:text|mathrm|ce)\s*\{(\w*)\}\s*", r"\1", text)
     if DATE.fullmatch(plain) or CHEMICAL.fullmatch(plain):
         return tree("name", re.sub(r"[\s,._{}]+", "", plain)), frozenset()
