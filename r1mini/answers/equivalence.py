@@ -12,17 +12,20 @@ more harm than missing a right one.
 - `50%` is one half: it equals `0.5`, never `50`. `5 million` is 5000000. `0.\overline{3}` is 1/3.
 - An answer may omit the gold's unit (but not in `5 hours 30 minutes`, a list of several). A
   different unit is wrong. Where the gold is a number without a unit, any may be added: `$18` and
-  `18 cm` are `18`. Words that change the number are no units: `18 thousand`, `18 at most`.
+  `18 cm` are `18`. Words that change the number are no units: `18 thousand`, `18 at most`. One
+  letter is a unit only behind a plain number: `5 N`, but not `6 s^2` or `10 - 2 h`.
 - `(1,2)`, `[1,2)` and `{1,2}` differ. `1, 2` lists values in any order, as do `{1,2}`, `1 or 2`,
   `x=1, x=2` and `x_1=1, x_2=2`.
 - `1,234` is a number, but inside brackets a comma separates: `(1,234)` is a pair. `1{,}234` is a
   number anywhere.
 - `x = 5`, `AB = 5`, `f(x) = 2x`, `(x,y) = (1,2)`, `x \in [1, 2]` and `x > 5` answer `5`, `5`, `2x`,
-  `(1,2)`, `[1, 2]` and `(5, \infty)`. If both sides name the unknown, the names must agree. Of
-  `x = 2/4 = 1/2`, the last side counts, if the others equal it.
+  `(1,2)`, `[1, 2]` and `(5, \infty)`. If both sides name the unknown, the names must agree; so
+  `x = 1, y = 2` is `(x,y) = (1,2)`. `(y,x) = (1,2)` does not answer `(1,2)`. Of `x = 2/4 = 1/2`,
+  the last side counts, if the others equal it.
 - `3:2` is a ratio or a time, compared as written: it equals neither `6:4` nor `1.5`. So are dates,
   and numbers too large to compute.
-- The gold `(B) 5` is answered by `B`, `5` and `(B) 5`, the gold `ABD` by `A, B, D`.
+- The gold `(B) 5` is answered by `B`, `5` and `(B) 5`, the gold `B` by `B) Paris`, but not by
+  `(B) 5`, perhaps a product. The gold `ABD` is answered by `A, B, D`.
 - Words ignore case, but `CO` is not `Co`. In a formula a run of letters is a product, unless it is
   a unit or a function.
 - `\log` is to base 10, `2e-3` is 0.002, `1/2x` is x/2. `0^0` and even roots of negative numbers are
@@ -41,6 +44,7 @@ from functools import lru_cache, partial, reduce
 from random import Random
 
 from r1mini.answers.formula import (
+    AMBIGUOUS_UNIT,
     INFINITY,
     MAX_LENGTH,
     MINUS_INFINITY,
@@ -130,9 +134,11 @@ def extract(completion: str, within_block: bool = True) -> str | None:
         case [_, _, *_]:  # other tags
             return None
     finals = list(FINAL.finditer(text))
-    if not finals or block is not None and len(finals) > 1:
+    if not finals:
         return block
     final = finals[-1]
+    if block is not None and (len(finals) > 1 or not text.endswith(final[3] or "")):
+        return block  # several, or a line with another one behind it
     if not final[1]:
         return (final[2] or final[3]).strip(" *_").rstrip(".,;")
     end = closing_brace(text[: final.end() + 10 * MAX_LENGTH], final.end() - 1)
@@ -466,8 +472,8 @@ def rounds_to(gold: Quantity, answer: Quantity) -> bool:
 
 
 def same_quantity(gold: Quantity, answer: Quantity) -> bool:
-    free = not gold.unit and len(gold.values) == 1 and answer.unit != "K"  # perhaps 5 thousand
-    if answer.unit not in ("", gold.unit) and not free:
+    any_unit = not gold.unit and len(gold.values) == 1 and not AMBIGUOUS_UNIT.fullmatch(answer.unit)
+    if answer.unit not in ("", gold.unit) and not any_unit:
         return False
     if [v is None for v in gold.values] != [v is None for v in answer.values]:
         return False
@@ -593,11 +599,17 @@ def written_alike(gold: str, answer: str) -> bool:
 
 
 def formula(text: str) -> Node | None:
-    """The tree of a text; None if there is none."""
+    """The tree of a text, the operands of sums and products in a fixed order; None without one."""
     try:
-        return parse(text, is_prose(text))[0]
+        return sort_operands(parse(text, is_prose(text))[0])
     except ParseError:
         return None
+
+
+def sort_operands(node: Node) -> Node:
+    args = tuple(sort_operands(arg) if isinstance(arg, Node) else arg for arg in node.args)
+    commutes = node.op in ("sum", "product", "min", "max", "gcd", "lcm")
+    return Node(node.op, tuple(sorted(args, key=repr)) if commutes else args)
 
 
 def choice_and_text(text: str) -> list[str]:

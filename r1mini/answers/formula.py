@@ -96,29 +96,39 @@ CURRENCIES = "$€£₹¥₩"
 UNITS_AFTER_DIGITS = "mm cm km kg mph ml mL am pm AM PM".split()  # without a space
 # One letter is a unit only where it is all that follows a plain number: `5 N`, `9.8 m/s^2`.
 SI_UNIT = r"(?:[YZEPTGMkhdcmunpµμ]|da)?(?:mol|Pa|Hz|Wb|eV|Wh|bar|cal|[mgsJKNWVACFLΩ])|[kKMGT]i?B|h"
+# Words among those of a unit that change the number before it, or deny it.
+NOT_UNITS = re.compile(
+    r"""\b(?:(?-i:[knpqrxyzBM])
+    |is|are|was|were|be|not|no|nor|never|\w+n\ t|nope|cannot|does|fails?|wrong|false|incorrect
+    |inaccurate|impossible|unlikely|unsure|guess|nan|none|some(?:thing|what)?|ish|approx(?:imately)?
+    |maybe|perhaps|possibly|probably|if|but|unless|except|about|around|roughly|nearly|almost
+    |circa|versus|vs|xor|through|until|to|up|upwards?|onwards?|out|at|least|most|below|above|under
+    |over|minimum|maximum|exclusive|minus|plus|negative|point|by|mod(?:ulo)?|base|binary|octal|hex
+    |root|reciprocal|inverse|squared|cubed|factorial|twice|thrice|\w*fold|half|halves
+    |(?:zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w+teen|googol|\w+illion
+    |(?:twen|thir|for|fif|six|seven|eigh|nine)ty|hundred|thousand|dozen)s?
+    |lakhs?|crores?|gross|myriads?|grand|kilo|mega|mil|mio|bn|pct|percent(?:age)?s?|permill?e?|mille
+    |bps|basis)\b
+    |\b[不折成余多半打的]|[非没错否几又或和到至及与零一二三四五六七八九半多倒约以左超]|相反|分之
+    |(?<![平立])方|方根|[平立]方$""",
+    re.VERBOSE | re.IGNORECASE,
+)
+# Units that may also change the number: the gold answer must have them too.
+AMBIGUOUS_UNIT = re.compile(
+    r"""K( .*)?|odd|short|prime|sign|conjugate|les|fewer|double|max|quarter|score
+    |(?:thir|four|fif|six|seven|eigh|nine?|ten|eleven|twelf|\w+teen|\w+tie|hundred|thousand
+    |\w+illion)(?:th|d)|\w{3,}(?:ed|ly)""",
+    re.VERBOSE,
+)
+# A plain number with words behind it, at least one of four letters or an acronym in the plural, or
+# with units of the SI.
 PLAIN_QUANTITY = re.compile(
-    r"([-+]?\d(?:[\d.,]*\d)?(?:\s*(?:\*|\\times)\s*10\s*\^\s*(?:\d+|\{-?\d+\}))?)(?:[\s~]|\\[ ,;])+"
-    r"((?:[cdkmnµμ]?m\s*\^\s*\{?[23]\}?|(?:UNIT)(?:\s*\^\s*\{-\d\})?)"
+    r"([-+]?\d(?:[\d.,/]*\d)?(?:\s*(?:\*|\\times)\s*10\s*\^\s*(?:\d+|\{-?\d+\}))?)"
+    r"(?:[\s~]|\\[ ,;])+"
+    r"((?=.*(?:[a-z]{4}|[A-Z]s\b))[A-Za-z][A-Za-z\s'/-]*"
+    r"|(?:[cdkmnµμ]?m\s*\^\s*\{?[23]\}?|(?:UNIT)(?:\s*\^\s*\{-\d\})?)"
     r"(?:\s*(?:\*|\\cdot|-)\s*(?:UNIT)|\s*/\s*(?:UNIT)(?:\s*\^\s*\{?\d\}?)?"
     r"|\s+(?:UNIT)\s*(?:/\s*(?:UNIT)|\^\s*\{-\d\}))*)".replace("UNIT", SI_UNIT)
-)
-# What changes the number before it, or denies it; alone or at any place among the words of a unit.
-NOT_UNITS = re.compile(
-    r"""\b(?:(?-i:[npqrtuxyz])
-    |is|are|was|were|be|not|no|nor|never|\w+n\ t|nope|cannot|does|fails?|wrong|false|incorrect
-    |inaccurate|impossible|unlikely|unsure|guess|nan|none|some(?:thing|what)?|ish
-    |maybe|perhaps|possibly|probably|if|but|unless|except|than|about|around|approx(?:imately)?
-    |roughly|nearly|almost|circa|versus|vs|xor|through|until|to|up|upwards?|onwards?|out|at|least
-    |most|below|above|under|over|minimum|maximum|exclusive|minus|plus|negative|point|by|mod(?:ulo)?
-    |base|binary|octal|hex|root|reciprocal|inverse|squared|cubed|factorial|twice|thrice|\w*fold|half
-    |halves|quarters?|(?:(?:zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve
-    |\w+teen|(?:twen|thir|for|fif|six|seven|eigh|nine)ty|hundred|thousand|dozen|googol|\w+illion)s?)
-    |(?:thir|four|fif|six|seven|eigh|nine?|ten|eleven|twelf|\w+teen|\w+tie|hundred|thousand|\w+illion)
-    (?:th|d)s?|lakhs?|crores?|scores?|gross|myriads?|grand|kilo|mega|mil|mio|bn|pct
-    |percent(?:age)?s?|permill?e?|mille|bps|basis)\b
-    |\b[不折成余多半打的]|[非没错否几又或和到至及与零一二三四五六七八九半多倒约以左超]|相反|分之|(?<![平立])方|方根
-    |^(?:\w{3,}(?:ed|ly)|odd|short|prime|sign|conjugate|less|fewer|double|max|平方|立方)$""",
-    re.VERBOSE | re.IGNORECASE,
 )
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 
@@ -169,7 +179,7 @@ TOKEN = re.compile(
     r"""
     (?P<space>(?:\s|~|\\[,;:!\s]
         |\\(?:quad|qquad|left|right|[bB]igg?[lr]?|displaystyle)(?![A-Za-z]))+)
-  | (?P<letters>平方|立方|(?!千[克米])[十百千万亿]+|(?u:[^\W\d_]+))  # of any script; digits are ASCII only
+  | (?P<letters>平方|立方|(?!千[克米])[十百千万亿]+|(?u:[^\W\d_]+))  # digits are ASCII only
   | (?P<number>
         (?:(?:[1-9]\d{0,2}(?:(?:\{,\}|,\\!\s*|\\[,;:!]\s*)\d{3})+(?!\d)|\d+)(?:\.\d*)?|\.\d+)
         (?:\\overline\{\d+\})?(?:[eE][+-]?\d+)?)
@@ -244,52 +254,61 @@ def unwrap(text: str) -> str:
 
 # A text between two equal marks.
 MARKED = re.compile(r"^(\$\$?|\*{1,3}|_{1,3}|```|`|\")((?=\s*\S)(?:\\\$|(?!\1).)+)\1$", re.DOTALL)
-# Other notation for what the grammar has: a string that it contains, its pattern, a replacement
-# (␣ is a space).
+# Other notation for what the grammar has, a row each: what a text contains where the pattern may
+# match (or nothing), the pattern, its replacement (␣ is a space).
 REWRITES = r"""
-\ ⇒ \^\{\\degree\}|\^?\\degree(?![a-z])|\^\{\s*\\circ\s*\} ⇒ ^\\circ␣
+# colours, sizes, delimiters
 \ ⇒ (?<!\\)\\(?=\s|$) ⇒ ␣
 ` ⇒ ^```\w*\n ⇒ ```
 \ ⇒ \\(?:text)?color\s*\{[^{}]*\}|\\(?:tiny|small|[lL]arge|LARGE|[hH]uge|bf|rm|it)(?![A-Za-z]) ⇒ ␣
 \ ⇒ \\(?:boldsymbol|bm|displaystyle|textstyle|limits)(?![A-Za-z]) ⇒ ␣
 $ ⇒ (?<!\\)(\$\$?)(?=\S)((?:[^$\\]|\\.)*?)(?<=\S)\1(?!\d) ⇒ ␣\2␣
 \ ⇒ (?<!\\)\\[()\[\]] ⇒ ␣
-\ ⇒ \\(?:text|math)\w*\s*\{\s*\(?([A-J])[).:]\s*\} ⇒ (\1)␣
 \m ⇒ \\(math[a-z]+)\s+([A-Za-z\d])(?![A-Za-z]) ⇒ \\\1{\2}
-\Om ⇒ (?<=\d)[\s~]+\\Omega(?![A-Za-z]) ⇒ ␣Ω
-\in ⇒ [\s,~]*\(\s*([a-z]\s*\\in\s*(?:\\math\w+\s*\{?)?[ZNRQ]\}?)\s*\)$ ⇒ ,␣\1
-[ ⇒ \\\\\[[\d.]+\s*[a-z]+\] ⇒ \\\\
 \op ⇒ \\operatorname\*?\s*\{(\w+)\} ⇒ \\\1␣
+# the answer is B, a choice's label
+ ⇒ ^\W*(?i:(?:the |so |final |correct |my )*(?:answer|option|choice)(?: is| was)?)[\s*]+(?!=|is) ⇒ 
+\ ⇒ \\(?:text|math)\w*\s*\{\s*\(?([A-J])[).:]\s*\} ⇒ (\1)␣
+) ⇒ ^([\s*$"`_]*[A-Ha-h])\)(?=[\s*$"`_.]*$) ⇒ \1
+# matrices, sets by a condition, integers k
+[ ⇒ \\\\\[[\d.]+\s*[a-z]+\] ⇒ \\\\
 \b ⇒ (?:\\left\s*)?[(\[]\s*\\begin\{(?:array\}\s*\{[clr|\s]*|(?:small)?matrix)\} ⇒ \\begin{pmatrix}
 \e ⇒ \\end\{(?:array|(?:small)?matrix)\}\s*(?:\\right\s*)?[)\]] ⇒ \\end{pmatrix}
+\{ ⇒ ^[\s$]*(?:\\left)?\\\{\s*([a-z])\s*(?:\\in\s*(?:\\mathbb\{R\}|R)\s*)?(?:[|:]|\\(?:mid|vert)
+  (?![a-z]))(?!.*\1\s*=)(?=.*\1)((?:(?!\\\}|\\right).)*)(?:\\right)?\\\}(?=[\s$.]*$) ⇒ \2
+\in ⇒ [\s,~]*\(\s*([a-z]\s*\\in\s*(?:\\math\w+\s*\{?)?[ZNRQ]\}?)\s*\)$ ⇒ ,␣\1
+# periods of decimals, powers of ten, binomials, primes, degrees
 \dot ⇒ \.(\d*)\\dot\s*\{?(\d)\}?(?:(\d*)\\dot\s*\{?(\d)\}?)? ⇒ .\1\\overline{\2\3\4}
 10 ⇒ (?<=[\d.])\s*[xX]\s*(?=10\s*(?:\^|\*\*)) ⇒ *
 _ ⇒ (?<![A-Za-z\\])(?:\\mathrm\{C\}|C)_\{?(\d+)\}?\^\{?(\d+)\}? ⇒ \\binom{\1}{\2}
+\p ⇒ \^\{?\s*\\prime\s*\}? ⇒ '
+\ ⇒ \^\{\\degree\}|\^?\\degree(?![a-z])|\^\{\s*\\circ\s*\} ⇒ ^\\circ␣
+\circ ⇒ \\circ\s*([CF])(?![A-Za-z]) ⇒ \\circ\\text{\1}
+# money: the currency behind the number, the minus behind the sign
  ⇒ ^\W*(Rs|rs|USD|EUR|GBP|INR|CNY|RMB|JPY|CAD|AUD)\.?\s*(\d[\d.,{}]*)$ ⇒ \2␣\\text{\1}
 $ ⇒ (?<![A-Za-z\\])[A-Z]{1,2}\\?\$(?=\d) ⇒ \$
- ⇒ ^\W*(?i:(?:the |so |final |correct |my )*(?:answer|option|choice)(?: is| was)?)[\s*]+(?!=|is) ⇒ 
-( ⇒ (?<=[\d}])((?:\s|~|\\[ ,;])+|(?=\([^\x00-\x7f]))\((?![A-H]\))
-  ((?:\\(?:text|mathrm)\{[^{}()]*\}|[^\W\d_]|[ /*^23])+)\)(?=\s*(?:[,;.$]|$)) ⇒ \1\2
 - ⇒ (?:(?<=[,;=(])|^)(\s*)-\s*(\\?[$€£₹¥₩])(?=\s*[\d.]) ⇒ \1\2-
+# units: in brackets, 2 hours 30 minutes, of a mile, squares
+\Om ⇒ (?<=\d)[\s~]+\\Omega(?![A-Za-z]) ⇒ ␣Ω
+( ⇒ (?<=[\d}])((?:\s|~|\\[ ,;])+|(?=\([^\x00-\x7f]))\((?![A-H]\))
+  ((?:\\(?:text|mathrm)\{[^{}()]*\}|-[a-z]{3}|[^\W\d_](?:\.\s)?|[ /*^23])+)\)
+  (?=\s*(?:[,;.$]|$)) ⇒ \1\2
  ⇒ (\d[\s~]*(?:\\text\s*\{\s*)?(?:h|min|ft|lbs?|km|kg|feet|foot
   |(?:hour|hr|day|week|month|year|yard|meter|pound|degree|minute|dollar|mile)s?)\s*\}?)
   (?:\s|\\[ ,;])+(?=\d[\d./]*\s*(?:\\text\s*\{\s*)?[A-Za-z]) ⇒ \1␣and␣
-\circ ⇒ \\circ\s*([CF])(?![A-Za-z]) ⇒ \\circ\\text{\1}
 of ⇒ (?<=[\d}])(\s+)of\s+(?:an?|the)\s+(?=[a-z]) ⇒ \1
 per cent ⇒ per cent\b ⇒ percent
-. ⇒ (?<=[^\W\d_]{2})\.\s ⇒ ␣
-. ⇒ (?<![^\W\d_])([A-Z])\.\s?(?=[A-Z](?![a-z])) ⇒ \1
 ² ⇒ ((?:^|[\s\d/}])(?:[cdkm]?m|ft|in|yd|s))² ⇒ \1^2
 ³ ⇒ ((?:^|[\s\d/}])(?:[cdkm]?m|ft|in|yd))³ ⇒ \1^3
+# points of abbreviations: p.m., St. Louis, U.S.
 . ⇒ (?<![A-Za-z])(?i:([ap])\.\s?m\.?(?![A-Za-z])) ⇒ \1m
+. ⇒ (?<=[^\W\d_]{2})\.\s ⇒ ␣
+. ⇒ (?<![^\W\d_])([A-Z])\.\s?(?=[A-Z](?![a-z])) ⇒ \1
+# Chinese: or, and
 或 ⇒ (?<![\u4e00-\u9fff])或者?(?![\u4e00-\u9fff]) ⇒ ␣or␣
- ⇒ [和与及](?<![\u4e00-\u9fff].)(?![\u4e00-\u9fff]) ⇒ ␣and␣
-) ⇒ ^([\s*$"`_]*[A-Ha-h])\)(?=[\s*$"`_.]*$) ⇒ \1
-\{ ⇒ ^[\s$]*(?:\\left)?\\\{\s*([a-z])\s*(?:\\in\s*(?:\\mathbb\{R\}|R)\s*)?(?:[|:]|\\(?:mid|vert)
-  (?![a-z]))(?!.*\1\s*=)(?=.*\1)((?:(?!\\\}|\\right).)*)(?:\\right)?\\\}(?=[\s$.]*$) ⇒ \2
-\p ⇒ \^\{?\s*\\prime\s*\}? ⇒ '"""
-REWRITES = [row.split(" ⇒ ") for row in REWRITES.replace("\n  ", "").split("\n")[1:]]
-REWRITES = [(needle, re.compile(p), to.replace("␣", " ")) for needle, p, to in REWRITES]
+ ⇒ [和与及](?<![\u4e00-\u9fff].)(?![\u4e00-\u9fff]) ⇒ ␣and␣"""
+REWRITES = re.sub(r"\n  |\n#.*", "", REWRITES).replace("␣", " ").split("\n")[1:]
+REWRITES = [(row[0], re.compile(row[1]), row[2]) for row in (row.split(" ⇒ ") for row in REWRITES)]
 
 
 def is_prose(text: str) -> bool:
@@ -335,8 +354,9 @@ def tokenize(
             if not group:
                 raise ParseError(f"{piece} without plain text")
             content = group[1].strip(" ~")
-            is_name = content in gold_unknowns or not re.fullmatch(SI_UNIT, content)
-            tokens += tokenize(group[1], len(content) != 1 or not is_name, gold_words)
+            unit = content not in gold_unknowns and re.fullmatch(SI_UNIT, content)
+            is_text = piece[5:] not in ("bf", "it", "bb") and (len(content) != 1 or bool(unit))
+            tokens += tokenize(group[1], is_text, gold_words)
             position = group.end()
         elif kind == "sign":
             piece = ALIASES.get(piece, piece)
@@ -362,7 +382,7 @@ def is_unit(run: str, before: str, previous: list[Token]) -> bool:
         return True
     if before[-1:].isdigit():
         return run in UNITS_AFTER_DIGITS
-    if len(run) > 3 or len(run) > 1 and run in UNITS:
+    if len(run) > 3 or len(run) > 1 and run in UNITS and run != "mg":  # a weight
         return True
     match previous:
         case [*_, Token("word")]:
@@ -474,7 +494,8 @@ def solution(signs: list[str], sides: list[Node]) -> Node | None:
         if region.op not in ("seq", "set", "union") and region not in NUMBER_SETS:
             return None
     elif signs == [r"\neq"]:
-        op, (name, region) = "excluded", sides
+        name, *values = sides
+        region = without(values)
     elif len(signs) <= 2 and all(sign[0] == "<" for sign in signs):
         if len(signs) == 1 and is_unknown(sides[0]):
             signs, sides = ["<", *signs], [MINUS_INFINITY, *sides]
@@ -556,10 +577,7 @@ class Parser:
         unknowns = {item.args[0].partition("_")[0] for item in items if item.op == "value of"}
         if "or" in separators and len(unknowns) > 1:
             raise ParseError("alternatives for different unknowns")
-        names = {item.args[:1] for item in items if item.op in ("interval of", "excluded")}
-        if items[0].op == "excluded" and separators <= {",", "and"} and len(names) == 1:
-            values = [item.args[1] if item.op == "excluded" else item for item in items]
-            return tree("interval of", *names.pop(), without(values))
+        names = {item.args[:1] for item in items if item.op == "interval of"}
         if len(items) == 1:
             return items[0]
         if not names:
@@ -583,6 +601,10 @@ class Parser:
         sides, signs = [self.union()], []
         while sign := self.accept("=", r"\in", "<", ">", "<=", ">=", r"\neq"):
             signs.append(sign)
+            sides.append(self.union())
+        while signs == [r"\neq"] and self.accept(",", "and"):
+            if self.tokens[self.position :][:2] == self.tokens[start:][:2]:  # x != 1, x != 2
+                self.position += 2
             sides.append(self.union())
         if not signs and not designation:
             return sides[0]
@@ -858,8 +880,8 @@ def parse(
         raise ParseError(f"longer than {MAX_LENGTH} characters")
     text = unwrap(text)
     if not gold_unknowns and (plain := PLAIN_QUANTITY.fullmatch(text)):
-        unit = re.sub(r"[^\W\d_]+(?!\{)", r"\\text{\g<0>}", plain[2].replace(r"\cdot", "*"))
-        text = f"{plain[1]} {unit}"
+        unit = re.sub(r"\\cdot|[{}]", " ", plain[2])
+        text = f"{plain[1]} \\text{{{unit}}}"
     plain = re.sub(r"\\(?:text|mathrm|ce)\s*\{(\w*)\}\s*", r"\1", text)
     if DATE.fullmatch(plain) or CHEMICAL.fullmatch(plain):
         return tree("name", re.sub(r"[\s,._{}]+", "", plain)), frozenset()

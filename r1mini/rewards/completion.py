@@ -18,7 +18,7 @@ from r1mini.sandbox.convert import Dropped, open_r1_tests
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 TAG = re.compile(r"</?(?:think|answer)>")
 LITERAL = re.compile(r"[-+]?(?:\d+/\d+|\\[dt]?frac\d+|[\d.,]+|[A-Za-z ]*)%?")
-OPERATION = re.compile(r"[\w)!][-+*/^!]|\\[a-z]{3}|\)\(")
+OPERATION = re.compile(r"[\w)!][-+*/^!×÷·⋅]|\\[a-z]{3}|\)\(|[√|]|sqrt|log|ln|sin|cos|tan")
 # Strings in triple quotes and comments are consumed whole: a fence in them closes nothing.
 BLOCK = re.compile(
     r"""
@@ -34,6 +34,10 @@ BLOCK = re.compile(
 )
 PYTHON = re.compile(r"\W*(?:\w+[./:=])*(?:i?python|py)[\d.]*(?![\w-])", re.IGNORECASE)
 ASKS_WHICH = re.compile("which|whether|choose|select|哪", re.IGNORECASE)
+# A formula of a prompt: in TeX's delimiters, or from its first digit or command to its last.
+FORMULA = re.compile(
+    r"\$+([^$]+)\$|\\[(\[](.+?)\\[)\]]|((?:[-+(|√\d]|\\[a-z]+)(?:[^A-Za-z?=,;]*[\d)!|}%])?)"
+)
 SPACING = re.compile(r"[\s{}$]|\\(?:left|right|[,;!])")
 # Notation that traces share between languages.
 NOTATION = "return for in if range max min sum ln".split()
@@ -144,21 +148,43 @@ def fenced_blocks(text: str) -> list[tuple[str, str]]:
     return blocks
 
 
+@lru_cache(maxsize=256)  # a prompt has many completions
+def formulas(prompt: str) -> set:
+    """The trees of the formulas in a prompt."""
+    return {answers.formula("".join(parts)) for parts in FORMULA.findall(prompt)} - {None}
+
+
 def copied_from_prompt(answer: str, gold: str, prompt: str) -> bool:
     r"""Is the answer an expression copied from the prompt, and not written like the gold answer?
 
     Otherwise `2+3` would answer "What is 2+3?", and `\sqrt{48}` would be its own simplification.
+    So would `x = 3 + 2` and `**2+3**`: formulas are compared whatever their notation and order.
     Copying a number, fraction, word or label is allowed, and what the prompt offers as an answer.
     """
-    alike = answers.written_alike(gold, answer)
-    answer, prompt = SPACING.sub("", answer), SPACING.sub("", prompt)
-    if alike or answer not in prompt or LITERAL.fullmatch(answer):
+    parts = (answer, answer.rpartition("=")[2])
+    return not answers.written_alike(gold, answer) and any(
+        stands_in(prompt, part) for part in parts
+    )
+
+
+def stands_in(prompt: str, expression: str) -> bool:
+    """Does an expression with an operation stand in the prompt, and not as one of its choices?"""
+    same_formula = answers.formula(expression) in formulas(prompt)
+    expression, prompt = SPACING.sub("", expression), SPACING.sub("", prompt)
+    if LITERAL.fullmatch(expression) or not (expression in prompt or same_formula):
         return False
-    copy = rf"{re.escape(answer)}(?![-\w+*/^])"
+    copy = rf"{re.escape(expression)}(?![-\w+*/^])"
     offered = rf"(?:\([A-J]\)|(?<![A-Za-z])[A-J][.:]){copy}"
     if ASKS_WHICH.search(prompt):
-        offered += rf"|(?:or|或){copy}(?!=)|(?<![-\w+*/^=]){re.escape(answer)}(?:or|或)"
-    return OPERATION.search(answer) is not None and not re.search(offered, prompt)
+        offered += rf"|(?:or|或){copy}(?!=)|(?<![-\w+*/^=]){re.escape(expression)}(?:or|或)"
+    return OPERATION.search(expression) is not None and not re.search(offered, prompt)
+
+
+def offered_label(answer: str, prompt: str) -> str:
+    """The label of an answer like `(B) 5`, if a line of the prompt offers it; else the answer."""
+    choice = answers.choice_and_text(answer)
+    offered = choice and choice in map(answers.choice_and_text, prompt.splitlines())
+    return choice[0] if offered else answer
 
 
 # -- words -------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from r1mini.rewards.completion import (
     gold_answer,
     is_blank,
     needs_reasoning,
+    offered_label,
     parse,
     problem_tests,
     words,
@@ -53,7 +54,7 @@ def answer_error(problem: Problem, text: str) -> str | None:
         return f"no {missing[0]}" if missing else "not one answer block after the thinking"
     if answer is None:
         return "expected exactly one answer after the thinking"
-    gold = gold_answer(problem)
+    gold, answer = gold_answer(problem), offered_label(answer, problem.prompt)
     if copied_from_prompt(answer, gold, problem.prompt):
         return f"{answer[:60]!r} is copied from the question"
     return None if answers.equivalent(gold, answer) else f"{answer[:60]!r} is not {gold!r}"

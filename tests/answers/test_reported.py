@@ -186,7 +186,30 @@ SIBLINGS = {
     "several units": [
         ("2 hours 30 minutes", "2 hours, 30 minutes"), ("5 feet 6 inches", "5 feet and 6 inches"),
         ("1/2 of the cake", "1/2"), ("5 N", "5 N"), ("10 J", "10 joules"), ("3 V", "3"),
-        ("101.3 kPa", "101.3 kPa"), ("20 m^2", "20"), ("5 ms", "5"),
+        ("101.3 kPa", "101.3 kPa"), ("20 m^2", "20"), ("5 ms", "5"), ("9.8 m s^{-2}", "9.8"),
+        (r"10^{-3} \mathrm{~mol} \cdot \mathrm{L}^{-1}", "0.001"), ("5", "5 push-ups"),
+        (r"5.0 \times 10^{2} \mathrm{~J}", "500"), ("41 (fourth graders)", "41"), ("5", "5 TVs"),
+        ("9 (quarters)", "9 quarters"), ("8 (bad oranges)", "8"), ("288 (t-shirts)", "288"),
+        ("7", "7 more girls than boys"), ("5", "5（元）"), ("5", "5 元"), ("5", "5 CDs"),
+    ],
+    "unknowns behind a space": [
+        (r"\frac{1}{2} T", r"\frac{T}{2}"), (r"\frac{3}{4} V", r"\frac{3V}{4}"),
+        ("a + 2 m", "2m+a"), (r"\frac{1}{2}mg", r"\frac{1}{2} m g"), (r"\sqrt2 s", r"s\sqrt2"),
+        ("6 s^2", "6s^2"), ("10 - 2 h", "10-2h"),
+    ],
+    "values by name": [
+        ("(x,y)=(1,2)", "x=1,y=2"), ("(x,y)=(1,2)", "y=2, x=1"), ("x=1,y=2", "(x,y)=(1,2)"),
+        ("(n,m)=(1,2)", "(1,2)"), (r"(2,3)", r"(r,\theta)=(2,3)"), (r"\{1,2\}", r"A\cup B=\{1,2\}"),
+    ],
+    "labels with words": [
+        ("B", "B) Paris"), ("B", "(B) Paris"), ("B", "B. Paris"), ("B", "**B) Paris**"),
+        ("B", "Option B"), ("B", "The answer is B"), ("J", "j"), ("(B) 5", "The answer is B"),
+        ("5", "The answer is 5"), ("Paris", "The answer is Paris."),
+    ],
+    "written alike": [
+        (r"\arctan 2", r"\arctan(2)"), (r"\arctan 2", r"\arctan{2}"), ("H_2O", r"\mathrm{H}_2\mathrm{O}"),
+        ("H_2SO_4", r"\text{H}_2\text{SO}_4"), ("H_2O", r"\ce{H2O}"),
+        (r"2k\pi+\frac{\pi}{3}(k\in Z)", r"2k\pi+\frac{\pi}{3}, k\in\mathbb{Z}"),
     ],
 }
 # fmt: on
@@ -255,6 +278,35 @@ NEAR_MISSES = {
         ("2 m", "2 s"), ("7", "7 or 8 apples"), ("7", "7 apples or 8"), ("7", "7 apples, 8 apples"),
         ("7", "-7 apples"), ("50", "50 percent of x"), ("8", "2 2 2"), ("3/4", "3 quarters"),
         ("0.5", "5 tenths"), ("10", "5 dozen"), ("5", "5 K x"),
+    ],
+    "letters that are unknowns, not units": [
+        ("10 - 2 h", "8"), ("8", "10 - 2 h"), ("3 + 2 m", "5"), (r"1 - \frac{1}{2} s", "1/2"),
+        ("2 s - t", "2"), ("2 m / n", "2"), ("2", "2 m - n"), ("6 s^2", "6"), ("2 mgh", "2"),
+        (r"\frac{\sqrt{3}}{4} s^{2}", r"\frac{\sqrt{3}}{4}"), (r"\frac{1}{2} T", "1/2"),
+        (r"\frac{1}{2} mvr", "1/2"), ("x^{2} h", "x^2"), (r"\frac{a}{b} m", "a/b"), ("2 l", "2"),
+        ("(1, 2 m)", "(1,2)"), (r"2\mathbf{A}", "2"), ("2", "2 (m-n)"), ("5", "5 (-x)"),
+    ],
+    "words that change a number or deny it": [
+        ("3", "3 quarters"), ("3", "3 twentieths"), ("7", "7 twelfths"), ("1", "1 eighth"),
+        ("3", "3 dollars and fifty cents"), ("3", "3 hours thirty minutes"), ("5", "5 lakhs"),
+        ("5", "5 scores"), ("5", "5 quadrillion"), ("5", "5 K"), ("5", "$5 K"), ("5", "5 T"),
+        ("5", "5 percentage points"), ("5", "5 basis points"), ("5", "5 per mille"),
+        ("5", "5 times x"), ("5", "5 multiplied by x"), ("5", "5 divided by x"), ("5", "5 less"),
+        ("5", "5 doubled"), ("5", "5 halved"), ("5", "5 rejected"), ("5", "5 ruled out"),
+        ("5", "5 impossible"), ("5", r"5 \text{ isn't}"), ("5", r"5 \text{ doesn't work}"),
+        ("5", "5 maximum"), ("5", "5 or fewer"), ("5", "5 through"), ("5", "5 in binary"),
+        ("3", "3个半小时"), ("3", "3小时半"), ("3", "3米多"), ("3", "3又二分之一"), ("3", "3或者四"),
+        ("3", "3和四"), ("3", "3到四"), ("5", "5的平方"), ("5", "5的倒数"), ("5", "5次方"),
+        ("5", "5错误"), ("5", "5打"), ("5 mmol", "5 Mmol"),
+    ],
+    "names in another order": [
+        ("(1,2)", "(b,a)=(1,2)"), ("(1,2)", "(n,m)=(1,2)"), ("(1,2)", r"(\beta,\alpha)=(1,2)"),
+        ("(1,2)", "(x_2,x_1)=(1,2)"), ("(1,2)", "(y,x,z)=(1,2)"), ("(1,2,3)", "(x,z,y)=(1,2,3)"),
+        ("x=1,y=2", "x=1 or y=2"), ("(x,y)=(1,2)", "x=2,y=1"), ("(x,y)=(1,2)", "a=1,b=2"),
+    ],
+    "labels with another text": [
+        ("B", "A) Paris"), ("B", "B) Paris or A) Rome"), ("B", "B: A"), ("B", "not B"),
+        ("B", "The answer is A"), ("5", "The answer is 6"), ("5", "The answer is not 5"),
     ],
 }
 # fmt: on
@@ -529,11 +581,30 @@ def test_unit_that_the_question_asks_for_may_stand_behind_a_number(unit):
 
 
 @pytest.mark.parametrize(
-    "gold", ["nan", "NaN", "None", "null", "N/A", "", " ", r"\text{None}", "0/0", "5 = 5"]
+    "gold",
+    ["nan", "NaN", "None", "null", "N/A", "", " ", r"\text{None}", "0/0", "5 = 5"]
+    # beyond the limits
+    + [r"2^{300}=\sqrt{2}", r"\pi=2^{1000}", r"10^{80}x=\pi", r"x^{100}=\pi"],
 )
 def test_gold_that_nothing_can_equal_is_an_error(gold):
     with pytest.raises(ValueError, match="gold answer"):
         equivalent(gold, gold)
+
+
+@pytest.mark.parametrize(
+    "gold, answer",
+    [
+        (r"x=\pm2", "x^2=4"),
+        (r"x=\pm2", "2x=4"),
+        (r"y=\pm\frac{3}{4}x", "3x-4y=0"),
+        (r"x=1\pm\sqrt2", "x-2=0"),
+        ("5", "千" * 400),
+        ("5", "5 cm^x"),
+        ("d(A,B)=12", "(d,a)=(1,2)"),
+    ],
+)
+def test_mixed_notation_is_wrong_and_raises_nothing(gold, answer):
+    assert equivalent(gold, gold) and not equivalent(gold, answer)
 
 
 @pytest.mark.parametrize(
@@ -565,6 +636,7 @@ def test_where_the_answer_is(completion, answer):
     [
         "<answer>\\boxed{5} or \\boxed{6}</answer>",
         "<answer>Answer: 5\nAnswer: 6</answer>",
+        "<answer>Answer: 6\nBut it is 5</answer>",
         "<answer>5</answer> \\boxed{6}",
         "<think>\\boxed{6}</think> The answer is 6.",
         "<think>Answer: 6</think> I do not know.",

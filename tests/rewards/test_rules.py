@@ -296,6 +296,21 @@ def test_accuracy_of_a_data_files_row(text, right):
         ("On y=x: (3,-4) or (4,4)?", r"\left(4, 4\right)", "(4,4)", 1),
         ("Compute 2+3.", "5", "2 + 3", 0),
         ("Compute 4!.", "24", "4!", 0),
+        # in another notation or order
+        ("What is 2+3?", "5", "3 + 2", 0),
+        ("What is 2+3?", "5", "(2+3)", 0),
+        ("What is 2+3?", "5", "**2+3**", 0),
+        ("What is 2+3?", "5", r"\text{2+3}", 0),
+        ("What is 2+3?", "5", "x = 2+3", 0),
+        ("What is 2+3?", "5", "2+3=5", 1),
+        (r"Compute $\frac{3}{4}+\frac{1}{8}$.", "7/8", "1/8 + 3/4", 0),
+        (r"Compute $12 \times 13$.", "156", "13*12", 0),
+        (r"Find $\gcd(12, 18)$.", "6", r"\gcd(18,12)", 0),
+        (r"Simplify $\sqrt{48}$.", r"4\sqrt{3}", "√48", 0),
+        ("Evaluate $|{-5}|$.", "5", "|-5|", 0),
+        (r"Solve $2x-y+1=0$ for $y$.", "y=2x+1", "2x-y+1=0", 0),
+        (r"Solve $2x-y+1=0$ for $y$.", "y=2x+1", "y = 1+2x", 1),
+        (r"Add $\frac{1}{2}$ and $\frac{1}{4}$.", r"\frac{3}{4}", r"\frac{3}{4}", 1),
     ],
 )
 def test_repeating_the_questions_expression_is_not_an_answer(prompt, gold, answer, right):
@@ -322,6 +337,25 @@ def test_repeating_the_questions_expression_is_not_an_answer(prompt, gold, answe
 )
 def test_an_answer_that_the_question_offers_may_be_copied(prompt, gold, answer, right):
     problem = Problem("data", "", "en", prompt, {"answer": gold})
+    assert one(rewards.accuracy, problem, f"<think>a</think><answer>{answer}</answer>") == right
+
+
+@pytest.mark.parametrize(
+    "answer, right",
+    [
+        ("B", 1),
+        ("(B) 5", 1),
+        ("B) 5", 1),
+        (r"\textbf{(B)}\ 5", 1),
+        ("**B. 5**", 1),
+        ("(B) 6", 0),
+        ("(A) 4", 0),
+        ("5", 0),
+        ("(B) 5 (C) 6", 0),
+    ],
+)
+def test_label_with_the_text_that_the_question_gives_it(answer, right):
+    problem = Problem("data", "", "en", "2+3?\n\nA) 4\nB) 5\nC) 6", {"answer": "B"})
     assert one(rewards.accuracy, problem, f"<think>a</think><answer>{answer}</answer>") == right
 
 
