@@ -93,7 +93,7 @@ def read_message(message: Row) -> Message:
     for key, value in message.items():
         unread = key not in REASONING and re.search("reason|think|thought", key, re.IGNORECASE)
         if unread and isinstance(value, str if names else str | list) and not is_empty(value):
-            raise ValueError(f"{key!r} is left out; name reasoning {REASONING[0]!r}")
+            raise ValueError(f"reasoning must be named {REASONING[0]!r}, not {key!r}")
     content = "" if names and is_empty(content) else text({"content": content}, "content")
     fields = {"role": role, "content": content}
     if role != "assistant":

@@ -126,11 +126,11 @@ def prompt_messages(fields: Row, instruction: str) -> list[Message]:
     ValueError without a user message.
     """
     messages = to_messages(fields, ("messages", "prompt"))
-    while messages and messages[-1]["role"] == "assistant" and "messages" in fields:
-        messages.pop()
     users = [index for index, message in enumerate(messages) if message["role"] == "user"]
     if not users:
         raise ValueError("text without a question" if "text" in fields else "no user message")
+    while messages[-1]["role"] == "assistant" and "messages" in fields:
+        messages.pop()
     if instruction:
         last = messages[users[-1]]
         separator = "" if instruction[0].isspace() else "\n"

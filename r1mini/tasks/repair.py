@@ -82,7 +82,7 @@ def fixes(program: Program) -> tuple[Program, ...]:
     tokens, ordered = rf"max|min|sum|(?<==)[01]|[-+*](?!=)|[<>]|{places}", "-"
     if program[0] == STRINGS:  # where the order matters for +
         tokens, ordered = rf"{places}|(?<=\*)[23]", "+"
-    kinds = ("+-*", "<>", "01", "23" * (program[0] == STRINGS), names, ("max", "min", "sum"))
+    kinds = ("+-*", "<>", "01", "23", names, ("max", "min", "sum"))
     programs = []
     for number, line in enumerate(program):
         lines = []

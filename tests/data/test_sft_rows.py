@@ -176,15 +176,36 @@ def test_parts_beside_the_same_reasoning_as_text_are_left_out(tmp_path):
 @pytest.mark.parametrize(
     "messages, names",
     [
-        ([USER, {**BOT, "thought": "a"}], "message 2: 'thought' is left out; name reasoning"),
-        ([USER, {**BOT, "reasoning_text": "a"}], "message 2: 'reasoning_text' is left out"),
-        ([USER, {**BOT, "thoughts": "a"}], "message 2: 'thoughts' is left out"),
-        ([USER, {**BOT, "reasoningContent": "a"}], "message 2: 'reasoningContent' is left out"),
-        ([USER, {**BOT, "chain_of_thought": ["a"]}], "message 2: 'chain_of_thought' is left out"),
-        ([USER, {**BOT, "reasoning_details": [{"text": "a"}]}], "'reasoning_details' is left out"),
-        ([USER, {**BOT, "reasoning": "a", "Thought": "a"}], "message 2: 'Thought' is left out"),
-        ([{**USER, "thoughts": "a"}, BOT], "message 1: 'thoughts' is left out"),
-        ([USER, {**BOT, "content": " ", "thought": "a"}], "message 2: 'thought' is left out"),
+        (
+            [USER, {**BOT, "thought": "a"}],
+            "2: reasoning must be named 'reasoning_content', not 'thought'",
+        ),
+        (
+            [USER, {**BOT, "reasoning_text": "a"}],
+            "2: reasoning must be named .*, not 'reasoning_text'",
+        ),
+        ([USER, {**BOT, "thoughts": "a"}], "2: reasoning must be named .*, not 'thoughts'"),
+        (
+            [USER, {**BOT, "reasoningContent": "a"}],
+            "2: reasoning must be named .*, not 'reasoningContent'",
+        ),
+        (
+            [USER, {**BOT, "chain_of_thought": ["a"]}],
+            "2: reasoning must be named .*, not 'chain_of_thought'",
+        ),
+        (
+            [USER, {**BOT, "reasoning_details": [{"text": "a"}]}],
+            "reasoning must be named .*, not 'reasoning_details'",
+        ),
+        (
+            [USER, {**BOT, "reasoning": "a", "Thought": "a"}],
+            "2: reasoning must be named .*, not 'Thought'",
+        ),
+        ([{**USER, "thoughts": "a"}, BOT], "1: reasoning must be named .*, not 'thoughts'"),
+        (
+            [USER, {**BOT, "content": " ", "thought": "a"}],
+            "2: reasoning must be named .*, not 'thought'",
+        ),
         ([{**USER, "content": "", "thinking": "a"}, BOT], "message 1: 'thinking' in a message of"),
         (
             [USER, {**BOT, "content": [{"type": "reasoning_text", "text": "a"}, {"text": "4"}]}],
