@@ -17,6 +17,8 @@ from r1mini.sandbox.convert import Dropped, open_r1_tests
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 TAG = re.compile(r"</?(?:think|answer)>")
+WITHOUT_TAG = r"([^<]*(?:(?!</?(?:think|answer)>)<[^<]*)*)"
+FORMAT = re.compile(rf"\s*(?:<think>{WITHOUT_TAG}</think>\s*)?<answer>{WITHOUT_TAG}</answer>\s*")
 LITERAL = re.compile(r"[-+]?(?:\d+/\d+|\\[dt]?frac\d+|[\d.,]+|[A-Za-z ]*)%?")
 OPERATION = re.compile(r"[\w)!][-+*/^!×÷·⋅]|\\[a-z]{3}|\)\(|[√|]|sqrt|log|ln|sin|cos|tan")
 # Strings in triple quotes and comments are consumed whole: a fence in them closes nothing.
@@ -74,15 +76,8 @@ def parse(text: str) -> tuple[str | None, str] | None:
     >>> parse("<think>5+8=13</think><answer>5+8</answer> and more") is None
     True
     """
-    match TAG.findall(text):
-        case ["<think>", "</think>", "<answer>", "</answer>"]:
-            before, thinking, between, answer, after = TAG.split(text)
-        case ["<answer>", "</answer>"]:
-            before, answer, after = TAG.split(text)
-            thinking, between = None, ""
-        case _:
-            return None
-    return None if (before + between + after).strip() else (thinking, answer)
+    match = FORMAT.fullmatch(text)
+    return match and match.groups()
 
 
 def is_blank(text: str) -> bool:
