@@ -40,10 +40,9 @@ def salt(metal: str, charge: int, anion: str, anion_charge: int) -> str:
 
 
 def atoms(formula: str) -> Counter:
-    counts = Counter()
-    for symbol, number in re.findall(r"([A-Z][a-z]?)(\d*)", formula):
-        counts[symbol] += int(number or 1)
-    return counts
+    """The atoms of a species, in which no element stands twice."""
+    elements = re.findall(r"([A-Z][a-z]?)(\d*)", formula)
+    return Counter({symbol: int(number or 1) for symbol, number in elements})
 
 
 @cache
@@ -191,7 +190,7 @@ def generate_kinetics(rng: Random, language: str) -> Problem | None:
 
 def quotient(a: int, b: int) -> str:
     """`a/b` rounded down, with a trailing + if there is a remainder."""
-    return f"{a // b}" + ("+" if a % b else "")
+    return f"{a // b}{'+' if a % b else ''}"
 
 
 def rate_law(table: list[int], step: int, order: int) -> tuple[str, bool, str]:
@@ -219,7 +218,7 @@ def tries_kinetics(problem: Problem, rng: Random) -> Iterator[Try]:
     for order in rng.sample(range(3), 3):
         text, holds, constant = rate_law(table, step, order)
         answer = f"{order} {constant.rpartition('=')[2]}".strip()
-        yield Try(f"{order} {text}" + (f" k {constant}" if holds else ""), holds, answer)
+        yield Try(f"{order} {text}" + f" k {constant}" * holds, holds, answer)
 
 
 def find_error_kinetics(problem: Problem, answer: str) -> str | None:

@@ -37,8 +37,8 @@ def completion(
     if thinking and tag_thinking:
         thinking = f"<think>{thinking}</think>"
     if tag_answer:
-        return thinking + f"<answer>{answer}</answer>"
-    return thinking + f"{WORDS[language]['answer']} {answer}\n"
+        return f"{thinking}<answer>{answer}</answer>"
+    return f"{thinking}{WORDS[language]['answer']} {answer}\n"
 
 
 def drill(rng: Random) -> str:

@@ -105,14 +105,13 @@ def tries(problem: Problem, rng: Random) -> Iterator[Try]:
 def find_error(problem: Problem, answer: str) -> str | None:
     target, numbers = problem.columns["target"], [str(n) for n in problem.columns["numbers"]]
     sides = re.split("=+", plain(answer)) if len(answer) <= MAX_LENGTH else [""]
-    values = [evaluate(side) for side in sides]
+    values = list(map(evaluate, sides))
     if None in values:
         return "not an expression of + - * /"
     used = [re.findall("[0-9.]+", side) for side in sides]
     if sorted(numbers) not in map(sorted, used):
         return f"uses {', '.join(used[0])}, not {', '.join(numbers)}"
-    wrong = [f"{value} ≠ {target}" for value in values if value != target]
-    return wrong[0] if wrong else None
+    return next((f"{value} ≠ {target}" for value in values if value != target), None)
 
 
 def plain(answer: str) -> str:

@@ -101,7 +101,7 @@ def find_error(problem: Problem, answer: str) -> str | None:
 def fact(element: dict, kind: str, language: str, rng: Random) -> str:
     name = element_name(element, language, rng, kind)
     if kind == "number" and rng.random() < 0.5:
-        return NUMBERED[language].format(number=element["number"], name=name)
+        return NUMBERED[language].format(**element, name=name)
     return FACT[language].format(
         property=PROPERTIES[kind][language], name=name, value=element[kind]
     )
