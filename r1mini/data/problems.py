@@ -134,7 +134,7 @@ def prompt_messages(fields: Row, instruction: str) -> list[Message]:
     if instruction:
         last = messages[users[-1]]
         separator = "" if instruction[0].isspace() else "\n"
-        messages[users[-1]] = {**last, "content": last["content"] + separator + instruction}
+        messages[users[-1]] = {**last, "content": f"{last['content']}{separator}{instruction}"}
     return messages
 
 

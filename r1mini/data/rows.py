@@ -139,7 +139,7 @@ def row_ngrams(fields: Row, role: str) -> set[str]:
     if "numbers" in fields:
         return {f"{sorted(fields['numbers'])} {fields['target']}"}
     texts = [
-        message.get("reasoning_content", "") + "\n" + message["content"]
+        f"{message.get('reasoning_content', '')}\n{message['content']}"
         for message in to_messages(fields)
         if message["role"] == role
     ]
