@@ -112,8 +112,8 @@ NOT_UNITS = re.compile(
     |la(?:kh|c)s?|crores?|gross|myriads?|grand|thou|doz|milli|kilo|mega|giga|mil|bil|tril|mio|bn
     |[kM](?:USD|EUR)|pct|percent\w*|permill?e?|mille|bps|basis)\b
     |\b[折成余多半的]|[不非没无错误假否几又或和到至及与零一二三四五六七八九]
-    |[半多倒约以左超打乘]|相反|分之|可能|大概|待定|方\ ?根|[平立]方$|(?<![平立正])方(?![法式案形块程面])
-    |(?!千[克米瓦卡])[十百千万亿兆萬億拾佰仟]
+    |[半多倒约以左超打乘]|相反|分之|可能|大概|待定|方\ ?根|[平立]方$
+    |(?<![平立正])方(?![法式案形块程面])|(?!千[克米瓦卡])[十百千万亿兆萬億拾佰仟]
     |[^\W\d_](?<![a-zA-Zµμ\u2126\u03a9\u4e00-\u9fff])""",
     re.VERBOSE | re.IGNORECASE,
 )
