@@ -122,10 +122,7 @@ NOT_UNITS = re.compile(
 )
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 
-UNICODE = str.maketrans(
-    "−–×·⋅÷\xa0、∶。’′“”",
-    "--***/ ,:.''\"\"",
-)
+UNICODE = str.maketrans("−–×·⋅÷\xa0、∶。’′“”", "--***/ ,:.''\"\"")
 UNICODE |= {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F) if not chr(code).isalnum()}
 UNICODE |= {
     ord(line[0]): f"{line[2:]} "

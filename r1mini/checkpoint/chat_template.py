@@ -150,9 +150,8 @@ class ChatTemplate:
         if message["role"] != "assistant":
             return message
         for end in (self.end_of_turn.strip(), self.special_tokens.get("eos_token")):
-            content = message["content"].rstrip()
-            if end and content.endswith(end):
-                message["content"] = content.removesuffix(end)
+            if end:
+                message["content"] = re.sub(rf"{re.escape(end)}\s*\Z", "", message["content"])
         if isinstance(message.get("reasoning_content"), str):
             reasoning = message.pop("reasoning_content")
             if self._reasoning_key:
@@ -229,7 +228,8 @@ class ChatTemplate:
             before = prompt.removesuffix(opened) + prefix
             learned = through[len(before) : end]
             # Templates trim, and drop thinking: only white space may be lost.
-            has_all = all(squeezed(x) in squeezed(prefix + learned) for x in (content, reasoning))
+            shown = squeezed(prefix + learned)
+            has_all = squeezed(content) in shown and squeezed(reasoning) in shown
             if through.startswith(before) and has_all:
                 return before, learned
         if reasoning:
@@ -241,18 +241,20 @@ class ChatTemplate:
     @cached_property
     def end_of_turn(self) -> str:
         """What follows the assistant's content and ends its turn, e.g. `<|im_end|>`; may be ""."""
-        messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "ANSWER"}]
-        _, answer, after = self._render(messages).rpartition("ANSWER")
+        _, answer, after = self._render_example().rpartition("ANSWER")
         return re.match(r"(\s*\S+)?", after)[0] if answer else ""
 
     @cached_property
     def _reasoning_key(self) -> str:
         """The name under which the template reads the reasoning of a message, or ""."""
         for name in REASONING:
-            reply = {"role": "assistant", "content": "ANSWER", name: "REASONING"}
-            if "REASONING" in self._render([{"role": "user", "content": "x"}, reply]):
+            if "REASONING" in self._render_example(**{name: "REASONING"}):
                 return name
         return ""
+
+    def _render_example(self, **fields: str) -> str:
+        reply = {"role": "assistant", "content": "ANSWER", **fields}
+        return self._render([{"role": "user", "content": "x"}, reply])
 
     @property
     def shows_date(self) -> bool:

@@ -149,14 +149,15 @@ def rope_config(raw: Mapping[str, Any], context: int) -> tuple[float, dict[str, 
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ROPE:
         raise ValueError(f"rope type {kind} is not supported")
-    thetas = (settings.get("rope_theta") for settings in (*objects, raw))
-    theta = float(next(filter(None, thetas), 10_000.0))
-    if not 1 < theta < math.inf:
-        raise ValueError(f"rope_theta {theta} is not above 1")
+    theta = None
     for settings in (*objects, raw):
+        theta = theta or settings.get("rope_theta")
         factor = settings.get("partial_rotary_factor")
         if factor not in (1, None):
             raise ValueError(f"partial_rotary_factor {factor} is not supported")
+    theta = float(theta or 10_000.0)
+    if not 1 < theta < math.inf:
+        raise ValueError(f"rope_theta {theta} is not above 1")
     if kind == "default":
         return theta, None
     numbers = (*ROPE[kind], *YARN_OPTIONS)

@@ -79,22 +79,21 @@ def assert_to_test(condition: ast.expr, name: str, call: str) -> dict:
     {'call': 'solve', 'args': [[1, -2]], 'equals': [3, 'a']}
     """
     match condition:
-        case (
-            ast.Compare(left=left, ops=[ast.Eq() as operator], comparators=[right])
-            | ast.Compare(
-                left=left,
-                ops=[ast.Is() as operator],
-                comparators=[ast.Constant(value=None | True | False) as right],
-            )
+        case ast.Compare(left=left, ops=[ast.Eq()], comparators=[right]):
+            comparison = "equals"
+        case ast.Compare(
+            left=left,
+            ops=[ast.Is()],
+            comparators=[ast.Constant(value=None | True | False) as right],
         ):
-            if not isinstance(left, ast.Call):
-                left, right = right, left
+            comparison = "expect"
         case _:  # f(x), not f(x), f(x) != y, abs(f(x) - y) < 1e-6
             raise Dropped("not a comparison by == with a value")
+    if not isinstance(left, ast.Call):
+        left, right = right, left
     match left:
         case ast.Call(func=ast.Name(id=called), args=args, keywords=[]) if called == name:
             arguments = [literal(arg, False) for arg in args]
-            comparison = "equals" if isinstance(operator, ast.Eq) else "expect"
             return {"call": call, "args": arguments, comparison: literal(right, True)}
     # round(f(x), 2), sorted(f(x)), f(x)[0], f(n=1)
     raise Dropped("not a plain call of the function")
@@ -304,9 +303,13 @@ def open_r1_row_tests(row: dict) -> Tests:
 
 def drop_constant(tests: list[dict], dropped: Counter) -> Tests:
     """Drops all tests of a row if they expect the same value: a constant would pass them."""
-    names = ("equals", "expect", "stdout")
-    expected = [test[name] for test in tests for name in names if name in test]
-    if len({canonical(value, exact=False) for value in expected}) != 1:
+    expected = {
+        canonical(value, exact=False)
+        for test in tests
+        for name, value in test.items()
+        if name in ("equals", "expect", "stdout")
+    }
+    if len(expected) != 1:
         return tests, dropped
     return [], dropped + Counter({"all expect the same, so a constant passes": len(tests)})
 
