@@ -212,7 +212,7 @@ def random_model(config: ModelConfig, seed: int, device: torch.device) -> Transf
 
 def measure_decode(s: Subject) -> Iterator[tuple]:
     """Ragged: a queue of four times as many rows as are decoded at a time."""
-    length, device = s.cfg.prompt_tokens, s.model.device
+    length = s.cfg.prompt_tokens
     for case, queue, new in (("equal", 1, s.cfg.new_tokens), ("ragged", 4, 8 * MEAN_LENGTH)):
         tokenizer = s.tokenizer(case)
         stop_ids = tokenizer.stop_ids
@@ -222,7 +222,7 @@ def measure_decode(s: Subject) -> Iterator[tuple]:
             completions = COMPLETIONS if rows % COMPLETIONS == 0 else 1  # of a prompt, as in RL
             ids = s.prompts(total // completions, length)
             prompts = list(map(tokenizer.decode, ids))
-            prompts_BT = torch.tensor(ids, device=device).repeat_interleave(completions, 0)
+            prompts_BT = torch.tensor(ids, device=s.model.device).repeat_interleave(completions, 0)
             ours = partial(decode, s.model, tokenizer, prompts, completions, new, rows)
             other = partial(reference.decode, hf_model, prompts_BT, new, rows, stop_ids)
             sides = s.alternate(ours, hf_model and other)
@@ -379,8 +379,8 @@ def cells(row: dict) -> list[str]:
     """The row's cells in COLUMNS."""
     limit = f"{row['of_limit']:.0%}" if "of_limit" in row else MISSING
     times = "{:.2f} ({:.2f} to {:.2f})".format(*row["times"]) if "times" in row else MISSING
-    ours = [row["shape"], row["what"], *side_cells(row["ours"]), limit]
-    return [*ours, *side_cells(row.get("reference")), times]
+    ours, other = side_cells(row["ours"]), side_cells(row.get("reference"))
+    return [row["shape"], row["what"], *ours, limit, *other, times]
 
 
 def side_cells(side: dict | None) -> list[str]:
@@ -405,8 +405,10 @@ def describe_limits(limits: dict) -> str:
     for kind in ("fp32", "bf16"):
         rates.append(f"{kind} " + " / ".join(f"{x / 1e9:.0f}" for x in limits[kind].values()))
     rows = " / ".join(map(str, limits["fp32"]))
-    products = f"matrix products of {rows} tokens in GFLOP/s: {'; '.join(rates)}"
-    return f"{products}; copies: {limits['copy'] / 1e9:.1f} GB/s"
+    return (
+        f"matrix products of {rows} tokens in GFLOP/s: {'; '.join(rates)}; "
+        f"copies: {limits['copy'] / 1e9:.1f} GB/s"
+    )
 
 
 def main(cfg: Config) -> dict:

@@ -8,7 +8,6 @@ TRL's own `train`. Left out: vLLM.
 import tempfile
 import warnings
 from collections.abc import Callable
-from contextlib import ExitStack
 from functools import partial
 from importlib import metadata, util
 
@@ -135,16 +134,15 @@ def train(
     from datasets import Dataset
     from transformers import PreTrainedTokenizerFast, PrinterCallback, TrainerCallback
 
-    our_runs, trl_runs, step = Runs(model.device), Runs(model.device), ExitStack()
+    our_runs, trl_runs = Runs(model.device), Runs(model.device)
 
     class Alternate(TrainerCallback):
         def on_step_begin(self, *args, **kwargs):
-            step.enter_context(trl_runs.measured())
+            trl_runs.begin()
 
         def on_step_end(self, *args, **kwargs):
-            step.close()
-            with our_runs.measured():
-                our_runs.amounts.append(ours(our_runs))
+            trl_runs.end()
+            our_runs.measure(ours)
 
     warnings.filterwarnings("ignore", category=FutureWarning)  # of TRL's own use of transformers
     with tempfile.TemporaryDirectory() as folder:

@@ -129,12 +129,8 @@ def save(folder: str | Path, model: Transformer, tokenizer: Tokenizer) -> None:
         files = model_files(model, tokenizer)
         # The shards of an earlier model would be loaded with this one, or instead of it.
         shard = r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?"
-        obsolete = [
-            path
-            for path in folder.iterdir()
-            if path.name not in files and re.fullmatch(shard, path.name)
-        ]
-        replace_files(folder, files, obsolete)
+        others = [path for path in folder.iterdir() if path.name not in files]
+        replace_files(folder, files, [path for path in others if re.fullmatch(shard, path.name)])
 
     write_model()
 

@@ -35,7 +35,6 @@ from r1mini.infra.files import read_json
 from r1mini.infra.timeout import TimedOut, time_limit
 from r1mini.records import think_prefix
 
-KINDS = ("auto", "chat", "r1-zero", "plain")
 MAX_SECONDS = 1.0
 MAX_CHARACTERS = 10_000_000  # of a rendered text
 MAX_SOURCE = 100_000  # characters of a template; the longest real one has 20,000
@@ -64,6 +63,10 @@ PLAIN = (
     "{% if m.role == 'assistant' %}{{ eos_token }}"
     "{% elif not m.content.endswith('\n') %}{{ '\n' }}{% endif %}{% endfor %}"
 )
+
+
+BUILT_IN = {"r1-zero": R1_ZERO, "plain": PLAIN}
+KINDS = ("auto", "chat", *BUILT_IN)
 
 
 class Generation(Extension):
@@ -303,18 +306,17 @@ def load_chat_template(folder: str | Path, kind: str = "auto") -> ChatTemplate:
         tokenizer = load_tokenizer(folder)
         special_tokens["eos_token"] = tokenizer.backend.id_to_token(tokenizer.eos_id)
     name = str(path)
-    if kind == "r1-zero":
-        name, source = kind, R1_ZERO
-    elif kind == "plain" or source is None:
-        name, source = "plain", PLAIN
+    if kind in BUILT_IN or source is None:
+        name = kind if kind in BUILT_IN else "plain"
+        source = BUILT_IN[name]
     elif not isinstance(source, str) or len(source) > MAX_SOURCE:
         raise ValueError(
             f"{path}: the chat template is neither text of at most {MAX_SOURCE} characters "
             "nor a list with a default"
         )
     # A model trained with a template that is not its own has to be saved with that template.
-    saved, wraps_text = kind in ("r1-zero", "plain"), kind in ("r1-zero", "chat")
-    return ChatTemplate(name, source, special_tokens, saved, wraps_text)
+    saved = kind in BUILT_IN
+    return ChatTemplate(name, source, special_tokens, saved, wraps_text=kind in ("r1-zero", "chat"))
 
 
 def plain_template(eos_token: str) -> ChatTemplate:

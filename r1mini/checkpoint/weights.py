@@ -9,6 +9,7 @@ pickled weights (.bin, .pt).
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -238,8 +239,7 @@ def weight_files(folder: Path) -> tuple[Path, list[Path]]:
     if not isinstance(names, dict) or not names:
         raise ValueError(f"{index}: weight_map is missing")
     for name in names.values():  # no path separator of any system: a shard lies in this folder
-        is_shard = isinstance(name, str) and name.endswith(".safetensors")
-        if not is_shard or set("/\\:\0") & set(name):
+        if not re.fullmatch(r"[^/\\:\0]*\.safetensors", str(name)):
             raise ValueError(f"{index}: {name!r} is not the name of a shard in this folder")
     return index, [folder / name for name in sorted(set(names.values()))]
 

@@ -6,24 +6,19 @@ languages, long paragraphs and code blocks; here also repetition and long thinki
 human and model judges.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 from random import Random
-from typing import TYPE_CHECKING
 
 from r1mini import tasks
+from r1mini.checkpoint.tokenizer import Tokenizer
 from r1mini.records import Problem, Rollout
 from r1mini.rewards import completion, rules
 from r1mini.rewards.runner import Scores
 from r1mini.tasks.corpus import cold_start_row
 from r1mini.tasks.trace import Style
-
-if TYPE_CHECKING:  # filters need no torch
-    from r1mini.checkpoint.tokenizer import Tokenizer
 
 REWARDS = ("accuracy", "code", "format")
 MAX_PARAGRAPH = 1500  # characters of a line
@@ -60,10 +55,18 @@ def select_rows(
         if problem.messages:
             reply = {"role": "assistant", "content": text}
             row = {"prompt": list(problem.messages), "completion": [reply]}
-        row |= {"task": problem.task, "problem": problem.key, "model": model, "seed": seed}
-        row["sample"] = number = samples[text]
-        row["rewards"] = {name: x for name, x in scores[number].items() if x is not None}
-        rows.append(row)
+        rewards = scores[samples[text]]
+        rows.append(
+            {
+                **row,
+                "task": problem.task,
+                "problem": problem.key,
+                "model": model,
+                "seed": seed,
+                "sample": samples[text],
+                "rewards": {name: x for name, x in rewards.items() if x is not None},
+            }
+        )
     return {"verdicts": verdicts, "rows": rows}
 
 

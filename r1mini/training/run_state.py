@@ -325,8 +325,12 @@ def save_state(
     try:
         for name in logs:
             fsync(out / name)
-        values = {**values, "ranks": distributed.world_size(), "torch": str(torch.__version__)}
-        values["logs"] = {name: digest(out / name) for name in logs}
+        values = {
+            **values,
+            "ranks": distributed.world_size(),
+            "torch": str(torch.__version__),
+            "logs": {name: digest(out / name) for name in logs},
+        }
         for name, content in {**files, VALUES: json_text(values).encode()}.items():
             write_file(folder / name, content, target / name)
         digests = {path.name: digest(path) for path in folder.iterdir()}
