@@ -378,14 +378,14 @@ def table_figures(
 def cells(row: dict) -> list[str]:
     """The row's cells in COLUMNS."""
     limit = f"{row['of_limit']:.0%}" if "of_limit" in row else MISSING
-    times = "{:.2f} ({:.2f} to {:.2f})".format(*row["times"]) if "times" in row else MISSING
-    ours, other = side_cells(row["ours"]), side_cells(row.get("reference"))
-    return [row["shape"], row["what"], *ours, limit, *other, times]
+    known = [row["shape"], row["what"], *side_cells(row["ours"]), limit]
+    if "reference" in row:
+        times = "{:.2f} ({:.2f} to {:.2f})".format(*row["times"])
+        known += [*side_cells(row["reference"]), times]
+    return known + [MISSING] * (len(COLUMNS) - len(known))
 
 
-def side_cells(side: dict | None) -> list[str]:
-    if side is None:
-        return [MISSING] * len(SIDE)
+def side_cells(side: dict) -> list[str]:
     peak = side["peak_bytes"]
     times = [f"{side['seconds']:.4g}", f"{side['cpu_seconds']:.4g}", f"{side['per_second']:.0f}"]
     return [*times, MISSING if peak is None else f"{peak / 2**20:.0f}"]

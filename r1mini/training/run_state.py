@@ -26,7 +26,7 @@ from r1mini import checkpoint
 from r1mini.checkpoint.tokenizer import Tokenizer
 from r1mini.checkpoint.weights import model_files, weight_files, write_tensors
 from r1mini.infra import distributed, signals
-from r1mini.infra.distributed import main_rank_only
+from r1mini.infra.distributed import main_rank_only, shard_like
 from r1mini.infra.files import (
     Content,
     fsync,
@@ -210,10 +210,10 @@ class Run:
         ranks."""
         moments = {}
         for number, optimizer in enumerate(self.optimizers):
-            state = distributed.gather_state(optimizer.state_dict())["state"]
-            for parameter, values in state.items():
+            for parameter, values in optimizer.state_dict()["state"].items():
                 for name, value in values.items():
-                    moments[f"{number}.{parameter}.{name}"] = value
+                    key = f"{number}.{parameter}.{name}"
+                    moments[key] = distributed.gather_tensor(value)
         files = model_files(distributed.gather_model(self.model), self.tokenizer)
         files[MOMENTS] = partial(write_tensors, moments)
         for name, other in self.others.items():
@@ -415,19 +415,22 @@ def latest_valid(out: Path) -> Path | None:
 def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
     if model.config.tie_word_embeddings:  # stored once
         weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
-    distributed.load_state(model, weights)
+    current = model.state_dict()
+    model.load_state_dict({name: shard_like(current.get(name), x) for name, x in weights.items()})
 
 
 def load_moments(optimizers: Sequence[torch.optim.Optimizer], moments: dict[str, Tensor]) -> None:
     """Moments are named "optimizer number.parameter number.name"."""
-    states = [{} for _ in optimizers]
+    saved = [{**optimizer.state_dict(), "state": {}} for optimizer in optimizers]
     for key, value in moments.items():
-        number, parameter, name = key.split(".")
+        number, i, name = key.split(".")
+        groups = optimizers[int(number)].param_groups
+        parameter = [p for group in groups for p in group["params"]][int(i)]
         # Copied: an optimizer keeps the tensor, and this one is a view of the mapped file.
-        states[int(number)].setdefault(int(parameter), {})[name] = value.clone()
-    for optimizer, state in zip(optimizers, states, strict=True):
-        groups = optimizer.state_dict()["param_groups"]
-        distributed.load_state(optimizer, {"state": state, "param_groups": groups})
+        moment = shard_like(parameter, value.clone())
+        saved[int(number)]["state"].setdefault(int(i), {})[name] = moment
+    for optimizer, state in zip(optimizers, saved):
+        optimizer.load_state_dict(state)
 
 
 @main_rank_only
