@@ -46,6 +46,7 @@ class Tokenizer:
         backend.no_truncation()  # a tokenizer.json can ask for both, for every text
         backend.no_padding()
         self.backend, self.files = backend, dict(files)
+        self.vocab_size = backend.get_vocab_size()
         eos_ids = [i for i in (eos_id, backend.token_to_id(END_OF_TEXT)) if i is not None]
         self.stop_ids = frozenset([*stop_ids, *eos_ids])
         if not self.stop_ids:
@@ -55,10 +56,6 @@ class Tokenizer:
         is_bos = takewhile(bool, document.special_tokens_mask)
         self.bos_ids = document.ids[: sum(is_bos)]
         self.added = backend.get_added_tokens_decoder()
-
-    @property
-    def vocab_size(self) -> int:
-        return self.backend.get_vocab_size()
 
     def encode(self, text: str) -> list[int]:
         """Adds no special tokens. ValueError for a text that UTF-8 cannot encode."""

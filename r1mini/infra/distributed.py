@@ -12,13 +12,12 @@ tensor, pipeline and expert parallelism; ranks that leave or join a run; torch.c
 import atexit
 import dataclasses
 import functools
-import io
 import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
-from typing import Any, TextIO, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -139,22 +138,6 @@ def main_rank_only(write: Callable) -> Callable:
         all_gather([])
 
     return on_main_rank
-
-
-class NamedFile(io.FileIO):
-    """A file whose errors name it."""
-
-    def write(self, content) -> int:
-        try:
-            return super().write(content)
-        except OSError as error:
-            raise ValueError(f"{self.name}: cannot be written ({error.strerror})") from None
-
-
-def open_log(path: os.PathLike) -> TextIO:
-    """A log to append to. Only the main rank's lines reach the file."""
-    file = NamedFile(path if is_main_rank() else os.devnull, "a")
-    return io.TextIOWrapper(io.BufferedWriter(file), encoding="utf-8")
 
 
 # -- dividing work and adding up -------------------------------------------------------------------

@@ -187,8 +187,7 @@ def name_function(prompt: str, name: str, code: str) -> str:
 def input_output_test(name: str | None, inputs: object, expected: object) -> dict:
     """The test of a call of `name`, or without a name of text (in APPS also lists of lines)."""
     if not name:
-        stdin = inputs if isinstance(inputs, list) else [inputs]
-        stdout = expected if isinstance(expected, list) else [expected]
+        stdin, stdout = (x if isinstance(x, list) else [x] for x in (inputs, expected))
         if not all(isinstance(line, str) for line in stdin + stdout):
             raise Dropped("input or output that is not text")
         return {"stdin": "\n".join(stdin), "stdout": "\n".join(stdout)}

@@ -10,6 +10,7 @@ random is a function of (seed, step, row). docs/survival.md has the rest.
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import time
@@ -89,7 +90,7 @@ class Run:
     def has_finished(self) -> bool:
         """Whether the same run has finished in this folder. Raises ValueError if it holds another
         run, or if the ranks, on nodes that do not share the folder, see different ones."""
-        finished = has_finished(self.out, self.settings)
+        finished = self.is_recorded_as_finished()
         distributed.require_same(f"the content of {self.out}", finished)
         if finished:
             print(
@@ -98,8 +99,25 @@ class Run:
             )
         return finished
 
+    def is_recorded_as_finished(self) -> bool:
+        """`has_finished`, as this rank sees the folder."""
+        if not (self.out / "run.json").is_file():
+            return False
+        record = self.record()
+        changes(self.out, record["config"], self.settings, record["finished"])
+        return record["finished"]
+
     def record(self) -> dict[str, Any]:
         return read_run_json(self.out / "run.json")
+
+    @main_rank_only
+    def claim(self) -> None:
+        """Make the folder, lock it and record the configuration."""
+        prepare_folder(self.out)
+        lock(self.out)
+        if self.is_recorded_as_finished():
+            raise ValueError(f"--out {self.out}: another process has just finished this run")
+        write_json(self.out / "run.json", {"config": self.settings, "finished": False})
 
     def start(
         self,
@@ -112,7 +130,7 @@ class Run:
         model) into the latest saved state. Call it after everything that may fail because
         of a wrong flag."""
         distributed.require_same("the content of --data", self.settings.get("data_sha256"))
-        start_run(self.out, self.settings)
+        self.claim()
         self.model, self.tokenizer, self.optimizers = model, tokenizer, optimizers
         self.others = others
         self.resume()
@@ -144,7 +162,6 @@ class Run:
         self.values = state["values"]
 
     def __enter__(self) -> "Run":
-        self.open_logs = {name: distributed.open_log(self.out / name) for name in self.logs}
         if distributed.world_size() > 1:
             signals.defer()
         return self
@@ -189,10 +206,13 @@ class Run:
             signals.allow()
 
     def write(self, log: str, *rows: Mapping[str, Any]) -> None:
-        """Append rows to a log, as JSON lines."""
-        for row in rows:
-            self.open_logs[log].write(json.dumps(row, ensure_ascii=False) + "\n")
-        self.open_logs[log].flush()
+        """Append rows to a log, as JSON lines. Only the main rank's reach the file."""
+        path = self.out / log if distributed.is_main_rank() else Path(os.devnull)
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        except OSError as error:
+            raise ValueError(f"{path}: cannot be written ({error.strerror})") from None
 
     def save(self) -> None:
         """Write a state. Called by all ranks."""
@@ -229,8 +249,6 @@ class Run:
                 if distributed.world_size() == 1 or issubclass(kind, KeyboardInterrupt):
                     self.save()
         finally:
-            for log in self.open_logs.values():
-                log.close()
             if kind:
                 unlock(self.out)
 
@@ -256,16 +274,6 @@ def unlock(out: Path) -> None:
         file.close()
 
 
-def has_finished(out: Path, config: Mapping[str, Any]) -> bool:
-    """Whether a run with this configuration has finished in `out`. Raises ValueError if the folder
-    holds a run with another one."""
-    if not (out / "run.json").is_file():
-        return False
-    record = read_run_json(out / "run.json")
-    changes(out, record["config"], config, record["finished"])
-    return record["finished"]
-
-
 def changes(
     out: Path, before: Mapping[str, Any], config: Mapping[str, Any], finished: bool = False
 ) -> list[str]:
@@ -286,16 +294,6 @@ def changes(
                 f"--out {out}: holds another run ({messages[-1]}); choose another folder{advice}"
             )
     return messages
-
-
-@main_rank_only
-def start_run(out: Path, config: Mapping[str, Any]) -> None:
-    """Make the folder, lock it and record the configuration."""
-    prepare_folder(out)
-    lock(out)
-    if has_finished(out, config):
-        raise ValueError(f"--out {out}: another process has just finished this run")
-    write_json(out / "run.json", {"config": config, "finished": False})
 
 
 @main_rank_only
@@ -345,11 +343,10 @@ def save_state(
     fsync(root)
     fsync(out)
     states = list_states(out)
-    number = states.index(target)
-    later = states[number + 1 :]  # were skipped as damaged
-    for path in [*states[: max(0, number + 1 - keep)], *later, *root.glob("*.tmp")]:
-        # Renamed first: a half-deleted state would look like a damaged one.
-        shutil.rmtree(path.rename(path.with_name(f"{path.name}.gone.tmp")))
+    kept = states[: states.index(target) + 1][-keep:]  # later ones were skipped as damaged
+    for path in [*states, *root.glob("*.tmp")]:
+        if path not in kept:  # renamed first: a half-deleted state would look like a damaged one
+            shutil.rmtree(path.rename(path.with_name(f"{path.name}.gone.tmp")))
 
 
 def list_states(out: Path) -> list[Path]:
@@ -357,11 +354,11 @@ def list_states(out: Path) -> list[Path]:
     return sorted((out / "checkpoints").glob("step-????????"))
 
 
-def digest(path: Path, size: int | None = None) -> dict[str, Any]:
+def digest(path: Path, size: float = math.inf) -> dict[str, Any]:
     """Size and SHA-256 of a file, or of its first `size` bytes."""
-    sha256, limit, done = hashlib.sha256(), path.stat().st_size if size is None else size, 0
+    sha256, done = hashlib.sha256(), 0
     with path.open("rb") as file:
-        while part := file.read(min(limit - done, 1 << 20)):
+        while part := file.read(min(size - done, 1 << 20)):
             sha256.update(part)
             done += len(part)
     return {"bytes": done, "sha256": sha256.hexdigest()}
@@ -446,3 +443,5 @@ def truncate_logs(out: Path, logs: Sequence[str], values: Mapping[str, Any]) -> 
             )
         if path.is_file():
             os.truncate(path, size)
+        else:
+            path.touch()
