@@ -156,10 +156,26 @@ class Run:
             load_moments(self.optimizers, load_file(folder / MOMENTS))
             print(f"{self.out}: resuming from step {state['step']}", flush=True)
         distributed.require_same(f"the state in --out {self.out}", state["step"])
-        truncate_logs(self.out, self.logs, state)
+        self.truncate_logs(state)
         self.step = self.saved_step = state["step"]
         self.started = time.perf_counter() - state["seconds"]
         self.values = state["values"]
+
+    @main_rank_only
+    def truncate_logs(self, state: Mapping[str, Any]) -> None:
+        """Drop log lines from after the state was saved: the resumed run logs them again."""
+        for name in self.logs:
+            path, before = self.out / name, state["logs"].get(name, {"bytes": 0})
+            size = before["bytes"]
+            if size and (not path.is_file() or digest(path, size) != before):
+                raise ValueError(
+                    f"{path}: its first {size} bytes have changed since step {state['step']}, from "
+                    "which the run would resume; restore them, or choose another --out"
+                )
+            if path.is_file():
+                os.truncate(path, size)
+            else:
+                path.touch()
 
     def __enter__(self) -> "Run":
         if distributed.world_size() > 1:
@@ -216,13 +232,7 @@ class Run:
 
     def save(self) -> None:
         """Write a state. Called by all ranks."""
-        values = {
-            "step": self.step,
-            "seconds": self.seconds,
-            "config": self.settings,
-            "values": self.values,
-        }
-        save_state(self.out, values, self.state_files(), self.logs, self.settings["keep"])
+        self.write_state(self.state_files())
         self.saved_step = self.step
 
     def state_files(self) -> Files:
@@ -240,6 +250,49 @@ class Run:
             weights = dict(distributed.gather_model(other).named_parameters())
             files[f"{name}.safetensors"] = partial(write_tensors, weights)
         return files
+
+    @main_rank_only
+    def write_state(self, files: Files) -> None:
+        """Write the state after `step` steps, then delete older ones beyond `--keep`. If writing
+        fails, the earlier states are untouched."""
+        root = self.out / "checkpoints"
+        root.mkdir(exist_ok=True)
+        for leftover in root.glob("*.tmp"):
+            shutil.rmtree(leftover)
+        target = root / f"step-{self.step:08d}"
+        folder = root / f"{target.name}.tmp"
+        folder.mkdir()
+        try:
+            for name in self.logs:
+                fsync(self.out / name)
+            values = {
+                "step": self.step,
+                "seconds": self.seconds,
+                "config": self.settings,
+                "values": self.values,
+                "ranks": distributed.world_size(),
+                "torch": str(torch.__version__),
+                "logs": {name: digest(self.out / name) for name in self.logs},
+            }
+            for name, content in {**files, VALUES: json_text(values).encode()}.items():
+                write_file(folder / name, content, target / name)
+            digests = {path.name: digest(path) for path in folder.iterdir()}
+            write_file(folder / MANIFEST, manifest(digests), target / MANIFEST)
+            fsync(folder)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        if target.exists():  # it is damaged, or the run would have resumed from it
+            target.rename(root / f"{target.name}.old.tmp")
+        folder.rename(target)
+        fsync(root)
+        fsync(self.out)
+        states = list_states(self.out)
+        not_later = states[: states.index(target) + 1]  # later ones were skipped as damaged
+        for path in [*states, *root.glob("*.tmp")]:
+            if path not in not_later[-self.settings["keep"] :]:
+                # Renamed first: a half-deleted state would look like a damaged one.
+                shutil.rmtree(path.rename(path.with_name(f"{path.name}.gone.tmp")))
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         signals.defer()  # to the end: what is left is short
@@ -304,49 +357,7 @@ def finish_run(out: Path, **summary: Any) -> None:
     unlock(out)
 
 
-# -- writing a state -------------------------------------------------------------------------------
-
-
-@main_rank_only
-def save_state(
-    out: Path, values: Mapping[str, Any], files: Files, logs: Sequence[str], keep: int
-) -> None:
-    """Write the state after `values["step"]` steps, then delete older ones beyond `keep`. If
-    writing fails, the earlier states are untouched."""
-    root = out / "checkpoints"
-    root.mkdir(exist_ok=True)
-    for leftover in root.glob("*.tmp"):
-        shutil.rmtree(leftover)
-    target = root / f"step-{values['step']:08d}"
-    folder = root / f"{target.name}.tmp"
-    folder.mkdir()
-    try:
-        for name in logs:
-            fsync(out / name)
-        values = {
-            **values,
-            "ranks": distributed.world_size(),
-            "torch": str(torch.__version__),
-            "logs": {name: digest(out / name) for name in logs},
-        }
-        for name, content in {**files, VALUES: json_text(values).encode()}.items():
-            write_file(folder / name, content, target / name)
-        digests = {path.name: digest(path) for path in folder.iterdir()}
-        write_file(folder / MANIFEST, manifest(digests), target / MANIFEST)
-        fsync(folder)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    if target.exists():  # it is damaged, or the run would have resumed from it
-        target.rename(root / f"{target.name}.old.tmp")
-    folder.rename(target)
-    fsync(root)
-    fsync(out)
-    states = list_states(out)
-    kept = states[: states.index(target) + 1][-keep:]  # later ones were skipped as damaged
-    for path in [*states, *root.glob("*.tmp")]:
-        if path not in kept:  # renamed first: a half-deleted state would look like a damaged one
-            shutil.rmtree(path.rename(path.with_name(f"{path.name}.gone.tmp")))
+# -- saved states ----------------------------------------------------------------------------------
 
 
 def list_states(out: Path) -> list[Path]:
@@ -428,20 +439,3 @@ def load_moments(optimizers: Sequence[torch.optim.Optimizer], moments: dict[str,
         saved[int(number)]["state"].setdefault(int(i), {})[name] = moment
     for optimizer, state in zip(optimizers, saved):
         optimizer.load_state_dict(state)
-
-
-@main_rank_only
-def truncate_logs(out: Path, logs: Sequence[str], values: Mapping[str, Any]) -> None:
-    """Drop log lines from after the state was saved: the resumed run logs them again."""
-    for name in logs:
-        path, before = out / name, values["logs"].get(name, {"bytes": 0})
-        size = before["bytes"]
-        if size and (not path.is_file() or digest(path, size) != before):
-            raise ValueError(
-                f"{path}: its first {size} bytes have changed since step {values['step']}, from "
-                "which the run would resume; restore them, or choose another --out"
-            )
-        if path.is_file():
-            os.truncate(path, size)
-        else:
-            path.touch()
