@@ -63,8 +63,6 @@ PLAIN = (
     "{% if m.role == 'assistant' %}{{ eos_token }}"
     "{% elif not m.content.endswith('\n') %}{{ '\n' }}{% endif %}{% endfor %}"
 )
-
-
 BUILT_IN = {"r1-zero": R1_ZERO, "plain": PLAIN}
 KINDS = ("auto", "chat", *BUILT_IN)
 

@@ -96,8 +96,8 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Leaves out special tokens that begin or end a text; tags may be special tokens, too."""
-        ends = self.added.keys() & {*self.bos_ids, *self.stop_ids}
-        hidden = {i for i in ends if self.added[i].special}
+        limits = self.added.keys() & {*self.bos_ids, *self.stop_ids}
+        hidden = {i for i in limits if self.added[i].special}
         return self.backend.decode([i for i in ids if i not in hidden], False)
 
     def has_end(self, text: str) -> bool:
