@@ -58,6 +58,7 @@ class Runs:
             self.peak_bytes = max(0, peak_bytes(self.device) - self.before)
 
     def measure(self, run: "Run") -> None:
+        """One run, from `begin` to `end`."""
         self.begin()
         self.amounts.append(run(self))
         self.end()

@@ -114,18 +114,18 @@ def long_paragraph(problem: Problem, text: str) -> bool:
 
 def code_block(problem: Problem, text: str) -> bool:
     """A fenced block in the thinking; or anywhere, if the problem does not ask for a program."""
-    wants_program = problem.task == "repair" or completion.wants_program(problem)
-    searched = completion.extract_thinking(text) if wants_program else text
-    return re.search("```|~~~", searched) is not None
+    if problem.task == "repair" or completion.wants_program(problem):
+        text = completion.extract_thinking(text)
+    return "```" in text or "~~~" in text
 
 
 def repetition(problem: Problem, text: str) -> bool:
     """The thinking repeats a line, or MAX_REPEATED words or numbers (Chinese: characters) in a row.
     Lines without a letter or digit, such as the brackets of formulas, may be repeated."""
     thinking = completion.extract_thinking(text)
-    lines = Counter(line.strip() for line in thinking.split("\n") if re.search(r"\w", line))
+    lines = [line.strip() for line in thinking.split("\n") if re.search(r"\w", line)]
     units = [unit for unit in completion.words_and_symbols(thinking) if unit.isalnum()]
-    return max(lines.values(), default=0) > 1 or completion.repetition_rate(units, MAX_REPEATED) > 0
+    return len(lines) > len(set(lines)) or completion.repetition_rate(units, MAX_REPEATED) > 0
 
 
 FILTERS: dict[str, Callable[[Problem, str], bool]] = {
