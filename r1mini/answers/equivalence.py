@@ -598,8 +598,8 @@ def parse_gold(gold: str) -> tuple[Node, frozenset[str]]:
 
 def written_alike(gold: str, answer: str) -> bool:
     """Is the answer the gold's formula, or that of its choice, in any notation?"""
-    form = formula(answer)
-    return form is not None and form in map(formula, (gold, *choice_and_text(gold)))
+    answered = formula(answer)
+    return answered is not None and answered in map(formula, (gold, *choice_and_text(gold)))
 
 
 def formula(text: str) -> Node | None:
