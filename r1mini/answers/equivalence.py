@@ -44,21 +44,18 @@ from functools import lru_cache, partial, reduce
 from random import Random
 
 from r1mini.answers.formula import (
-    AMBIGUOUS_UNIT,
     INFINITY,
     MAX_LENGTH,
     MINUS_INFINITY,
-    NOT_UNITS,
     Node,
     ParseError,
-    closing_brace,
     find_unknowns,
     in_order,
     is_prose,
     parse,
     tree,
-    unwrap,
 )
+from r1mini.answers.notation import AMBIGUOUS_UNIT, NOT_UNITS, closing_brace, unwrap
 
 MAX_BITS = 10240  # of a fraction, numerator and denominator together
 MAX_MIXED_BITS = 220  # of a fraction that is combined with an irrational number
@@ -598,11 +595,11 @@ def parse_gold(gold: str) -> tuple[Node, frozenset[str]]:
 
 def written_alike(gold: str, answer: str) -> bool:
     """Is the answer the gold's formula, or that of its choice, in any notation?"""
-    answered = formula(answer)
-    return answered is not None and answered in map(formula, (gold, *choice_and_text(gold)))
+    answered = formula_tree(answer)
+    return answered is not None and answered in map(formula_tree, (gold, *choice_and_text(gold)))
 
 
-def formula(text: str) -> Node | None:
+def formula_tree(text: str) -> Node | None:
     """The tree of a text, the operands of sums and products in a fixed order; None without one."""
     try:
         return sort_operands(parse(text, is_prose(text))[0])

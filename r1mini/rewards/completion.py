@@ -36,6 +36,10 @@ BLOCK = re.compile(
 )
 PYTHON = re.compile(r"\W*(?:\w+[./:=])*(?:i?python|py)[\d.]*(?![\w-])", re.IGNORECASE)
 ASKS_WHICH = re.compile("which|whether|choose|select|哪", re.IGNORECASE)
+# A label and its text, such as `**B) Paris**` or `\textbf{(B)}\ 5`.
+LABELLED = re.compile(
+    r"[\s*$({\[]*(?:\\text\w*\{\(?)?([A-J])[)\].:}]+[\s\\*$]*(.{1,300}?)[\s*.$}]*", re.DOTALL
+)
 # A formula of a prompt: in TeX's delimiters, or from its first digit or command to its last.
 FORMULA = re.compile(
     r"\$+([^$]+)\$|\\[(\[](.+?)\\[)\]]|((?:[-+(|√\d]|\\[a-z]+)(?:[^A-Za-z?=,;]*[\d)!|}%])?)"
@@ -146,7 +150,7 @@ def fenced_blocks(text: str) -> list[tuple[str, str]]:
 @lru_cache(maxsize=256)  # a prompt has many completions
 def formulas(prompt: str) -> set:
     """The trees of the formulas in a prompt."""
-    return {answers.formula("".join(parts)) for parts in FORMULA.findall(prompt)} - {None}
+    return {answers.formula_tree("".join(parts)) for parts in FORMULA.findall(prompt)} - {None}
 
 
 def copied_from_prompt(answer: str, gold: str, prompt: str) -> bool:
@@ -164,7 +168,7 @@ def copied_from_prompt(answer: str, gold: str, prompt: str) -> bool:
 
 def stands_in(prompt: str, expression: str) -> bool:
     """Does an expression with an operation stand in the prompt, and not as one of its choices?"""
-    same_formula = answers.formula(expression) in formulas(prompt)
+    same_formula = answers.formula_tree(expression) in formulas(prompt)
     expression, prompt = SPACING.sub("", expression), SPACING.sub("", prompt)
     if LITERAL.fullmatch(expression) or not (expression in prompt or same_formula):
         return False
@@ -175,11 +179,15 @@ def stands_in(prompt: str, expression: str) -> bool:
     return OPERATION.search(expression) is not None and not re.search(offered, prompt)
 
 
-def offered_label(answer: str, prompt: str) -> str:
-    """The label of an answer like `(B) 5`, if a line of the prompt offers it; else the answer."""
-    choice = answers.choice_and_text(answer)
-    offered = choice and choice in map(answers.choice_and_text, prompt.splitlines())
-    return choice[0] if offered else answer
+def chosen_label(answer: str, prompt: str) -> str | None:
+    """`B` for an answer like `(B) 5`, if a line of the prompt gives B that text; None if it gives B
+    another one; the answer as it is if the prompt has no B."""
+    chosen = LABELLED.fullmatch(answer)
+    lines = map(LABELLED.fullmatch, prompt.splitlines()) if chosen else ()
+    texts = [line[2] for line in lines if line and line[1] == chosen[1]]
+    if not texts:
+        return answer
+    return chosen[1] if chosen[2] in texts else None
 
 
 # -- words -------------------------------------------------------------------------------------

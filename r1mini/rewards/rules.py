@@ -14,6 +14,7 @@ from r1mini.records import Problem
 from r1mini.rewards.completion import (
     TAGS,
     Completion,
+    chosen_label,
     copied_from_prompt,
     extract_answer,
     extract_program,
@@ -21,7 +22,6 @@ from r1mini.rewards.completion import (
     gold_answer,
     is_blank,
     needs_reasoning,
-    offered_label,
     parse,
     problem_tests,
     words,
@@ -54,7 +54,10 @@ def answer_error(problem: Problem, text: str) -> str | None:
         return f"no {missing[0]}" if missing else "not one answer block after the thinking"
     if answer is None:
         return "expected exactly one answer after the thinking"
-    gold, answer = gold_answer(problem), offered_label(answer, problem.prompt)
+    gold, label = gold_answer(problem), chosen_label(answer, problem.prompt)
+    if label is None:
+        return f"{answer[:60]!r} is not a choice of the question"
+    answer = label
     if copied_from_prompt(answer, gold, problem.prompt):
         return f"{answer[:60]!r} is copied from the question"
     return None if answers.equivalent(gold, answer) else f"{answer[:60]!r} is not {gold!r}"
