@@ -126,16 +126,17 @@ def main(cfg: Config) -> dict:
         return run.record()
     device = pick_device(cfg.device, cfg.threads, cfg.deterministic)
     free = memory.available(device)
+    needed = partial(memory.training_bytes, tokens=cfg.batch_tokens, cfg=cfg)
     if cfg.model == "new":
         model, tokenizer, template = new_model(cfg)
     else:
-        model, tokenizer, template = load_model(cfg, run, device, partial(memory_needed, cfg))
+        model, tokenizer, template = load_model(cfg, run, device, needed)
     model, optimizers = prepare(model.to(device), cfg)
     non_finite = optim.NonFiniteSteps()
     context = model.config.max_position_embeddings
     rows = None if cfg.data == "corpus" else load_rows(cfg, tokenizer, template, context)
     worst_case = partial(worst_case_step, cfg, model, rows)
-    memory.dry_run(worst_case, memory_needed(cfg, model.config), free, device)
+    memory.dry_run(worst_case, needed(model.config), free, device)
     run.start(model, tokenizer, optimizers)
 
     values = {"position": (0, 0), "tokens": 0, "loss": math.nan, "recent_losses": []} | run.values
@@ -156,8 +157,7 @@ def main(cfg: Config) -> dict:
             rate = optim.learning_rate_at(progress, cfg.learning_rate, cfg.warmup, cfg.final_lr)
             run.begin_update()  # from here on, a signal waits for the end of the step
             norm = optim.step(optimizers, model.parameters(), rate, cfg.max_grad_norm, loss)
-            names = bad_rows(tokenizer, batch, finite)
-            non_finite.check(norm, f"{run.name}: step {step}", names)
+            non_finite.check(norm, f"{run.name}: step {step}", bad_rows(tokenizer, batch, finite))
             if math.isfinite(norm):
                 values["recent_losses"].append(loss)
                 values["tokens"] += count
@@ -315,11 +315,6 @@ def bad_rows(tokenizer: Tokenizer, batch: Sequence[Segments], finite: Finite) ->
     bad = [row for part, good_B in finite for row, good in zip(part, good_B.tolist()) if not good]
     for row in distributed.all_gather(bad) or batch:
         yield repr(tokenizer.decode(sum(row, []))[:60])
-
-
-def memory_needed(cfg: Config, shape: ModelConfig) -> dict[str, int]:
-    """Bytes by purpose."""
-    return memory.training_bytes(shape, cfg.batch_tokens, cfg)
 
 
 def worst_case_step(cfg: Config, model: Transformer, rows: Sequence[Segments] | None) -> None:

@@ -48,6 +48,7 @@ from r1mini.answers.formula import (
     INFINITY,
     MAX_LENGTH,
     MINUS_INFINITY,
+    NOT_UNITS,
     Node,
     ParseError,
     closing_brace,
@@ -105,8 +106,9 @@ Value = Quantity | Collection
 # A box, whose content is a group or a word, or a line `Answer: …`
 FINAL = re.compile(
     r"\\(?:boxed|fbox)(?![A-Za-z])\s*(?:(\{)|([^\s${}]+))"
-    r"|^[ *_#>]{0,9}(?:(?:the |final ){0,2}answer|答案)[*_ ]{0,3}[:：]"
-    r"(?!.*\\(?:boxed|fbox))[*_]*(?=(.*\S))",
+    r"|^[- *_#>]{0,9}(?:(?:(?:the|final|so|therefore,) ){0,3}answer(?: is)?"
+    r"|[最终故]{0,2}答案[为是]?)[*_ ]{0,3}[:：](?!.*\\(?:boxed|fbox))[*_]*"
+    r"(?=\s{0,4}(\S*[^\s*_].*))",
     re.IGNORECASE | re.MULTILINE,
 )
 
@@ -525,7 +527,7 @@ def same_items(golds: tuple, answers: tuple) -> bool:
 
 def unnumbered(value: Value) -> Value:
     """The list `x_1 = 2, x_2 = 3` as `x = 2, x = 3`; any other value as it is."""
-    if value.kind != "list" or not all("_" in item.kind for item in value.items):
+    if value.kind != "list" or not all(re.fullmatch(r".*_\d+", i.kind) for i in value.items):
         return value
     items = [replace(item, kind=item.kind.partition("_")[0]) for item in value.items]
     return flatten("list", tuple(items))
@@ -543,7 +545,9 @@ def as_tuple(value: Value) -> Value:
 def accepts(gold: Value, answer: Value) -> bool:
     """Like `same`, but one side may omit the unknown's name, and a choice's label ignores case."""
     if ", " in gold.kind + answer.kind:
-        gold, answer = as_tuple(gold), as_tuple(answer)
+        gold = as_tuple(gold)
+    if ", " in gold.kind or gold.kind == "()":
+        answer = as_tuple(answer)
     plain = unnumbered(gold), unnumbered(answer)
     if (plain[0] is gold) != (plain[1] is answer):
         gold, answer = plain
@@ -594,8 +598,8 @@ def parse_gold(gold: str) -> tuple[Node, frozenset[str]]:
 
 def written_alike(gold: str, answer: str) -> bool:
     """Is the answer the gold's formula, or that of its choice, in any notation?"""
-    form = formula(answer)
-    return form is not None and form in map(formula, (gold, *choice_and_text(gold)))
+    answered = formula(answer)
+    return answered is not None and answered in map(formula, (gold, *choice_and_text(gold)))
 
 
 def formula(text: str) -> Node | None:
@@ -629,6 +633,7 @@ CHOICE = re.compile(
     r"(?!.*(?<![A-Za-z])[A-J](?:\)|[.:]\s))(\S.*)",
     re.DOTALL,
 )
+NOT_CHOSEN = re.compile(r"\b(?:[A-Zb-hj-z]|or)\b|" + NOT_UNITS.pattern, NOT_UNITS.flags)
 # Golds that stand for no answer: Python's, pandas', JSON's, and NuminaMath-1.5's.
 NOTHING = re.compile(r"None|(?i:nan|null|#?n/a|<na>|proof|notfound)")
 
@@ -649,7 +654,7 @@ def equivalent(gold: str, answer: str) -> bool:
     choice, answered = choice_and_text(gold), choice_and_text(answer)
     if answered and not choice and re.fullmatch(r"\(?[A-J]\)?", unwrap(gold)):
         # `B) Paris` is the letter, `(B) 5` perhaps a product.
-        words = is_prose(answered[1]) and not re.search(r"\b[A-J]\b", answered[1])
+        words = is_prose(answered[1]) and not NOT_CHOSEN.search(answered[1])
         return words and equivalent(gold, answered[0])
     if choice:
         matching = [equivalent(*pair) for pair in zip(choice, answered or [answer] * 2)]

@@ -50,7 +50,9 @@ $ \$
 cot \ctg
 tan \tg
 log \lg
-\overline \vec \overrightarrow \widehat \hat \bar
+\overline \bar
+\vec \overrightarrow
+\hat \widehat
 \{ \lbrace
 \} \rbrace
 \setminus \backslash
@@ -58,9 +60,8 @@ log \lg
 ) \rangle""".splitlines()
 ) | {"\\" + name: name for name in FUNCTIONS}
 # Without a value: formulas that contain them are compared as written, unless they only name one.
-OPAQUE = (
-    r"\angle \triangle \overline \cap \arcsin \arccos \arctan \sinh \cosh \tanh \setminus".split()
-)
+OPAQUE = r"""\angle \triangle \overline \vec \hat \cap \setminus
+\arcsin \arccos \arctan \sinh \cosh \tanh""".split()
 COMMANDS = (
     r"\frac \binom \sqrt \pi \infty \pm \mp \cup \emptyset \in \circ \neq \{ \} \\ "
     r"\begin{pmatrix} \end{pmatrix} \begin{bmatrix} \end{bmatrix} \over \choose "
@@ -99,23 +100,26 @@ SI_UNIT = r"(?:[YZEPTGMkhdcmunpµμ]|da)?(?:mol|Pa|Hz|Wb|eV|Wh|bar|cal|[mgsJKNWV
 # Words among those of a unit that change the number before it, or deny it.
 NOT_UNITS = re.compile(
     r"""\b(?:(?-i:[knpqrxyzBM])
-    |is|are|was|were|be|not|no|nor|never|\w+n\ t|nope|cannot|does|fails?|wrong|false|incorrect
-    |inaccurate|impossible|unlikely|unsure|guess|nan|none|some(?:thing|what)?|ish|approx(?:imately)?
-    |maybe|perhaps|possibly|probably|if|but|unless|except|about|around|roughly|nearly|almost
-    |circa|versus|vs|xor|through|until|to|up|upwards?|onwards?|out|at|least|most|below|above|under
-    |over|minimum|maximum|exclusive|minus|plus|negative|point|by|mod(?:ulo)?|base|binary|octal|hex
-    |root|reciprocal|inverse|squared|cubed|factorial|twice|thrice|\w*fold|half|halves
-    |(?:zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w+teen|googol|\w+illion
-    |(?:twen|thir|for|fif|six|seven|eigh|nine)ty|hundred|thousand|dozen)s?
-    |lakhs?|crores?|gross|myriads?|grand|kilo|mega|mil|mio|bn|pct|percent(?:age)?s?|permill?e?|mille
-    |bps|basis)\b
-    |\b[不折成余多半打的]|[非没错否几又或和到至及与零一二三四五六七八九半多倒约以左超]|相反|分之
-    |(?<![平立])方|方根|[平立]方$""",
+    |is|are|was|were|be|not|no|nor|never|\w+n\ t|nope|cannot|does|fails?|wrong|false|fake|bogus
+    |incorrect|inaccurate|invalid|impossible|undefined|unknown|uncertain|unlikely|unsure|guess|idk
+    |error|instead|nan|none|some(?:thing|what)?|ish|approx(?:imately)?|maybe|perhaps|possibly|if
+    |probably|but|unless|except|about|around|roughly|nearly|almost|circa|versus|vs|xor|until|through
+    |upwards?|onwards?|ruled|least|most|below|above|under|(?<!left\ )over|minimum|maximum|bound
+    |exclusive|minus|plus|negative|point|mod(?:ulo)?|base|binary|octal|hex|roots?|reciprocal|inverse
+    |squared|cubed|doubled|tripled|halved|negated|factorial|twice|thrice|\w*fold|half|halves
+    |(?:zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w+teen|googol
+    |\w+illion(?:en)?|(?:twen|thir|for|fif|six|seven|eigh|nine)ty|hundred|thousand|dozen)s?
+    |la(?:kh|c)s?|crores?|gross|myriads?|grand|thou|doz|milli|kilo|mega|giga|mil|bil|tril|mio|bn
+    |[kM](?:USD|EUR)|pct|percent\w*|permill?e?|mille|bps|basis)\b
+    |\b[折成余多半的]|[不非没无错误假否几又或和到至及与零一二三四五六七八九]
+    |[半多倒约以左超打乘]|相反|分之|可能|大概|待定|方\ ?根|[平立]方$
+    |(?<![平立正])方(?![法式案形块程面])|(?!千[克米瓦卡])[十百千万亿兆萬億拾佰仟]
+    |[^\W\d_](?<![a-zA-Zµμ\u2126\u03a9\u4e00-\u9fff])""",
     re.VERBOSE | re.IGNORECASE,
 )
 # Units that may also change the number: the gold answer must have them too.
 AMBIGUOUS_UNIT = re.compile(
-    r"""K( .*)?|odd|short|prime|sign|conjugate|les|fewer|double|max|quarter|score
+    r"""K( .*)?|of|odd|short|prime|sign|conjugate|les|fewer|double|max|quarter|score
     |(?:thir|four|fif|six|seven|eigh|nine?|ten|eleven|twelf|\w+teen|\w+tie|hundred|thousand
     |\w+illion)(?:th|d)|\w{3,}(?:ed|ly)""",
     re.VERBOSE,
@@ -234,10 +238,14 @@ def closing_brace(text: str, start: int) -> int:
 @lru_cache(maxsize=64)  # is_prose and parse unwrap the same text
 def unwrap(text: str) -> str:
     r"""Removes a full stop, and delimiters or a command like `\boxed{…}` around the whole text."""
-    text = text.translate(UNICODE)
+    text = strip_marks(text.translate(UNICODE))
     for needle, pattern, replacement in REWRITES:
         if needle in text:
             text = pattern.sub(replacement, text)
+    return strip_marks(text)
+
+
+def strip_marks(text: str) -> str:
     before = None
     while text != before:
         before = text
@@ -253,7 +261,9 @@ def unwrap(text: str) -> str:
 
 
 # A text between two equal marks.
-MARKED = re.compile(r"^(\$\$?|\*{1,3}|_{1,3}|```|`|\")((?=\s*\S)(?:\\\$|(?!\1).)+)\1$", re.DOTALL)
+MARKED = re.compile(
+    r"^(\$\$?|\*{1,3}|_{1,3}|```|`|\")((?=\s*\S)(?:\\\$|(?!\1|\\\$).)+)\1$", re.DOTALL
+)
 # Other notation for what the grammar has, a row each: what a text contains where the pattern may
 # match (or nothing), the pattern, its replacement (␣ is a space).
 REWRITES = r"""
@@ -267,7 +277,9 @@ $ ⇒ (?<!\\)(\$\$?)(?=\S)((?:[^$\\]|\\.)*?)(?<=\S)\1(?!\d) ⇒ ␣\2␣
 \m ⇒ \\(math[a-z]+)\s+([A-Za-z\d])(?![A-Za-z]) ⇒ \\\1{\2}
 \op ⇒ \\operatorname\*?\s*\{(\w+)\} ⇒ \\\1␣
 # the answer is B, a choice's label
- ⇒ ^\W*(?i:(?:the |so |final |correct |my )*(?:answer|option|choice)(?: is| was)?)[\s*]+(?!=|is) ⇒ 
+ ⇒ ^[\s$*_]*(?i:(?:the |so |final |correct |my )*(?:answer|option|choice)(?: is| was)?)
+  [\s*]+(?!=|is) ⇒ 
+ ⇒ ^[\s$*_]*(?:答案?[是为]?:?|共|故?选:?)(?=[\dA-J]) ⇒ 
 \ ⇒ \\(?:text|math)\w*\s*\{\s*\(?([A-J])[).:]\s*\} ⇒ (\1)␣
 ) ⇒ ^([\s*$"`_]*[A-Ha-h])\)(?=[\s*$"`_.]*$) ⇒ \1
 # matrices, sets by a condition, integers k
@@ -275,7 +287,8 @@ $ ⇒ (?<!\\)(\$\$?)(?=\S)((?:[^$\\]|\\.)*?)(?<=\S)\1(?!\d) ⇒ ␣\2␣
 \b ⇒ (?:\\left\s*)?[(\[]\s*\\begin\{(?:array\}\s*\{[clr|\s]*|(?:small)?matrix)\} ⇒ \\begin{pmatrix}
 \e ⇒ \\end\{(?:array|(?:small)?matrix)\}\s*(?:\\right\s*)?[)\]] ⇒ \\end{pmatrix}
 \{ ⇒ ^[\s$]*(?:\\left)?\\\{\s*([a-z])\s*(?:\\in\s*(?:\\mathbb\{R\}|R)\s*)?(?:[|:]|\\(?:mid|vert)
-  (?![a-z]))(?!.*\1\s*=)(?=.*\1)((?:(?!\\\}|\\right).)*)(?:\\right)?\\\}(?=[\s$.]*$) ⇒ \2
+  (?![a-z]))(?!.*\1\s*=)(?=.*\1)(?=.*(?:[<>]|\\(?:[lg]|neq?|in)))
+  ((?:(?!\\\}|\\right).)*)(?:\\right)?\\\}(?=[\s$.]*$) ⇒ \2
 \in ⇒ [\s,~]*\(\s*([a-z]\s*\\in\s*(?:\\math\w+\s*\{?)?[ZNRQ]\}?)\s*\)$ ⇒ ,␣\1
 # periods of decimals, powers of ten, binomials, primes, degrees
 \dot ⇒ \.(\d*)\\dot\s*\{?(\d)\}?(?:(\d*)\\dot\s*\{?(\d)\}?)? ⇒ .\1\\overline{\2\3\4}
@@ -285,19 +298,21 @@ _ ⇒ (?<![A-Za-z\\])(?:\\mathrm\{C\}|C)_\{?(\d+)\}?\^\{?(\d+)\}? ⇒ \\binom{\1
 \ ⇒ \^\{\\degree\}|\^?\\degree(?![a-z])|\^\{\s*\\circ\s*\} ⇒ ^\\circ␣
 \circ ⇒ \\circ\s*([CF])(?![A-Za-z]) ⇒ \\circ\\text{\1}
 # money: the currency behind the number, the minus behind the sign
- ⇒ ^\W*(Rs|rs|USD|EUR|GBP|INR|CNY|RMB|JPY|CAD|AUD)\.?\s*(\d[\d.,{}]*)$ ⇒ \2␣\\text{\1}
-$ ⇒ (?<![A-Za-z\\])[A-Z]{1,2}\\?\$(?=\d) ⇒ \$
+ ⇒ ^[\s$*_]*(Rs|rs|USD|EUR|GBP|INR|CNY|RMB|JPY|CAD|AUD)\.?\s*(\d[\d.,{}]*)[\s$*_]*$ ⇒ \2␣\\text{\1}
+$ ⇒ (?<![A-Za-z\\])US?\\?\$(?=\d) ⇒ \$
+$ ⇒ (?<![A-Za-z\\])(HK|NT|AU|CA|[ACNS])\\?\$(\d[\d.,]*) ⇒ \2␣\\text{\1dollar}
 - ⇒ (?:(?<=[,;=(])|^)(\s*)-\s*(\\?[$€£₹¥₩])(?=\s*[\d.]) ⇒ \1\2-
 # units: in brackets, 2 hours 30 minutes, of a mile, squares
 \Om ⇒ (?<=\d)[\s~]+\\Omega(?![A-Za-z]) ⇒ ␣Ω
-( ⇒ (?<=[\d}])((?:\s|~|\\[ ,;])+|(?=\([^\x00-\x7f]))\((?![A-H]\))
+\fr ⇒ (?<=\d)\s*\\frac\{([a-zA-Z]{1,3})\}\{([a-zA-Z]{1,3}(?:\^\{?\d\}?)?)\}$ ⇒ ␣\1/\2
+( ⇒ (?<=[\d}])((?:\s|~|\\[ ,;])+|(?=\((?:[^\x00-\x7f]|[a-z]{4})))\((?![A-H]\))
   ((?:\\(?:text|mathrm)\{[^{}()]*\}|-[a-z]{3}|[^\W\d_](?:\.\s)?|[ /*^23])+)\)
   (?=\s*(?:[,;.$]|$)) ⇒ \1\2
  ⇒ (\d[\s~]*(?:\\text\s*\{\s*)?(?:h|min|ft|lbs?|km|kg|feet|foot
   |(?:hour|hr|day|week|month|year|yard|meter|pound|degree|minute|dollar|mile)s?)\s*\}?)
   (?:\s|\\[ ,;])+(?=\d[\d./]*\s*(?:\\text\s*\{\s*)?[A-Za-z]) ⇒ \1␣and␣
 of ⇒ (?<=[\d}])(\s+)of\s+(?:an?|the)\s+(?=[a-z]) ⇒ \1
-per cent ⇒ per cent\b ⇒ percent
+per cent ⇒ per cents?\b ⇒ percent
 ² ⇒ ((?:^|[\s\d/}])(?:[cdkm]?m|ft|in|yd|s))² ⇒ \1^2
 ³ ⇒ ((?:^|[\s\d/}])(?:[cdkm]?m|ft|in|yd))³ ⇒ \1^3
 # points of abbreviations: p.m., St. Louis, U.S.
@@ -354,7 +369,7 @@ def tokenize(
             if not group:
                 raise ParseError(f"{piece} without plain text")
             content = group[1].strip(" ~")
-            unit = content not in gold_unknowns and re.fullmatch(SI_UNIT, content)
+            unit = content not in gold_unknowns and re.fullmatch(SI_UNIT + "|[THl]", content)
             is_text = piece[5:] not in ("bf", "it", "bb") and (len(content) != 1 or bool(unit))
             tokens += tokenize(group[1], is_text, gold_words)
             position = group.end()
@@ -382,15 +397,16 @@ def is_unit(run: str, before: str, previous: list[Token]) -> bool:
         return True
     if before[-1:].isdigit():
         return run in UNITS_AFTER_DIGITS
-    if len(run) > 3 or len(run) > 1 and run in UNITS and run != "mg":  # a weight
-        return True
+    behind_number = re.search(r"[\d)}!%][\s~]*$", before)
+    if len(run) > 3 or len(run) > 1 and run in UNITS and run != "mg" and behind_number:
+        return True  # not mg, which may be a weight
     match previous:
         case [*_, Token("word")]:
             return len(run) > 1 or run == "a"
         case [Token("word"), Token("sign", "/" | "-")]:
             return len(run) > 2 or run in UNITS
     # Three letters with a vowel that is rarely an unknown: `3 men`, but not `2 mgh`.
-    return len(run) == 3 and bool({*run.lower()} & {*"eiou"} and re.search(r"[\d}][\s~]+$", before))
+    return bool(len(run) == 3 and behind_number and {*run.lower()} & {*"eiou"})
 
 
 def letter_tokens(run: str, is_word: bool) -> list[Token]:
@@ -469,7 +485,8 @@ def equation(sides: list[Node], designation: str) -> Node | None:
         argument = re.fullmatch(r"(.).*\((\w+)\)", designation)
         if unknowns and not (argument and argument[2] in unknowns and argument[1] not in unknowns):
             return None
-        return tree("value of", designation, chain(sides))
+        named = tree("value of", designation, chain(sides))
+        return chain(sides) if r"\c" in designation else named  # A \cap B = (1,2) names no unknown
     for name, *values in (sides, sides[::-1]) if len(sides) == 2 else [sides]:
         if can_solve(name, values[-1]) and not is_unknown(values[-1]):
             return tree("value of", name.args[0], chain(values))
@@ -519,8 +536,8 @@ def without(values: list[Node]) -> Node:
 
 # What may stand before `=` beside an unknown: an angle, a length or vector, a function's value.
 DESIGNATION = re.compile(
-    r"(?:m?\\angle|\\triangle)[A-Z]{1,3}|\|?[A-Z]{1,3}[A-Z](?:_\w)?\|?|E?\[[A-Z]+\]|[A-Z](?:\\c[au]p[A-Z])+"
-    r"|\|?\\overline\{?[A-Za-z]{1,3}\}?\|?"
+    r"(?:m?\\angle|\\triangle)[A-Z]{1,3}|(?!NOT?$)\|?[A-Z]{1,3}[A-Z](?:_\w)?\|?|E?\[[A-Z]+\]|[A-Z](?:\\c[au]p[A-Z])+"
+    r"|\|?\\(?:overline|vec)\{?[A-Za-z]{1,3}\}?\|?"
     r"|(?:sin|cos|tan|cot|sec|csc)(?:\^2)?(?:\\angle)?(?:[A-Z]{1,3}|[a-z]|\\[a-z]+|\([^=]+\))"
     # Not n(n+1) = 6, which is an equation.
     r"|([A-Zf-hpq])'*(?:\^\{?-1\}?)?'*\((?:(?!\1(?!\())[^()]|\([^()]*\))+\)|[dm-or-w]\([\dA-Z,.-]+\)"
@@ -592,7 +609,7 @@ class Parser:
         for length, text in enumerate(texts):
             if text == "=" and DESIGNATION.fullmatch(head := "".join(texts[:length])):
                 self.position += length + 1
-                return re.sub(r"\\(?:angle|overline|triangle)|[|{}]", "", head)
+                return re.sub(r"\\(?:angle|overline|vec|triangle)|[|{}]", "", head)
         return ""
 
     def relation(self, may_name: bool = True) -> Node:
@@ -641,6 +658,7 @@ class Parser:
             return value
         text = re.sub(r"\bsquare (\S+)", r"\1 ^2", " ".join(unit))
         text = re.sub(r"\bcubic (\S+)", r"\1 ^3", text)
+        text = re.sub(r"(\S+) \^-(\d)", r"/ \1 ^\2", text).replace(" ^1", "")
         return tree("quantity", value, text)
 
     def unit(self, value: Node, unit: list[str]) -> tuple[Node, list[str]]:
@@ -653,13 +671,13 @@ class Parser:
                 and self.accept(*"/*-", "and")
             )
             if self.kind == "word":
-                word = self.take()
+                word = written = self.take()
+                if len(word) > 3 and not re.fullmatch(SI_UNIT, word):
+                    word = word.casefold().removesuffix("s")
                 if word in SCALES:
                     value = tree("product", value, number(SCALES[word]))
                     continue
-                words.append(word)
-                if len(word) > 3 and not re.fullmatch(SI_UNIT, word):
-                    word = word.casefold().removesuffix("s")
+                words.append(written)
                 unit += ["/"] * (sign == "/") + [UNITS.get(word, word)]
             elif not unit and self.peek(*CURRENCIES):
                 unit.append(UNITS[self.take()])
@@ -708,7 +726,11 @@ class Parser:
             ahead += 1
         kind = self.tokens[self.position + ahead].kind
         if kind == "number":
-            return last.op != "number" or self.tokens[self.position - 1].text == ")"
+            kind, text = self.tokens[self.position - 1]
+            if kind == "name":  # `n2^{n-1}`, but in `v2^2` and `v2` the number is an index
+                ahead = self.tokens[self.position + 1 : self.position + 6]
+                return ahead[0].text == "^" and any(token.kind == "name" for token in ahead)
+            return kind != "word" and (last.op != "number" or text == ")")
         starts = kind == "name" or kind != "word" and self.peek(*STARTS)
         return starts or self.peek("|") and not self.bars
 
@@ -813,8 +835,8 @@ class Parser:
         return constants.get(text) or self.fail()
 
     def words(self, text: str) -> Node:
-        """Several words in a row are one name."""
-        while self.kind == "word":
+        """Several words in a row are one name, with numbers behind them: Apollo 11."""
+        while self.kind in ("word", "number"):
             text += " " + self.take()
         if len(text) <= 1:
             return tree("name", text)
@@ -884,7 +906,8 @@ def parse(
         text = f"{plain[1]} \\text{{{unit}}}"
     plain = re.sub(r"\\(?:text|mathrm|ce)\s*\{(\w*)\}\s*", r"\1", text)
     if DATE.fullmatch(plain) or CHEMICAL.fullmatch(plain):
-        return tree("name", re.sub(r"[\s,._{}]+", "", plain)), frozenset()
+        written = re.sub(r"[\s,]+|(?<=[a-z])\.\s*", " ", re.sub(r"[_{}]", "", plain))
+        return tree("name", written), frozenset()
     tokens = tokenize(text, prose, gold_words, gold_unknowns)
     expensive = sum(token.text in EXPENSIVE for token in tokens)
     digits = sum(len(token.text) for token in tokens if token.kind == "number")

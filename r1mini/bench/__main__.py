@@ -159,6 +159,7 @@ class Subject:
             self.stop_ids = frozenset(range(self.model.config.vocab_size // MEAN_LENGTH))
         self.limits = machine_limits(self.model)
         self.least_seconds = partial(least_seconds, self.model, self.limits, cfg.bf16)
+        self.alternate = partial(alternate, repeats=cfg.repeats, device=device)
 
     def tokenizer(self, case: str) -> Tokenizer:
         """A word for each id (`w3` is 3), so that any ids have a text. A completion ends at a stop
@@ -180,14 +181,15 @@ class Subject:
         vocab_size = self.model.config.vocab_size
         return torch.randint(vocab_size, (number, length), generator=generator).tolist()
 
-    def measure_training(self, ours: Run, reference_run: Callable, *args) -> list[Runs]:
-        """Our training steps; if TRL is installed, in turns with those of `reference_run`."""
+    def train(self, ours: Run, tokenizer: Tokenizer, of_trl: Callable, *args) -> list[Runs]:
+        """Our training steps; if TRL is installed, in turns with its own."""
         if "trl" not in self.libraries:
-            return alternate(ours, None, self.cfg.repeats, self.model.device)
-        return reference_run(
+            return self.alternate(ours, None)
+        return reference.train(
             ours,
             self.model,
-            *args,
+            tokenizer,
+            **of_trl(*args),
             max_steps=UNTIMED + self.cfg.repeats,
             bf16=self.cfg.bf16,
             learning_rate=LEARNING_RATE,
@@ -210,9 +212,7 @@ def random_model(config: ModelConfig, seed: int, device: torch.device) -> Transf
 
 def measure_decode(s: Subject) -> Iterator[tuple]:
     """Ragged: a queue of four times as many rows as are decoded at a time."""
-    if s.cfg.bf16:
-        s.model.bfloat16()
-    length, device = s.cfg.prompt_tokens, s.model.device
+    length = s.cfg.prompt_tokens
     for case, queue, new in (("equal", 1, s.cfg.new_tokens), ("ragged", 4, 8 * MEAN_LENGTH)):
         tokenizer = s.tokenizer(case)
         stop_ids = tokenizer.stop_ids
@@ -222,27 +222,23 @@ def measure_decode(s: Subject) -> Iterator[tuple]:
             completions = COMPLETIONS if rows % COMPLETIONS == 0 else 1  # of a prompt, as in RL
             ids = s.prompts(total // completions, length)
             prompts = list(map(tokenizer.decode, ids))
-            prompts_BT = torch.tensor(ids, device=device).repeat_interleave(completions, 0)
+            prompts_BT = torch.tensor(ids, device=s.model.device).repeat_interleave(completions, 0)
             ours = partial(decode, s.model, tokenizer, prompts, completions, new, rows)
             other = partial(reference.decode, hf_model, prompts_BT, new, rows, stop_ids)
-            sides = alternate(ours, hf_model and other, s.cfg.repeats, device)
+            sides = s.alternate(ours, hf_model and other)
             mean = median(sides[0].amounts) / total
             yield f"decode {rows}, {case}", sides, s.least_seconds([(length, mean)] * total, rows)
-    s.model.float()
 
 
 def measure_prefill(s: Subject) -> Iterator[tuple]:
-    if s.cfg.bf16:
-        s.model.bfloat16()
-    T, device = s.cfg.prompt_tokens, s.model.device
+    T = s.cfg.prompt_tokens
     hf_model = s.libraries and reference.to_transformers(s.model, s.stop_ids)
     for rows in s.cfg.batch:
-        tokens_BT = torch.tensor(s.prompts(rows, T), device=device)
+        tokens_BT = torch.tensor(s.prompts(rows, T), device=s.model.device)
         ours = partial(prefill, s.model, tokens_BT)
         other = partial(reference.prefill, hf_model, tokens_BT)
-        sides = alternate(ours, hf_model and other, s.cfg.repeats, device)
+        sides = s.alternate(ours, hf_model and other)
         yield f"prefill {rows} × {T}", sides, s.least_seconds([(T - 1, 1)] * rows)
-    s.model.float()
 
 
 def measure_sft(s: Subject) -> Iterator[tuple]:
@@ -256,7 +252,7 @@ def measure_sft(s: Subject) -> Iterator[tuple]:
         optim.step(optimizers, s.model.parameters(), LEARNING_RATE, 1.0)
         return sum(map(len, rows))
 
-    sides = s.measure_training(step, reference.sft, s.tokenizer("equal"), rows)
+    sides = s.train(step, s.tokenizer("equal"), reference.sft, rows)
     losses = ", TRL ".join(f"{runs.losses[0]:.6f}" for runs in sides)
     title = f"SFT step, {SFT_ROWS} × {shortest} to {longest} (loss {losses})"
     yield title, sides, TRAINING_PASSES * s.least_seconds([(0, len(row)) for row in rows])
@@ -292,8 +288,8 @@ def measure_grpo(s: Subject) -> Iterator[tuple]:
 
     for case in ("equal", "ragged"):
         tokenizer = s.tokenizer(case)
-        args = tokenizer, prompts, index_reward, COMPLETIONS, new
-        sides = s.measure_training(partial(step, tokenizer), reference.grpo, *args)
+        args = prompts, index_reward, COMPLETIONS, new
+        sides = s.train(partial(step, tokenizer), tokenizer, reference.grpo, *args)
         rows = [(length, median(sides[0].amounts) / B)] * B
         # Each prompt is computed once for all its completions.
         saved = s.least_seconds([(length, 0)] * (B - PROBLEMS))
@@ -318,9 +314,9 @@ def measure_logprobs(s: Subject) -> Iterator[tuple]:
         return length
 
     if "trl" in s.libraries:
-        trl_model = reference.with_fused_head(reference.to_transformers(model, s.stop_ids))
+        trl_model = reference.with_fused_head(model, s.stop_ids)
         other = partial(reference.logprobs, trl_model, torch.tensor(rows, device=device), bf16)
-    sides = alternate(ours, other, s.cfg.repeats, device)
+    sides = s.alternate(ours, other)
     limit = TRAINING_PASSES * least_seconds(model, s.limits, bf16, [(0, length)])
     yield f"log-probabilities, {length} tokens, vocabulary {LARGE_VOCABULARY}", sides, limit
 
@@ -360,9 +356,8 @@ def table_figures(
     row = {"shape": shape, "what": what}
     begin, end = part
     for side, runs in zip(("ours", "reference"), sides):
-        timed = runs.marks[UNTIMED:]
-        wall = [marks[end][0] - marks[begin][0] for marks in timed]
-        cpu = [marks[end][1] - marks[begin][1] for marks in timed]
+        timed = [(marks[begin], marks[end]) for marks in runs.marks[UNTIMED:]]
+        wall, cpu = ([after[i] - before[i] for before, after in timed] for i in (0, 1))
         rates = [amount / seconds for amount, seconds in zip(runs.amounts[UNTIMED:], wall)]
         row[side] = {
             "seconds": median(wall),
@@ -383,14 +378,14 @@ def table_figures(
 def cells(row: dict) -> list[str]:
     """The row's cells in COLUMNS."""
     limit = f"{row['of_limit']:.0%}" if "of_limit" in row else MISSING
-    times = "{:.2f} ({:.2f} to {:.2f})".format(*row["times"]) if "times" in row else MISSING
-    ours = [row["shape"], row["what"], *side_cells(row["ours"]), limit]
-    return [*ours, *side_cells(row.get("reference")), times]
+    known = [row["shape"], row["what"], *side_cells(row["ours"]), limit]
+    if "reference" in row:
+        times = "{:.2f} ({:.2f} to {:.2f})".format(*row["times"])
+        known += [*side_cells(row["reference"]), times]
+    return known + [MISSING] * (len(COLUMNS) - len(known))
 
 
-def side_cells(side: dict | None) -> list[str]:
-    if side is None:
-        return [MISSING] * len(SIDE)
+def side_cells(side: dict) -> list[str]:
     peak = side["peak_bytes"]
     times = [f"{side['seconds']:.4g}", f"{side['cpu_seconds']:.4g}", f"{side['per_second']:.0f}"]
     return [*times, MISSING if peak is None else f"{peak / 2**20:.0f}"]
@@ -410,8 +405,10 @@ def describe_limits(limits: dict) -> str:
     for kind in ("fp32", "bf16"):
         rates.append(f"{kind} " + " / ".join(f"{x / 1e9:.0f}" for x in limits[kind].values()))
     rows = " / ".join(map(str, limits["fp32"]))
-    products = f"matrix products of {rows} tokens in GFLOP/s: {'; '.join(rates)}"
-    return f"{products}; copies: {limits['copy'] / 1e9:.1f} GB/s"
+    return (
+        f"matrix products of {rows} tokens in GFLOP/s: {'; '.join(rates)}; "
+        f"copies: {limits['copy'] / 1e9:.1f} GB/s"
+    )
 
 
 def main(cfg: Config) -> dict:
@@ -436,12 +433,14 @@ def main(cfg: Config) -> dict:
             if cfg.json:  # after each row: the next may run out of memory
                 files.write_json(Path(cfg.json), result)
 
-    measurements = [measure for name, measure in MEASUREMENTS.items() if name in cfg.what]
-    for name in cfg.shapes if measurements else ():
+    wanted = [what for what in MEASUREMENTS if what in cfg.what]
+    for name in cfg.shapes if wanted else ():
         subject = Subject(cfg, name, device, libraries)
         result["limits"][name] = subject.limits
-        for measure in measurements:
-            add(name, measure(subject))
+        for what in wanted:
+            in_bf16 = cfg.bf16 and what in ("decode", "prefill")
+            subject.model.to(torch.bfloat16 if in_bf16 else torch.float32)
+            add(name, MEASUREMENTS[what](subject))
     if "rewards" in cfg.what:
         add("", measure_rewards(cfg))
     for name, limits in result["limits"].items():

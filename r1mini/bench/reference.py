@@ -8,7 +8,6 @@ TRL's own `train`. Left out: vLLM.
 import tempfile
 import warnings
 from collections.abc import Callable
-from contextlib import ExitStack
 from functools import partial
 from importlib import metadata, util
 
@@ -32,11 +31,9 @@ def to_transformers(ours: Transformer, stop_ids: frozenset[int]):
     """A transformers model with the same weights."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    weight = ours.lm_head.weight
-    fields = config_json(ours, stop_ids)
-    fields |= {"eos_token_id": sorted(stop_ids), "pad_token_id": 0}
-    config = AutoConfig.for_model(**fields)
-    model = AutoModelForCausalLM.from_config(config, dtype=weight.dtype)
+    ends = {"eos_token_id": sorted(stop_ids), "pad_token_id": 0}
+    config = AutoConfig.for_model(**config_json(ours, stop_ids) | ends)
+    model = AutoModelForCausalLM.from_config(config, dtype=ours.lm_head.weight.dtype)
     model.load_state_dict(ours.state_dict())
     return model.to(ours.device).eval()
 
@@ -65,10 +62,11 @@ def prefill(model, tokens_BT: Tensor, runs: Runs) -> int:
     return tokens_BT.numel()
 
 
-def with_fused_head(model):
+def with_fused_head(ours: Transformer, stop_ids: frozenset[int]):
     """As TRL's trainers prepare it: the logits are computed in chunks of the vocabulary."""
     from trl.trainer.utils import add_fused_lm_head
 
+    model = to_transformers(ours, stop_ids)
     add_fused_lm_head(model, outputs=("log_probs", "entropy"))
     return model
 
@@ -81,16 +79,8 @@ def logprobs(model, tokens_BT: Tensor, bf16: bool, runs: Runs) -> int:
     return tokens_BT.numel()
 
 
-def grpo(
-    ours: Run,
-    policy: Transformer,
-    tokenizer: Tokenizer,
-    prompts: list[str],
-    reward: Callable,
-    completions: int,
-    new_tokens: int,
-    **settings,
-) -> list[Runs]:
+def grpo(prompts: list[str], reward: Callable, completions: int, new_tokens: int) -> dict:
+    """Arguments of `train`."""
     from trl import GRPOConfig, GRPOTrainer
 
     class Trainer(GRPOTrainer):
@@ -100,24 +90,19 @@ def grpo(
             self.runs.amounts.append(int(output["completion_mask"].sum()))
             return output
 
-    return train(
-        ours,
-        policy,
-        tokenizer,
-        partial(Trainer, reward_funcs=reward),
-        GRPOConfig,
-        {"prompt": prompts},
-        per_device_train_batch_size=len(prompts) * completions,
-        beta=0.0,
-        num_generations=completions,
-        max_completion_length=new_tokens,
-        **settings,
-    )
+    return {
+        "trainer_class": partial(Trainer, reward_funcs=reward),
+        "config_class": GRPOConfig,
+        "columns": {"prompt": prompts},
+        "per_device_train_batch_size": len(prompts) * completions,
+        "beta": 0.0,
+        "num_generations": completions,
+        "max_completion_length": new_tokens,
+    }
 
 
-def sft(
-    ours: Run, model: Transformer, tokenizer: Tokenizer, rows: list[list[int]], **settings
-) -> list[Runs]:
+def sft(rows: list[list[int]]) -> dict:
+    """Arguments of `train`."""
     from trl import SFTConfig, SFTTrainer
 
     class Trainer(SFTTrainer):
@@ -127,9 +112,13 @@ def sft(
             self.runs.amounts.append(sum(map(len, rows)))
             return loss
 
-    columns = {"input_ids": rows, "labels": rows}
-    settings |= {"per_device_train_batch_size": len(rows), "max_length": None}
-    return train(ours, model, tokenizer, Trainer, SFTConfig, columns, **settings)
+    return {
+        "trainer_class": Trainer,
+        "config_class": SFTConfig,
+        "columns": {"input_ids": rows, "labels": rows},
+        "per_device_train_batch_size": len(rows),
+        "max_length": None,
+    }
 
 
 def train(
@@ -145,16 +134,15 @@ def train(
     from datasets import Dataset
     from transformers import PreTrainedTokenizerFast, PrinterCallback, TrainerCallback
 
-    our_runs, trl_runs, step = Runs(model.device), Runs(model.device), ExitStack()
+    our_runs, trl_runs = Runs(model.device), Runs(model.device)
 
     class Alternate(TrainerCallback):
         def on_step_begin(self, *args, **kwargs):
-            step.enter_context(trl_runs.measured())
+            trl_runs.begin()
 
         def on_step_end(self, *args, **kwargs):
-            step.close()
-            with our_runs.measured():
-                our_runs.amounts.append(ours(our_runs))
+            trl_runs.end()
+            our_runs.measure(ours)
 
     warnings.filterwarnings("ignore", category=FutureWarning)  # of TRL's own use of transformers
     with tempfile.TemporaryDirectory() as folder:

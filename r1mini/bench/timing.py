@@ -9,8 +9,7 @@ import gc
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,16 +47,21 @@ class Runs:
             torch.cuda.synchronize(self.device)
         self.marks[-1].append((time.perf_counter(), time.process_time()))
 
-    @contextmanager
-    def measured(self) -> Iterator[None]:
-        """Measures a run."""
-        before = reset_peak_bytes(self.device) if len(self.marks) == 1 else None
+    def begin(self) -> None:
+        self.before = reset_peak_bytes(self.device) if len(self.marks) == 1 else None
         self.marks.append([])
         self.mark()
-        yield
+
+    def end(self) -> None:
         self.mark()
-        if before is not None:
-            self.peak_bytes = max(0, peak_bytes(self.device) - before)
+        if self.before is not None:
+            self.peak_bytes = max(0, peak_bytes(self.device) - self.before)
+
+    def measure(self, run: "Run") -> None:
+        """One run, from `begin` to `end`."""
+        self.begin()
+        self.amounts.append(run(self))
+        self.end()
 
 
 Run = Callable[[Runs], int]  # returns its amount of work
@@ -93,8 +97,7 @@ def alternate(ours: Run, other: Run | None, repeats: int, device: torch.device) 
     sides = [(run, Runs(device)) for run in (ours, other) if run]
     for _ in range(UNTIMED + repeats):
         for run, runs in sides:
-            with runs.measured():
-                runs.amounts.append(run(runs))
+            runs.measure(run)
     return [runs for _, runs in sides]
 
 

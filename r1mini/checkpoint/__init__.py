@@ -102,8 +102,8 @@ def load(
     if check_config:
         check_config(config)
     tokenizer = load_tokenizer(folder)
-    vocabulary = {"tokenizer.json": tokenizer.backend.get_vocab().values()}
-    for name, ids in {**vocabulary, **read_stop_ids(folder)}.items():
+    ids_of = {"tokenizer.json": tokenizer.backend.get_vocab().values(), **read_stop_ids(folder)}
+    for name, ids in ids_of.items():
         if max(ids, default=0) >= config.vocab_size:
             raise ValueError(
                 f"{folder / name}: token id {max(ids)}, "
@@ -129,12 +129,8 @@ def save(folder: str | Path, model: Transformer, tokenizer: Tokenizer) -> None:
         files = model_files(model, tokenizer)
         # The shards of an earlier model would be loaded with this one, or instead of it.
         shard = r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?"
-        obsolete = [
-            path
-            for path in folder.iterdir()
-            if path.name not in files and re.fullmatch(shard, path.name)
-        ]
-        replace_files(folder, files, obsolete)
+        others = [path for path in folder.iterdir() if path.name not in files]
+        replace_files(folder, files, [path for path in others if re.fullmatch(shard, path.name)])
 
     write_model()
 
@@ -147,13 +143,13 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     """
     folder = resolve(folder)
     path = folder / "tokenizer.json"
-    others = [name for name in SLOW_TOKENIZERS if (folder / name).is_file()]
-    if others and not path.is_file():
-        raise ValueError(
-            f'{path}: no such file; transformers makes it of {others[0]}: python -c "from '
-            f"transformers import AutoTokenizer as T; T.from_pretrained('{folder}')"
-            f".save_pretrained('{folder}')\""
-        )
+    for name in SLOW_TOKENIZERS:
+        if (folder / name).is_file() and not path.is_file():
+            raise ValueError(
+                f'{path}: no such file; transformers makes it of {name}: python -c "from '
+                f"transformers import AutoTokenizer as T; T.from_pretrained('{folder}')"
+                f".save_pretrained('{folder}')\""
+            )
     content = read_file(path)
     try:
         backend = Backend.from_buffer(content)
@@ -167,11 +163,9 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     eos = read_json(path).get("eos_token") if path.is_file() else None
     if isinstance(eos, dict):
         eos = eos.get("content")
-    eos_id = None
-    if eos:
-        eos_id = backend.token_to_id(str(eos))
-        if eos_id is None:
-            raise ValueError(f"{path}: eos_token {eos!r} is not in tokenizer.json")
+    eos_id = backend.token_to_id(str(eos)) if eos else None
+    if eos and eos_id is None:
+        raise ValueError(f"{path}: eos_token {eos!r} is not in tokenizer.json")
     paths = [folder / name for name in TOKENIZER_FILES]
     files = {path.name: read_file(path) for path in paths if path.is_file()}
     try:

@@ -35,7 +35,6 @@ from r1mini.infra.files import read_json
 from r1mini.infra.timeout import TimedOut, time_limit
 from r1mini.records import think_prefix
 
-KINDS = ("auto", "chat", "r1-zero", "plain")
 MAX_SECONDS = 1.0
 MAX_CHARACTERS = 10_000_000  # of a rendered text
 MAX_SOURCE = 100_000  # characters of a template; the longest real one has 20,000
@@ -64,6 +63,8 @@ PLAIN = (
     "{% if m.role == 'assistant' %}{{ eos_token }}"
     "{% elif not m.content.endswith('\n') %}{{ '\n' }}{% endif %}{% endfor %}"
 )
+BUILT_IN = {"r1-zero": R1_ZERO, "plain": PLAIN}
+KINDS = ("auto", "chat", *BUILT_IN)
 
 
 class Generation(Extension):
@@ -150,9 +151,8 @@ class ChatTemplate:
         if message["role"] != "assistant":
             return message
         for end in (self.end_of_turn.strip(), self.special_tokens.get("eos_token")):
-            content = message["content"].rstrip()
-            if end and content.endswith(end):
-                message["content"] = content.removesuffix(end)
+            if end:
+                message["content"] = re.sub(rf"{re.escape(end)}\s*\Z", "", message["content"])
         if isinstance(message.get("reasoning_content"), str):
             reasoning = message.pop("reasoning_content")
             if self._reasoning_key:
@@ -229,7 +229,8 @@ class ChatTemplate:
             before = prompt.removesuffix(opened) + prefix
             learned = through[len(before) : end]
             # Templates trim, and drop thinking: only white space may be lost.
-            has_all = all(squeezed(x) in squeezed(prefix + learned) for x in (content, reasoning))
+            shown = squeezed(prefix + learned)
+            has_all = squeezed(content) in shown and squeezed(reasoning) in shown
             if through.startswith(before) and has_all:
                 return before, learned
         if reasoning:
@@ -241,18 +242,20 @@ class ChatTemplate:
     @cached_property
     def end_of_turn(self) -> str:
         """What follows the assistant's content and ends its turn, e.g. `<|im_end|>`; may be ""."""
-        messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "ANSWER"}]
-        _, answer, after = self._render(messages).rpartition("ANSWER")
+        _, answer, after = self._render_example().rpartition("ANSWER")
         return re.match(r"(\s*\S+)?", after)[0] if answer else ""
 
     @cached_property
     def _reasoning_key(self) -> str:
         """The name under which the template reads the reasoning of a message, or ""."""
         for name in REASONING:
-            reply = {"role": "assistant", "content": "ANSWER", name: "REASONING"}
-            if "REASONING" in self._render([{"role": "user", "content": "x"}, reply]):
+            if "REASONING" in self._render_example(**{name: "REASONING"}):
                 return name
         return ""
+
+    def _render_example(self, **fields: str) -> str:
+        reply = {"role": "assistant", "content": "ANSWER", **fields}
+        return self._render([{"role": "user", "content": "x"}, reply])
 
     @property
     def shows_date(self) -> bool:
@@ -301,18 +304,17 @@ def load_chat_template(folder: str | Path, kind: str = "auto") -> ChatTemplate:
         tokenizer = load_tokenizer(folder)
         special_tokens["eos_token"] = tokenizer.backend.id_to_token(tokenizer.eos_id)
     name = str(path)
-    if kind == "r1-zero":
-        name, source = kind, R1_ZERO
-    elif kind == "plain" or source is None:
-        name, source = "plain", PLAIN
+    if kind in BUILT_IN or source is None:
+        name = kind if kind in BUILT_IN else "plain"
+        source = BUILT_IN[name]
     elif not isinstance(source, str) or len(source) > MAX_SOURCE:
         raise ValueError(
             f"{path}: the chat template is neither text of at most {MAX_SOURCE} characters "
             "nor a list with a default"
         )
     # A model trained with a template that is not its own has to be saved with that template.
-    saved, wraps_text = kind in ("r1-zero", "plain"), kind in ("r1-zero", "chat")
-    return ChatTemplate(name, source, special_tokens, saved, wraps_text)
+    saved = kind in BUILT_IN
+    return ChatTemplate(name, source, special_tokens, saved, wraps_text=kind in ("r1-zero", "chat"))
 
 
 def plain_template(eos_token: str) -> ChatTemplate:

@@ -8,7 +8,9 @@ end. One attempt of a search then takes half as many tokens as it has characters
 """
 
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping
+from itertools import accumulate, pairwise, takewhile
 
 from tokenizers import Encoding, Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
@@ -44,21 +46,16 @@ class Tokenizer:
         backend.no_truncation()  # a tokenizer.json can ask for both, for every text
         backend.no_padding()
         self.backend, self.files = backend, dict(files)
+        self.vocab_size = backend.get_vocab_size()
         eos_ids = [i for i in (eos_id, backend.token_to_id(END_OF_TEXT)) if i is not None]
         self.stop_ids = frozenset([*stop_ids, *eos_ids])
         if not self.stop_ids:
             raise ValueError("the tokenizer has no end-of-text token")
         self.eos_id = eos_ids[0] if eos_ids else min(self.stop_ids)
-        ids = backend.encode("x", add_special_tokens=False).ids
-        document = backend.encode("x", add_special_tokens=True).ids
-        starts = (i for i in range(len(document)) if document[i : i + len(ids)] == ids)
-        self.bos_ids = document[: next(starts, 0)]
-        added = backend.get_added_tokens_decoder()
-        self.is_special = {i: token.special for i, token in added.items()}
-
-    @property
-    def vocab_size(self) -> int:
-        return self.backend.get_vocab_size()
+        document = backend.encode("x")
+        is_bos = takewhile(bool, document.special_tokens_mask)
+        self.bos_ids = document.ids[: sum(is_bos)]
+        self.added = backend.get_added_tokens_decoder()
 
     def encode(self, text: str) -> list[int]:
         """Adds no special tokens. ValueError for a text that UTF-8 cannot encode."""
@@ -76,16 +73,14 @@ class Tokenizer:
         """
         result = []
         for texts, encoding in zip(rows, self._encodings(["".join(texts) for texts in rows])):
-            ids, starts_and_ends = encoding.ids, encoding.offsets
-            cuts, border = [0], 0
-            for number, text in enumerate(texts[:-1]):
-                border, cut, is_learned = border + len(text), cuts[-1], number % 2
-                for start, end in starts_and_ends[cut:]:
-                    if start >= border if is_learned else end > border:
-                        break
-                    cut += 1
-                cuts.append(cut)
-            result.append([ids[i:j] for i, j in zip(cuts, [*cuts[1:], len(ids)])])
+            starts, ends = ([offset[i] for offset in encoding.offsets] for i in (0, 1))
+            cuts = [0]
+            for number, border in enumerate(accumulate(map(len, texts[:-1]))):
+                if number % 2:  # learned: all that begins before the border
+                    cuts.append(bisect_left(starts, border, cuts[-1]))
+                else:
+                    cuts.append(bisect_right(ends, border, cuts[-1]))
+            result.append([encoding.ids[i:j] for i, j in pairwise([*cuts, None])])
         return result
 
     def _encodings(self, texts: list[str]) -> list[Encoding]:
@@ -101,13 +96,14 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Leaves out special tokens that begin or end a text; tags may be special tokens, too."""
-        limits = {i for i in (*self.bos_ids, *self.stop_ids) if self.is_special.get(i)}
-        return self.backend.decode([i for i in ids if i not in limits], False)
+        limits = self.added.keys() & {*self.bos_ids, *self.stop_ids}
+        hidden = {i for i in limits if self.added[i].special}
+        return self.backend.decode([i for i in ids if i not in hidden], False)
 
     def has_end(self, text: str) -> bool:
         """Whether a text ends with a stop token, but for white space."""
-        names = [self.backend.id_to_token(i) for i in self.stop_ids & self.is_special.keys()]
-        return text.rstrip().endswith(tuple(names))
+        ends = (self.added[i].content for i in self.stop_ids & self.added.keys())
+        return text.rstrip().endswith(tuple(ends))
 
 
 class StreamDecoder:

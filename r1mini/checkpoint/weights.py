@@ -9,6 +9,7 @@ pickled weights (.bin, .pt).
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -149,14 +150,15 @@ def rope_config(raw: Mapping[str, Any], context: int) -> tuple[float, dict[str, 
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ROPE:
         raise ValueError(f"rope type {kind} is not supported")
-    thetas = (settings.get("rope_theta") for settings in (*objects, raw))
-    theta = float(next(filter(None, thetas), 10_000.0))
-    if not 1 < theta < math.inf:
-        raise ValueError(f"rope_theta {theta} is not above 1")
+    theta = None
     for settings in (*objects, raw):
+        theta = theta or settings.get("rope_theta")
         factor = settings.get("partial_rotary_factor")
         if factor not in (1, None):
             raise ValueError(f"partial_rotary_factor {factor} is not supported")
+    theta = float(theta or 10_000.0)
+    if not 1 < theta < math.inf:
+        raise ValueError(f"rope_theta {theta} is not above 1")
     if kind == "default":
         return theta, None
     numbers = (*ROPE[kind], *YARN_OPTIONS)
@@ -237,8 +239,7 @@ def weight_files(folder: Path) -> tuple[Path, list[Path]]:
     if not isinstance(names, dict) or not names:
         raise ValueError(f"{index}: weight_map is missing")
     for name in names.values():  # no path separator of any system: a shard lies in this folder
-        is_shard = isinstance(name, str) and name.endswith(".safetensors")
-        if not is_shard or set("/\\:\0") & set(name):
+        if not re.fullmatch(r"[^/\\:\0]*\.safetensors", str(name)):
             raise ValueError(f"{index}: {name!r} is not the name of a shard in this folder")
     return index, [folder / name for name in sorted(set(names.values()))]
 

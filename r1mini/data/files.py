@@ -32,6 +32,7 @@ class RowErrors:
 
     skip: bool = False
     messages: list[str] = field(default_factory=list)
+    counts: Counter = field(default_factory=Counter)  # of a code dataset's rows and tests
 
     def report(self, message: str) -> None:
         if not self.skip:

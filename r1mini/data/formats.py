@@ -6,10 +6,11 @@ unchanged; messages go through a chat template. ValueError for a row that does n
 Left out: preference pairs, tool calls, images.
 """
 
+import json
 import re
+from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import chain
 from random import Random
 from typing import Any, NamedTuple
 
@@ -22,8 +23,7 @@ Row = Mapping[str, Any]
 Message = Mapping[str, str]
 # A column is missing or mistyped.
 READ_ERRORS = (ValueError, LookupError, TypeError, AttributeError)
-TEXT_FIELDS = ("messages", "prompt", "completion", "text")
-INVALID_UNICODE = "not valid Unicode (a lone surrogate or a byte that is not UTF-8)"
+TEXT_FIELDS = "messages prompt completion text".split()
 
 
 def text(row: Row, name: str) -> str:
@@ -32,59 +32,80 @@ def text(row: Row, name: str) -> str:
     if not isinstance(value, str) or not value.strip():
         actual = f", found {value!r:.60}" if name in row else ""
         raise ValueError(f"no text in column {name!r}{actual}")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"column {name!r}: {INVALID_UNICODE} in {value!r:.60}") from None
+    check_unicode(value, f"column {name!r}: ")
     return value
+
+
+def check_unicode(value: Any, place: str = "") -> None:
+    """ValueError for text in a JSON value that UTF-8 cannot encode."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        excerpt = error.object[max(0, error.start - 20) :][:60]
+        reason = "not valid Unicode (a lone surrogate or a byte that is not UTF-8)"
+        raise ValueError(f"{place}{reason} in {excerpt!r}") from None
 
 
 ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bard": "assistant"}
 
 
 def messages(row: Row, name: str) -> list[Message]:
-    """A column of messages: `role` and `content` (text or parts), or ShareGPT's `from`, `value`."""
+    """A column of messages, without empty system messages."""
     result = []
     for number, message in enumerate(row[name], 1):
-        content = message.get("content", message.get("value"))
-        role = message.get("role", message.get("from"))
-        role = ROLES.get(role, role)
         try:
-            if role not in ("system", "user", "assistant"):
-                raise ValueError(f"role {role!r:.60} is not system, user or assistant")
-            for key in ("tool_calls", "function_call"):
-                if message.get(key):
-                    raise ValueError(f"{key!r}: tool calls are not supported")
-            if isinstance(content, list):
-                for part in content:
-                    if not (kind := part.get("type", "text")).endswith("text"):
-                        raise ValueError(f"content of type {kind!r} is not supported")
-                content = "".join(part["text"] for part in content)
-            if role == "system" and not str(content or "").strip():
-                continue  # an empty system message is none
-            fields = {"role": role, "content": text({"content": content}, "content")}
-            result.append({**fields, **extra_fields({**message, **fields})})
+            if fields := read_message(message):
+                result.append(fields)
         except ValueError as error:
             raise ValueError(f"column {name!r}, message {number}: {error}") from None
     return result
 
 
-def extra_fields(message: Row) -> dict:
-    """An assistant's `reasoning_content`, under any of its names, and `weight` if that is 0.
+def is_empty(value: Any) -> bool:
+    return not value or not str(value).strip()
 
-    ValueError for another weight than 0 and 1, and for reasoning that is not text, not the
-    assistant's, or differs from other reasoning, also in the content.
+
+def read_message(message: Row) -> Message:
+    """`role` and `content` (text or parts), or ShareGPT's `from` and `value`; an assistant's
+    `reasoning_content`, under any of its names, and its `weight` if that is 0. An empty system
+    message is {}.
+
+    ValueError for another role, tool calls, images, another weight than 0 and 1, and for reasoning
+    that is not text, not the assistant's, under another name, or unlike other reasoning of the
+    message, also in the content.
     """
-    content, weight = message["content"], message.get("weight")
-    names = [name for name in REASONING if str(message.get(name) or "").strip()]
-    thoughts = {text(message, name).strip() for name in names}
-    if message["role"] != "assistant":
-        if names:
-            raise ValueError(f"{names[0]!r} in a message of role {message['role']!r}")
+    content = message.get("content", message.get("value"))
+    role = message.get("role", message.get("from"))
+    role = ROLES.get(role, role)
+    if role not in ("system", "user", "assistant"):
+        raise ValueError(f"role {role!r:.60} is not system, user or assistant")
+    for key in ("tool_calls", "function_call"):
+        if message.get(key):
+            raise ValueError(f"{key!r}: tool calls are not supported")
+    if isinstance(content, list):
+        for part in content:
+            if (kind := part.get("type", "text")) not in ("text", "input_text", "output_text"):
+                raise ValueError(f"content of type {kind!r} is not supported")
+        content = "".join(part["text"] for part in content)
+    if role == "system" and is_empty(content):
         return {}
+    names = [key for key in REASONING if not is_empty(message.get(key))]
+    for key, value in message.items():
+        unread = key not in REASONING and re.search("reason|think|thought", key, re.IGNORECASE)
+        if unread and isinstance(value, str if names else str | list) and not is_empty(value):
+            raise ValueError(f"reasoning must be named {REASONING[0]!r}, not {key!r}")
+    content = "" if names and is_empty(content) else text({"content": content}, "content")
+    fields = {"role": role, "content": content}
+    if role != "assistant":
+        if names:
+            raise ValueError(f"{names[0]!r} in a message of role {role!r}")
+        return fields
+    weight = message.get("weight")
     if weight not in (0, 1, None):
         raise ValueError(f"'weight' must be 0 or 1, not {weight!r:.60}")
-    fields = {"weight": 0} if weight == 0 else {}
+    if weight == 0:
+        fields["weight"] = 0
+    thoughts = {text(message, key).strip() for key in names}
     if names and "think>" in content + "".join(thoughts):
         names.append("<think> tags")
         thoughts.add(extract_thinking(content).strip())
@@ -95,21 +116,23 @@ def extra_fields(message: Row) -> dict:
     return fields
 
 
-def chat(question: str, reply: str | None = None, **columns: Any) -> dict:
-    """A user's question and the assistant's reply, if any. ValueError if that is not text."""
+def chat(prompt: str | list[Message], reply: str | None = None, **columns: Any) -> dict:
+    """A prompt and the assistant's reply, if any, as messages. ValueError if that is not text."""
     if not isinstance(reply, str | None):
         raise ValueError(f"the reply must be text, not {reply!r:.60}")
-    fields = {"prompt": [{"role": "user", "content": question}], **columns}
+    fields = {"prompt": to_messages({"prompt": prompt}), **columns}
     if reply:
-        fields["completion"] = [{"role": "assistant", "content": reply}]
+        fields["completion"] = to_messages({"completion": reply})
     return fields
 
 
-def code_chat(question: str, code: str, **columns: Any) -> dict:
+def code_chat(row: Row, question: str, reply: str) -> dict:
     """A question and its program in a code block; `solution` is the program alone, or None."""
-    fenced = not code.strip() or "```" in code
-    reply = code if fenced else f"```python\n{code.strip()}\n```"
-    return chat(question, reply, **{"solution": code or None, **columns})
+    code = re.sub(r"(?s).*?```(?:python)?[ \t]*\n(.*?)```.*", r"\1", reply)
+    if code.strip() and "```" not in reply:
+        reply = f"```python\n{code.strip()}\n```"
+    id = row.get("task_id", row.get("problem_id"))
+    return chat(question, reply, solution=code or None, id=id)
 
 
 def to_messages(fields: Row, names: Sequence[str] = TEXT_FIELDS) -> list[Message]:
@@ -139,14 +162,13 @@ def trl(row: Row) -> dict:
     else:
         names = ["messages"] if row.get("messages") else ["prompt"]
     fields = {name: text_or_messages(row, name) for name in names}
-    for name in ("answer", *GOLDS):
+    if names == ["prompt"] and (reply := written_reply(row)):  # verl's `response`
+        is_text = isinstance(fields["prompt"], str)
+        fields["completion"] = reply if is_text else to_messages({"completion": reply})
+    for name in GOLDS:
         if row.get(name) is not None:
             fields.setdefault("answer", row[name])
     return fields
-
-
-def trl_text(row: Row) -> dict:
-    return {"text": text(row, "text")}
 
 
 MARKERS = {  # of Bespoke-Stratos
@@ -174,12 +196,13 @@ def math(row: Row) -> dict:
 
 def open_r1_math(row: Row) -> dict:
     """The reply is the first complete generation that Math-Verify, or else Llama, found correct."""
-    generations, complete = row["generations"] or [], row.get("is_reasoning_complete") or []
-    for name in ("correctness_math_verify", "correctness_llama"):
-        for reply, *flags in zip(generations, complete, row.get(name) or []):
+    question = text(row, "problem")
+    for correct in ("correctness_math_verify", "correctness_llama"):
+        names = ("generations", "is_reasoning_complete", correct)
+        for reply, *flags in zip(*(row.get(name) or [] for name in names)):
             if all(flags):
-                return chat(text(row, "problem"), reply)
-    return chat(text(row, "problem"))
+                return chat(question, reply)
+    return chat(question)
 
 
 def gsm8k(row: Row) -> dict:
@@ -220,10 +243,6 @@ def countdown(row: Row) -> dict:
     )
     fields = trl(row) if "prompt" in row else chat(question)
     return {**fields, "task": "countdown", "numbers": numbers, "target": target}
-
-
-def prompt_turns(row: Row, name: str) -> list[Message]:
-    return to_messages({"prompt": text_or_messages(row, name)})
 
 
 def written_reply(row: Row) -> str:
@@ -283,32 +302,32 @@ def choices(prompt: str, golds: Sequence[str], row: Row) -> dict:
     values = {name: row[name] for name in golds if row.get(name) is not None}
     correct = set(LETTERS)
     for value in values.values():
-        named = set()
-        for letter, (label, choice) in zip(LETTERS, by_label.items()):
-            by_text = isinstance(value, str) and mark(choice)
-            if mark(value) in (letter, mark(label), by_text):
-                named.add(letter)
+        named = {
+            letter
+            for letter, (label, choice) in zip(LETTERS, by_label.items())
+            if mark(value) in (letter, mark(label), isinstance(value, str) and mark(choice))
+        }
         correct &= named or correct
     if len(correct) != 1:
         raise ValueError(f"no single choice is named by {values!r:.60} of {by_label!r:.90}")
-    texts = []
+    shown = {}
     for letter, choice in zip(LETTERS, by_label.values()):
         choice = re.sub(rf"^\(?{letter}\)", "", str(choice))
-        texts.append(text({"choice": choice}, "choice").strip())
-    if len(set(texts)) < len(texts):
-        raise ValueError(f"two choices are the same: {texts}")
-    lines = "".join(f"\n{letter}) {choice}" for letter, choice in zip(LETTERS, texts))
-    *before, last = prompt_turns(row, prompt)
+        shown[text({"choice": choice}, "choice").strip()] = letter
+    if len(shown) < len(by_label):
+        raise ValueError(f"two choices are the same: {list(by_label.values())}")
+    lines = "".join(f"\n{letter}) {choice}" for choice, letter in shown.items())
+    *before, last = to_messages({"prompt": text_or_messages(row, prompt)})
     question = f"{last['content']}\n{lines}\n\nAnswer with the letter of the right choice."
     [letter] = correct
-    fields = chat(question, written_reply(row) or rf"\boxed{{{letter}}}", answer=letter)
-    return {**fields, "prompt": [*before, *fields["prompt"]]}
+    reply = written_reply(row) or rf"\boxed{{{letter}}}"
+    return chat([*before, {**last, "content": question}], reply, answer=letter)
 
 
 def humaneval(row: Row) -> dict:
     """HumanEval (arXiv 2107.03374): the canonical solution continues the prompt."""
     prompt = text(row, "prompt")
-    return code_chat(prompt, prompt + text(row, "canonical_solution"), id=row.get("task_id"))
+    return code_chat(row, prompt, prompt + text(row, "canonical_solution"))
 
 
 def mbpp(row: Row) -> dict:
@@ -316,14 +335,14 @@ def mbpp(row: Row) -> dict:
     the prompt shows the first assert."""
     question = text(row, "text" if "text" in row else "prompt")
     prompt = f"{question}\n\nExample:\n{convert.mbpp_asserts(row)[0]}"
-    return code_chat(prompt, text(row, "code"), id=row.get("task_id"))
+    return code_chat(row, prompt, text(row, "code"))
 
 
 def apps(row: Row) -> dict:
     """APPS (arXiv 2105.09938), and TACO, which adds `time_limit`."""
     prompt = f"{text(row, 'question')}\n\n{typed_column(row, 'starter_code', str, '')}".strip()
-    solutions = typed_column(row, "solutions", list, [])
-    fields = code_chat(prompt, str(solutions[0]) if solutions else "", id=row.get("problem_id"))
+    solution, *_ = typed_column(row, "solutions", list, []) or [""]
+    fields = code_chat(row, prompt, str(solution))
     if "time_limit" in row:  # "2.0 seconds", or null
         seconds = re.match(r"\d+(\.\d+)?", str(row["time_limit"]))
         fields["time_limit"] = float(seconds[0]) if seconds else 2.0
@@ -333,9 +352,7 @@ def apps(row: Row) -> dict:
 def open_r1_code(row: Row) -> dict:
     """open-r1's code; its solution may be a reply with a code block."""
     name = next(filter(row.get, ("prompt", "problem", "problem_statement")), "prompt")
-    reply = typed_column(row, "gold_standard_solution", str, "")
-    code = re.sub(r"(?s).*?```(?:python)?[ \t]*\n(.*?)```.*", r"\1", reply)
-    return code_chat(text(row, name), reply, solution=code or None, id=row.get("problem_id"))
+    return code_chat(row, text(row, name), typed_column(row, "gold_standard_solution", str, ""))
 
 
 def named_columns(prompt: str, answer: str, row: Row) -> dict:
@@ -343,23 +360,20 @@ def named_columns(prompt: str, answer: str, row: Row) -> dict:
 
     SFT learns the written reply, or else the answer.
     """
-    fields = {"prompt": prompt_turns(row, prompt)}
-    value = row.get(answer)
+    question, value = text_or_messages(row, prompt), row.get(answer)
     if value is None or answer == "tests":
-        return fields
+        return chat(question)
     if isinstance(value, list) and len(value) == 1:  # OlympiadBench
         value = value[0]
     if isinstance(value, list | dict):
         raise ValueError(f"column {answer!r}: must be text or a number, not {value!r:.60}")
-    reply = written_reply(row) if answer in ("answer", *GOLDS) else ""
-    fields["completion"] = [{"role": "assistant", "content": reply or str(value)}]
-    fields["answer"] = None if answer == "solution" else value
-    return fields
+    reply = written_reply(row) if answer in GOLDS else ""
+    return chat(question, reply or str(value), answer=None if answer == "solution" else value)
 
 
 class Format(NamedTuple):
     name: str
-    columns: tuple[str, ...]  # a file has the first format whose columns it has
+    columns: str  # a file has the first format whose columns it has
     read: Callable[[Row], dict]
     target: str  # what SFT learns; there, a row without it is an error
     tests: Callable[[Row], convert.Tests] | None = None  # of code datasets
@@ -369,47 +383,52 @@ class Format(NamedTuple):
 COMPLETION = "text in column 'completion'"
 SOLUTION = "text in column 'solution'"
 GENERATION = "generation that is complete and verified"
-GOLD = "text in column 'gold_standard_solution'"
 TURN = "turn of an assistant"
 FORMATS = (
     # huggingface.co/datasets/Jiayi-Pan/Countdown-Tasks-3to4
-    Format("Countdown-Tasks-3to4", ("nums", "target"), countdown, COMPLETION),
+    Format("Countdown-Tasks-3to4", "nums, target", countdown, COMPLETION),
     # huggingface.co/datasets/open-r1/verifiable-coding-problems-python
-    Format("open-r1 code", ("verification_info",), open_r1_code, GOLD, convert.open_r1_row_tests),
+    Format(
+        "open-r1 code",
+        "verification_info",
+        open_r1_code,
+        "text in column 'gold_standard_solution'",
+        convert.open_r1_row_tests,
+    ),
     # github.com/openai/human-eval
-    Format("HumanEval", ("entry_point",), humaneval, SOLUTION, convert.humaneval_tests),
+    Format("HumanEval", "entry_point", humaneval, SOLUTION, convert.humaneval_tests),
     # huggingface.co/datasets/google-research-datasets/mbpp
-    Format("MBPP", ("test_list",), mbpp, "text in column 'code'", convert.mbpp_tests),
+    Format("MBPP", "test_list", mbpp, "text in column 'code'", convert.mbpp_tests),
     # huggingface.co/datasets/codeparrot/apps
-    Format("APPS", ("input_output",), apps, "text in column 'solutions'", convert.apps_tests),
+    Format("APPS", "input_output", apps, "text in column 'solutions'", convert.apps_tests),
     # huggingface.co/docs/trl/dataset_formats
-    Format("TRL prompt-completion", ("prompt", "completion"), trl, COMPLETION),
+    Format("TRL prompt-completion", "prompt, completion", trl, COMPLETION),
     # huggingface.co/datasets/HuggingFaceH4/ultrachat_200k
-    Format("UltraChat", ("prompt", "messages"), trl, TURN),
-    Format("TRL prompt-only", ("prompt",), trl, COMPLETION),
+    Format("UltraChat", "prompt, messages", trl, TURN),
+    Format("TRL prompt-only", "prompt", trl, COMPLETION),
     # huggingface.co/datasets/open-r1/OpenR1-Math-220k
-    Format("OpenR1-Math-220k", ("problem", "generations"), open_r1_math, GENERATION),
+    Format("OpenR1-Math-220k", "problem, generations", open_r1_math, GENERATION),
     # huggingface.co/datasets/AI-MO/NuminaMath-CoT
-    Format("NuminaMath", ("problem", "solution", "source"), math, SOLUTION),
+    Format("NuminaMath", "problem, solution, source", math, SOLUTION),
     # huggingface.co/datasets/HuggingFaceH4/MATH-500
-    Format("MATH-500", ("problem", "answer", "unique_id"), math, SOLUTION),
+    Format("MATH-500", "problem, answer, unique_id", math, SOLUTION),
     # huggingface.co/datasets/EleutherAI/hendrycks_math
-    Format("MATH", ("problem", "solution", "level", "type"), math, SOLUTION),
+    Format("MATH", "problem, solution, level, type", math, SOLUTION),
     # huggingface.co/datasets/openai/gsm8k
-    Format("GSM8K", ("question", "answer"), gsm8k, "text in column 'answer'", answer_marker="####"),
+    Format("GSM8K", "question, answer", gsm8k, "text in column 'answer'", answer_marker="####"),
     # huggingface.co/datasets/Idavidrein/gpqa
-    Format("GPQA", ("Question", "Correct Answer"), gpqa, "text in column 'Correct Answer'"),
+    Format("GPQA", "Question, Correct Answer", gpqa, "text in column 'Correct Answer'"),
     # huggingface.co/datasets/bespokelabs/Bespoke-Stratos-17k
-    Format("Bespoke-Stratos", ("system", "conversations"), sharegpt, TURN),
+    Format("Bespoke-Stratos", "system, conversations", sharegpt, TURN),
     # huggingface.co/datasets/anon8231489123/ShareGPT_Vicuna_unfiltered
-    Format("ShareGPT", ("conversations",), sharegpt, TURN),
-    Format("TRL messages", ("messages",), trl, TURN),
+    Format("ShareGPT", "conversations", sharegpt, TURN),
+    Format("TRL messages", "messages", trl, TURN),
 )
-TEXT = Format("TRL text", ("text",), trl_text, "text in column 'text'")
+TEXT = Format("TRL text", "text", lambda row: {"text": text(row, "text")}, "text in column 'text'")
 PROMPTS = "prompt problem stem question question_stem query ctx sentence instruction text".split()
-GOLDS = "ground_truth expected_answer final_answer target".split()
+GOLDS = "answer ground_truth expected_answer final_answer target".split()
 REPLIES = "solution output response generated_solution".split()
-ANSWERS = ["answer", *GOLDS, "solution", "tests", "output", "response"]
+ANSWERS = [*GOLDS, "solution", "tests", "output", "response"]
 CHOICES = "choices options endings alternatives answer_choices answer_options".split()
 CHOICE_COLUMN = re.compile(r"(option|choice|answer|ending|op|sol)?_?([a-j]|\d)")
 CORRECT = (  # columns that name the right choice
@@ -431,22 +450,19 @@ def common_columns(row: Row) -> Row:
     return {**nested, **lower, **row}
 
 
-def add_context(row: Row, fields: dict) -> dict:
-    """The fields with the row's context before the question; Alpaca's `input` after it."""
-    prompt = fields.get("prompt")
-    if not prompt:
-        return fields
-    question = prompt if isinstance(prompt, str) else prompt[-1]["content"]
-    own = question
+def add_context(row: Row, prompt: str | list[Message]) -> str | list[Message]:
+    """The prompt with the row's context before the question; Alpaca's `input` after it."""
+    if isinstance(prompt, list):
+        *before, last = prompt
+        return [*before, {**last, "content": add_context(row, last["content"])}]
+    question = prompt
     for name in CONTEXTS:
         part = row.get(name)
-        if not isinstance(part, str) or not part.strip() or own.startswith(part):
+        if is_empty(part) or not isinstance(part, str) or question.startswith(part):
             continue
-        if "prompt" not in row or part not in own:
-            question = f"{question}\n{part}" if name == "input" else f"{part}\n{question}"
-    if not isinstance(prompt, str):
-        question = [*prompt[:-1], {**prompt[-1], "content": question}]
-    return {**fields, "prompt": question}
+        if "prompt" not in row or part not in question:
+            prompt = f"{prompt}\n{part}" if name == "input" else f"{part}\n{prompt}"
+    return prompt
 
 
 def detect(head: Sequence[Row], prompt_key: str = "", answer_key: str = "") -> Format:
@@ -455,7 +471,7 @@ def detect(head: Sequence[Row], prompt_key: str = "", answer_key: str = "") -> F
     One of `FORMATS`, or else columns with common names or those of the flags.
     """
     head = list(map(common_columns, head))
-    columns = dict.fromkeys(chain.from_iterable(reversed(head)))
+    columns = ChainMap(*head)
     for flag, key in (("prompt", prompt_key), ("answer", answer_key)):
         if key and key not in columns:
             raise ValueError(f"--{flag}-key {key}: no such column in {', '.join(columns)}")
@@ -463,20 +479,22 @@ def detect(head: Sequence[Row], prompt_key: str = "", answer_key: str = "") -> F
     prompt = prompt_key or next((name for name in PROMPTS if name in columns), None)
     if prompt and "completion" not in columns and any(map(find_choices, head)):
         golds = [answer_key] if answer_key else [*ANSWERS, *CORRECT]
-        return Format("choices", (), partial(choices, prompt, golds), "right choice")
+        return Format("choices", "", partial(choices, prompt, golds), "right choice")
     if not custom:
         for row_format in FORMATS:
-            has_marker = any(row_format.answer_marker in str(row.get("answer")) for row in head)
-            if has_marker and set(row_format.columns) <= columns.keys():
+            has_columns = set(row_format.columns.split(", ")) <= columns.keys()
+            if has_columns and any(
+                row_format.answer_marker in str(row.get("answer")) for row in head
+            ):
                 return row_format
     answers = (name for name in ANSWERS if any(row.get(name) is not None for row in head))
     answer = answer_key or next(answers, None)
     if prompt and answer:
         read = partial(named_columns, prompt, answer)
-        return Format(f"columns {prompt}, {answer}", (), read, f"text in column {answer!r}")
+        return Format(f"columns {prompt}, {answer}", "", read, f"text in column {answer!r}")
     if "text" in columns and not custom:
         return TEXT
-    known = "; ".join(f"{known.name} ({', '.join(known.columns)})" for known in (*FORMATS, TEXT))
+    known = "; ".join(f"{known.name} ({known.columns})" for known in (*FORMATS, TEXT))
     raise ValueError(
         f"unknown columns: {', '.join(columns) or 'none'}; name the columns with "
         f"--prompt-key and --answer-key, or use a known format: {known}"

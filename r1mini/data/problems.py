@@ -8,7 +8,7 @@ its gold answer, if the sandbox cannot run its tests, or if its prompt is a dupl
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from random import Random
@@ -17,12 +17,12 @@ from r1mini import tasks
 from r1mini.checkpoint.chat_template import ChatTemplate, plain_template
 from r1mini.checkpoint.tokenizer import END_OF_TEXT
 from r1mini.data.files import RowErrors
-from r1mini.data.formats import TEXT_FIELDS, Message, Row, chat, to_messages
-from r1mini.data.rows import Example, check_unicode, convert_examples, read_examples
+from r1mini.data.formats import TEXT_FIELDS, Message, Row, chat, check_unicode, to_messages
+from r1mini.data.rows import Example, convert_rows
 from r1mini.data.sft import is_plain_text
 from r1mini.records import Problem
 from r1mini.rewards import completion
-from r1mini.sandbox.convert import Dropped, drop_constant, name_function, summary
+from r1mini.sandbox.convert import Dropped, drop_constant, name_function
 
 
 def read_problems(
@@ -45,6 +45,8 @@ def read_problems(
     first_place = {}  # of each prompt
 
     def convert(example: Example) -> Problem:
+        if example.format.tests:
+            example = add_tests(example, errors.counts)
         default_key = f"row {len(first_place) + 1}"
         problem = make_problem(path, default_key, example, chat_template, instruction)
         if problem.prompt in first_place:
@@ -59,8 +61,8 @@ def read_problems(
         first_place[problem.prompt] = example.place
         return problem
 
-    examples = convert_code(path, read_examples(path, prompt_key, answer_key, errors), errors)
-    return list(convert_examples(path, examples, convert, errors, decontaminate).values())
+    problems = convert_rows(path, convert, errors, prompt_key, answer_key, decontaminate)
+    return list(problems.values())
 
 
 def check_choice(problem: Problem) -> None:
@@ -68,20 +70,6 @@ def check_choice(problem: Problem) -> None:
     gold = re.fullmatch(r"\W*(?:\\[a-z]+\W*)*([A-J])\W*", completion.gold_answer(problem) or "")
     if gold and not re.search(rf"(?<![A-Za-z]){gold[1]}(?![A-Za-z]| [a-z])", problem.prompt):
         raise ValueError(f"gold answer {gold[0]!r}: the prompt has no choice of this letter")
-
-
-def convert_code(path: Path, examples: Iterable[Example], errors: RowErrors) -> Iterator[Example]:
-    """Adds tests to the examples of code datasets. Prints how many tests were dropped."""
-    counts = Counter()
-    for example in examples:
-        try:
-            yield add_tests(example, counts) if example.format.tests else example
-        except Dropped as reason:
-            counts[f"row: {reason}"] += 1
-        except ValueError as error:
-            errors.report(f"{example.place}: {error}")
-    if counts:
-        print(f"{path}: {summary(counts)}", flush=True)
 
 
 def add_tests(example: Example, counts: Counter) -> Example:
@@ -93,14 +81,13 @@ def add_tests(example: Example, counts: Counter) -> Example:
     for name in sorted({test["call"] for test in tests if "call" in test}):
         prompt = name_function(prompt, name, row.get("starter_code") or fields["solution"] or "")
     tests, dropped = drop_constant(tests, dropped)
-    counts.update({"tests": len(tests) + dropped.total(), "tests kept": len(tests)})
-    counts.update({f"test: {reason}": count for reason, count in dropped.items()})
+    reasons = {f"test: {reason}": count for reason, count in dropped.items()}
+    counts.update({"tests": len(tests) + dropped.total(), "tests kept": len(tests), **reasons})
     if not tests:
         raise Dropped("no test left")
     counts["rows kept"] += 1
-    added = {"tests": tests, "dropped": dropped.total()}
-    columns = {**row, "prompt": prompt, **extra_columns(fields), **added}
-    return example._replace(columns=columns, fields=chat(prompt))
+    added = {"prompt": prompt, **extra_columns(fields), "tests": tests, "dropped": dropped.total()}
+    return example._replace(columns={**row, **added}, fields=chat(prompt))
 
 
 def extra_columns(fields: dict) -> dict:
@@ -139,15 +126,15 @@ def prompt_messages(fields: Row, instruction: str) -> list[Message]:
     ValueError without a user message.
     """
     messages = to_messages(fields, ("messages", "prompt"))
-    while messages and messages[-1]["role"] == "assistant" and "messages" in fields:
-        messages.pop()
     users = [index for index, message in enumerate(messages) if message["role"] == "user"]
     if not users:
         raise ValueError("text without a question" if "text" in fields else "no user message")
+    while messages[-1]["role"] == "assistant" and "messages" in fields:
+        messages.pop()
     if instruction:
         last = messages[users[-1]]
         separator = "" if instruction[0].isspace() else "\n"
-        messages[users[-1]] = {**last, "content": last["content"] + separator + instruction}
+        messages[users[-1]] = {**last, "content": f"{last['content']}{separator}{instruction}"}
     return messages
 
 

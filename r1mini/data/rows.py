@@ -3,18 +3,16 @@
 Decontamination removes rows that share ten consecutive words with an evaluation set.
 """
 
-import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from r1mini.data.files import RowErrors, read_rows
 from r1mini.data.formats import (
     ANSWERS,
     CORRECT,
-    INVALID_UNICODE,
     PROMPTS,
     READ_ERRORS,
     Format,
@@ -24,6 +22,7 @@ from r1mini.data.formats import (
     detect,
     to_messages,
 )
+from r1mini.sandbox.convert import Dropped, summary
 
 T = TypeVar("T")
 DETECTION_ROWS = 100  # the first rows of a file, by which its format is detected
@@ -37,68 +36,71 @@ class Example(NamedTuple):
     format: Format
 
 
-def read_examples(
-    path: Path, prompt_key: str, answer_key: str, errors: RowErrors
-) -> Iterator[Example]:
-    """ValueError for unknown columns. Rows that do not fit the format are reported to `errors`."""
+def convert_rows(
+    path: Path,
+    convert: Callable[[Example], T],
+    errors: RowErrors,
+    prompt_key: str,
+    answer_key: str,
+    decontaminate: Sequence[str],
+) -> dict[str, T]:
+    """{file and line: `convert(example)`} of each row. Prints how many were kept.
+
+    Rows that share an n-gram with the files of `decontaminate` are removed; those that do not fit
+    the format, or for which `convert` raises ValueError, are reported to `errors`, or counted there
+    if it is `Dropped`. ValueError for unknown columns, or without rows.
+    """
+    eval_ngrams = read_eval_ngrams(decontaminate)
     rows = read_rows(path, errors)
     head = list(islice(rows, DETECTION_ROWS))
     head_columns = [row for _, row in head if isinstance(row, dict)]
-    row_format = None
+    converted, contaminated, left_out, row_format = {}, 0, {}, None
     for place, row in chain(head, rows):
         if not isinstance(row, dict):
             errors.report(f"{place}: a row must be an object with columns, not {row!r:.60}")
             continue
         try:
             row_format = row_format or detect(head_columns, prompt_key, answer_key)
-            row = common_columns(row)
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from None
         try:
-            fields = add_context(row, row_format.read(row))
+            columns = common_columns(row)
+            example = Example(place, columns, read_fields(row_format, columns), row_format)
+            if eval_ngrams and is_contaminated(example.fields, eval_ngrams):
+                contaminated += 1
+                continue
+            left_out |= unused_text(example)
+            converted[place] = convert(example)
+        except Dropped as reason:
+            errors.counts[f"row: {reason}"] += 1
         except ValueError as error:
             errors.report(f"{place}: {error}")
-        except READ_ERRORS as error:
-            errors.report(f"{place}: not a {row_format.name} row ({error!r:.80})")
-        else:
-            yield Example(place, row, fields, row_format)
-
-
-def convert_examples(
-    path: Path,
-    examples: Iterable[Example],
-    convert: Callable[[Example], T],
-    errors: RowErrors,
-    decontaminate: Sequence[str],
-) -> dict[str, T]:
-    """{file and line: `convert(example)`} of each example. Prints how many were kept.
-
-    Examples that share an n-gram with the files of `decontaminate` are removed; those for which
-    `convert` raises ValueError are reported to `errors`.
-    """
-    eval_ngrams = read_eval_ngrams(decontaminate)
-    converted, contaminated, name, left_out = {}, 0, "", {}
-    for example in examples:
-        name = example.format.name
-        if eval_ngrams and is_contaminated(example.fields, eval_ngrams):
-            contaminated += 1
-            continue
-        try:
-            converted[example.place] = convert(example)
-        except ValueError as error:
-            errors.report(f"{example.place}: {error}")
-        left_out |= unused_text(example)
+    if errors.counts:
+        print(f"{path}: {summary(errors.counts)}", flush=True)
     removed = errors.summary()
     if contaminated:
         removed = f"; {contaminated} removed by --decontaminate (ten consecutive words){removed}"
     if not converted:
         raise ValueError(f"{path}: no rows{removed}")
-    print(f"{path}: {name}, {len(converted)} rows{removed}", flush=True)
+    print(f"{path}: {row_format.name}, {len(converted)} rows{removed}", flush=True)
     if left_out:
         print(f"{path}: text in other columns is left out: {', '.join(left_out)}", flush=True)
     if errors.messages:
         print(f"{path}: {errors.kinds()}", flush=True)
     return converted
+
+
+def read_fields(row_format: Format, row: Row) -> dict:
+    """The row in TRL's columns, with its context. ValueError if it does not fit the format."""
+    try:
+        fields = row_format.read(row)
+    except ValueError:
+        raise
+    except READ_ERRORS as error:
+        raise ValueError(f"not a {row_format.name} row ({error!r:.80})") from None
+    if fields.get("prompt"):
+        fields["prompt"] = add_context(row, fields["prompt"])
+    return fields
 
 
 def unused_text(example: Example) -> dict[str, None]:
@@ -107,21 +109,12 @@ def unused_text(example: Example) -> dict[str, None]:
     return {
         name: None
         for name, value in example.columns.items()
-        if isinstance(value, str)
+        if (isinstance(value, str) or name == "history" and value)
         and not example.format.tests
         and name not in (*ANSWERS[:-2], *CORRECT)
         and name == name.lower()
-        and value.strip() not in shown
+        and str(value).strip() not in shown
     }
-
-
-def check_unicode(value: Any) -> None:
-    """ValueError for text in a JSON value that UTF-8 cannot encode."""
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        text = error.object[max(0, error.start - 20) :][:60]
-        raise ValueError(f"{INVALID_UNICODE} in {text!r}") from None
 
 
 # -- decontamination -------------------------------------------------------------------------------
@@ -145,9 +138,10 @@ def row_ngrams(fields: Row, role: str) -> set[str]:
     questions have the same choices: an n-gram begins before them."""
     if "numbers" in fields:
         return {f"{sorted(fields['numbers'])} {fields['target']}"}
-    messages = to_messages(fields)
     texts = [
-        m.get("reasoning_content", "") + "\n" + m["content"] for m in messages if m["role"] == role
+        f"{message.get('reasoning_content', '')}\n{message['content']}"
+        for message in to_messages(fields)
+        if message["role"] == role
     ]
     choices = ["A) " + text.partition("\n\nA) ")[2] for text in texts]
     return set().union(*map(ngrams, texts)).difference(*map(ngrams, choices))

@@ -7,8 +7,8 @@ from pathlib import Path
 from r1mini.checkpoint.chat_template import ChatTemplate, is_learned
 from r1mini.checkpoint.tokenizer import Tokenizer
 from r1mini.data.files import RowErrors
-from r1mini.data.formats import TEXT_FIELDS, Row, to_messages
-from r1mini.data.rows import Example, check_unicode, convert_examples, read_examples
+from r1mini.data.formats import TEXT_FIELDS, Row, check_unicode, to_messages
+from r1mini.data.rows import Example, convert_rows
 
 
 def sft_rows(
@@ -36,8 +36,7 @@ def sft_rows(
             duplicates.append(example.place)
         return row
 
-    examples = read_examples(path, prompt_key, answer_key, errors)
-    rows = convert_examples(path, examples, convert, errors, decontaminate)
+    rows = convert_rows(path, convert, errors, prompt_key, answer_key, decontaminate)
     if duplicates:
         print(f"{path}: {len(duplicates)} duplicate rows, the first at {duplicates[0]}", flush=True)
     return rows
@@ -46,8 +45,7 @@ def sft_rows(
 def sft_row(example: Example) -> Row:
     """The text or messages of an example. ValueError if it has nothing to learn."""
     row = {name: value for name, value in example.fields.items() if name in TEXT_FIELDS}
-    replies = [*row.get("messages", ()), *to_messages(row, ("completion",))]
-    if not (row.get("text") or any(map(is_learned, replies))):
+    if "text" not in row and not any(map(is_learned, to_messages(row, ("messages", "completion")))):
         raise ValueError(f"no {example.format.target}")
     if isinstance(row.get("prompt"), str) != isinstance(row.get("completion"), str):
         raise ValueError("columns 'prompt' and 'completion': one is text, the other messages")

@@ -130,10 +130,11 @@ def read_prompts(path: Path) -> list[tuple[str, dict]]:
         rows = list(read_rows(path))
     else:
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-        rows = []
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                rows.append((f"{path}:{number}", {"prompt": line.strip()}))
+        rows = [
+            (f"{path}:{number}", {"prompt": line.strip()})
+            for number, line in enumerate(lines, 1)
+            if line.strip()
+        ]
     for place, row in rows:
         prompt = row.get("prompt") if isinstance(row, dict) else None
         if not isinstance(prompt, (str, list)) or not prompt:

@@ -30,8 +30,7 @@ def evaluate(
     Samples the problems that are not yet in the journal. With a `reference`, the figures include
     the KL from it.
     """
-    sampled = sample_and_score(session, sets, REWARDS, len(journal.parts))
-    for problem, rollouts, scores in sampled:
+    for problem, rollouts, scores in sample_and_score(session, sets, REWARDS, len(journal.parts)):
         rows = make_rows(problem, rollouts, scores)
         if reference is not None:
             logprobs = reference_logprobs(reference, rollouts, session.params.temperature)

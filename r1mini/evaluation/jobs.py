@@ -159,8 +159,11 @@ def problem_settings(session: Session, sets: ProblemSets) -> dict:
     counts = {title: len(problems) for title, problems in sets.items()}
     settings = job_settings(session, sets=counts, sets_sha256=json_sha256(contents))
     if cfg.data:
-        settings |= {"data": list(cfg.data), "template": cfg.template}
-        settings["instruction"] = cfg.instruction
+        settings |= {
+            "data": list(cfg.data),
+            "template": cfg.template,
+            "instruction": cfg.instruction,
+        }
     return settings
 
 

@@ -6,24 +6,19 @@ languages, long paragraphs and code blocks; here also repetition and long thinki
 human and model judges.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 from random import Random
-from typing import TYPE_CHECKING
 
 from r1mini import tasks
+from r1mini.checkpoint.tokenizer import Tokenizer
 from r1mini.records import Problem, Rollout
 from r1mini.rewards import completion, rules
 from r1mini.rewards.runner import Scores
 from r1mini.tasks.corpus import cold_start_row
 from r1mini.tasks.trace import Style
-
-if TYPE_CHECKING:  # filters need no torch
-    from r1mini.checkpoint.tokenizer import Tokenizer
 
 REWARDS = ("accuracy", "code", "format")
 MAX_PARAGRAPH = 1500  # characters of a line
@@ -60,10 +55,18 @@ def select_rows(
         if problem.messages:
             reply = {"role": "assistant", "content": text}
             row = {"prompt": list(problem.messages), "completion": [reply]}
-        row |= {"task": problem.task, "problem": problem.key, "model": model, "seed": seed}
-        row["sample"] = number = samples[text]
-        row["rewards"] = {name: x for name, x in scores[number].items() if x is not None}
-        rows.append(row)
+        rewards = scores[samples[text]]
+        rows.append(
+            {
+                **row,
+                "task": problem.task,
+                "problem": problem.key,
+                "model": model,
+                "seed": seed,
+                "sample": samples[text],
+                "rewards": {name: x for name, x in rewards.items() if x is not None},
+            }
+        )
     return {"verdicts": verdicts, "rows": rows}
 
 
@@ -111,18 +114,18 @@ def long_paragraph(problem: Problem, text: str) -> bool:
 
 def code_block(problem: Problem, text: str) -> bool:
     """A fenced block in the thinking; or anywhere, if the problem does not ask for a program."""
-    wants_program = problem.task == "repair" or completion.wants_program(problem)
-    searched = completion.extract_thinking(text) if wants_program else text
-    return re.search("```|~~~", searched) is not None
+    if problem.task == "repair" or completion.wants_program(problem):
+        text = completion.extract_thinking(text)
+    return "```" in text or "~~~" in text
 
 
 def repetition(problem: Problem, text: str) -> bool:
     """The thinking repeats a line, or MAX_REPEATED words or numbers (Chinese: characters) in a row.
     Lines without a letter or digit, such as the brackets of formulas, may be repeated."""
     thinking = completion.extract_thinking(text)
-    lines = Counter(line.strip() for line in thinking.split("\n") if re.search(r"\w", line))
+    lines = [line.strip() for line in thinking.split("\n") if re.search(r"\w", line)]
     units = [unit for unit in completion.words_and_symbols(thinking) if unit.isalnum()]
-    return max(lines.values(), default=0) > 1 or completion.repetition_rate(units, MAX_REPEATED) > 0
+    return len(lines) > len(set(lines)) or completion.repetition_rate(units, MAX_REPEATED) > 0
 
 
 FILTERS: dict[str, Callable[[Problem, str], bool]] = {

@@ -12,17 +12,16 @@ tensor, pipeline and expert parallelism; ranks that leave or join a run; torch.c
 import atexit
 import dataclasses
 import functools
-import io
 import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
-from typing import Any, TextIO, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from r1mini.infra import signals
 from r1mini.model.transformer import Transformer
@@ -141,22 +140,6 @@ def main_rank_only(write: Callable) -> Callable:
     return on_main_rank
 
 
-class NamedFile(io.FileIO):
-    """A file whose errors name it."""
-
-    def write(self, content) -> int:
-        try:
-            return super().write(content)
-        except OSError as error:
-            raise ValueError(f"{self.name}: cannot be written ({error.strerror})") from None
-
-
-def open_log(path: os.PathLike) -> TextIO:
-    """A log to append to. Only the main rank's lines reach the file."""
-    file = NamedFile(path if is_main_rank() else os.devnull, "a")
-    return io.TextIOWrapper(io.BufferedWriter(file), encoding="utf-8")
-
-
 # -- dividing work and adding up -------------------------------------------------------------------
 
 
@@ -252,32 +235,17 @@ def gather_model(model: Transformer) -> Transformer:
     return copy.to(copy.lm_head.weight.device).requires_grad_(False)
 
 
-def gather_state(state: Any) -> Any:
-    """An optimizer's state with unsharded tensors on the main rank, with None in their place on the
-    others. Called by all ranks."""
-    if isinstance(state, dict):
-        return {key: gather_state(value) for key, value in state.items()}
-    if not is_sharded(state):
-        return state
-    tensor = state.full_tensor()
+def gather_tensor(x: Any) -> Any:
+    """A moment of an optimizer, unsharded on the main rank and None on the others. Called by all
+    ranks."""
+    if not is_sharded(x):
+        return x
+    tensor = x.full_tensor()
     return tensor.cpu() if is_main_rank() else None
 
 
-def load_state(into: nn.Module | torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """`into.load_state_dict(state)` with unsharded tensors, of which each rank takes its shards."""
-    if isinstance(into, nn.Module):
-        current = into.state_dict()
-        state = {name: shard_like(current.get(name), value) for name, value in state.items()}
-    else:
-        parameters = [p for group in into.param_groups for p in group["params"]]
-        sharded = {}
-        for i, values in state["state"].items():
-            sharded[i] = {name: shard_like(parameters[i], x) for name, x in values.items()}
-        state = {**state, "state": sharded}
-    into.load_state_dict(state)
-
-
 def shard_like(like: Any, value: Any) -> Any:
+    """This rank's shard of an unsharded tensor, if `like` is sharded."""
     if not is_sharded(like) or value.shape != like.shape:
         return value
     from torch.distributed.tensor import distribute_tensor

@@ -154,17 +154,16 @@ def json_error(error: Exception) -> tuple[int, str]:
     if not isinstance(error, json.JSONDecodeError):
         too_long = "integer string conversion" in str(error)
         return 1, "an integer of more than 4300 digits" if too_long else str(error)
-    text, position, reason = error.doc, error.pos, ""
+    text, position = error.doc, error.pos
     if error.msg.startswith("Illegal trailing comma"):  # older Pythons point behind the comma
         position = len(text) - len(text[position + 1 :].lstrip())
+    character = text[position : position + 1]
+    reason = f"unexpected {character!r}" if character else "the text ends too early"
+    if character in ("]", "}") and text[:position].rstrip().endswith(","):
+        reason = f"a comma before {character!r}"
     for beginning, known in JSON_ERRORS.items():
         if error.msg.startswith(beginning):
             reason = known
-    if not reason:
-        character = text[position : position + 1]
-        reason = f"unexpected {character!r}" if character else "the text ends too early"
-        if character and character in "]}" and text[:position].rstrip().endswith(","):
-            reason = f"a comma before {character!r}"
     line = text.count("\n", 0, position) + 1
     return line, f"column {position - text.rfind(chr(10), 0, position)}: {reason}"
 

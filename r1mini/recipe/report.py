@@ -194,8 +194,8 @@ def draw_curves(curves: Mapping[str, Sequence[Path]], out: Path) -> None:
         axis.grid(alpha=0.25)
         if "length" not in key:
             axis.set_ylim(0, 1.02)
-    handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
+    lines = axes.flat[0].get_legend_handles_labels()
+    figure.legend(*lines, loc="outside upper center", ncols=2, frameon=False)
     figure.savefig(out, dpi=110)
     plt.close(figure)
 

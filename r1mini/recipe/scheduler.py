@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -75,8 +75,9 @@ def schedule(stages: Sequence[Stage], workers: int) -> None:
                 raise ValueError(f"--stages: {waiting[0].name} needs {', '.join(missing)}")
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
+                names = sorted(other.name for other, _ in running.values())
                 stage, start = running.pop(future)
-                check_result(future, stage, [other for other, _ in running.values()])
+                check_result(future, stage.name, names)
                 say(f"finished {stage.name} in {time.perf_counter() - start:.0f} s")
     finally:
         if running:  # after an error or a signal: the other stages save their state
@@ -93,16 +94,15 @@ def submit(pool: ProcessPoolExecutor, stage: Stage) -> Future:
     return future
 
 
-def check_result(future: Future, stage: Stage, others: Iterable[Stage]) -> None:
-    """Raises ValueError for a stage that failed."""
+def check_result(future: Future, name: str, running: Sequence[str]) -> None:
+    """Raises ValueError if the stage of this name failed; `running` names all that ran."""
     try:
         future.result()
     except (ValueError, OSError) as error:
-        raise ValueError(f"{stage.name}: {error}") from error
+        raise ValueError(f"{name}: {error}") from error
     except BrokenProcessPool:  # the pool does not know which stage's worker it was
-        names = sorted(one.name for one in [stage, *others])
         raise ValueError(
-            f"{' or '.join(names)}: worker died (killed, perhaps out of memory); rerun the same "
+            f"{' or '.join(running)}: worker died (killed, perhaps out of memory); rerun the same "
             "command to resume"
         ) from None
 

@@ -70,8 +70,11 @@ def recipe(cfg: Config, seed: int, out: Path) -> list[Stage]:
 
     def add(script: str, name: str, model: str, **settings) -> None:
         # Each stage has its own seed: no two see the same problems.
-        own_seed = {"seed": seed * 1000 + len(stages)}
-        settings = worker_flags(script, cfg.device) | own_seed | settings
+        settings = {
+            **worker_flags(script, cfg.device),
+            "seed": seed * 1000 + len(stages),
+            **settings,
+        }
         stages.append(make_stage(out, script, name, model, settings))
 
     sft = partial(add, "train_sft")

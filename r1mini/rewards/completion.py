@@ -8,9 +8,8 @@ problems with several right answers.
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from r1mini import answers, sandbox, tasks
 from r1mini.records import Problem
@@ -18,6 +17,8 @@ from r1mini.sandbox.convert import Dropped, open_r1_tests
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 TAG = re.compile(r"</?(?:think|answer)>")
+WITHOUT_TAG = r"([^<]*(?:(?!</?(?:think|answer)>)<[^<]*)*)"
+FORMAT = re.compile(rf"\s*(?:<think>{WITHOUT_TAG}</think>\s*)?<answer>{WITHOUT_TAG}</answer>\s*")
 LITERAL = re.compile(r"[-+]?(?:\d+/\d+|\\[dt]?frac\d+|[\d.,]+|[A-Za-z ]*)%?")
 OPERATION = re.compile(r"[\w)!][-+*/^!×÷·⋅]|\\[a-z]{3}|\)\(|[√|]|sqrt|log|ln|sin|cos|tan")
 # Strings in triple quotes and comments are consumed whole: a fence in them closes nothing.
@@ -41,7 +42,7 @@ FORMULA = re.compile(
 )
 SPACING = re.compile(r"[\s{}$]|\\(?:left|right|[,;!])")
 # Notation that traces share between languages.
-NOTATION = ("return", "for", "in", "if", "range", "max", "min", "sum", "ln")
+NOTATION = "return for in if range max min sum ln".split()
 WORD = re.compile(
     r"""
     [\u4e00-\u9fff]{1,2}                                       # Han characters, two at a time
@@ -54,8 +55,7 @@ WORD = re.compile(
 WORD_OR_SYMBOL = re.compile(r"[\u3400-\u9fff]|(?:(?![\u3400-\u9fff])\w){1,16}|[^\w\s]")
 
 
-@dataclass(frozen=True)
-class Completion:
+class Completion(NamedTuple):
     """A completion, as a reward sees it."""
 
     text: str  # starts with the `<think>` that its prompt may end with
@@ -76,15 +76,8 @@ def parse(text: str) -> tuple[str | None, str] | None:
     >>> parse("<think>5+8=13</think><answer>5+8</answer> and more") is None
     True
     """
-    match TAG.findall(text):
-        case ["<think>", "</think>", "<answer>", "</answer>"]:
-            before, thinking, between, answer, after = TAG.split(text)
-        case ["<answer>", "</answer>"]:
-            before, answer, after = TAG.split(text)
-            thinking, between = None, ""
-        case _:
-            return None
-    return None if (before + between + after).strip() else (thinking, answer)
+    match = FORMAT.fullmatch(text)
+    return match and match.groups()
 
 
 def is_blank(text: str) -> bool:
@@ -236,9 +229,9 @@ def gold_answer(problem: Problem) -> str | None:
     """
     if problem.task in tasks.TASKS or wants_program(problem):
         return None
-    answer, solution = problem.columns.get("answer"), problem.columns.get("solution")
+    answer = problem.columns.get("answer")
     if answer is None or not str(answer).strip():
-        return None if solution is None else answers.extract(str(solution))
+        return answers.extract(str(problem.columns.get("solution")))
     return answers.extract(str(answer)) or str(answer)
 
 

@@ -23,7 +23,7 @@ from r1mini.rewards.trl_adapter import Rows, per_completion, per_group
 
 CHOICE = re.compile(r"(?:\\(?:text|textbf|mathrm|mathbf)\{)?\(?([A-Ja-j])\)?\.?\}?")
 MARKER = r"Step \d+:|\d+[.)]|[-*]|First,|Second,|Next,|Finally,|首先|其次|然后|最后"
-STEP = re.compile(rf"[ \t]*(?:{MARKER})[ \t]*(\S.*)")
+STEP = re.compile(rf"^[ \t]*(?:{MARKER})[ \t]*(?=.*\w)(\S.*)", re.MULTILINE)
 
 
 @per_completion
@@ -55,9 +55,8 @@ def reasoning_steps(problem: Problem, completion: Completion) -> float:
 
     open-r1 counts bare markers too. This reward sees only the form: give it a small weight.
     """
-    matches = map(STEP.fullmatch, extract_thinking(completion.text).split("\n"))
-    steps = {match[1].strip() for match in matches if match}
-    return min(1.0, sum(re.search(r"\w", step) is not None for step in steps) / 3)
+    steps = STEP.findall(extract_thinking(completion.text))
+    return min(1.0, len(set(map(str.strip, steps))) / 3)
 
 
 @per_completion

@@ -21,7 +21,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,6 +38,7 @@ ALWAYS_LOGGED = ("accuracy", "format", "language")
 TIME_LIMIT = 600.0
 # The largest reward or weight: next to a larger one, single precision loses the others.
 MAX_MAGNITUDE = 1e6
+FAILURES = (Exception, SystemExit, TimedOut)  # of a user's code
 PART = re.compile(r"(?:(.*\.py):)?([^:]*)(?::(.*))?", re.DOTALL)
 Scores = list[dict[str, "float | None"]]  # of each completion, by the reward's name, unweighted
 
@@ -115,7 +115,7 @@ def load_module(file: str):
     try:
         with time_limit(TIME_LIMIT):
             spec.loader.exec_module(module)
-    except (Exception, SystemExit, TimedOut) as error:
+    except FAILURES as error:
         raise ValueError(f"--reward: cannot load {file}: {one_line(error)}") from error
     return module
 
@@ -133,8 +133,7 @@ def worker_pool() -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(cancel_futures=True)
 
 
-@dataclass(frozen=True)
-class PendingScores:
+class PendingScores(NamedTuple):
     """Scores that may still be computed, like a Future."""
 
     pending: Mapping[str, Callable[[], list]]  # each waits for the values of one reward
@@ -208,7 +207,7 @@ def call_checked(
     try:
         with time_limit(TIME_LIMIT):
             values = call(rollouts)
-    except (Exception, SystemExit, TimedOut) as error:
+    except FAILURES as error:
         raise failure(one_line(error), failing_row(call, rollouts)) from error
     if len(values) != count:
         raise failure(f"returned {len(values)} values for {count} completions", None)
@@ -260,7 +259,7 @@ def failing_row(
         try:
             with time_limit(TIME_LIMIT / len(rollouts)):
                 call([rollout])
-        except (Exception, SystemExit, TimedOut):
+        except FAILURES:
             return row
     return None
 

@@ -45,9 +45,9 @@ def per_group(score_rows: Callable[..., list[float | None]]) -> Reward:
     @wraps(score_rows)
     def reward(prompts, completions, **columns) -> list[float | None]:
         settings = {
-            name: columns[name]
-            for name in names
-            if name in columns and not isinstance(columns[name], list | tuple)
+            name: value
+            for name, value in columns.items()
+            if name in names and not isinstance(value, list | tuple)
         }
         return score_rows(to_rows(prompts, completions, columns), **settings)
 

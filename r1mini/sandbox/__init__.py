@@ -114,9 +114,9 @@ class Zygote:
                 with open(files[-1], "wb", closefd=False) as file:
                     file.write(content)
                     file.seek(0)
-            limits = {"seconds": seconds, "memory": memory}
+            limits = encode({"seconds": seconds, "memory": memory})
             try:
-                socket.send_fds(self.control, [encode(limits)], files)
+                socket.send_fds(self.control, [limits], files)
             except OSError as error:
                 raise HelperDied(f"the sandbox's helper process failed: {error}") from error
             message = self.receive(starved_after(seconds) + START_TIMEOUT)
@@ -214,17 +214,17 @@ def prepare(test: dict, where: str) -> tuple[bytes, bytes, bytes]:
     ValueError naming `where` if it is malformed.
     """
     try:
+        comparison = "expect" if "expect" in test else "equals"
         if set(test) == {"stdin", "stdout"}:
             request, stdin, expected = {}, test["stdin"].encode(), test["stdout"].encode()
         elif (
-            set(test) - {"setup"} in ({"call", "args", "expect"}, {"call", "args", "equals"})
+            set(test) - {"setup"} == {"call", "args", comparison}
             and [type(test["call"]), type(test["args"])] == [str, list]
             and type(test.get("setup", "")) is str
         ):
             canonical(test["args"])  # raises for values that JSON would change
-            exact, stdin = "expect" in test, b""
-            request = {**test, "exact": exact}
-            expected = canonical(request.pop("expect" if exact else "equals"), exact)
+            request = {**test, "exact": comparison == "expect"}
+            stdin, expected = b"", canonical(request.pop(comparison), request["exact"])
         else:
             raise ValueError(
                 'it needs "stdin" and "stdout", or "call", "args" and one of "expect" and "equals"'

@@ -348,10 +348,8 @@ def run(request: dict) -> int:
 
 def exit_status(code: object) -> int:
     """The process's exit status for SystemExit(code), as Python computes it."""
-    if code is None:
-        return 0
     if not isinstance(code, int):
-        return 1
+        return int(code is not None)
     return code & 255 if -1 << 63 <= code < 1 << 63 else 255
 
 

@@ -79,22 +79,21 @@ def assert_to_test(condition: ast.expr, name: str, call: str) -> dict:
     {'call': 'solve', 'args': [[1, -2]], 'equals': [3, 'a']}
     """
     match condition:
-        case (
-            ast.Compare(left=left, ops=[ast.Eq() as operator], comparators=[right])
-            | ast.Compare(
-                left=left,
-                ops=[ast.Is() as operator],
-                comparators=[ast.Constant(value=None | True | False) as right],
-            )
+        case ast.Compare(left=left, ops=[ast.Eq()], comparators=[right]):
+            comparison = "equals"
+        case ast.Compare(
+            left=left,
+            ops=[ast.Is()],
+            comparators=[ast.Constant(value=None | True | False) as right],
         ):
-            if not isinstance(left, ast.Call):
-                left, right = right, left
+            comparison = "expect"
         case _:  # f(x), not f(x), f(x) != y, abs(f(x) - y) < 1e-6
             raise Dropped("not a comparison by == with a value")
+    if not isinstance(left, ast.Call):
+        left, right = right, left
     match left:
         case ast.Call(func=ast.Name(id=called), args=args, keywords=[]) if called == name:
             arguments = [literal(arg, False) for arg in args]
-            comparison = "equals" if isinstance(operator, ast.Eq) else "expect"
             return {"call": call, "args": arguments, comparison: literal(right, True)}
     # round(f(x), 2), sorted(f(x)), f(x)[0], f(n=1)
     raise Dropped("not a plain call of the function")
@@ -188,8 +187,7 @@ def name_function(prompt: str, name: str, code: str) -> str:
 def input_output_test(name: str | None, inputs: object, expected: object) -> dict:
     """The test of a call of `name`, or without a name of text (in APPS also lists of lines)."""
     if not name:
-        stdin = inputs if isinstance(inputs, list) else [inputs]
-        stdout = expected if isinstance(expected, list) else [expected]
+        stdin, stdout = (x if isinstance(x, list) else [x] for x in (inputs, expected))
         if not all(isinstance(line, str) for line in stdin + stdout):
             raise Dropped("input or output that is not text")
         return {"stdin": "\n".join(stdin), "stdout": "\n".join(stdout)}
@@ -304,9 +302,13 @@ def open_r1_row_tests(row: dict) -> Tests:
 
 def drop_constant(tests: list[dict], dropped: Counter) -> Tests:
     """Drops all tests of a row if they expect the same value: a constant would pass them."""
-    names = ("equals", "expect", "stdout")
-    expected = [test[name] for test in tests for name in names if name in test]
-    if len({canonical(value, exact=False) for value in expected}) != 1:
+    expected = {
+        canonical(value, exact=False)
+        for test in tests
+        for name, value in test.items()
+        if name in ("equals", "expect", "stdout")
+    }
+    if len(expected) != 1:
         return tests, dropped
     return [], dropped + Counter({"all expect the same, so a constant passes": len(tests)})
 

@@ -40,10 +40,9 @@ def salt(metal: str, charge: int, anion: str, anion_charge: int) -> str:
 
 
 def atoms(formula: str) -> Counter:
-    counts = Counter()
-    for symbol, number in re.findall(r"([A-Z][a-z]?)(\d*)", formula):
-        counts[symbol] += int(number or 1)
-    return counts
+    """The atoms of a species, in which no element stands twice."""
+    elements = re.findall(r"([A-Z][a-z]?)(\d*)", formula)
+    return Counter({symbol: int(number or 1) for symbol, number in elements})
 
 
 @cache
@@ -148,11 +147,11 @@ def tries_balance(problem: Problem, rng: Random) -> Iterator[Try]:
 def find_error_balance(problem: Problem, answer: str) -> str | None:
     """Expects the coefficients in the order of the species, in lowest terms."""
     left, right = problem.columns["left"], problem.columns["right"]
-    coefficients = []
+    coefficients, count = [], len(left + right)
     if re.fullmatch(r"\s*[0-9]{1,2}( +[0-9]{1,2}){0,7}\s*", answer, re.ASCII):
         coefficients = [int(part) for part in answer.split()]
-    if len(coefficients) != len(left) + len(right) or min(coefficients) < 1:
-        return f"not {len(left) + len(right)} coefficients"
+    if len(coefficients) != count or min(coefficients) < 1:
+        return f"not {count} coefficients"
     if math.gcd(*coefficients) > 1:
         return "not in lowest terms"
     text, balanced = tally(left, right, coefficients)
@@ -168,7 +167,7 @@ def generate_kinetics(rng: Random, language: str) -> Problem | None:
     if order == 0:
         drop = step * rng.randint(1, 9)
         start = rng.randint(2 * drop + 1, 2 * drop + 40)
-        table = [start, start - drop, start - 2 * drop]
+        table = [start - i * drop for i in range(3)]
     elif order == 1:
         ratio = rng.choice((2, 2, 2, 3, 3, 4, 5))
         last = rng.randint(1, max(1, MAX_CONCENTRATION // ratio**2))
@@ -177,7 +176,7 @@ def generate_kinetics(rng: Random, language: str) -> Problem | None:
         distance = rng.choice((1, 1, 2, 3))
         unit = math.lcm(1 + distance, 1 + 2 * distance)
         start = unit * rng.randint(1, max(1, MAX_CONCENTRATION // unit))
-        table = [start, start // (1 + distance), start // (1 + 2 * distance)]
+        table = [start // (1 + i * distance) for i in range(3)]
     if table[0] > MAX_CONCENTRATION or len(set(table)) < 3:
         return None
     return Problem(
@@ -191,7 +190,7 @@ def generate_kinetics(rng: Random, language: str) -> Problem | None:
 
 def quotient(a: int, b: int) -> str:
     """`a/b` rounded down, with a trailing + if there is a remainder."""
-    return f"{a // b}" + ("+" if a % b else "")
+    return f"{a // b}{'+' if a % b else ''}"
 
 
 def rate_law(table: list[int], step: int, order: int) -> tuple[str, bool, str]:
@@ -219,7 +218,7 @@ def tries_kinetics(problem: Problem, rng: Random) -> Iterator[Try]:
     for order in rng.sample(range(3), 3):
         text, holds, constant = rate_law(table, step, order)
         answer = f"{order} {constant.rpartition('=')[2]}".strip()
-        yield Try(f"{order} {text}" + (f" k {constant}" if holds else ""), holds, answer)
+        yield Try(f"{order} {text}" + f" k {constant}" * holds, holds, answer)
 
 
 def find_error_kinetics(problem: Problem, answer: str) -> str | None:
@@ -229,8 +228,7 @@ def find_error_kinetics(problem: Problem, answer: str) -> str | None:
     """
     number = r"[0-9]{1,4}(?:\.[0-9]{1,4})?"
     pattern = rf"\s*([012]) +(ln )?({number})((?:/{number})*)\s*"
-    match = re.fullmatch(pattern, answer[:61], re.ASCII)
-    if len(answer) > 60 or not match:
+    if len(answer) > 60 or not (match := re.fullmatch(pattern, answer, re.ASCII)):
         return "not an order and a rate constant"
     order, logarithm, constant = int(match[1]), match[2], float(match[3])
     divisors = [float(part) for part in match[4].split("/")[1:]]
@@ -242,6 +240,6 @@ def find_error_kinetics(problem: Problem, answer: str) -> str | None:
     if order != true_order:
         return f"order {order} ≠ {true_order}"
     first, second, _ = table
-    change = (first - second, math.log(first / second), 1 / second - 1 / first)[order]
-    exact = change / step
+    changes = (first - second, math.log(first / second), 1 / second - 1 / first)
+    exact = changes[order] / step
     return None if abs(constant - exact) <= 0.02 * exact else f"k {constant:.3g} ≠ {exact:.3g}"

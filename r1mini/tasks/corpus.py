@@ -10,7 +10,7 @@ knows after a tag that it has rarely seen.
 from random import Random
 
 from r1mini import tasks
-from r1mini.tasks import chemistry, elements
+from r1mini.tasks import chemistry, countdown, elements
 from r1mini.tasks.trace import LANGUAGES, WORDS, Style
 
 WEIGHTS = {  # of the kinds of documents; the searches are the long ones
@@ -37,8 +37,8 @@ def completion(
     if thinking and tag_thinking:
         thinking = f"<think>{thinking}</think>"
     if tag_answer:
-        return thinking + f"<answer>{answer}</answer>"
-    return thinking + f"{WORDS[language]['answer']} {answer}\n"
+        return f"{thinking}<answer>{answer}</answer>"
+    return f"{thinking}{WORDS[language]['answer']} {answer}\n"
 
 
 def drill(rng: Random) -> str:
@@ -48,8 +48,7 @@ def drill(rng: Random) -> str:
 
 def arithmetic(rng: Random) -> str:
     a, b = sorted((rng.randint(1, 60), rng.randint(1, rng.choice((9, 60)))), reverse=True)
-    results = [(f"{a}+{b}", a + b), (f"{a}-{b}", a - b), (f"{a}*{b}", a * b)]
-    results = [(text, value) for text, value in results if value <= 99]
+    results = [(text, value) for text, value in countdown.operations(a, b) if value <= 99]
     text, value = rng.choice([*results, (f"{a}/{b}", chemistry.quotient(a, b))])
     return f"{text}={value}\n"
 

@@ -7,7 +7,6 @@ It never repeats a try, and keeps results between 0 and 60.
 import ast
 import operator
 import re
-from collections import Counter
 from collections.abc import Iterator
 from fractions import Fraction
 from functools import cache
@@ -18,26 +17,30 @@ from r1mini.tasks.trace import Try
 
 LIMIT = 60  # the largest result in a search
 MAX_LENGTH = 200  # of an answer, in characters
-SIGNS = str.maketrans("×·⋅∙∗＊÷∕⁄／−–－＋＝（）", "******////---+=()")
-REWRITES = [
-    (re.compile(pattern, re.DOTALL), replacement)
-    for pattern, replacement in (
-        (r"\$|\\(?:[][(),;:! ]|(?:left|right|[bB]ig+[lr]?|quad|displaystyle)(?![A-Za-z]))", " "),
-        (r"\\(?:times|cdot|ast)(?![A-Za-z])|(?<=[\d)\s])x(?=[\d(\s])", "*"),
-        (r"\\div(?![A-Za-z])", "/"),
-        (r"[.。](?=[\s}*`]*$)", ""),
-        (r"^\s*(\*\*|`+)(.*)\1\s*$", r"\2"),
-        (r"\\[cdt]?frac\s*(?:{([^{}]*)}|(\d))\s*(?:{([^{}]*)}|(\d))", r"((\1\2)/(\3\4))"),
-        (r"(^|=)\s*\\(?:boxed|fbox)\s*{([^{}]*)}\s*(?=$|=)", r"\1\2"),
-    )
-]
+SIGNS = str.maketrans("×·⋅∙∗＊÷∕⁄／−–－＋＝（）。，；：✓✔✅", "******////---+=().,;:   ")
+REWRITES = {
+    r"\$|\\(?:[][(),;:! ]|(?:left|right|[bB]ig+[lr]?|quad|displaystyle)(?![A-Za-z]))": " ",
+    r"^\s*(?i:(?:the |final )*(?:answer|equation|expression|result|solution)|答案|[a-z])"
+    r"\s*[:=]": "",
+    r"^\s*=": "",
+    r"\\(?:times|cdot|ast)(?![A-Za-z])|(?<=[\d)\s])[xX](?=[\d(\s])": "*",
+    r"\\div(?![A-Za-z])": "/",
+    r"[.,;](?=[\s}*`]*$)": "",
+    r"(^|=)\s*(\*\*|`+|\")(?:(?<=```)\w+\n)?(.*?)\2\s*(?=$|=)": r"\1\3",
+    r"\\[cdt]?frac\s*(?:{([^{}]*)}|(\d))\s*(?:{([^{}]*)}|(\d))": r"((\1\2)/(\3\4))",
+    r"(^|=)\s*\\(?:boxed|fbox)\s*{([^{}]*)}\s*(?=$|=)": r"\1\2",
+}
 PROMPT = {"en": "Make {target} from {numbers}.\n", "zh": "用 {numbers} 得 {target}。\n"}
+
+
+def operations(a: int, b: int) -> list[tuple[str, int]]:
+    return [(f"{a}+{b}", a + b), (f"{a}-{b}", a - b), (f"{a}*{b}", a * b)]
 
 
 def steps(a: int, b: int) -> list[tuple[str, int]]:
     """Every distinct result of combining two numbers, the larger one first: (text, result)."""
     a, b = max(a, b), min(a, b)
-    results = [(f"{a}+{b}", a + b), (f"{a}-{b}", a - b), (f"{a}*{b}", a * b)]
+    results = operations(a, b)
     if b and a % b == 0:
         results.append((f"{a}/{b}", a // b))
     first = {value: text for text, value in reversed(results)}  # 2*2 would repeat 2+2
@@ -100,16 +103,15 @@ def tries(problem: Problem, rng: Random) -> Iterator[Try]:
 
 
 def find_error(problem: Problem, answer: str) -> str | None:
-    target, numbers = problem.columns["target"], problem.columns["numbers"]
-    sides = plain(answer).split("=") if len(answer) <= MAX_LENGTH else [""]
-    values = [evaluate(side) for side in sides]
+    target, numbers = problem.columns["target"], [str(n) for n in problem.columns["numbers"]]
+    sides = re.split("=+", plain(answer)) if len(answer) <= MAX_LENGTH else [""]
+    values = list(map(evaluate, sides))
     if None in values:
         return "not an expression of + - * /"
-    used = [[int(number) for number in re.findall("[0-9]+", side)] for side in sides]
-    if Counter(numbers) not in map(Counter, used):
-        return f"uses {', '.join(map(str, used[0]))}, not {', '.join(map(str, numbers))}"
-    wrong = [f"{value} ≠ {target}" for value in values if value != target]
-    return wrong[0] if wrong else None
+    used = [re.findall("[0-9.]+", side) for side in sides]
+    if sorted(numbers) not in map(sorted, used):
+        return f"uses {', '.join(used[0])}, not {', '.join(numbers)}"
+    return next((f"{value} ≠ {target}" for value in values if value != target), None)
 
 
 def plain(answer: str) -> str:
@@ -122,34 +124,34 @@ def plain(answer: str) -> str:
     text, before = answer.translate(SIGNS), None
     while text != before:
         before = text
-        for pattern, replacement in REWRITES:
-            text = pattern.sub(replacement, text)
+        for pattern, replacement in REWRITES.items():
+            text = re.sub(pattern, replacement, text, flags=re.DOTALL)
     return text
 
 
 def evaluate(text: str) -> Fraction | None:
     """The exact value of an expression of + - * / and brackets, or None.
 
-    Never `eval`: the text has at most 200 characters of a fixed alphabet, `ast` parses it, and only
-    the four operators and plain numbers are evaluated.
+    Never `eval`: the text has a few hundred characters of a fixed alphabet, `ast` parses it, and
+    only the four operators and plain numbers are evaluated.
     """
     text = " ".join(text.split())
-    if len(text) > MAX_LENGTH or set(text) - set("0123456789+-*/()[] "):
+    if set(text) - set("0123456789.+-*/()[] "):
         return None
 
     def walk(node: ast.AST) -> Fraction:
         match node:
-            case ast.Constant(value=int(value)):
-                return Fraction(value)
-            case ast.BinOp(left=left, op=op, right=right) if type(op) in OPERATORS:
+            case ast.Constant():
+                return Fraction(ast.get_source_segment(text, node))
+            case ast.BinOp(left, op, right):
                 return OPERATORS[type(op)](walk(left), walk(right))
-            case ast.List(elts=[inner]):
+            case ast.List([inner]):
                 return walk(inner)
         raise ValueError
 
     try:
         return walk(ast.parse(text, mode="eval").body)
-    except (SyntaxError, ValueError, ZeroDivisionError, RecursionError, MemoryError):
+    except (SyntaxError, ValueError, KeyError, ZeroDivisionError, RecursionError, MemoryError):
         return None
 
 

@@ -34,7 +34,7 @@ def group(number: int) -> int:
     place = number - before
     length = next(noble for noble in NOBLE if noble >= number) - before
     alkaline = min(2, length - 1)  # period 1 has no second group on the left
-    return place if place <= alkaline or length == 18 else place + 18 - length
+    return place if place <= alkaline else place + 18 - length
 
 
 COLUMNS = "symbol en zh state number period group".split()
@@ -64,26 +64,25 @@ def element_name(element: dict, language: str, rng: Random, *kinds: str) -> str:
 def generate(rng: Random, language: str) -> Problem | None:
     element = rng.choice(FACTS)
     kind = rng.choice([*PROPERTIES, "which", "protons", "protons"])
+    subject, terms = element["symbol"], []
     if kind == "protons":
         other = rng.choice(FACTS)
-        answer = int(element["number"]) + int(other["number"])
-        if other is element or answer > 99:
+        total = int(element["number"]) + int(other["number"])
+        if other is element or total > 99:
             return None
-        pair = sorted((element["symbol"], other["symbol"]))
+        subject, answer = sorted((element["symbol"], other["symbol"])), str(total)
         a, b = rng.sample((element, other), 2)
         prompt = PROTONS[language].format(a=a[language], b=b[language])
         terms = [(term["symbol"], term["number"]) for term in (a, b)]
-        columns = {"answer": str(answer), "terms": terms}
-        return Problem("elements", f"protons {pair}", language, prompt, columns)
-    if kind == "which":
+    elif kind == "which":
         prompt = WHICH[language].format(**element)
         kind, answer = "number", element["symbol"]
     else:
         name = element_name(element, language, rng, kind)
         prompt = ASK[language].format(property=PROPERTIES[kind][language], name=name)
         answer = element[kind]
-    key = f"{kind} {element['symbol']}"
-    return Problem("elements", key, language, prompt, {"answer": answer, "terms": []})
+    columns = {"answer": answer, "terms": terms}
+    return Problem("elements", f"{kind} {subject}", language, prompt, columns)
 
 
 def tries(problem: Problem, rng: Random) -> Iterator[Try]:
@@ -102,7 +101,7 @@ def find_error(problem: Problem, answer: str) -> str | None:
 def fact(element: dict, kind: str, language: str, rng: Random) -> str:
     name = element_name(element, language, rng, kind)
     if kind == "number" and rng.random() < 0.5:
-        return NUMBERED[language].format(number=element["number"], name=name)
+        return NUMBERED[language].format(**element, name=name)
     return FACT[language].format(
         property=PROPERTIES[kind][language], name=name, value=element[kind]
     )

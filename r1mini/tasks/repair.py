@@ -82,9 +82,9 @@ def fixes(program: Program) -> tuple[Program, ...]:
     tokens, ordered = rf"max|min|sum|(?<==)[01]|[-+*](?!=)|[<>]|{places}", "-"
     if program[0] == STRINGS:  # where the order matters for +
         tokens, ordered = rf"{places}|(?<=\*)[23]", "+"
-    kinds = ("+-*", "<>", "01", "23" * (program[0] == STRINGS), names, ("max", "min", "sum"))
+    kinds = ("+-*", "<>", "01", "23", names, ("max", "min", "sum"))
     programs = []
-    for number, line in enumerate(program[1:], 1):
+    for number, line in enumerate(program):
         lines = []
         for token in re.finditer(tokens, line):
             for kind in kinds:
@@ -102,11 +102,9 @@ def canonical(program: Program) -> Program:
     """Sorts the operands of + and * of numbers: `a+b` and `b+a` are the same program."""
     if program[0] == STRINGS:
         return program
-
-    def ordered(match: re.Match) -> str:
-        return min(match[1], match[3]) + match[2] + max(match[1], match[3])
-
-    return tuple(re.sub(r"(\w)([+*])(\w)$", ordered, line) for line in program)
+    pattern = r"(\w)([+*])(\w)$"
+    sort = lambda match: match[2].join(sorted(match.group(1, 3)))
+    return tuple(re.sub(pattern, sort, line) for line in program)
 
 
 def mirrored(program: Program) -> Program:
@@ -117,10 +115,6 @@ def mirrored(program: Program) -> Program:
 
 
 # -- what a program computes -----------------------------------------------------------------------
-
-
-class OutOfBounds(Exception):
-    """A search ends at this value."""
 
 
 SIGNS = {
@@ -147,48 +141,35 @@ def run(program: Program, call: Call) -> tuple[Value | None, list[str]]:
     names = dict(zip((argument.arg for argument in function.args.args), call))
     steps = []
 
-    def block(body: list[ast.stmt]) -> Value | None:
-        """The value that the statements return, if they return."""
-        for node in body:
-            result = statement(node)
-            if result is not None:
-                return result
-        return None
-
-    def statement(node: ast.stmt) -> Value | None:
+    def evaluate(node: ast.AST) -> Value | None:
+        """The value of an expression or of a return statement; runs any other statement."""
         match node:
-            case ast.Return():
-                return value(node.value)
-            case ast.Assign():
-                names[node.targets[0].id] = value(node.value)
-            case ast.AugAssign():
-                name = node.target.id
-                names[name] = operation(node.op, names[name], value(node.value))
-            case ast.For():
-                for item in value(node.iter):
-                    names[node.target.id] = item
-                    block(node.body)
-            case ast.If():
-                sign, compare = SIGNS[type(node.test.ops[0])]
-                left, right = value(node.test.left), value(node.test.comparators[0])
+            case ast.Name(name):
+                return names[name]
+            case ast.Constant(value):
+                return value
+            case ast.BinOp(left, op, right):
+                return operation(op, evaluate(left), evaluate(right))
+            case ast.Call(callee, [argument]):
+                result = FUNCTIONS[callee.id](evaluate(argument))
+                steps.append(f"{callee.id} {result}")
+                return result
+            case ast.Assign([target], value):
+                names[target.id] = evaluate(value)
+            case ast.AugAssign(target, op, value):
+                names[target.id] = operation(op, names[target.id], evaluate(value))
+            case ast.For(target, items, [body]):
+                for names[target.id] in evaluate(items):
+                    evaluate(body)
+            case ast.If(ast.Compare(left, [comparison], [right]), [body]):
+                sign, compare = SIGNS[type(comparison)]
+                left, right = evaluate(left), evaluate(right)
                 holds = compare(left, right)
                 steps.append(f"{left}{sign}{right} {'FT'[holds]}")
-                return block(node.body) if holds else None
-        return None
-
-    def value(node: ast.expr) -> Value:
-        match node:
-            case ast.Constant():
-                return node.value
-            case ast.Name():
-                return names[node.id]
-            case ast.BinOp():
-                return operation(node.op, value(node.left), value(node.right))
-            case ast.Call():
-                result = FUNCTIONS[node.func.id](value(node.args[0]))
-                steps.append(f"{node.func.id} {result}")
-                return result
-        raise AssertionError(ast.dump(node))
+                if holds:
+                    evaluate(body)
+            case ast.Return(value):
+                return evaluate(value)
 
     def operation(op: ast.operator, left: Value, right: Value) -> Value:
         sign, apply = SIGNS[type(op)]
@@ -196,13 +177,14 @@ def run(program: Program, call: Call) -> tuple[Value | None, list[str]]:
         within = isinstance(result, str) or 0 <= result <= LIMIT
         steps.append(f"{left}{sign}{right}" + f"={result}" * within)
         if not within:
-            raise OutOfBounds
+            raise OverflowError
         return result
 
     try:
-        return block(function.body), steps
-    except OutOfBounds:
-        return None, steps
+        *_, result = map(evaluate, function.body)  # the last line returns
+    except OverflowError:
+        result = None
+    return result, steps
 
 
 @cache
@@ -264,10 +246,8 @@ def bug_key(wrong: Program, right: Program) -> str:
 
 def format_call(call: Call) -> str:
     """The arguments of a call as the prompt shows them: ` 3,1 5` for [3, 1] and 5."""
-    text = ""
-    for value in call:
-        text += " " + (",".join(map(str, value)) if isinstance(value, tuple) else str(value))
-    return text
+    lists = (value if isinstance(value, tuple) else (value,) for value in call)
+    return "".join(" " + ",".join(map(str, values)) for values in lists)
 
 
 def tries(problem: Problem, rng: Random) -> Iterator[Try]:
@@ -283,19 +263,18 @@ def tries(problem: Problem, rng: Random) -> Iterator[Try]:
             if call != shown[0][0]:
                 text += " &"
             text += " ".join([format_call(call), *steps, f"?{want}"])
-            success = result == want
-            if not success:
+            if result != want:
                 break
-        yield Try(text, success, answer)
+        yield Try(text, result == want, answer)
 
 
 def find_error(problem: Problem, answer: str) -> str | None:
     program = problem.columns["program"]
-    parts = re.fullmatch(r"([1-9]) +(\S[^\r\n]*)", answer.strip())
-    if len(answer) > MAX_ANSWER or not parts or not 1 < int(parts[1]) <= len(program):
+    parts = re.fullmatch(r"([2-9]) +(\S[^\r\n]*)", answer.strip())
+    if len(answer) > MAX_ANSWER or not parts or int(parts[1]) > len(program):
         return f"must be a line number, 2 to {len(program)}, and a line"
     index = int(parts[1]) - 1
-    indentation = program[index][: -len(program[index].lstrip())]
+    indentation = re.match(" *", program[index])[0]
     fixed = (*program[:index], indentation + parts[2], *program[index + 1 :])
     if passes("\n".join(fixed), (*problem.columns["shown"], *problem.columns["hidden"])):
         return None

@@ -57,9 +57,15 @@ def collate(rows: Sequence[Sequence[Sequence[int]]]) -> Batch:
             tokens_BT[b, : len(ids)] = torch.tensor(ids)
             if shared < len(ids):
                 add_segment([b], shared, len(ids), prompt_segment)
-    token_of_flat_M, target_Q = torch.cat(token_of_flat), target_BT.flatten().nonzero()[:, 0]
-    indices = token_of_flat_M, flat_of_token_BT, target_Q
-    return Batch(tokens_BT, target_BT, *indices, tuple(lengths), tuple(parent))
+    return Batch(
+        tokens_BT,
+        target_BT,
+        torch.cat(token_of_flat),
+        flat_of_token_BT,
+        target_BT.flatten().nonzero()[:, 0],
+        tuple(lengths),
+        tuple(parent),
+    )
 
 
 def targets(rows: Sequence[Sequence[Sequence[int]]]) -> Tensor:

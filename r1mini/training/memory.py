@@ -119,15 +119,14 @@ def require(sizes: Mapping[str, int], device: torch.device, cfg: Any) -> None:
     takes, when, advice = "about", "in the worst case", f"lower {memory_flags(cfg)}"
     if raises_oom(device):
         sizes, takes = {name: sizes[name] for name in CERTAIN}, "at least"
-        offload = sizes["optimizer"] and distributed.world_size() == 1
-        less = "add --optimizer-on cpu, or use" if offload else "use"
-        when, advice = "with any other flags", f"{less} more ranks"
+        when, advice = "with any other flags", "use more ranks"
+        if sizes["optimizer"] and distributed.world_size() == 1:
+            advice = f"add --optimizer-on cpu, or {advice}"
     needed = sum(sizes.values())
     if free is not None and needed > free:
-        large = {name: size for name, size in sizes.items() if size >= 0.05 * GIB}
-        parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in large.items())
+        large = (f"{name} {size / GIB:.1f}" for name, size in sizes.items() if size >= 0.05 * GIB)
         raise ValueError(
-            f"this run needs {takes} {needed / GIB:.1f} GiB ({parts}) {when}, but only "
+            f"this run needs {takes} {needed / GIB:.1f} GiB ({', '.join(large)}) {when}, but only "
             f"{free / GIB:.1f} GiB are free: {advice}"
         )
 
@@ -178,10 +177,10 @@ def dry_run(
     moments = torch.empty(sizes["optimizer"], dtype=torch.uint8, device=device)
     worst_case_step()
     torch.empty_like(moments)  # the optimizer's step: gradients and AdamW's denominators
-    peak, estimate = free - available(device), sum(sizes.values())
+    peak = free - available(device)
     print(
         f"peak memory in the dry run: {peak / GIB:.1f} GiB of {free / GIB:.1f}, "
-        f"{estimate / GIB:.1f} estimated",
+        f"{sum(sizes.values()) / GIB:.1f} estimated",
         flush=True,
     )
     del moments
@@ -201,7 +200,7 @@ def retry_with_half(
         try:
             return passes(size)
         except torch.OutOfMemoryError as error:
-            reason = str(error).split("\n")[0][:200]
+            reason = distributed.first_line(error)
         # Outside the handler, which would keep the frames of the passes and their tensors alive.
         model.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()

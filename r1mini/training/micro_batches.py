@@ -24,19 +24,20 @@ def by_prompt(rows: Sequence[Sequence[Sequence[int]]], token_budget: int) -> lis
     >>> by_prompt([([1, 2], [3]), ([4], [5]), ([1, 2], [6]), ([1, 2], [7])], token_budget=4)
     [[0, 2], [3], [1]]
     """
-    prompts = [tuple(row[0]) for row in rows]
-    order = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
-    batches = []
-    free, last_prompt = 0, None
-    for index in sorted(range(len(rows)), key=lambda i: order[prompts[i]]):
-        prompt = prompts[index]
-        completion = sum(map(len, rows[index][1:]))
-        needed = completion if prompt == last_prompt else completion + len(prompt)
-        if not batches or needed > free:
-            batches.append([])
-            free, needed = token_budget, completion + len(prompt)
-        batches[-1].append(index)
-        free, last_prompt = free - needed, prompt
+    indices_of = {}
+    for index, (prompt, *_) in enumerate(rows):
+        indices_of.setdefault(tuple(prompt), []).append(index)
+    batches, free = [], 0
+    for prompt, indices in indices_of.items():
+        shared = len(prompt)  # to be added; nothing once it is in the batch
+        for index in indices:
+            completion = sum(map(len, rows[index][1:]))
+            if not batches or shared + completion > free:
+                batches.append([])
+                free, shared = token_budget, len(prompt)
+            batches[-1].append(index)
+            free -= shared + completion
+            shared = 0
     return batches
 
 

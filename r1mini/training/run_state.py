@@ -10,6 +10,7 @@ random is a function of (seed, step, row). docs/survival.md has the rest.
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import time
@@ -26,7 +27,7 @@ from r1mini import checkpoint
 from r1mini.checkpoint.tokenizer import Tokenizer
 from r1mini.checkpoint.weights import model_files, weight_files, write_tensors
 from r1mini.infra import distributed, signals
-from r1mini.infra.distributed import main_rank_only
+from r1mini.infra.distributed import main_rank_only, shard_like
 from r1mini.infra.files import (
     Content,
     fsync,
@@ -89,7 +90,7 @@ class Run:
     def has_finished(self) -> bool:
         """Whether the same run has finished in this folder. Raises ValueError if it holds another
         run, or if the ranks, on nodes that do not share the folder, see different ones."""
-        finished = has_finished(self.out, self.settings)
+        finished = self.is_recorded_as_finished()
         distributed.require_same(f"the content of {self.out}", finished)
         if finished:
             print(
@@ -98,8 +99,25 @@ class Run:
             )
         return finished
 
+    def is_recorded_as_finished(self) -> bool:
+        """`has_finished`, as this rank sees the folder."""
+        if not (self.out / "run.json").is_file():
+            return False
+        record = self.record()
+        changes(self.out, record["config"], self.settings, record["finished"])
+        return record["finished"]
+
     def record(self) -> dict[str, Any]:
         return read_run_json(self.out / "run.json")
+
+    @main_rank_only
+    def claim(self) -> None:
+        """Make the folder, lock it and record the configuration."""
+        prepare_folder(self.out)
+        lock(self.out)
+        if self.is_recorded_as_finished():
+            raise ValueError(f"--out {self.out}: another process has just finished this run")
+        write_json(self.out / "run.json", {"config": self.settings, "finished": False})
 
     def start(
         self,
@@ -112,7 +130,7 @@ class Run:
         model) into the latest saved state. Call it after everything that may fail because
         of a wrong flag."""
         distributed.require_same("the content of --data", self.settings.get("data_sha256"))
-        start_run(self.out, self.settings)
+        self.claim()
         self.model, self.tokenizer, self.optimizers = model, tokenizer, optimizers
         self.others = others
         self.resume()
@@ -138,13 +156,28 @@ class Run:
             load_moments(self.optimizers, load_file(folder / MOMENTS))
             print(f"{self.out}: resuming from step {state['step']}", flush=True)
         distributed.require_same(f"the state in --out {self.out}", state["step"])
-        truncate_logs(self.out, self.logs, state)
+        self.truncate_logs(state)
         self.step = self.saved_step = state["step"]
         self.started = time.perf_counter() - state["seconds"]
         self.values = state["values"]
 
+    @main_rank_only
+    def truncate_logs(self, state: Mapping[str, Any]) -> None:
+        """Drop log lines from after the state was saved: the resumed run logs them again."""
+        for name in self.logs:
+            path, before = self.out / name, state["logs"].get(name, {"bytes": 0})
+            size = before["bytes"]
+            if size and (not path.is_file() or digest(path, size) != before):
+                raise ValueError(
+                    f"{path}: its first {size} bytes have changed since step {state['step']}, from "
+                    "which the run would resume; restore them, or choose another --out"
+                )
+            if path.is_file():
+                os.truncate(path, size)
+            else:
+                path.touch()
+
     def __enter__(self) -> "Run":
-        self.open_logs = {name: distributed.open_log(self.out / name) for name in self.logs}
         if distributed.world_size() > 1:
             signals.defer()
         return self
@@ -189,20 +222,17 @@ class Run:
             signals.allow()
 
     def write(self, log: str, *rows: Mapping[str, Any]) -> None:
-        """Append rows to a log, as JSON lines."""
-        for row in rows:
-            self.open_logs[log].write(json.dumps(row, ensure_ascii=False) + "\n")
-        self.open_logs[log].flush()
+        """Append rows to a log, as JSON lines. Only the main rank's reach the file."""
+        path = self.out / log if distributed.is_main_rank() else Path(os.devnull)
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        except OSError as error:
+            raise ValueError(f"{path}: cannot be written ({error.strerror})") from None
 
     def save(self) -> None:
         """Write a state. Called by all ranks."""
-        values = {
-            "step": self.step,
-            "seconds": self.seconds,
-            "config": self.settings,
-            "values": self.values,
-        }
-        save_state(self.out, values, self.state_files(), self.logs, self.settings["keep"])
+        self.write_state(self.state_files())
         self.saved_step = self.step
 
     def state_files(self) -> Files:
@@ -210,16 +240,59 @@ class Run:
         ranks."""
         moments = {}
         for number, optimizer in enumerate(self.optimizers):
-            state = distributed.gather_state(optimizer.state_dict())["state"]
-            for parameter, values in state.items():
+            for parameter, values in optimizer.state_dict()["state"].items():
                 for name, value in values.items():
-                    moments[f"{number}.{parameter}.{name}"] = value
+                    key = f"{number}.{parameter}.{name}"
+                    moments[key] = distributed.gather_tensor(value)
         files = model_files(distributed.gather_model(self.model), self.tokenizer)
         files[MOMENTS] = partial(write_tensors, moments)
         for name, other in self.others.items():
             weights = dict(distributed.gather_model(other).named_parameters())
             files[f"{name}.safetensors"] = partial(write_tensors, weights)
         return files
+
+    @main_rank_only
+    def write_state(self, files: Files) -> None:
+        """Write the state after `step` steps, then delete older ones beyond `--keep`. If writing
+        fails, the earlier states are untouched."""
+        root = self.out / "checkpoints"
+        root.mkdir(exist_ok=True)
+        for leftover in root.glob("*.tmp"):
+            shutil.rmtree(leftover)
+        target = root / f"step-{self.step:08d}"
+        folder = root / f"{target.name}.tmp"
+        folder.mkdir()
+        try:
+            for name in self.logs:
+                fsync(self.out / name)
+            values = {
+                "step": self.step,
+                "seconds": self.seconds,
+                "config": self.settings,
+                "values": self.values,
+                "ranks": distributed.world_size(),
+                "torch": str(torch.__version__),
+                "logs": {name: digest(self.out / name) for name in self.logs},
+            }
+            for name, content in {**files, VALUES: json_text(values).encode()}.items():
+                write_file(folder / name, content, target / name)
+            digests = {path.name: digest(path) for path in folder.iterdir()}
+            write_file(folder / MANIFEST, manifest(digests), target / MANIFEST)
+            fsync(folder)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        if target.exists():  # it is damaged, or the run would have resumed from it
+            target.rename(root / f"{target.name}.old.tmp")
+        folder.rename(target)
+        fsync(root)
+        fsync(self.out)
+        states = list_states(self.out)
+        not_later = states[: states.index(target) + 1]  # later ones were skipped as damaged
+        for path in [*states, *root.glob("*.tmp")]:
+            if path not in not_later[-self.settings["keep"] :]:
+                # Renamed first: a half-deleted state would look like a damaged one.
+                shutil.rmtree(path.rename(path.with_name(f"{path.name}.gone.tmp")))
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         signals.defer()  # to the end: what is left is short
@@ -229,8 +302,6 @@ class Run:
                 if distributed.world_size() == 1 or issubclass(kind, KeyboardInterrupt):
                     self.save()
         finally:
-            for log in self.open_logs.values():
-                log.close()
             if kind:
                 unlock(self.out)
 
@@ -256,16 +327,6 @@ def unlock(out: Path) -> None:
         file.close()
 
 
-def has_finished(out: Path, config: Mapping[str, Any]) -> bool:
-    """Whether a run with this configuration has finished in `out`. Raises ValueError if the folder
-    holds a run with another one."""
-    if not (out / "run.json").is_file():
-        return False
-    record = read_run_json(out / "run.json")
-    changes(out, record["config"], config, record["finished"])
-    return record["finished"]
-
-
 def changes(
     out: Path, before: Mapping[str, Any], config: Mapping[str, Any], finished: bool = False
 ) -> list[str]:
@@ -289,16 +350,6 @@ def changes(
 
 
 @main_rank_only
-def start_run(out: Path, config: Mapping[str, Any]) -> None:
-    """Make the folder, lock it and record the configuration."""
-    prepare_folder(out)
-    lock(out)
-    if has_finished(out, config):
-        raise ValueError(f"--out {out}: another process has just finished this run")
-    write_json(out / "run.json", {"config": config, "finished": False})
-
-
-@main_rank_only
 def finish_run(out: Path, **summary: Any) -> None:
     write_json(out / "run.json", {**read_json(out / "run.json"), "finished": True, **summary})
     if (out / "checkpoints").is_dir():
@@ -306,46 +357,7 @@ def finish_run(out: Path, **summary: Any) -> None:
     unlock(out)
 
 
-# -- writing a state -------------------------------------------------------------------------------
-
-
-@main_rank_only
-def save_state(
-    out: Path, values: Mapping[str, Any], files: Files, logs: Sequence[str], keep: int
-) -> None:
-    """Write the state after `values["step"]` steps, then delete older ones beyond `keep`. If
-    writing fails, the earlier states are untouched."""
-    root = out / "checkpoints"
-    root.mkdir(exist_ok=True)
-    for leftover in root.glob("*.tmp"):
-        shutil.rmtree(leftover)
-    target = root / f"step-{values['step']:08d}"
-    folder = root / f"{target.name}.tmp"
-    folder.mkdir()
-    try:
-        for name in logs:
-            fsync(out / name)
-        values = {**values, "ranks": distributed.world_size(), "torch": str(torch.__version__)}
-        values["logs"] = {name: digest(out / name) for name in logs}
-        for name, content in {**files, VALUES: json_text(values).encode()}.items():
-            write_file(folder / name, content, target / name)
-        digests = {path.name: digest(path) for path in folder.iterdir()}
-        write_file(folder / MANIFEST, manifest(digests), target / MANIFEST)
-        fsync(folder)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    if target.exists():  # it is damaged, or the run would have resumed from it
-        target.rename(root / f"{target.name}.old.tmp")
-    folder.rename(target)
-    fsync(root)
-    fsync(out)
-    states = list_states(out)
-    number = states.index(target)
-    later = states[number + 1 :]  # were skipped as damaged
-    for path in [*states[: max(0, number + 1 - keep)], *later, *root.glob("*.tmp")]:
-        # Renamed first: a half-deleted state would look like a damaged one.
-        shutil.rmtree(path.rename(path.with_name(f"{path.name}.gone.tmp")))
+# -- saved states ----------------------------------------------------------------------------------
 
 
 def list_states(out: Path) -> list[Path]:
@@ -353,11 +365,11 @@ def list_states(out: Path) -> list[Path]:
     return sorted((out / "checkpoints").glob("step-????????"))
 
 
-def digest(path: Path, size: int | None = None) -> dict[str, Any]:
+def digest(path: Path, size: float = math.inf) -> dict[str, Any]:
     """Size and SHA-256 of a file, or of its first `size` bytes."""
-    sha256, limit, done = hashlib.sha256(), path.stat().st_size if size is None else size, 0
+    sha256, done = hashlib.sha256(), 0
     with path.open("rb") as file:
-        while part := file.read(min(limit - done, 1 << 20)):
+        while part := file.read(min(size - done, 1 << 20)):
             sha256.update(part)
             done += len(part)
     return {"bytes": done, "sha256": sha256.hexdigest()}
@@ -411,31 +423,19 @@ def latest_valid(out: Path) -> Path | None:
 def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
     if model.config.tie_word_embeddings:  # stored once
         weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
-    distributed.load_state(model, weights)
+    current = model.state_dict()
+    model.load_state_dict({name: shard_like(current.get(name), x) for name, x in weights.items()})
 
 
 def load_moments(optimizers: Sequence[torch.optim.Optimizer], moments: dict[str, Tensor]) -> None:
     """Moments are named "optimizer number.parameter number.name"."""
-    states = [{} for _ in optimizers]
+    saved = [{**optimizer.state_dict(), "state": {}} for optimizer in optimizers]
     for key, value in moments.items():
-        number, parameter, name = key.split(".")
+        number, i, name = key.split(".")
+        groups = optimizers[int(number)].param_groups
+        parameter = [p for group in groups for p in group["params"]][int(i)]
         # Copied: an optimizer keeps the tensor, and this one is a view of the mapped file.
-        states[int(number)].setdefault(int(parameter), {})[name] = value.clone()
-    for optimizer, state in zip(optimizers, states, strict=True):
-        groups = optimizer.state_dict()["param_groups"]
-        distributed.load_state(optimizer, {"state": state, "param_groups": groups})
-
-
-@main_rank_only
-def truncate_logs(out: Path, logs: Sequence[str], values: Mapping[str, Any]) -> None:
-    """Drop log lines from after the state was saved: the resumed run logs them again."""
-    for name in logs:
-        path, before = out / name, values["logs"].get(name, {"bytes": 0})
-        size = before["bytes"]
-        if size and (not path.is_file() or digest(path, size) != before):
-            raise ValueError(
-                f"{path}: its first {size} bytes have changed since step {values['step']}, from "
-                "which the run would resume; restore them, or choose another --out"
-            )
-        if path.is_file():
-            os.truncate(path, size)
+        moment = shard_like(parameter, value.clone())
+        saved[int(number)]["state"].setdefault(int(i), {})[name] = moment
+    for optimizer, state in zip(optimizers, saved):
+        optimizer.load_state_dict(state)

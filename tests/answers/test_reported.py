@@ -100,7 +100,7 @@ REPORTED = {
 # fmt: off
 SIBLINGS = {
     "factors": [
-        (r"2\pi r", r"r2\pi"), ("12", "(2)(3)2"), ("6", "3[2]"), ("x^2y", "{x}^{2}{y}"),
+        ("12", "(2)(3)2"), ("6", "3[2]"), ("x^2y", "{x}^{2}{y}"),
         (r"\frac12 3^n", r"\frac{3^n}{2}"), ("3x^2", "3{x}^2"),
     ],
     "several formulas, thousands": [
@@ -191,6 +191,17 @@ SIBLINGS = {
         (r"5.0 \times 10^{2} \mathrm{~J}", "500"), ("41 (fourth graders)", "41"), ("5", "5 TVs"),
         ("9 (quarters)", "9 quarters"), ("8 (bad oranges)", "8"), ("288 (t-shirts)", "288"),
         ("7", "7 more girls than boys"), ("5", "5（元）"), ("5", "5 元"), ("5", "5 CDs"),
+    ],
+    "wrappers around a unit, cases and plurals of scales": [
+        (r"90^\circ", r"$$90^{\circ}$$"), ("5", "$$5 $$"), ("10 (pets)", "**10 (pets)**"),
+        ("10 (pets)", r"\textbf{10 (pets)}"), ("10 (pets)", "10(pets)"), ("Rs. 570", "**Rs. 570**"),
+        ("1.5 Million", "1500000"), ("2 Dozen", "24"), ("20 Percent", "0.2"), ("36", "3 dozens"),
+        ("5000", "5 Thousand"), ("50%", "50 Percent"), (r"0.5 \mathrm{~T}", "0.5"),
+        ("9.8 m/s^2", "9.8 m s^{-2}"), ("9.8 m/s^2", r"9.8 \frac{m}{s^2}"), ("5 N/C", "5 N C^{-1}"),
+        ("5", "5 cups left over"), ("5", "5 minutes to finish"), ("5", "5 people at the party"),
+        ("5", "5种方法"), ("5", "5个正方形"), ("5", "共5个"), ("5", "答：5个"), ("A", "故选：A"),
+        (r"\{x|-2<x<3\}", r"A\cap B=(-2,3)"), ("(1,2)", "x=1, y=2"), (r"\mu mg", r"\mu m g"),
+        (r"\frac{ml^2}{3}", r"\frac13 ml^2"),
     ],
     "unknowns behind a space": [
         (r"\frac{1}{2} T", r"\frac{T}{2}"), (r"\frac{3}{4} V", r"\frac{3V}{4}"),
@@ -304,7 +315,25 @@ NEAR_MISSES = {
         ("(1,2)", "(x_2,x_1)=(1,2)"), ("(1,2)", "(y,x,z)=(1,2)"), ("(1,2,3)", "(x,z,y)=(1,2,3)"),
         ("x=1,y=2", "x=1 or y=2"), ("(x,y)=(1,2)", "x=2,y=1"), ("(x,y)=(1,2)", "a=1,b=2"),
     ],
+    "a number behind letters or words is no factor": [
+        ("0", "not 0"), ("0", "The answer is not 0"), ("0", "greater than 0"), ("0", "不是0"),
+        ("0, 1", "not 0, 1"), ("(0,1)", "(a0,1)"), ("x=0", "x=0 to 6"), ("0 apples", "pears 0"),
+        ("Type 1", "Type"), ("Paris", "Paris 1"), ("Apollo 11", "Apollo 12"), ("x", "x1"),
+        ("6x", "x6"), ("2b", "b2"),
+    ],
+    "signs and scales before or behind a number": [
+        ("20", "-USD 20"), ("20", "-Rs. 20"), ("20", "<Rs 20"), ("20", "- the answer is 20"),
+        ("20", "M$20"), ("20", "K$20"), ("$5", "HK$5"), ("5", "5个百"), ("5", "5萬"), ("5", "5億"),
+        ("5", "5 lacs"), ("5", "5 tril"), ("5", "5 Millionen"), ("5", "5천"), ("5", "5 тысяч"),
+        ("0.5", "0.5 per cents"), ("5", "5 apples doubled"), ("5", "5平方根"), ("5", "5可能"),
+        ("5", "5个不对"), ("5", "5 invalid"), ("5", "NO=5"), ("2x", r"\{x|2x\}"),
+    ],
+    "other names, marks and dates": [
+        ("x_{max}=5, x_{min}=1", "1, 5"), (r"\bar{x}", r"\hat{x}"), (r"\bar{x}", r"\vec{x}"),
+        ("March 15", "March 1.5"), ("March 15", "March 1, 5"), ("March 1, 1985", "March 11, 985"),
+    ],
     "labels with another text": [
+        ("B", "(B) wrong"), ("B", "(B) is incorrect"), ("B", "B) or d"), ("B", "(B) or x"),
         ("B", "A) Paris"), ("B", "B) Paris or A) Rome"), ("B", "B: A"), ("B", "not B"),
         ("B", "The answer is A"), ("5", "The answer is 6"), ("5", "The answer is not 5"),
     ],
@@ -317,7 +346,7 @@ ATTACKED = {
     "right": [
         ("5", "5."), ("5", r"5\,"), ("5", r"\, 5"), ("5", "\n5\n"),
         (r"\frac{3}{4}", r"\left(\frac{3}{4}\right)"), ("x=5", "x=5."), ("(x+1)2", "2x+2"),
-        ("2x+2", "(x+1)2"), ("6x", "x6"), ("6", "2(3)"), ("2x-2", r"2\left[x-1\right]"),
+        ("2x+2", "(x+1)2"), ("6", "2(3)"), ("2x-2", r"2\left[x-1\right]"),
         ("x^2-1", "[x-1][x+1]"), ("4", "[1+1]^2"), (r"$\frac{1}{2}$ and $3$", "3, 1/2"),
         ("$x=1$ or $x=2$", "1,2"), ("$(1,2)$, $(3,4)$", "(3,4),(1,2)"), ("$x = 5$", "5"),
         ("5", "$5$."), ("5", "$5.$"), ("12 cm", "$12$ cm"), ("12 cm", r"$12\text{ cm}$"),
@@ -599,6 +628,8 @@ def test_gold_that_nothing_can_equal_is_an_error(gold):
         (r"y=\pm\frac{3}{4}x", "3x-4y=0"),
         (r"x=1\pm\sqrt2", "x-2=0"),
         ("5", "千" * 400),
+        ("5", "*" + r"\$" * 400),
+        ("9", r"**\$1 + \$2 + \$3 + \$4 + \$5 + \$6 + \$7 + \$8 = \$9** in total"),
         ("5", "5 cm^x"),
         ("d(A,B)=12", "(d,a)=(1,2)"),
     ],
@@ -624,6 +655,10 @@ def test_mixed_notation_is_wrong_and_raises_nothing(gold, answer):
         ("**Final answer: 5**", "5"),
         ("Answer: $\\boxed{5}$.", "5"),
         ("\\boxed{4}\nAnswer: 5", "5"),
+        ("\\boxed{5}\n**Answer:**", "5"),
+        ("The final answer is: 5", "5"),
+        ("Answer:\n5", "5"),
+        ("最终答案：5", "5"),
         ("<answer>Answer: 5</answer>", "5"),
     ],
 )

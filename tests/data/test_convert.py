@@ -5,7 +5,6 @@ import gzip
 import json
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from hypothesis import strategies as st
 from r1mini import sandbox
 from r1mini.data.files import RowErrors
 from r1mini.data.problems import add_tests, read_problems
-from r1mini.data.rows import read_examples
+from r1mini.data.rows import convert_rows
 from r1mini.sandbox import child
 from r1mini.sandbox.convert import Dropped, assert_to_test, from_asserts, summary
 
@@ -148,13 +147,17 @@ def read(tmp_path, *rows):
 
 def read_file(path):
     """(columns of the kept rows, counts) of a code dataset."""
-    counts, kept = Counter(), []
-    for each in read_examples(Path(path), "", "", RowErrors()):
-        try:
-            kept.append({**add_tests(each, counts).columns, "place": each.place})
-        except Dropped as reason:
-            counts[f"row: {reason}"] += 1
-    return kept, counts
+    errors, kept = RowErrors(), []
+
+    def convert(each):
+        kept.append({**add_tests(each, errors.counts).columns, "place": each.place})
+
+    try:
+        convert_rows(Path(path), convert, errors, "", "", ())
+    except ValueError as error:
+        if kept or str(error) != f"{path}: no rows":
+            raise
+    return kept, errors.counts
 
 
 @with_sandbox

@@ -75,6 +75,14 @@ def test_text_that_is_left_out_is_told_once_by_name(tmp_path, capsys):
     assert "left out" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("history", [[["Hi", "Hello"]], "Hi", [{"role": "user"}], [], "", None])
+def test_a_history_that_is_left_out_is_told(tmp_path, capsys, history):
+    row = {"instruction": "Add.", "input": "2 and 3", "output": "5", "history": history}
+    sft_rows(write(tmp_path, row, {**row, "input": "1", "history": []}))
+    told = "text in other columns is left out: history\n" in capsys.readouterr().out
+    assert told == bool(history)
+
+
 VERL = {
     "data_source": "math_dapo",
     "prompt": [{"role": "user", "content": "What is 2+2?"}],

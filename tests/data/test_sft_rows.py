@@ -1,8 +1,9 @@
 import pytest
 
+from r1mini.checkpoint.chat_template import ChatTemplate, plain_template
 from r1mini.data.files import read_rows
 from r1mini.data.problems import read_problems
-from r1mini.data.sft import sft_rows
+from r1mini.data.sft import segment_texts, sft_rows
 from r1mini.rewards import completion
 
 from .samples import sample, write
@@ -85,6 +86,27 @@ def test_sft_learns_the_solution_while_rl_compares_the_answer(tmp_path):
     )
 
 
+@pytest.mark.parametrize("name", ["response", "output", "solution", "generated_solution"])
+def test_a_reply_beside_a_prompt_is_the_completion(tmp_path, name):
+    [row] = sft_rows(write(tmp_path, {"prompt": "1+1?", name: "It is 2.", "id": "a"})).values()
+    assert row == {"prompt": "1+1?", "completion": "It is 2."}
+    [row] = sft_rows(write(tmp_path, {"prompt": [USER], name: "It is 4."})).values()
+    assert row == {"prompt": [USER], "completion": [{**BOT, "content": "It is 4."}]}
+    both = {"prompt": "1+1?", "completion": "Two.", name: "It is 2."}
+    [row] = sft_rows(write(tmp_path, both)).values()
+    assert row == {"prompt": "1+1?", "completion": "Two."}
+    [problem] = read_problems(str(write(tmp_path, {"prompt": "1+1?", name: r"\boxed{2}"})))
+    assert completion.gold_answer(problem) == "2" and problem.prompt == "1+1?"
+
+
+@pytest.mark.parametrize("reply", [None, "", " ", 2, ["2"]])
+def test_a_prompt_without_a_reply_of_text_is_not_learned(tmp_path, reply):
+    with pytest.raises(ValueError, match=":1: no text in column 'completion'"):
+        sft_rows(write(tmp_path, {"prompt": "1+1?", "response": reply}))
+    with pytest.raises(ValueError, match=":1: (no text in column 'completion'|not a TRL)"):
+        sft_rows(write(tmp_path, {"prompt": "1+1?", "completion": reply, "response": "2"}))
+
+
 # -- reasoning, weights, system messages and tools -------------------------------------------------
 
 USER = {"role": "user", "content": "What is 2+2?"}
@@ -121,9 +143,78 @@ def test_reasoning_that_the_content_has_already_is_learned_once(tmp_path):
         assert read(tmp_path, USER, {**BOT, "reasoning": empty}) == [USER, BOT]
 
 
+TEMPLATE = (
+    "{%- for m in messages %}<{{ m.role }}>{{ m.reasoning_content }}{{ m.content }}</s>"
+    "{%- endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@pytest.mark.parametrize("content", ["", " \n", None, []])
+@pytest.mark.parametrize("name", ["reasoning_content", "thinking", "reasoning"])
+def test_reasoning_without_content_is_learned(tmp_path, content, name):
+    reply = {"role": "assistant", "content": content, name: "2+2 is 4"}
+    expected = [USER, {"role": "assistant", "content": "", "reasoning_content": "2+2 is 4"}]
+    assert read(tmp_path, USER, reply) == expected
+    for template, learned in (
+        (plain_template("</s>"), "<think>2+2 is 4</think></s>"),
+        (ChatTemplate("t", TEMPLATE, {"eos_token": "</s>"}), "2+2 is 4</s>"),
+    ):
+        assert segment_texts({"messages": expected}, template)[1] == learned
+
+
+@pytest.mark.parametrize("value", [None, "", " ", [], {}, True, 3])
+def test_only_text_is_reasoning_under_another_name(tmp_path, value):
+    reply = {**BOT, "is_thinking": value, "reason_count": value, "note": "a"}
+    assert read(tmp_path, USER, reply) == [USER, BOT]
+
+
+def test_parts_beside_the_same_reasoning_as_text_are_left_out(tmp_path):
+    reply = {**BOT, "reasoning": "a", "reasoning_details": [{"type": "text", "text": "a"}]}
+    assert read(tmp_path, USER, reply) == [USER, {**BOT, "reasoning_content": "a"}]
+
+
 @pytest.mark.parametrize(
     "messages, names",
     [
+        (
+            [USER, {**BOT, "thought": "a"}],
+            "2: reasoning must be named 'reasoning_content', not 'thought'",
+        ),
+        (
+            [USER, {**BOT, "reasoning_text": "a"}],
+            "2: reasoning must be named .*, not 'reasoning_text'",
+        ),
+        ([USER, {**BOT, "thoughts": "a"}], "2: reasoning must be named .*, not 'thoughts'"),
+        (
+            [USER, {**BOT, "reasoningContent": "a"}],
+            "2: reasoning must be named .*, not 'reasoningContent'",
+        ),
+        (
+            [USER, {**BOT, "chain_of_thought": ["a"]}],
+            "2: reasoning must be named .*, not 'chain_of_thought'",
+        ),
+        (
+            [USER, {**BOT, "reasoning_details": [{"text": "a"}]}],
+            "reasoning must be named .*, not 'reasoning_details'",
+        ),
+        (
+            [USER, {**BOT, "reasoning": "a", "Thought": "a"}],
+            "2: reasoning must be named .*, not 'Thought'",
+        ),
+        ([{**USER, "thoughts": "a"}, BOT], "1: reasoning must be named .*, not 'thoughts'"),
+        (
+            [USER, {**BOT, "content": " ", "thought": "a"}],
+            "2: reasoning must be named .*, not 'thought'",
+        ),
+        ([{**USER, "content": "", "thinking": "a"}, BOT], "message 1: 'thinking' in a message of"),
+        (
+            [USER, {**BOT, "content": [{"type": "reasoning_text", "text": "a"}, {"text": "4"}]}],
+            "message 2: content of type 'reasoning_text' is not supported",
+        ),
+        (
+            [USER, {**BOT, "content": "", "reasoning": " "}],
+            "message 2: no text in column 'content'",
+        ),
         ([USER, {**BOT, "thinking": ["a"]}], "message 2: no text in column 'thinking'"),
         ([USER, {**BOT, "reasoning": {"a": 1}}], "message 2: no text in column 'reasoning'"),
         ([USER, {**BOT, "thinking": True}], "message 2: no text in column 'thinking'"),

@@ -117,7 +117,7 @@ def gradients(beta):
     stats = learner.update_minibatch(
         cfg, policy, reference if beta else None, [optimizer], samples, 0.0
     )
-    return {name: distributed.gather_state(g) for name, g in optimizer.gradients.items()}, stats
+    return {name: distributed.gather_tensor(g) for name, g in optimizer.gradients.items()}, stats
 
 
 def moved():

@@ -233,11 +233,17 @@ MATH = Problem("math", "", "en", "What is a third?\n", {"answer": r"\frac{1}{3}"
         "3*5--9",
         "",
         " ",
-        "3*5+9,",
+        "3*5+9,24",
+        ",3*5+9",
     ],
 )
 def test_wrong_countdown_answers_earn_nothing(answer):
     assert one(rewards.accuracy, COUNTDOWN, f"<think>a</think><answer>{answer}</answer>") == 0
+
+
+@pytest.mark.parametrize("answer", ["3*5+9", "3*5+9,", "x = 3*5+9", "3*5+9 == 24.0"])
+def test_what_stands_around_a_countdown_answer_costs_nothing(answer):
+    assert one(rewards.accuracy, COUNTDOWN, f"<think>a</think><answer>{answer}</answer>") == 1
 
 
 @pytest.mark.parametrize(

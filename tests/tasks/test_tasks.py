@@ -331,15 +331,54 @@ def test_checker_by_hand(problem, right, wrong):
                 "`44+19+35`.",
                 "（44＋19）＋35＝98",
                 "[44+19]+35",
+                "44+19+35 == 98",
+                "= 44+19+35",
+                "x = 44+19+35",
+                "$X = 44+19+35 = 98$",
+                "```python\n44+19+35\n```",
+                "```\n44+19+35 = 98\n```",
+                "```py\nresult = 44+19+35\n```",
+                "44 + 19 + 35 = **98**",
+                "**44+19+35** = `98`.",
+                "44+19+35,",
+                "44+19+35；",
+                '"44+19+35"',
+                "44+19+35 = 98.0",
+                "98.00 == 44+19+35",
+                "Answer: 44+19+35",
+                "**The final answer: 44+19+35 = 98 ✓**",
+                "答案：44+19+35",
             ],
             [
+                "= 44+19+34",
+                "x = 44+19+35 = 97",
+                "x = 98",
+                "Answer: 98",
+                "== 98 ==",
+                "44+19+35 == 97",
+                "44+19+35 != 98",
+                "x != 44+19+35",
+                "2x = 44+19+35",
+                "x-1 = 44+19+35",
+                "Not: 44+19+35",
+                "Answer: not 44+19+35",
+                "44+19+35 = **97**",
+                "44+19+35 = 98.1",
+                "44+19+35 = 97.99999999999999999999",
+                "44.+19+35",
+                "44+19+35*1.0",
+                "4.4*10+19+35",
+                "```python\n44+19+36\n```",
+                "```python\n44+19\n```\n+35",
+                "44+19,35",
+                "44+19+35, 98",
+                "44+19+35; 44+19",
                 "44+19+35 = 97",
                 "44+19+35 = 98 = 97",
                 "97 = 44+19+35",
                 "98",
                 "98 = 98",
                 "44+19+35 =",
-                "44+19+35 == 98",
                 "44+19+35 = 99 - 1 - 1",
                 "44+19 = 63\n63+35 = 98",
                 r"\boxed{44+19+35} \boxed{44+19+35}",
@@ -370,6 +409,8 @@ def test_checker_by_hand(problem, right, wrong):
                 r"\bigl( \tfrac{6}{3} \bigr) \quad \cdot 2 = \boxed{4}.",
                 "6/3 x 2",
                 "6∕3⋅2",
+                r"x = \frac{6}{3} \times 2 = \boxed{4.0}",
+                "6/3 X 2",
             ],
             [
                 r"\frac{6}{3 \cdot 2}",
@@ -396,6 +437,15 @@ def test_countdown_takes_what_means_the_same(numbers, target, right, wrong):
     problem = Problem("countdown", "", "en", "", {"numbers": numbers, "target": target})
     assert [answer for answer in right if not is_right(problem, answer)] == []
     assert [answer for answer in wrong if is_right(problem, answer)] == []
+
+
+@pytest.mark.parametrize(
+    "numbers, target, answer",
+    [([4, 5, 2], 9, "4.5*2"), ([5, 2], 1, ".5*2"), ([0, 5, 2], 1, "0.5*2"), ([2, 3], 5, "2.+3")],
+)
+def test_the_numbers_of_countdown_are_whole(numbers, target, answer):
+    problem = Problem("countdown", "", "en", "", {"numbers": numbers, "target": target})
+    assert not is_right(problem, answer)
 
 
 def test_a_task_for_reinforcement_learning_alone_needs_no_search(monkeypatch):

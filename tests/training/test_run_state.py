@@ -277,18 +277,16 @@ def test_really_full_disk(saved, tokens, tmp_path):
 
 
 def test_run_is_new_then_started_then_finished(tmp_path, tokens):
+    run = Run(str(tmp_path), SETTINGS, ())
     for _ in range(2):
-        assert not state.has_finished(tmp_path, SETTINGS)
-        state.start_run(tmp_path, SETTINGS)
+        assert not run.has_finished()
+        run.claim()
     NormRun(tmp_path, tokens).go(2)
     state.finish_run(tmp_path, loss=0.5)
-    assert (
-        state.has_finished(tmp_path, SETTINGS)
-        and infra_files.read_json(tmp_path / "run.json")["loss"] == 0.5
-    )
+    assert run.has_finished() and infra_files.read_json(tmp_path / "run.json")["loss"] == 0.5
     assert not (tmp_path / "checkpoints").exists()  # optimizer states are large
     with pytest.raises(ValueError, match="another process has just finished this run"):
-        state.start_run(tmp_path, SETTINGS)
+        run.claim()
     state.unlock(tmp_path)
 
 
@@ -319,14 +317,14 @@ def test_fewer_steps_than_already_done_are_refused(copied, tokens):
 
 
 def test_finished_run_allows_no_change(tmp_path):
-    state.start_run(tmp_path, SETTINGS)
+    Run(str(tmp_path), SETTINGS, ()).claim()
     state.finish_run(tmp_path)
     with pytest.raises(
         ValueError,
         match="holds another run .--steps was 9, now 10.; choose another folder, "
         f"with --model {tmp_path} to go on from this run$",
     ):
-        state.has_finished(tmp_path, {**SETTINGS, "steps": 10, "allow_changes": True})
+        Run(str(tmp_path), {**SETTINGS, "steps": 10, "allow_changes": True}, ()).has_finished()
 
 
 def test_only_one_process_may_use_a_folder(tmp_path, folder):
