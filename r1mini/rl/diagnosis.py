@@ -24,9 +24,12 @@ Rows = Sequence[Row]
 def first_look(group: Group, weights: Mapping[str, float]) -> str:
     """One completion of the first step, with each of its rewards and the reason."""
     prompt, text = group.problem.prompt_and_completion(group.rollouts[0])
-    lines = [f"--- first look: {group.problem.task}, completion 1 of {len(group.rollouts)}"]
-    lines += [prompt.rstrip("\n"), text.rstrip("\n")]
-    lines.append(f"--- the answer is looked for in {answer_place(group.problem)}")
+    lines = [
+        f"--- first look: {group.problem.task}, completion 1 of {len(group.rollouts)}",
+        prompt.rstrip("\n"),
+        text.rstrip("\n"),
+        f"--- the answer is looked for in {answer_place(group.problem)}",
+    ]
     for name, score in group.scores[0].items():
         value = "does not apply"
         if score is not None:
