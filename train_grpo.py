@@ -57,7 +57,7 @@ def main(cfg: GRPOConfig) -> dict:
     worst_case = partial(worst_case_step, cfg, policy, reference, tokenizer, data)
     memory.dry_run(worst_case, memory_needed(cfg, device, policy.config), free, device)
     run.start(policy, tokenizer, optimizers, {"reference": reference} if reference else {})
-    log = StepLog(run, cfg, rewards.weights, policy.config.max_position_embeddings)
+    log = StepLog(run, cfg, rewards.weights, policy)
     spent = run.values.get("spent", 0)  # completions sampled so far
 
     with run:
@@ -65,7 +65,7 @@ def main(cfg: GRPOConfig) -> dict:
             # 1. Sample G completions of each of N problems; 2. score them with rule-based rewards.
             groups, drawn = collect_groups(cfg, policy, tokenizer, data, rewards, step, spent)
             rewards_NG = torch.tensor([group.rewards for group in groups])
-            log.sampled(step, groups, policy)
+            log.sampled(step, groups)
 
             # 3. Advantages: each completion against its group. [R1 Eq. 3]
             adv_NG = group_advantages(rewards_NG, baseline=cfg.baseline, scale=cfg.scale)
@@ -83,7 +83,7 @@ def main(cfg: GRPOConfig) -> dict:
             stats = update_policy(
                 cfg, policy, reference, optimizers, groups, adv_NG, step, rate, non_finite
             )
-            log.updated(step, groups, drawn, adv_NG, policy, stats, rate, fraction)
+            log.updated(step, groups, drawn, adv_NG, stats, rate, fraction)
             if fraction == 1:  # the last step; with --sample-budget, perhaps before --steps
                 break
     summary = run.finish(steps=len(log.rows))

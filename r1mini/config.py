@@ -25,7 +25,9 @@ from typing import Any, TypeVar
 from r1mini.infra import signals
 
 Config = TypeVar("Config")
-COMPARE = {"<=": operator.le, "<": operator.lt, ">": operator.gt}
+Presets = Mapping[str, Mapping[str, Any]]  # name -> field -> value
+COMPARE = {"<=": operator.le, "<": operator.lt, ">": operator.gt, ">=": operator.ge}
+BOUND_WORDS = {"<=": "at most", "<": "below", ">": "above", ">=": "at least"}
 FROM_FILE = "data and data!=cold-start|corpus"  # the rows come from a file
 
 
@@ -136,10 +138,9 @@ def validate(config: Any) -> None:
             if problem := invalid_reason(config, one, **field.metadata):
                 raise ValueError(f"{flag(field.name)} {one}: {problem}")
     for name, reason in ineffective(config).items():
-        if getattr(config, name) != getattr(type(config)(), name):
-            raise ValueError(
-                f"{flag(name)} {format_value(getattr(config, name))}: has no effect {reason}"
-            )
+        value = getattr(config, name)
+        if value != getattr(type(config), name):
+            raise ValueError(f"{flag(name)} {format_value(value)}: has no effect {reason}")
 
 
 def invalid_reason(config: Any, value: Any, choices: Sequence[str], bounds: str, **_: str) -> str:
@@ -158,23 +159,27 @@ def any_of(choices: Sequence[str]) -> str:
     return f"{', '.join(others)} or {last}" if others else last
 
 
-def split_bounds(bounds: str) -> tuple[str, str, str, str]:
-    """
+def split_bounds(bounds: str) -> list[tuple[str, str]]:
+    """How x compares with each limit.
+
     >>> split_bounds("0 < x <= 1"), split_bounds("1 <= x")
-    (('0', '<', '<=', '1'), ('1', '<=', '', ''))
+    ([('>', '0'), ('<=', '1')], [('>=', '1')])
     """
     pattern = r"(?:(\S+) (<=?) )?x(?: (<=?) (\S+))?"
-    return tuple(part or "" for part in re.fullmatch(pattern, bounds).groups())
+    low, over, under, high = re.fullmatch(pattern, bounds).groups(default="")
+    pairs = [(over.replace("<", ">"), low), (under, high)]
+    return [pair for pair in pairs if all(pair)]
 
 
 def bound(config: Any, text: str) -> float:
-    return float(getattr(config, text, None) if hasattr(config, text) else text)
+    return float(getattr(config, text, text))
 
 
 def in_bounds(config: Any, value: float, bounds: str) -> bool:
-    low, over, under, high = split_bounds(bounds)
-    above = not low or COMPARE[over](bound(config, low), value)
-    return above and (not high or COMPARE[under](value, bound(config, high)))
+    return all(
+        COMPARE[comparison](value, bound(config, limit))
+        for comparison, limit in split_bounds(bounds)
+    )
 
 
 def describe_bounds(config: Any, bounds: str) -> str:
@@ -182,11 +187,11 @@ def describe_bounds(config: Any, bounds: str) -> str:
     >>> describe_bounds(None, "0 < x <= 1"), describe_bounds(None, "1 <= x")
     ('above 0 and at most 1', 'at least 1')
     """
-    low, over, under, high = split_bounds(bounds)
-    if hasattr(config, high):
-        high = f"{flag(high)} {getattr(config, high)}"
-    parts = [{"<": "above ", "<=": "at least "}[over] + low] if low else []
-    parts += [{"<": "below ", "<=": "at most "}[under] + high] if high else []
+    parts = []
+    for comparison, limit in split_bounds(bounds):
+        if hasattr(config, limit):
+            limit = f"{flag(limit)} {getattr(config, limit)}"
+        parts.append(f"{BOUND_WORDS[comparison]} {limit}")
     return " and ".join(parts)
 
 
@@ -194,10 +199,9 @@ def ineffective(config: Any) -> dict[str, str]:
     """The flags that have no effect, given the other flags, and why."""
     reasons = {}
     for field in dataclasses.fields(config):
-        conditions = field.metadata["when"].split(" and ") if field.metadata["when"] else []
-        unmet = [condition for condition in conditions if not is_met(config, condition)]
-        if unmet:
-            reasons[field.name] = unmet_reason(config, unmet[0])
+        for condition in filter(None, field.metadata["when"].split(" and ")):
+            if not is_met(config, condition):
+                reasons.setdefault(field.name, unmet_reason(config, condition))
     return reasons
 
 
@@ -246,7 +250,7 @@ class Parser(argparse.ArgumentParser):
 def parse(
     cls: type[Config],
     argv: Sequence[str] | None = None,
-    presets: Mapping[str, Mapping[str, Any]] | None = None,
+    presets: Presets | None = None,
     prog: str | None = None,
     description: str | None = None,
 ) -> Config:
@@ -267,7 +271,7 @@ def parse(
     return cls(**{name: value for name, value in values.items() if name not in dropped})
 
 
-def describe_presets(presets: Mapping[str, Mapping[str, Any]]) -> str:
+def describe_presets(presets: Presets) -> str:
     lines = [
         f"{name}: " + " ".join(f"{k}={v}" for k, v in values.items())
         for name, values in presets.items()
@@ -289,15 +293,13 @@ def add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field, kind: An
         options = {"nargs": "+", "type": typing.get_args(kind)[0], "metavar": metavar}
     else:
         options = {"type": kind, "metavar": metavar if choices else kind.__name__.upper()}
-    parser.add_argument(
-        flag(field.name), dest=field.name, default=argparse.SUPPRESS, help=text, **options
-    )
+    parser.add_argument(flag(field.name), default=argparse.SUPPRESS, help=text, **options)
 
 
 def run_script(
     main: Callable[[Config], Any],
     cls: type[Config],
-    presets: Mapping[str, Mapping[str, Any]] | None = None,
+    presets: Presets | None = None,
     description: str | None = None,
 ) -> None:
     """A script's entry point. A user's mistake prints one line and exits with code 2."""
@@ -310,23 +312,19 @@ def run_script(
         if resumable:
             signals.ignore()
     except (ValueError, OSError) as error:
-        sys.exit(fail(name, error))
+        fail(name, str(error) or type(error).__name__)
     except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
+        no_memory = re.search("out of memory|allocate memory", str(error))
+        if isinstance(error, RuntimeError) and not no_memory:
             raise
         advice = memory_flags(config, cuda="CUDA" in str(error))
-        sys.exit(fail(name, ValueError(f"not enough memory; lower {advice} ({str(error)[:200]})")))
+        fail(name, f"not enough memory; lower {advice} ({str(error)[:200]})")
     except KeyboardInterrupt:
         if resumable:
             signals.ignore()
         advice = "; rerun the same command to resume" if resumable else ""
         print(f"\n{name}: interrupted{advice}", file=sys.stderr)
         sys.exit(signals.EXIT_CODE if resumable else 130)
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    message = re.search("out of memory|allocate memory", str(error))
-    return isinstance(error, MemoryError) or message is not None
 
 
 def memory_flags(config: Any, cuda: bool = False) -> str:
@@ -341,9 +339,8 @@ def memory_flags(config: Any, cuda: bool = False) -> str:
     return (", ".join(lower) or "the model's size") + advice
 
 
-def fail(name: str, error: Exception) -> int:
-    text = str(error) or type(error).__name__
+def fail(name: str, text: str) -> typing.NoReturn:
     if len(text) > 2000:  # it may quote a file's content
         text = text[:2000] + " …"
     print(f"{name}: {text}".replace("\n", " "), file=sys.stderr)
-    return 2
+    sys.exit(2)

@@ -240,20 +240,31 @@ PRESETS = {
 def resolve(cfg: GRPOConfig) -> GRPOConfig:
     """The configuration with its automatic values filled in, and checked. Raises ValueError."""
     validate(cfg)
-    cfg = dataclasses.replace(cfg, tasks=tasks.usable(cfg.tasks, judged=not cfg.data))
+    usable = tasks.usable(cfg.tasks, judged=not cfg.data)
     units = cfg.problems * (cfg.completions if cfg.minibatch_of == "completions" else 1)
     minibatches = cfg.minibatches or (1 if cfg.objective == "reinforce" else min(8, units))
     scale = cfg.scale
     if scale == "auto":
         scale = "none" if cfg.baseline == "none" else "group"
-    cfg = dataclasses.replace(cfg, minibatches=minibatches, scale=scale)
+    cfg = dataclasses.replace(cfg, tasks=usable, minibatches=minibatches, scale=scale)
     check_combinations(cfg, units)
     return cfg
 
 
 def check_combinations(cfg: GRPOConfig, units: int) -> None:
     """Checks that involve several flags. Raises ValueError."""
-    if cfg.completions < 2 and cfg.baseline != "none":
+    if cfg.baseline == "none":
+        if cfg.scale != "none":
+            raise ValueError(
+                f"--baseline none --scale {cfg.scale}: without a baseline, equal rewards have no "
+                "deviation to divide by; use --scale none"
+            )
+        if cfg.resample:
+            raise ValueError(
+                "--baseline none --resample: without a baseline, a group of equal rewards teaches "
+                "something"
+            )
+    elif cfg.completions < 2:
         raise ValueError(
             f"--completions {cfg.completions}: must be at least 2 with --baseline {cfg.baseline}"
         )
@@ -265,16 +276,6 @@ def check_combinations(cfg: GRPOConfig, units: int) -> None:
     if 0 < cfg.delta <= 1 + cfg.clip_high:
         raise ValueError(
             f"--delta {cfg.delta}: must be 0 or above 1 + --clip-high, which is {1 + cfg.clip_high}"
-        )
-    if cfg.baseline == "none" and cfg.scale != "none":
-        raise ValueError(
-            f"--baseline none --scale {cfg.scale}: without a baseline, equal rewards have no "
-            "deviation to divide by; use --scale none"
-        )
-    if cfg.baseline == "none" and cfg.resample:
-        raise ValueError(
-            "--baseline none --resample: without a baseline, a group of equal rewards teaches "
-            "something"
         )
     if cfg.objective == "reinforce" and cfg.minibatches > 1:
         raise ValueError(

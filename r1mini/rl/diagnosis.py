@@ -1,7 +1,8 @@
 """Advice for an RL run: a first look at the rewards, and the likely cause in one sentence when the
 reward is flat or training goes wrong."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from r1mini import tasks
@@ -16,17 +17,23 @@ from r1mini.rl.config import GRPOConfig
 # in bf16; they have more layers to round in.)
 MAX_GAP = {False: 1e-2, True: 1.0}
 MAX_MEAN_GAP = {False: 1e-2, True: 0.1}
+Row = Mapping[str, Any]  # the metrics of a step
+Rows = Sequence[Row]
 
 
 def first_look(group: Group, weights: Mapping[str, float]) -> str:
     """One completion of the first step, with each of its rewards and the reason."""
     prompt, text = group.problem.prompt_and_completion(group.rollouts[0])
-    lines = [f"--- first look: {group.problem.task}, completion 1 of {len(group.rollouts)}"]
-    lines += [prompt.rstrip("\n"), text.rstrip("\n")]
-    lines.append(f"--- the answer is looked for in {answer_place(group.problem)}")
+    lines = [
+        f"--- first look: {group.problem.task}, completion 1 of {len(group.rollouts)}",
+        prompt.rstrip("\n"),
+        text.rstrip("\n"),
+        f"--- the answer is looked for in {answer_place(group.problem)}",
+    ]
     for name, score in group.scores[0].items():
-        value = "does not apply" if score is None else f"{score:.2f}"
-        value += "" if score is None else reason(group.problem, text, name)
+        value = "does not apply"
+        if score is not None:
+            value = f"{score:.2f}{reason(group.problem, text, name)}"
         lines.append(f"--- {name} (weight {weights.get(name, 0):g}): {value}")
     all_rewards = " ".join(f"{reward:.2f}" for reward in group.rewards)
     lines.append(f"--- reward {group.rewards[0]:.2f}; of the group: {all_rewards}")
@@ -63,7 +70,7 @@ def language_error(problem: Problem, text: str) -> str | None:
     return f"{round((1 - share) * count)} of {count} words are not in {problem.language!r}"
 
 
-def check_sampler_gap(row: Mapping[str, Any], cfg: GRPOConfig) -> str | None:
+def check_sampler_gap(row: Row, cfg: GRPOConfig) -> str | None:
     """A warning if sampler and learner disagree before the first update of a step, when their
     weights are the same. Raises ValueError if they differ on average and nothing corrects it: the
     policy would learn from completions that it did not sample."""
@@ -84,7 +91,7 @@ def check_sampler_gap(row: Mapping[str, Any], cfg: GRPOConfig) -> str | None:
 
 
 def diagnose(
-    rows: Sequence[Mapping[str, Any]], cfg: GRPOConfig, weights: Mapping[str, float], context: int
+    rows: Rows, cfg: GRPOConfig, weights: Mapping[str, float], context: int
 ) -> Iterator[str]:
     """What the last steps' metrics suggest, each in one sentence with the flag to change. `rows`:
     the metrics of the run so far; `weights`: the rewards' weights; `context`: the model's context
@@ -93,19 +100,39 @@ def diagnose(
         yield "the learning rate is 0: nothing is learned; raise --learning-rate"
     yield from diagnose_completions(rows, cfg, weights, context)
     yield from diagnose_groups(rows, cfg, weights)
-    yield from diagnose_updates(rows, cfg)
+    row, first = rows[-1], rows[0]["entropy"]
+    if first > 0 and persists(rows, "entropy", below=0.1 * first):
+        yield (
+            f"entropy fell from {first:.2f} to {row['entropy']:.2f}: the policy samples only one "
+            "answer; lower --learning-rate or set --entropy-bonus 0.003"
+        )
+    if row.get("kl", 0.0) > 1.0:
+        yield (
+            f"the KL to the reference is {row['kl']:.2f} nats per token: the policy drifts too far "
+            "away; lower --learning-rate or raise --beta"
+        )
+    if persists(rows, "approx_kl", above=0.1):
+        yield (
+            f"the updates of one step move the policy by {row['approx_kl']:.2f} nats per token: "
+            "lower --learning-rate or --minibatches"
+        )
+    if cfg.learning_rate and persists(rows, "weights/moved_in_bf16", below=1e-3):
+        yield (
+            f"a step changes {row['weights/moved_in_bf16']:.2%} of the weights in bf16; the rest "
+            "is lost in rounding until it adds up: raise --learning-rate, or use --no-bf16"
+        )
 
 
-def persists(rows: Sequence[Mapping[str, Any]], test: Callable[[Mapping[str, Any]], bool]) -> bool:
-    """Whether the last three steps all pass the test."""
-    return len(rows) >= 3 and all(map(test, rows[-3:]))
+def persists(rows: Rows, name: str, above: float = -math.inf, below: float = math.inf) -> bool:
+    """Whether the last three steps all have this metric, between the limits."""
+    return len(rows) >= 3 and all(above < row.get(name, math.nan) < below for row in rows[-3:])
 
 
 def diagnose_completions(
-    rows: Sequence[Mapping[str, Any]], cfg: GRPOConfig, weights: Mapping[str, float], context: int
+    rows: Rows, cfg: GRPOConfig, weights: Mapping[str, float], context: int
 ) -> Iterator[str]:
     row = rows[-1]
-    if persists(rows, lambda r: r["completions/clipped_ratio"] > 0.5):
+    if persists(rows, "completions/clipped_ratio", above=0.5):
         cut = f"{row['completions/clipped_ratio']:.0%} of completions were truncated at"
         if cfg.max_new_tokens < context:
             yield f"{cut} {cfg.max_new_tokens} tokens, before an answer: raise --max-new-tokens"
@@ -114,7 +141,7 @@ def diagnose_completions(
                 f"{cut} the model's context of {context} tokens, before an answer: reward short "
                 "completions (--overlong-cache), or choose another --model"
             )
-    elif persists(rows, lambda r: r["completions/unparsed_ratio"] > 0.9):
+    elif persists(rows, "completions/unparsed_ratio", above=0.9):
         unparsed = f"{row['completions/unparsed_ratio']:.0%} of completions ended without"
         if cfg.data:
             yield (
@@ -127,18 +154,16 @@ def diagnose_completions(
                 f"{unparsed} one <answer>…</answer>, so nothing can be rewarded: start from a "
                 "model that has seen the format (train_sft.py --data cold-start)"
             )
-    elif weights.get("format", 0) > 0 and persists(rows, lambda r: r["rewards/format/mean"] < 0.05):
+    elif weights.get("format", 0) > 0 and persists(rows, "rewards/format/mean", below=0.05):
         yield (
             f"only {row['rewards/format/mean']:.0%} of completions follow the format: see "
             "the first look; start from one that has seen it (train_sft.py --data cold-start)"
         )
 
 
-def diagnose_groups(
-    rows: Sequence[Mapping[str, Any]], cfg: GRPOConfig, weights: Mapping[str, float]
-) -> Iterator[str]:
+def diagnose_groups(rows: Rows, cfg: GRPOConfig, weights: Mapping[str, float]) -> Iterator[str]:
     row = rows[-1]
-    if cfg.baseline == "none" or not persists(rows, lambda r: r["frac_reward_zero_std"] > 0.8):
+    if cfg.baseline == "none" or not persists(rows, "frac_reward_zero_std", above=0.8):
         return
     equal = f"in {row['frac_reward_zero_std']:.0%} of groups all rewards are equal"
     refill = "" if cfg.resample else " (--resample 3 replaces such groups)"
@@ -156,27 +181,3 @@ def diagnose_groups(
         )
     else:
         yield f"{equal}, so little is learned: raise --completions{refill}"
-
-
-def diagnose_updates(rows: Sequence[Mapping[str, Any]], cfg: GRPOConfig) -> Iterator[str]:
-    row, first = rows[-1], rows[0]["entropy"]
-    if first > 0 and persists(rows, lambda r: r["entropy"] < 0.1 * first):
-        yield (
-            f"entropy fell from {first:.2f} to {row['entropy']:.2f}: the policy samples only one "
-            "answer; lower --learning-rate or set --entropy-bonus 0.003"
-        )
-    if row.get("kl", 0.0) > 1.0:
-        yield (
-            f"the KL to the reference is {row['kl']:.2f} nats per token: the policy drifts too far "
-            "away; lower --learning-rate or raise --beta"
-        )
-    if persists(rows, lambda r: r.get("approx_kl", 0.0) > 0.1):
-        yield (
-            f"the updates of one step move the policy by {row['approx_kl']:.2f} nats per token: "
-            "lower --learning-rate or --minibatches"
-        )
-    if cfg.learning_rate and persists(rows, lambda r: r.get("weights/moved_in_bf16", 1.0) < 1e-3):
-        yield (
-            f"a step changes {row['weights/moved_in_bf16']:.2%} of the weights in bf16; the rest "
-            "is lost in rounding until it adds up: raise --learning-rate, or use --no-bf16"
-        )

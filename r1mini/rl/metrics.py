@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from r1mini.infra import files
 from r1mini.infra.distributed import replicate
 from r1mini.model.transformer import Transformer
-from r1mini.records import Group, Rollout
+from r1mini.records import Group
 from r1mini.rewards.completion import extract_answer, extract_thinking, words
 from r1mini.rl import diagnosis
 from r1mini.rl.config import GRPOConfig
@@ -45,13 +45,6 @@ def reflection(thinking: str, language: str) -> float:
     return fmean(hits) if spoken else 0.0
 
 
-def entropy(rollouts: Sequence[Rollout]) -> float:
-    """Nats per token of the sampling distribution, estimated as the mean of -log p of the
-    tokens."""
-    total = sum(sum(rollout.logprobs) for rollout in rollouts)
-    return -total / sum(len(rollout.logprobs) for rollout in rollouts)
-
-
 def deviation(values: Sequence[float]) -> float:
     """Sample standard deviation; 0 for a single value."""
     return stdev(values) if len(values) > 1 else 0.0
@@ -61,16 +54,15 @@ def sampling_metrics(groups: Sequence[Group]) -> dict[str, Any]:
     """Metrics of all completions of a step, including groups that were replaced."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     scores = [score for group in groups for score in group.scores]
-    problems = [group.problem for group in groups for _ in group.rollouts]
-    texts = [p.prompt_and_completion(rollout)[1] for p, rollout in zip(problems, rollouts)]
-    answers = list(map(extract_answer, problems, texts))
-    languages = [problem.language for problem in problems]
     lengths = [len(rollout.completion_ids) for rollout in rollouts]
-    finished = [rollout.finished for rollout in rollouts]
-    unparsed = [done and answer is None for done, answer in zip(finished, answers)]
-    wrong = [
-        answer is not None and score["accuracy"] == 0 for answer, score in zip(answers, scores)
-    ]
+    unparsed, wrong, reflective = [], [], []
+    for group in groups:
+        for rollout, score in zip(group.rollouts, group.scores):
+            _, text = group.problem.prompt_and_completion(rollout)
+            answer = extract_answer(group.problem, text)
+            unparsed.append(rollout.finished and answer is None)
+            wrong.append(answer is not None and score["accuracy"] == 0)
+            reflective.append(reflection(extract_thinking(text), group.problem.language))
     row = {
         "reward": fmean([reward for group in groups for reward in group.rewards]),
         "reward_std": fmean([deviation(group.rewards) for group in groups]),
@@ -79,11 +71,12 @@ def sampling_metrics(groups: Sequence[Group]) -> dict[str, Any]:
         "completions/mean_length": fmean(lengths),
         "completions/min_length": min(lengths),
         "completions/max_length": max(lengths),
-        "completions/clipped_ratio": fmean([not done for done in finished]),
+        "completions/clipped_ratio": fmean([not rollout.finished for rollout in rollouts]),
         "completions/unparsed_ratio": fmean(unparsed),
         "completions/wrong_ratio": fmean(wrong),
-        "completions/reflection": fmean(map(reflection, map(extract_thinking, texts), languages)),
-        "entropy": entropy(rollouts),
+        "completions/reflection": fmean(reflective),
+        # Nats per token of the sampling distribution, estimated from the tokens that were drawn.
+        "entropy": -sum(sum(rollout.logprobs) for rollout in rollouts) / sum(lengths),
     }
     for name in scores[0]:
         if values := [score[name] for score in scores if score[name] is not None]:
@@ -95,21 +88,18 @@ def sampling_metrics(groups: Sequence[Group]) -> dict[str, Any]:
 def learning_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Means over the minibatches that updated the policy; empty if none did. Fractions and
     distances are per token of the completions in the loss."""
+    tried = [stats for stats in updates if "grad_norm" in stats]
+    done = [stats for stats in tried if math.isfinite(stats["grad_norm"])]
     row = {}
-    if skipped := sum(not math.isfinite(stats.get("grad_norm", 0.0)) for stats in updates):
+    if skipped := len(tried) - len(done):
         row["updates_skipped"] = skipped
-    if updates := [stats for stats in updates if math.isfinite(stats.get("grad_norm", math.nan))]:
-        names = [name for name in updates[0] if name not in ("tokens", "gap", "gap_mean")]
-        row |= {name: fmean([stats[name] for stats in updates]) for name in names}
+    if done:
+        names = [name for name in done[0] if name not in ("tokens", "gap", "gap_mean")]
+        row |= {name: fmean([stats[name] for stats in done]) for name in names}
         # Before the first update, sampler and learner have the same weights: rounding alone.
-        row["sampling/sampling_logp_difference/max"] = updates[0]["gap"]
-        row["sampling/sampling_logp_difference/mean"] = updates[0]["gap_mean"]
+        row["sampling/sampling_logp_difference/max"] = done[0]["gap"]
+        row["sampling/sampling_logp_difference/mean"] = done[0]["gap_mean"]
     return row
-
-
-def count_tokens(groups: Sequence[Group]) -> int:
-    rollouts = [rollout for group in groups for rollout in group.rollouts]
-    return sum(len(rollout.prompt_ids) + len(rollout.completion_ids) for rollout in rollouts)
 
 
 def bf16_weights(policy: Transformer) -> list[Tensor]:
@@ -122,40 +112,39 @@ def changed_fraction(before: Sequence[Tensor], after: Sequence[Tensor]) -> float
     return sum(changed) / sum(old.numel() for old in before)
 
 
-def rollout_rows(step: int, groups: Sequence[Group], adv_NG: Tensor) -> list[dict[str, Any]]:
+def rollout_rows(step: int, groups: Sequence[Group], adv_NG: Tensor) -> Iterator[dict[str, Any]]:
     """The lines of rollouts.jsonl: every completion with its rewards and its advantage."""
-    rows = []
     for n, group in enumerate(groups):
         for g, (rollout, scores) in enumerate(zip(group.rollouts, group.scores)):
             prompt, completion = group.problem.prompt_and_completion(rollout)
-            rows.append(
-                {
-                    "step": step,
-                    "problem": n,
-                    "sample": g,
-                    "task": group.problem.task,
-                    "prompt": prompt,
-                    "completion": completion,
-                    "tokens": len(rollout.completion_ids),
-                    "finished": rollout.finished,
-                    "rewards": scores,
-                    "reward": round(group.rewards[g], 6),
-                    "advantage": round(float(adv_NG[n, g]), 6),
-                }
-            )
-    return rows
+            yield {
+                "step": step,
+                "problem": n,
+                "sample": g,
+                "task": group.problem.task,
+                "prompt": prompt,
+                "completion": completion,
+                "tokens": len(rollout.completion_ids),
+                "finished": rollout.finished,
+                "rewards": scores,
+                "reward": round(group.rewards[g], 6),
+                "advantage": round(float(adv_NG[n, g]), 6),
+            }
 
 
 class StepLog:
     """Writes the logs of a run, and prints a line and a diagnosis for each step."""
 
-    def __init__(self, run: Run, cfg: GRPOConfig, weights: Mapping[str, float], context: int):
-        self.run, self.cfg, self.reward_weights, self.context = run, cfg, weights, context
+    def __init__(
+        self, run: Run, cfg: GRPOConfig, weights: Mapping[str, float], policy: Transformer
+    ):
+        self.run, self.cfg, self.reward_weights, self.policy = run, cfg, weights, policy
+        self.context = policy.config.max_position_embeddings
         self.rows = files.read_metrics(run.out / "metrics.jsonl", *NEEDED)
 
-    def sampled(self, step: int, groups: Sequence[Group], policy: Transformer) -> None:
+    def sampled(self, step: int, groups: Sequence[Group]) -> None:
         self.run.lap("sample")
-        self.weights_before = bf16_weights(policy) if self.cfg.bf16 else None
+        self.weights_before = bf16_weights(self.policy) if self.cfg.bf16 else None
         if step == 0:
             print(diagnosis.first_look(groups[0], self.reward_weights), flush=True)
             if self.cfg.max_new_tokens > self.context:
@@ -170,7 +159,6 @@ class StepLog:
         groups: Sequence[Group],
         drawn: Sequence[Group],
         adv_NG: Tensor,
-        policy: Transformer,
         updates: Sequence[Mapping[str, float]],
         learning_rate: float,
         fraction_done: float,
@@ -178,17 +166,19 @@ class StepLog:
         """Log a step: the groups it learned from, all groups sampled for them, and its updates."""
         self.run.lap("update")
         tokens = self.rows[-1]["num_tokens"] if self.rows else 0
+        for rollout in [rollout for group in drawn for rollout in group.rollouts]:
+            tokens += len(rollout.prompt_ids) + len(rollout.completion_ids)
         row = {
             "step": step,
             **sampling_metrics(drawn),
             **learning_metrics(updates),
             "learning_rate": learning_rate,
             **self.run.times(),
-            "num_tokens": tokens + count_tokens(drawn),
+            "num_tokens": tokens,
             "seconds": round(self.run.seconds, 3),
         }
         if self.weights_before and "loss" in row:
-            now = bf16_weights(policy)
+            now = bf16_weights(self.policy)
             row["weights/moved_in_bf16"] = changed_fraction(self.weights_before, now)
         self.rows.append(row)
         self.run.write("metrics.jsonl", row)

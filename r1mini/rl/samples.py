@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from random import Random
 
 import torch
@@ -87,7 +87,7 @@ class LossInputs:
 
     def select(self, rows: Sequence[int], T: int, device: torch.device) -> LossInputs:
         """These rows, cut to T columns, on the device."""
-        tensors = [getattr(self, field.name)[rows] for field in fields(self)]
+        tensors = [x[rows] for x in vars(self).values()]
         tensors = [x if x.ndim == 1 else x[:, :T] for x in tensors]
         return LossInputs(*(x.to(device, non_blocking=True) for x in tensors))
 

@@ -105,10 +105,8 @@ def worst_case_step(
         sampler.dry_run(whole, tokenizer, prompts, cfg.completions, params, cfg.sampler_rows)
     limit = policy.config.max_completion(cfg.max_new_tokens, len(prompt))
     size = len(minibatches(cfg, cfg.problems, "")[0])
-    same_prompt = (
-        cfg.completions if cfg.minibatch_of == "problems" else max(1, size // cfg.problems)
-    )
-    rows = memory.longest_rows(cfg.learner_tokens, size, len(prompt), limit, same_prompt)
+    same_prompt = cfg.completions if cfg.minibatch_of == "problems" else size // cfg.problems
+    rows = memory.longest_rows(cfg.learner_tokens, size, len(prompt), limit, max(1, same_prompt))
     rollouts = [
         Rollout(tuple(ids), tuple(completion), (0.0,) * len(completion), "", True)
         for ids, completion in rows

@@ -28,7 +28,8 @@ def next_bucket(n: int) -> int:
     [1, 2, 3, 6, 8, 12, 16, 48, 64]
     """
     power = 1 << (n - 1).bit_length()
-    return power * 3 // 4 if n <= power * 3 // 4 else power
+    smaller = power * 3 // 4
+    return smaller if n <= smaller else power
 
 
 def round_up(length: int, multiple: int = 16) -> int:

@@ -32,19 +32,19 @@ def fuse_linears(linears: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:
 
 
 def fuse_parameters(parameters: Sequence[nn.Parameter]) -> Tensor:
-    first, offset = parameters[0].data, parameters[0].storage_offset()
-    storage = first.untyped_storage().data_ptr()
-    for parameter in parameters:
-        same_storage = parameter.untyped_storage().data_ptr() == storage
-        if not same_storage or parameter.storage_offset() != offset:
-            break
-        offset += parameter.numel()
-    else:  # already adjacent in memory
-        return first.as_strided((sum(map(len, parameters)), *first.shape[1:]), first.stride())
+    first, lengths = parameters[0].data, list(map(len, parameters))
+    if all(map(follows, parameters[1:], parameters)):
+        return first.as_strided((sum(lengths), *first.shape[1:]), first.stride())
     fused = torch.cat([parameter.data for parameter in parameters])
-    for parameter, view in zip(parameters, fused.split([len(p) for p in parameters])):
+    for parameter, view in zip(parameters, fused.split(lengths)):
         parameter.data = view
     return fused
+
+
+def follows(x: Tensor, previous: Tensor) -> bool:
+    """Whether x begins where the previous tensor ends, in the same storage."""
+    same_storage = x.untyped_storage().data_ptr() == previous.untyped_storage().data_ptr()
+    return same_storage and x.storage_offset() == previous.storage_offset() + previous.numel()
 
 
 class FusedLayer:
@@ -102,9 +102,8 @@ class FusedDecoder:
         """Cosines and sines [B, H + 2K, C] for the fused q, k, v; the identity for v."""
         H, K = self.config.num_attention_heads, self.config.num_key_value_heads
         frequency = self.model.rope_bits.view(torch.float32)
-        cos_BC, sin_BC = rope_tables(position_B, frequency, self.model.rope_factor)
-        cos = cos_BC[:, None].to(dtype).expand(-1, H + 2 * K, -1).clone()
-        sin = sin_BC[:, None].to(dtype).expand(-1, H + 2 * K, -1).clone()
+        tables = rope_tables(position_B, frequency, self.model.rope_factor)
+        cos, sin = (x_BC[:, None].to(dtype).repeat(1, H + 2 * K, 1) for x_BC in tables)
         sin[..., : self.config.head_dim // 2].neg_()  # `roll` swaps the halves, without a sign
         cos[:, H + K :].fill_(1)
         sin[:, H + K :].zero_()

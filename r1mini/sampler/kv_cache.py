@@ -135,9 +135,8 @@ class KVCache:
         _, B, K, S, C = self.key.shape
         T, device = self.prompt_key.shape[3], count_B.device
         count_BK = count_B.repeat_interleave(K)
-        target_BK = (
-            torch.arange(B * K, device=device) * S + count_BK
-        )  # in a layer's flattened cache
+        # Where the new tokens go in a layer's flattened cache:
+        target_BK = torch.arange(B * K, device=device) * S + count_BK
         own_visible = torch.arange(length, device=device) <= count_BK[:, None]  # [B*K, length]
         visible = torch.cat((self.prompt_visible, own_visible), 1)[:, None]
         bias = torch.zeros(visible.shape, device=device).masked_fill(~visible, -torch.inf)

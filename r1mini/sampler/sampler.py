@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -172,7 +173,7 @@ class Sampler:
         self.runner = runner or (GraphRunner(device) if graphs_enabled(device) else EagerRunner())
         self.decoder = FusedDecoder(model)
 
-        self.waiting = deque((n, g) for n in range(len(prompt_ids)) for g in range(completions))
+        self.waiting = deque(product(range(len(prompt_ids)), range(completions)))  # (n, g)
         self.slots = [None] * min(max_rows, len(self.waiting))  # Rows; None: idle
         self.groups = [[None] * completions for _ in prompt_ids]
         self.finished = 0
@@ -219,7 +220,7 @@ class Sampler:
         if missing:
             self.prefill(missing)
         elif shrunk:
-            self.evict_unused()
+            self.replace_unused([], [], [])
         index = {n: i for i, n in enumerate(self.cached_prompts)}
         idle_prompt = self.runner.idle_prompt
         self.cache.assign_prompts([index[row.n] if row else idle_prompt for row in self.slots])
@@ -266,22 +267,16 @@ class Sampler:
                 token_M = torch.tensor(sum(prefixes, [])).to(self.device)
                 position_M = torch.cat([torch.arange(len(ids)) for ids in prefixes])
                 self.model.hidden(token_M, position_M.to(self.device), attend)
-            keep = self.used_prompts()
-            self.cache.add_prompts(keep, attend.kept_kv, attend.lengths)
-            self.cached_prompts = [self.cached_prompts[i] for i in keep] + numbers
+            self.replace_unused(numbers, attend.kept_kv, attend.lengths)
 
-    def evict_unused(self) -> None:
-        """Drops the prompts that no row needs any more from the cache."""
-        keep = self.used_prompts()
-        self.cache.add_prompts(keep, [], [])
-        self.cached_prompts = [self.cached_prompts[i] for i in keep]
-
-    def used_prompts(self) -> list[int]:
-        """The indices in the cache of the prompts that a row still needs."""
+    def replace_unused(self, new: list[int], kv: Sequence, lengths: list[int]) -> None:
+        """Puts these prompts in the cache, in place of those that no row needs any more."""
         used = {row.n for row in self.slots if row}
         if self.waiting:
             used.add(self.waiting[0][0])  # a group may be split between slots and queue
-        return [i for i, n in enumerate(self.cached_prompts) if n in used]
+        keep = [i for i, n in enumerate(self.cached_prompts) if n in used]
+        self.cache.add_prompts(keep, kv, lengths)
+        self.cached_prompts = [self.cached_prompts[i] for i in keep] + new
 
     def ensure_capacity(self, length: int) -> None:
         while length > self.cache.capacity:
@@ -290,8 +285,7 @@ class Sampler:
     def decode(self, length: int) -> list[tuple[Tensor, Tensor]]:
         """`steps_per_sync` decoding steps, after which no row has more than `length` tokens."""
         length = min(self.runner.rounded_length(length), self.cache.capacity)
-        state = self.token_B, self.position_B, self.count_B, self.uniform_BT
-        reads = *self.cache.tensors(), *state
+        reads = *self.cache.tensors(), self.token_B, self.position_B, self.count_B, self.uniform_BT
         decode_step = partial(self.decode_step, length)
         return [self.runner.run(decode_step, length, reads) for _ in range(self.steps_per_sync)]
 
