@@ -42,7 +42,8 @@ LABELLED = re.compile(
 )
 # A formula of a prompt: in TeX's delimiters, or from its first digit or command to its last.
 FORMULA = re.compile(
-    r"\$+([^$]+)\$|\\[(\[](.+?)\\[)\]]|((?:[-+(|√\d]|\\[a-z]+)(?:[^A-Za-z?=,;]*[\d)!|}%])?)"
+    r"\$([^$]+)\$|\\[(\[](.+?)\\[)\]]"
+    r"|((?:[-+(|√\d]|\\[a-z]+)(?:[^A-Za-z\u3000-\u9fff，？；?=,;]{0,200}[\d)!|}%])?)"
 )
 SPACING = re.compile(r"[\s{}$]|\\(?:left|right|[,;!])")
 # Notation that traces share between languages.

@@ -303,6 +303,7 @@ def test_accuracy_of_a_data_files_row(text, right):
         ("What is 2+3?", "5", r"\text{2+3}", 0),
         ("What is 2+3?", "5", "x = 2+3", 0),
         ("What is 2+3?", "5", "2+3=5", 1),
+        ("计算2+3，其中4不用。", "5", "(3+2)", 0),
         (r"Compute $\frac{3}{4}+\frac{1}{8}$.", "7/8", "1/8 + 3/4", 0),
         (r"Compute $12 \times 13$.", "156", "13*12", 0),
         (r"Find $\gcd(12, 18)$.", "6", r"\gcd(18,12)", 0),
