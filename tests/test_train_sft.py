@@ -162,6 +162,15 @@ def interrupted(folder, tmp_path_factory):
     return out / "whole", out / "cut"
 
 
+def test_prompts_that_end_in_a_space_are_told(tokens, capsys):
+    row, template = (
+        {"prompt": "1+1? A: ", "completion": "2"},
+        chat_template.plain_template(END_OF_TEXT),
+    )
+    encode_rows([row, {**row, "prompt": "1+1?\n"}], tokens, template, 64)
+    assert capsys.readouterr().out.startswith("1 prompts end in a space")
+
+
 def test_resumed_run_gives_a_bit_identical_model(interrupted):
     whole, cut = ((path / "model.safetensors").read_bytes() for path in interrupted)
     assert whole == cut

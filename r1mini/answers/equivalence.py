@@ -100,11 +100,11 @@ class Collection:
 Value = Quantity | Collection
 
 
-# A box, whose content is a group or a word, or a line `Answer: …`
+# A box, whose content is a group or a word, or a line `Answer: …` or `#### 5`
 FINAL = re.compile(
     r"\\(?:boxed|fbox)(?![A-Za-z])\s*(?:(\{)|([^\s${}]+))"
-    r"|^[- *_#>]{0,9}(?:(?:(?:the|final|so|therefore,) ){0,3}answer(?: is)?"
-    r"|[最终故]{0,2}答案[为是]?)[*_ ]{0,3}[:：](?!.*\\(?:boxed|fbox))[*_]*"
+    r"|^(?:#{4}(?= *[-+$]?\d[\d.,/%]* *$)|[- *_#>]{0,9}(?:(?:(?:the|final|so|therefore,) ){0,3}"
+    r"answer(?: is)?|[最终故]{0,2}答案[为是]?)[*_ ]{0,3}[:：](?!.*\\(?:boxed|fbox))[*_]*)"
     r"(?=\s{0,4}(\S*[^\s*_].*))",
     re.IGNORECASE | re.MULTILINE,
 )

@@ -100,7 +100,8 @@ def read_message(message: Row) -> Message:
         if names:
             raise ValueError(f"{names[0]!r} in a message of role {role!r}")
         return fields
-    weight = message.get("weight")
+    not_learned = False in (message.get("train"), message.get("loss"))
+    weight = 0 if not_learned else message.get("weight")
     if weight not in (0, 1, None):
         raise ValueError(f"'weight' must be 0 or 1, not {weight!r:.60}")
     if weight == 0:
@@ -242,6 +243,7 @@ def countdown(row: Row) -> dict:
         "example <answer> (1 + 2) / 3 </answer>."
     )
     fields = trl(row) if "prompt" in row else chat(question)
+    fields.pop("answer", None)  # TinyZero's has the numbers and the target again
     return {**fields, "task": "countdown", "numbers": numbers, "target": target}
 
 
@@ -270,6 +272,8 @@ def find_choices(row: Row) -> dict:
     MedQA), or columns such as `A` or `option_a` by name, as some data sets count them from 1."""
     match next((row[name] for name in CHOICES if row.get(name)), None):
         case {"text": [*texts], "label": [*labels]}:
+            if len({*labels}) < len(texts):
+                raise ValueError(f"choices need a label each, not {labels!r:.60}")
             return dict(zip(labels, texts))
         case [{"text": _, "label": _}, *_] as pairs:
             return {pair.get("label"): pair.get("text") for pair in pairs}
@@ -286,6 +290,13 @@ def find_choices(row: Row) -> dict:
             return named if len(named) > 1 else {}
 
 
+def has_choices(row: Row) -> bool:
+    try:
+        return bool(find_choices(row))
+    except READ_ERRORS:  # each row is checked when it is read
+        return True
+
+
 def mark(name: Any) -> str:
     """A label or a choice without the signs around it, in capitals."""
     return str(name).strip("().: ").upper() or str(name)
@@ -297,6 +308,11 @@ def choices(prompt: str, golds: Sequence[str], row: Row) -> dict:
     ValueError unless the columns of golds name one choice, by label, letter or text.
     """
     by_label = find_choices(row)
+    while len(by_label) > 2 and [*by_label.values()][-1] in (
+        None,
+        "",
+    ):  # four choices in five columns
+        by_label.popitem()
     if not 2 <= len(by_label) <= len(LETTERS):
         raise ValueError(f"must be a list of 2 to {len(LETTERS)} choices, not {by_label!r:.90}")
     values = {name: row[name] for name in golds if row.get(name) is not None}
@@ -318,7 +334,7 @@ def choices(prompt: str, golds: Sequence[str], row: Row) -> dict:
         raise ValueError(f"two choices are the same: {list(by_label.values())}")
     lines = "".join(f"\n{letter}) {choice}" for choice, letter in shown.items())
     *before, last = to_messages({"prompt": text_or_messages(row, prompt)})
-    question = f"{last['content']}\n{lines}\n\nAnswer with the letter of the right choice."
+    question = f"{last['content']}\n{lines}\n\nPut the letter of the right choice in \\boxed{{}}."
     [letter] = correct
     reply = written_reply(row) or rf"\boxed{{{letter}}}"
     return chat([*before, {**last, "content": question}], reply, answer=letter)
@@ -430,6 +446,7 @@ GOLDS = "answer ground_truth expected_answer final_answer target".split()
 REPLIES = "solution output response generated_solution".split()
 ANSWERS = [*GOLDS, "solution", "tests", "output", "response"]
 CHOICES = "choices options endings alternatives answer_choices answer_options".split()
+NESTED = ["messages", "conversations", "prompt", "completion", *CHOICES]
 CHOICE_COLUMN = re.compile(r"(option|choice|answer|ending|op|sol)?_?([a-j]|\d)")
 CORRECT = (  # columns that name the right choice
     "answer_index answer_idx answerkey answer_key answer_letter correct correct_option "
@@ -441,13 +458,22 @@ CONTEXTS = "input body background paragraph story article passage context instru
 
 def common_columns(row: Row) -> Row:
     """The columns, also under lower-case names with `_`, and those in ARC's `question` and verl's
-    `reward_model`."""
+    `reward_model`. Messages and choices may be JSON text, as in a CSV file."""
+    row = {name: from_json(value) if name in NESTED else value for name, value in row.items()}
     nested = {}
     for name in ("question", "reward_model"):
         if isinstance(row.get(name), dict):
             nested |= row[name]
     lower = {name.strip().lower().replace(" ", "_"): value for name, value in row.items()}
     return {**nested, **lower, **row}
+
+
+def from_json(value: Any) -> Any:
+    """The list or object that a text is in JSON; any other value as it is."""
+    try:
+        return json.loads(value) if re.match(r"\s*[\[{]", value) else value
+    except (ValueError, TypeError):
+        return value
 
 
 def add_context(row: Row, prompt: str | list[Message]) -> str | list[Message]:
@@ -458,9 +484,11 @@ def add_context(row: Row, prompt: str | list[Message]) -> str | list[Message]:
     question = prompt
     for name in CONTEXTS:
         part = row.get(name)
-        if is_empty(part) or not isinstance(part, str) or question.startswith(part):
+        if is_empty(part) or not isinstance(part, str):
             continue
-        if "prompt" not in row or part not in question:
+        # A question may have it already: at its start, as a line or, if it is long, anywhere.
+        shown = [part] if name != "input" and question.startswith(part) else question.split("\n")
+        if part not in (question if "prompt" in row and len(part) > 30 else shown):
             prompt = f"{prompt}\n{part}" if name == "input" else f"{part}\n{prompt}"
     return prompt
 
@@ -477,7 +505,7 @@ def detect(head: Sequence[Row], prompt_key: str = "", answer_key: str = "") -> F
             raise ValueError(f"--{flag}-key {key}: no such column in {', '.join(columns)}")
     custom = prompt_key or answer_key
     prompt = prompt_key or next((name for name in PROMPTS if name in columns), None)
-    if prompt and "completion" not in columns and any(map(find_choices, head)):
+    if prompt and "completion" not in columns and any(map(has_choices, head)):
         golds = [answer_key] if answer_key else [*ANSWERS, *CORRECT]
         return Format("choices", "", partial(choices, prompt, golds), "right choice")
     if not custom:

@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeVar
 from r1mini.data.files import RowErrors, read_rows
 from r1mini.data.formats import (
     ANSWERS,
+    CONTEXTS,
     CORRECT,
     PROMPTS,
     READ_ERRORS,
@@ -109,7 +110,7 @@ def unused_text(example: Example) -> dict[str, None]:
     return {
         name: None
         for name, value in example.columns.items()
-        if (isinstance(value, str) or name == "history" and value)
+        if (isinstance(value, str) or name in (*CONTEXTS, "history", "tools") and value)
         and not example.format.tests
         and name not in (*ANSWERS[:-2], *CORRECT)
         and name == name.lower()

@@ -80,6 +80,8 @@ def encode_rows(
         except ValueError as error:  # the template rejects it
             errors.report(f"{place}: {error}")
     encodings = tokenizer.encode_segments([texts for *_, texts in accepted])
+    if count := sum(len(texts) == 2 and texts[0].endswith(" ") for *_, texts in accepted):
+        print(f"{count} prompts end in a space, which may be learned as part of the next token")
     encoded = []
     for (row, place, texts), segments in zip(accepted, encodings):
         if is_plain_text(row, template) and not tokenizer.has_end(texts[-1]):

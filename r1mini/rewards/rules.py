@@ -3,8 +3,8 @@
 A reward is a function of a problem and one of its completions; it returns None where it does not
 apply. `@per_completion` adds TRL's signature (the runner calls the undecorated function). A
 completion is `<think>…</think><answer>…</answer>`; for the rows of data files, `\\boxed{…}` or
-`Answer: …` after the thinking also counts. Model-written code runs only in the sandbox: for `code`,
-and for `accuracy` on the task `repair`. More rewards are in `open_r1.py`.
+a line `Answer: …` or `#### 5` after the thinking also counts. Model-written code runs only in the
+sandbox: for `code`, and for `accuracy` on the task `repair`. More rewards are in `open_r1.py`.
 
 Left out: neural reward models.
 """

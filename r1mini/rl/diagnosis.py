@@ -46,7 +46,7 @@ def answer_place(problem: Problem) -> str:
         return "<answer>…</answer>"
     if wants_program(problem):
         return "the last block of Python after the thinking"
-    return r"<answer>…</answer>, or else the last \boxed{…} or line 'Answer: …'"
+    return r"<answer>…</answer>, or else the last \boxed{…} or line 'Answer: …' or '#### 5'"
 
 
 def reason(problem: Problem, text: str, name: str) -> str:

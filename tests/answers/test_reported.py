@@ -659,6 +659,8 @@ def test_mixed_notation_is_wrong_and_raises_nothing(gold, answer):
         ("The final answer is: 5", "5"),
         ("Answer:\n5", "5"),
         ("最终答案：5", "5"),
+        ("<think>a</think>2+3\n#### 5", "5"),
+        ("#### $1,234", "1234"),
         ("<answer>Answer: 5</answer>", "5"),
     ],
 )
@@ -679,6 +681,8 @@ def test_where_the_answer_is(completion, answer):
         "\\boxed{6",
         "\\boxedx{6}",
         "The answer: 6 is wrong.",
+        "#### 6 ways",
+        "### 6",
     ],
 )
 def test_what_is_not_the_answer(completion):

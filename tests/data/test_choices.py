@@ -1,5 +1,7 @@
 """Questions with choices: the prompt shows them, and the gold is a letter."""
 
+import json
+
 import pytest
 
 from r1mini.data.problems import read_problems
@@ -10,7 +12,7 @@ from .samples import THINK, judged, write
 
 ASK = "Capital of France?"
 TEXTS = ["Rome", "Paris", "Oslo", "Bern"]
-SHOWN = "A) Rome\nB) Paris\nC) Oslo\nD) Bern\n\nAnswer with the letter of the right choice.\n"
+SHOWN = "A) Rome\nB) Paris\nC) Oslo\nD) Bern\n\nPut the letter of the right choice in \\boxed{}.\n"
 PAIRS = [{"text": text, "label": label} for text, label in zip(TEXTS, "ABCD")]
 
 
@@ -33,6 +35,9 @@ PAIRS = [{"text": text, "label": label} for text, label in zip(TEXTS, "ABCD")]
         {"ctx": ASK, "endings": TEXTS, "label": "1"},  # HellaSwag
         {"question": ASK, "choices": TEXTS, "answer": " Paris "},
         {"prompt": ASK, "choices": TEXTS, "answer": 1},
+        {"question": ASK, "choices": json.dumps(TEXTS), "answer": 1},  # CSV
+        {"question": ASK, "choices": [*TEXTS, None], "answer": 1},
+        {"question": ASK, **dict(zip("ABCDE", [*TEXTS, ""])), "answer": "B"},
         {"prompt": [{"role": "user", "content": ASK}], "choices": TEXTS, "answer": 1},
     ],
 )
@@ -84,6 +89,9 @@ def test_a_number_is_an_index_from_0_and_text_is_a_letter_or_a_choice(
         ({"opa": "Rome", "opb": "Paris", "cop": 1}, "no single choice is named by {'cop': 1}"),
         ({"choices": ["Rome", "Rome "], "answer": 0}, "two choices are the same"),
         ({"choices": ["Rome", ""], "answer": 0}, "no text in column 'choice'"),
+        ({"choices": {"text": TEXTS, "label": [0, 1, 0, 0]}}, "choices need a label each"),
+        ({"choices": {"text": TEXTS, "label": [*"AB"]}, "answer": "B"}, "need a label each"),
+        ({"choices": [{"text": "x", "label": "A"}, "y"], "answer": "A"}, "not a choices row"),
         ({"choices": ["Rome"], "answer": 0}, "must be a list of 2 to 10 choices, not {0: 'Rome'}"),
         ({"choices": [*"abcdefghijk"], "answer": 10}, "must be a list of 2 to 10 choices"),
         ({"answer": "B"}, "gold answer 'B': the prompt has no choice of this letter"),
@@ -103,7 +111,10 @@ def test_a_letter_within_a_gold_is_no_choice(tmp_path, gold):
     assert completion.gold_answer(problem) == gold
 
 
-@pytest.mark.parametrize("shown", ["(A) Rome (B) Paris", r"$\textbf{(B)}$ Paris", "A. x\nB. y"])
+@pytest.mark.parametrize(
+    "shown",
+    ["(A) Rome (B) Paris", r"$\textbf{(B)}$ Paris", "A. x\nB. y", "a) x b) y", "Vertex of ABC?"],
+)
 def test_choices_in_the_text_of_the_question_are_enough(tmp_path, shown):
     [problem] = read_problems(str(write(tmp_path, {"question": ASK + shown, "answer": "B"})))
     assert completion.gold_answer(problem) == "B"

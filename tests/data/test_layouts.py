@@ -33,6 +33,9 @@ def prompt_and_gold(tmp_path, row):
         ({"instruction": "Add.", "input": "2 and 3", "output": "5"}, "Add.\n2 and 3", "5"),
         ({"instruction": "Add 2 to:", "input": "2", "output": "4"}, "Add 2 to:\n2", "4"),
         ({"instruction": "Say 5.", "input": "", "output": "5"}, "Say 5.", "5"),
+        ({"instruction": "2 + 2 and?", "input": "2", "output": "6"}, "2 + 2 and?\n2", "6"),
+        ({"prompt": "Add 15 to it.", "input": "5", "answer": "20"}, "Add 15 to it.\n5", "20"),
+        ({"prompt": "Add 15 to\n5", "input": "5", "answer": "20"}, "Add 15 to\n5", "20"),
         ({"instruction": "Count.", "context": "a b", "response": "2"}, "a b\nCount.", "2"),
         ({"passage": "3 cats.", "question": "How many?", "answer": "3"}, "3 cats.\nHow many?", "3"),
         ({"prompt": "How many?", "context": "3 cats.", "answer": "3"}, "3 cats.\nHow many?", "3"),
@@ -100,6 +103,9 @@ VERL = {
         {**VERL, "prompt": "What is 2+2?"},
         {**VERL, "solution": "4"},  # DAPO-Math-17k-Processed
         {"messages": VERL["prompt"], "ground_truth": "4"},
+        {"messages": json.dumps(VERL["prompt"]), "ground_truth": "4"},  # CSV
+        {"prompt": json.dumps(VERL["prompt"]), "ground_truth": "4"},
+        {"prompt": "What is 2+2?", "answer": "So\n#### 4"},
         {"prompt": "What is 2+2?", "expected_answer": "4"},
         {"question": "What is 2+2?", "reward_model": {"ground_truth": "4"}},
     ],
@@ -112,6 +118,21 @@ def test_the_ground_truth_of_verl_is_the_gold(tmp_path, row):
 def test_a_ground_truth_that_is_no_answer_is_refused(tmp_path, gold):
     with pytest.raises(ValueError, match="rows.jsonl:1: "):
         read_problems(str(write(tmp_path, {**VERL, "reward_model": {"ground_truth": gold}})))
+
+
+def test_countdown_in_the_layout_of_verl(tmp_path):
+    gold = {"target": 98, "numbers": [44, 19, 35]}
+    row = {**VERL, "reward_model": {"ground_truth": gold}, "nums": gold["numbers"], "target": 98}
+    [problem] = read_problems(str(write(tmp_path, row)))
+    assert problem.task == "countdown" and problem.prompt.strip() == "What is 2+2?"
+    for answer, right in (("44+19+35", 1), ("44+19-35", 0)):
+        assert judged(problem, f"{THINK}<answer>{answer}</answer>", "accuracy") == right
+
+
+@pytest.mark.parametrize("name, value", [("context", ["Ann sang."]), ("tools", [{"name": "add"}])])
+def test_lists_that_are_left_out_are_told(tmp_path, capsys, name, value):
+    read_problems(str(write(tmp_path, {"question": "1+1?", "answer": "2", name: value})))
+    assert f"text in other columns is left out: {name}\n" in capsys.readouterr().out
 
 
 def test_messages_count_beside_a_prompt(tmp_path):

@@ -281,6 +281,9 @@ def test_weights_are_kept_where_they_matter(tmp_path):
     for written in (1, 1.0, None):
         assert read(tmp_path, USER, {**BOT, "weight": written, "tool_calls": []}) == [USER, BOT]
     assert read(tmp_path, {**USER, "weight": 0}, BOT) == [USER, BOT]
+    for mark in ({"train": False}, {"loss": False}):  # of axolotl, of ms-swift
+        assert read(tmp_path, USER, {**BOT, **mark}, USER, BOT) == [USER, off, USER, BOT]
+    assert read(tmp_path, USER, {**BOT, "train": True, "loss": True}) == [USER, BOT]
 
 
 @pytest.mark.parametrize("content", ["", " \n", None, [{"type": "text", "text": ""}]])

@@ -111,7 +111,8 @@ def test_first_look_at_a_problem_of_a_data_file():
             "rows.jsonl",
             "End with a line Answer: $Answer.",
             {"answer": "5"},
-            r"<answer>…</answer>, or else the last \boxed{…} or line 'Answer: …'" + "\n",
+            r"<answer>…</answer>, or else the last \boxed{…} or line 'Answer: …' or '#### 5'"
+            + "\n",
         ),
         ("rows.jsonl", "Print 5.", {"tests": []}, "the last block of Python after the thinking"),
         ("countdown", "Answer:", {}, "<answer>…</answer>\n"),
