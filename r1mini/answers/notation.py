@@ -92,7 +92,7 @@ NOT_UNITS = re.compile(
     r"""\b(?:(?-i:[knpqrxyzBM])
     |is|are|was|were|be|not|no|nor|never|\w+n\ t|nope|cannot|does|fails?|wrong|false|fake|bogus
     |incorrect|inaccurate|invalid|impossible|undefined|unknown|uncertain|unlikely|unsure|guess|idk
-    |error|instead|nan|none|some(?:thing|what)?|ish|approx(?:imately)?|maybe|perhaps|possibly|if
+    |error|instead|opposite|complement|beyond|without|between|too|nan|none|some(?:thing|what)?|ish|approx(?:imately)?|maybe|perhaps|possibly|if
     |probably|but|unless|except|about|around|roughly|nearly|almost|circa|versus|vs|xor|until|through
     |upwards?|onwards?|ruled|least|most|below|above|under|(?<!left\ )over|minimum|maximum|bound
     |exclusive|minus|plus|negative|point|mod(?:ulo)?|base|binary|octal|hex|roots?|reciprocal|inverse
@@ -102,7 +102,7 @@ NOT_UNITS = re.compile(
     |la(?:kh|c)s?|crores?|gross|myriads?|grand|thou|doz|milli|kilo|mega|giga|mil|bil|tril|mio|bn
     |[kM](?:USD|EUR)|pct|percent\w*|permill?e?|mille|bps|basis)\b
     |\b[折成余多半的]|[不非没无错误假否几又或和到至及与零一二三四五六七八九]
-    |[半多倒约以左超打乘]|相反|分之|可能|大概|待定|方\ ?根|[平立]方$
+    |[半多倒约以左超打乘除]|相反|分之|可能|大概|待定|方\ ?根|[平立]方$
     |(?<![平立正])方(?![法式案形块程面])|(?!千[克米瓦卡])[十百千万亿兆萬億拾佰仟]
     |[^\W\d_](?<![a-zA-Zµμ\u2126\u03a9\u4e00-\u9fff])""",
     re.VERBOSE | re.IGNORECASE,
@@ -250,8 +250,8 @@ $ ⇒ (?<![A-Za-z\\])(HK|NT|AU|CA|[ACNS])\\?\$(\d[\d.,]*) ⇒ \2␣\\text{\1doll
 # units: in brackets, 2 hours 30 minutes, of a mile, squares
 \Om ⇒ (?<=\d)[\s~]+\\Omega(?![A-Za-z]) ⇒ ␣Ω
 \fr ⇒ (?<=\d)\s*\\frac\{([a-zA-Z]{1,3})\}\{([a-zA-Z]{1,3}(?:\^\{?\d\}?)?)\}$ ⇒ ␣\1/\2
-( ⇒ (?<=[\d}])((?:\s|~|\\[ ,;])+|(?=\((?:[^\x00-\x7f]|[a-z]{4})))\((?![A-H]\))
-  ((?:\\(?:text|mathrm)\{[^{}()]*\}|-[a-z]{3}|[^\W\d_](?:\.\s)?|[ /*^23])+)\)
+( ⇒ (?<=[\d}])((?:\s|~|\\[ ,;])+|(?=\((?:[^\x00-\x7f]|[a-z]{4})))(?:\\left\s*)?\((?![A-H]\))
+  ((?:\\(?:text|mathrm)\{[^{}()]*\}|-[a-z]{3}|[^\W\d_](?:\.\s)?|[ /*^23])+)(?:\\right\s*)?\)
   (?=\s*(?:[,;.$]|$)) ⇒ \1\2
  ⇒ (\d[\s~]*(?:\\text\s*\{\s*)?(?:h|min|ft|lbs?|km|kg|feet|foot
   |(?:hour|hr|day|week|month|year|yard|meter|pound|degree|minute|dollar|mile)s?)\s*\}?)

@@ -194,7 +194,7 @@ SIBLINGS = {
     ],
     "wrappers around a unit, cases and plurals of scales": [
         (r"90^\circ", r"$$90^{\circ}$$"), ("5", "$$5 $$"), ("10 (pets)", "**10 (pets)**"),
-        ("10 (pets)", r"\textbf{10 (pets)}"), ("10 (pets)", "10(pets)"), ("Rs. 570", "**Rs. 570**"),
+        ("10 (pets)", r"\textbf{10 (pets)}"), ("10 (pets)", "10(pets)"), ("10 (pets)", r"10 \left(pets\right)"), ("Rs. 570", "**Rs. 570**"),
         ("1.5 Million", "1500000"), ("2 Dozen", "24"), ("20 Percent", "0.2"), ("36", "3 dozens"),
         ("5000", "5 Thousand"), ("50%", "50 Percent"), (r"0.5 \mathrm{~T}", "0.5"),
         ("9.8 m/s^2", "9.8 m s^{-2}"), ("9.8 m/s^2", r"9.8 \frac{m}{s^2}"), ("5 N/C", "5 N C^{-1}"),
