@@ -92,7 +92,8 @@ NOT_UNITS = re.compile(
     r"""\b(?:(?-i:[knpqrxyzBM])
     |is|are|was|were|be|not|no|nor|never|\w+n\ t|nope|cannot|does|fails?|wrong|false|fake|bogus
     |incorrect|inaccurate|invalid|impossible|undefined|unknown|uncertain|unlikely|unsure|guess|idk
-    |error|instead|opposite|complement|beyond|without|between|too|nan|none|some(?:thing|what)?|ish|approx(?:imately)?|maybe|perhaps|possibly|if
+    |error|instead|opposite|complement|beyond|without|between|too|nan|none|some(?:thing|what)?|ish
+    |approx(?:imately)?|maybe|perhaps|possibly|if
     |probably|but|unless|except|about|around|roughly|nearly|almost|circa|versus|vs|xor|until|through
     |upwards?|onwards?|ruled|least|most|below|above|under|(?<!left\ )over|minimum|maximum|bound
     |exclusive|minus|plus|negative|point|mod(?:ulo)?|base|binary|octal|hex|roots?|reciprocal|inverse
