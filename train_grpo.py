@@ -3,7 +3,7 @@
 
 Each step samples G completions of N problems, scores them with rule-based rewards, normalises the
 rewards within each group, and updates the policy. All randomness is seeded by (seed, step, attempt,
-row), so an interrupted run resumes bit for bit.
+row), so an interrupted run resumes bit-identically.
 """
 
 import copy

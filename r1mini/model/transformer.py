@@ -109,7 +109,7 @@ class Transformer(nn.Module):
         frequency, self.rope_factor = rope_frequency(config)
         # fp32 as integers: `model.to(bfloat16)` would round the frequencies of long positions.
         self.register_buffer("rope_bits", frequency.view(torch.int32), persistent=False)
-        self.gradient_checkpointing = False  # store only the input of each layer for backward
+        self.gradient_checkpointing = False  # save only layer inputs; recompute the rest
         self.hf_config = {}  # the config.json it was loaded from, unused fields too
 
     @property
@@ -148,8 +148,8 @@ class Transformer(nn.Module):
         return head(self.hidden(tokens_M, position_M, attend), self.lm_head.weight)
 
     def compile_layers(self, backend: str | Callable = "inductor") -> None:
-        """torch.compile for the parts of a layer before and after attention. Their only dynamic
-        size is the number of tokens, so all layers and batches share one compiled program."""
+        """torch.compile for the parts of a layer before and after attention. The only dynamic
+        dimension is the number of tokens, so all layers and batches share one compiled program."""
         for layer in self.model.layers:
             for name in ("before_attention", "after_attention"):
                 part = torch.compile(getattr(layer, name), dynamic=True, backend=backend)

@@ -85,8 +85,8 @@ def format_error(problem: Problem, text: str) -> str | None:
 
 @per_completion
 def language(problem: Problem, completion: Completion) -> float | None:
-    """[R1 §2.3.2] Share of the thinking's words that are in the problem's language; 0 without
-    words. None for tasks without reasoning, and for languages other than "en" and "zh"."""
+    """[R1 §2.3.2] Share of the thinking's words that are in the problem's language; 0 if
+    there are none. None for tasks without reasoning, and for languages other than "en" and "zh"."""
     return thinking_consistency(problem, completion.text)
 
 

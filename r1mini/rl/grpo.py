@@ -34,8 +34,8 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def zero_variance_groups(rewards_NG: Tensor) -> Tensor:
-    """[N], true where all outputs of a group have the same reward: nothing to learn from. Compares
-    rewards, instead of dividing by a tiny standard deviation."""
+    """[N], true where all completions of a group have the same reward: nothing to learn from.
+    Compares rewards, instead of dividing by a tiny standard deviation."""
     return (rewards_NG == rewards_NG[:, :1]).all(-1)
 
 
@@ -44,9 +44,9 @@ def group_advantages(
 ) -> Tensor:
     """[R1 Eq. 3] Rewards minus a baseline, divided by a sample standard deviation.
 
-    baseline  "group": the group's mean; "leave-one-out": the mean of the group's other outputs
+    baseline  "group": the group's mean; "leave-one-out": the mean of the group's other completions
               [RLOO]; "none".
-    scale     "group": that of its group; "batch": that of all rewards of the step [Lite PPO];
+    scale     "group": per group; "batch": over all rewards of the step [Lite PPO];
               "none" [Dr. GRPO].
 
     With a baseline, zero-variance groups have advantages of exactly zero.

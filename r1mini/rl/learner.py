@@ -102,7 +102,7 @@ def accumulate_gradient(
         batch = collate([samples[b].ids for b in chosen]).to(policy.device)
         selected = inputs.select(chosen, batch.tokens_BT.shape[1], policy.device)
         loss, metrics, finite_B = micro_batch_loss(cfg, policy, reference, batch, selected)
-        (rank_weight * loss).backward()  # 0 for a repeated one, to keep FSDP in sync
+        (rank_weight * loss).backward()  # 0 for a dummy one, to keep FSDP in sync
         results.append((rank_weight, metrics, chosen, finite_B))
     stats, bad = add_up(results)
     if cfg.correction != "none":
