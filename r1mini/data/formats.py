@@ -446,7 +446,7 @@ GOLDS = "answer ground_truth expected_answer final_answer target".split()
 REPLIES = "solution output response generated_solution".split()
 ANSWERS = [*GOLDS, "solution", "tests", "output", "response"]
 CHOICES = "choices options endings alternatives answer_choices answer_options".split()
-NESTED = ["messages", "conversations", "prompt", "completion", *CHOICES]
+NESTED = [*TEXT_FIELDS, "conversations", *CHOICES]
 CHOICE_COLUMN = re.compile(r"(option|choice|answer|ending|op|sol)?_?([a-j]|\d)")
 CORRECT = (  # columns that name the right choice
     "answer_index answer_idx answerkey answer_key answer_letter correct correct_option "
@@ -459,7 +459,7 @@ CONTEXTS = "input body background paragraph story article passage context instru
 def common_columns(row: Row) -> Row:
     """The columns, also under lower-case names with `_`, and those in ARC's `question` and verl's
     `reward_model`. Messages and choices may be JSON text, as in a CSV file."""
-    row = {name: from_json(value) if name in NESTED else value for name, value in row.items()}
+    row = {name: from_json(name, value) for name, value in row.items()}
     nested = {}
     for name in ("question", "reward_model"):
         if isinstance(row.get(name), dict):
@@ -468,10 +468,11 @@ def common_columns(row: Row) -> Row:
     return {**nested, **lower, **row}
 
 
-def from_json(value: Any) -> Any:
-    """The list or object that a text is in JSON; any other value as it is."""
+def from_json(name: str, value: Any) -> Any:
+    """Messages or choices that are JSON text as what they are; any other value as it is."""
+    begins = r"\s*[\[{]" if name in CHOICES else r'\s*\[\s*\{\s*"(?:role|from|content|value)"'
     try:
-        return json.loads(value) if re.match(r"\s*[\[{]", value) else value
+        return json.loads(value) if name in NESTED and re.match(begins, value) else value
     except (ValueError, TypeError):
         return value
 

@@ -32,6 +32,8 @@ def prompt_and_gold(tmp_path, row):
         ),
         ({"instruction": "Add.", "input": "2 and 3", "output": "5"}, "Add.\n2 and 3", "5"),
         ({"instruction": "Add 2 to:", "input": "2", "output": "4"}, "Add 2 to:\n2", "4"),
+        ({"prompt": "[1, 2]", "answer": "3"}, "[1, 2]", "3"),
+        ({"prompt": '[{"a": 1}]', "answer": "1"}, '[{"a": 1}]', "1"),
         ({"instruction": "Say 5.", "input": "", "output": "5"}, "Say 5.", "5"),
         ({"instruction": "2 + 2 and?", "input": "2", "output": "6"}, "2 + 2 and?\n2", "6"),
         ({"prompt": "Add 15 to it.", "input": "5", "answer": "20"}, "Add 15 to it.\n5", "20"),
