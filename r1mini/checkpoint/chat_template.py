@@ -231,7 +231,9 @@ class ChatTemplate:
             # Templates trim, and drop thinking: only white space may be lost.
             shown = squeezed(prefix + learned)
             has_all = squeezed(content) in shown and squeezed(reasoning) in shown
-            if through.startswith(before) and has_all:
+            # Thinking is learned behind the <think> that the prompt of a sample ends with.
+            doubled = not prefix and opened and not reasoning and learned.startswith("<think>")
+            if through.startswith(before) and has_all and not doubled:
                 return before, learned
         if reasoning:
             raise self._error(f"drops the reasoning of a turn, {reasoning[:60]!r}")

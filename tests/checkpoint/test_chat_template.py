@@ -387,6 +387,17 @@ def test_reasoning_is_learned_as_the_template_has_it_or_in_think_tags(template, 
     assert "2+2 is 4" not in without[0] and without[0].endswith(expected[-5:])
 
 
+@pytest.mark.parametrize("content", ["<think>2+2 is 4</think>4", "<think>\n2+2 is 4</think>4"])
+def test_thinking_is_learned_behind_the_tag_that_a_sample_begins_with(content):
+    """The template opens it, and knows no name for reasoning."""
+    opens = ChatTemplate("opens", CHATML.replace("assistant\n{%", "assistant\n<think>\n{%"), {})
+    assert opens.render(talk("2+2?")).endswith("assistant\n<think>\n")
+    for messages in (talk("2+2?", content), thinking("4")):
+        (prompt, _), (reply, _) = opens.segments(messages)[:2]
+        assert prompt == opens.render(messages[:1]) and reply == "2+2 is 4</think>4<|im_end|>"
+    assert learned(opens, talk("2+2?", "4")) == ["4<|im_end|>"]
+
+
 def test_reasoning_that_the_template_drops_is_refused():
     """It shows the reasoning of a first turn only."""
     source = (
