@@ -112,6 +112,7 @@ def unused_text(example: Example) -> dict[str, None]:
         for name, value in example.columns.items()
         if (isinstance(value, str) or name in (*CONTEXTS, "history", "tools") and value)
         and not example.format.tests
+        and "rewards" not in example.columns  # a row of --reject: its other columns are its source
         and name not in (*ANSWERS[:-2], *CORRECT)
         and name == name.lower()
         and str(value).strip() not in shown

@@ -131,6 +131,13 @@ def test_countdown_in_the_layout_of_verl(tmp_path):
         assert judged(problem, f"{THINK}<answer>{answer}</answer>", "accuracy") == right
 
 
+def test_columns_of_rejection_sampled_rows_are_not_told(tmp_path, capsys):
+    row = {"prompt": "1+1?", "completion": "2", "task": "sums", "model": "runs/x"}
+    for more, told in (({}, True), ({"rewards": {"accuracy": 1.0}}, False)):
+        sft_rows(write(tmp_path, {**row, **more}))
+        assert ("left out: task, model" in capsys.readouterr().out) is told
+
+
 @pytest.mark.parametrize("name, value", [("context", ["Ann sang."]), ("tools", [{"name": "add"}])])
 def test_lists_that_are_left_out_are_told(tmp_path, capsys, name, value):
     read_problems(str(write(tmp_path, {"question": "1+1?", "answer": "2", name: value})))
