@@ -55,7 +55,7 @@ from r1mini.answers.formula import (
     parse,
     tree,
 )
-from r1mini.answers.notation import AMBIGUOUS_UNIT, NOT_UNITS, closing_brace, unwrap
+from r1mini.answers.notation import AMBIGUOUS_UNIT, NOT_UNITS, closing_brace, rewrite
 
 MAX_BITS = 10240  # of a fraction, numerator and denominator together
 MAX_MIXED_BITS = 220  # of a fraction that is combined with an irrational number
@@ -534,8 +534,10 @@ def as_tuple(value: Value) -> Value:
     """The list `x = 1, y = 2` as `(x, y) = (1, 2)`; any other value as it is."""
     if value.kind != "list" or not all(item.kind[0] == "=" for item in value.items):
         return value
-    names = in_order([item.kind[1:] for item in value.items])
     values = {item.kind[1:]: item.items[0] for item in value.items}
+    if len(values) < len(value.items):  # x = 1, y = 2, x = 3
+        return value
+    names = in_order([*values])
     return Collection("=" + ", ".join(names), (Collection("()", tuple(map(values.get, names))),))
 
 
@@ -582,7 +584,7 @@ def matches(tree: Node, words: frozenset[str], answer: str, prose: bool) -> bool
 def parse_gold(gold: str) -> tuple[Node, frozenset[str]]:
     """The tree and the words of a gold answer. ValueError if it has no value."""
     try:
-        if NOTHING.fullmatch(unwrap(gold[:MAX_LENGTH])):
+        if NOTHING.fullmatch(rewrite(gold[:MAX_LENGTH])):
             raise ParseError("no answer")
         tree, words = parse(gold, is_prose(gold))
         if not matches(tree, words, gold, is_prose(gold)):
@@ -615,13 +617,13 @@ def sort_operands(node: Node) -> Node:
 
 def choice_and_text(text: str) -> list[str]:
     """A choice and what stands behind it, like `(B) 5` or `B: 5`; else nothing."""
-    match = CHOICE.fullmatch(unwrap(text[:MAX_LENGTH]))
+    match = CHOICE.fullmatch(rewrite(text[:MAX_LENGTH]))
     return [match[1] or match[2], match[3]] if match else []
 
 
 def choices(text: str) -> str:
     """The letters of several choices, like `ABD` or `A, B, D`; else ""."""
-    text = re.sub(r"\\text\w*|[\s,;(){}]|\band\b", "", unwrap(text[:MAX_LENGTH]))
+    text = re.sub(r"\\text\w*|[\s,;(){}]|\band\b", "", rewrite(text[:MAX_LENGTH]))
     return text if re.fullmatch("(?=..)A?B?C?D?E?F?G?H?", text) else ""
 
 
@@ -649,7 +651,7 @@ def equivalent(gold: str, answer: str) -> bool:
     if len(answer) > MAX_LENGTH:
         return False
     choice, answered = choice_and_text(gold), choice_and_text(answer)
-    if answered and not choice and re.fullmatch(r"\(?[A-J]\)?", unwrap(gold)):
+    if answered and not choice and re.fullmatch(r"\(?[A-J]\)?", rewrite(gold)):
         # `B) Paris` is the letter, `(B) 5` perhaps a product.
         words = is_prose(answered[1]) and not NOT_CHOSEN.search(answered[1])
         return words and equivalent(gold, answered[0])

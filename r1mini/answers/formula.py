@@ -12,6 +12,7 @@ product; factor (a mixed number); power; value.
 import re
 from collections.abc import Callable
 from fractions import Fraction
+from string import ascii_lowercase
 from typing import NamedTuple
 
 from r1mini.answers.notation import (
@@ -30,13 +31,12 @@ from r1mini.answers.notation import (
     TEXT_COMMANDS,
     UNITS,
     UNITS_AFTER_DIGITS,
-    unwrap,
+    rewrite,
 )
 
 # Limits on one text. Expensive operations are powers, factorials, roots and functions.
 MAX_LENGTH, MAX_TOKENS, MAX_DEPTH, MAX_EXPENSIVE = 1000, 250, 20, 20
 MAX_DIGITS = 40  # next to an irrational operation: too few to write a value to within TOLERANCE
-ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 
 TOKEN = re.compile(
     r"""
@@ -85,7 +85,7 @@ def tree(op: str, *args) -> Node:
 
 def is_prose(text: str) -> bool:
     """Words only, without a mathematical sign. In prose every run of letters is a word."""
-    text = unwrap(text[:MAX_LENGTH])
+    text = rewrite(text[:MAX_LENGTH])
     if re.search(r"[0-9\\=+*/^|<>{}\[\]&!%$_]", text):
         return False
     runs = re.findall(r"[^\W\d_]+", text)
@@ -94,7 +94,9 @@ def is_prose(text: str) -> bool:
 
 def is_product(run: str) -> bool:
     """Letters that make no word, like `xy` and `ab`, but not `no` or `kg`."""
-    return "".join(sorted(run)) in ALPHABET and not set(run) & set("eiou") and run not in UNITS
+    return (
+        "".join(sorted(run)) in ascii_lowercase and not set(run) & set("eiou") and run not in UNITS
+    )
 
 
 def tokenize(
@@ -657,7 +659,7 @@ def parse(
     """
     if len(text) > MAX_LENGTH:
         raise ParseError(f"longer than {MAX_LENGTH} characters")
-    text = unwrap(text)
+    text = rewrite(text)
     if not gold_unknowns and (plain := PLAIN_QUANTITY.fullmatch(text)):
         unit = re.sub(r"\\cdot|[{}]", " ", plain[2])
         text = f"{plain[1]} \\text{{{unit}}}"

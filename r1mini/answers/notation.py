@@ -181,9 +181,9 @@ def closing_brace(text: str, start: int) -> int:
     return -1
 
 
-@lru_cache(maxsize=64)  # is_prose and parse unwrap the same text
-def unwrap(text: str) -> str:
-    r"""Removes a full stop, and delimiters or a command like `\boxed{…}` around the whole text."""
+@lru_cache(maxsize=64)  # is_prose and parse rewrite the same text
+def rewrite(text: str) -> str:
+    """The text in the parser's notation (`UNICODE`, `REWRITES`), without marks around it."""
     text = strip_marks(text.translate(UNICODE))
     for needle, pattern, replacement in REWRITES:
         if needle in text:
@@ -192,6 +192,7 @@ def unwrap(text: str) -> str:
 
 
 def strip_marks(text: str) -> str:
+    r"""Removes a full stop, and delimiters or a command like `\boxed{…}` around the whole text."""
     before = None
     while text != before:
         before = text

@@ -68,10 +68,11 @@ def read_problems(
 def check_choice(problem: Problem) -> None:
     """ValueError if the gold is the letter of a choice that the prompt does not show."""
     gold = re.fullmatch(r"\W*(?:\\[a-z]+\W*)*([A-J])\W*", completion.gold_answer(problem) or "")
-    shown = (
-        gold and rf"(?<![A-Za-z])(?:[A-J]*{gold[1]}[A-J]*(?![A-Za-z]| [a-z])|(?i:{gold[1]})[).])"
-    )
-    if gold and not re.search(shown, problem.prompt):
+    if not gold:
+        return
+    letter = gold[1]
+    shown = rf"(?<![A-Za-z])(?:[A-J]*{letter}[A-J]*(?![A-Za-z]| [a-z])|(?i:{letter})[).])"
+    if not re.search(shown, problem.prompt):
         raise ValueError(f"gold answer {gold[0]!r}: the prompt has no choice of this letter")
 
 

@@ -11,9 +11,9 @@ from typing import NamedTuple, TypeVar
 
 from r1mini.data.files import RowErrors, read_rows
 from r1mini.data.formats import (
-    ANSWERS,
     CONTEXTS,
     CORRECT,
+    GOLDS,
     PROMPTS,
     READ_ERRORS,
     Format,
@@ -113,7 +113,7 @@ def unused_text(example: Example) -> dict[str, None]:
         if (isinstance(value, str) or name in (*CONTEXTS, "history", "tools") and value)
         and not example.format.tests
         and "rewards" not in example.columns  # a row of --reject: its other columns are its source
-        and name not in (*ANSWERS[:-2], *CORRECT)
+        and name not in (*GOLDS, "solution", "tests", *CORRECT)
         and name == name.lower()
         and str(value).strip() not in shown
     }

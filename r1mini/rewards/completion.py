@@ -161,23 +161,23 @@ def copied_from_prompt(answer: str, gold: str, prompt: str) -> bool:
     So would `x = 3 + 2` and `**2+3**`: formulas are compared whatever their notation and order.
     Copying a number, fraction, word or label is allowed, and what the prompt offers as an answer.
     """
-    parts = (answer, answer.rpartition("=")[2])
-    return not answers.written_alike(gold, answer) and any(
-        stands_in(prompt, part) for part in parts
-    )
+    parts = {answer, answer.rpartition("=")[2]}
+    copied = any(stands_in(prompt, part) for part in parts)
+    return copied and not answers.written_alike(gold, answer)
 
 
 def stands_in(prompt: str, expression: str) -> bool:
     """Does an expression with an operation stand in the prompt, and not as one of its choices?"""
-    same_formula = answers.formula_tree(expression) in formulas(prompt)
-    expression, prompt = SPACING.sub("", expression), SPACING.sub("", prompt)
-    if LITERAL.fullmatch(expression) or not (expression in prompt or same_formula):
+    text, spaceless = SPACING.sub("", expression), SPACING.sub("", prompt)
+    if LITERAL.fullmatch(text) or not OPERATION.search(text):
         return False
-    copy = rf"{re.escape(expression)}(?![-\w+*/^])"
+    if text not in spaceless and answers.formula_tree(expression) not in formulas(prompt):
+        return False
+    copy = rf"{re.escape(text)}(?![-\w+*/^])"
     offered = rf"(?:\([A-J]\)|(?<![A-Za-z])[A-J][.:]){copy}"
-    if ASKS_WHICH.search(prompt):
-        offered += rf"|(?:or|或){copy}(?!=)|(?<![-\w+*/^=]){re.escape(expression)}(?:or|或)"
-    return OPERATION.search(expression) is not None and not re.search(offered, prompt)
+    if ASKS_WHICH.search(spaceless):
+        offered += rf"|(?:or|或){copy}(?!=)|(?<![-\w+*/^=]){re.escape(text)}(?:or|或)"
+    return not re.search(offered, spaceless)
 
 
 def chosen_label(answer: str, prompt: str) -> str | None:
