@@ -7,52 +7,55 @@ its canonical key alone, so no permutation or translation of a held-out problem 
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 from random import Random
 
 from r1mini import sandbox
 from r1mini.records import Problem
-from r1mini.tasks import chemistry, countdown, elements, repair
-from r1mini.tasks.trace import LANGUAGES, Style, Try, write
+from r1mini.tasks import balance, countdown, describe, elements, kinetics, repair
+from r1mini.tasks.trace import LANGUAGES, MAX_TRIES, Style, Try, write
 
 
 @dataclass(frozen=True)
 class Task:
     # (rng, language) -> a problem; None to reject this draw
     generate: Callable[[Random, str], Problem | None]
-    # (problem, the text between <answer> tags) -> what is wrong; None if it is right
-    find_error: Callable[[Problem, str], str | None]
-    # The search for the answer, for demonstrations; without one, they are the column `answer`.
-    # A task for reinforcement learning alone needs neither.
+    # (problem, the text between <answer> tags) -> what is wrong; None if it is right. A general
+    # task has none: no answer is the right one.
+    find_error: Callable[[Problem, str], str | None] | None
+    # The search for the answer, for demonstrations; without one, `write` is the answer. A task for
+    # reinforcement learning alone needs neither.
     tries: Callable[[Problem, Random], Iterable[Try]] = lambda problem, rng: ()
+    write: Callable[[Problem, Random], str] = lambda problem, rng: problem.columns["answer"]
     give_up: float = 0.0  # chance that an imperfect demonstration stops after a failed try
+    max_tries: int = MAX_TRIES  # of a demonstration
     reasoning: bool = True  # False: an answer without thinking is well-formed
     runs_code: bool = False  # the sandbox judges the answers
 
 
 TASKS = {
-    "countdown": Task(
-        partial(countdown.generate, 3), countdown.find_error, countdown.tries, give_up=0.16
-    ),
+    "countdown": Task(countdown.generate, countdown.find_error, countdown.tries, give_up=0.16),
     "repair": Task(repair.generate, repair.find_error, repair.tries, give_up=0.5, runs_code=True),
-    "balance": Task(
-        chemistry.generate_balance,
-        chemistry.find_error_balance,
-        chemistry.tries_balance,
-        give_up=0.6,
-    ),
-    "kinetics": Task(
-        chemistry.generate_kinetics,
-        chemistry.find_error_kinetics,
-        chemistry.tries_kinetics,
-        give_up=0.7,
-    ),
+    "balance": Task(balance.generate, balance.find_error, balance.tries, give_up=0.6),
+    "kinetics": Task(kinetics.generate, kinetics.find_error, kinetics.tries, give_up=0.7),
     "elements": Task(elements.generate, elements.find_error, elements.tries, reasoning=False),
-    "countdown4": Task(
-        partial(countdown.generate, 4), countdown.find_error, countdown.tries, give_up=0.08
+    "describe": Task(describe.generate, None, write=describe.write, reasoning=False),
+    "countdown-hard": Task(
+        countdown.generate_hard,
+        countdown.find_error,
+        countdown.tries_hard,
+        give_up=0.12,
+        max_tries=26,
+    ),
+    "repair-hard": Task(
+        repair.generate_hard, repair.find_error, repair.tries, give_up=0.3, runs_code=True
+    ),
+    "balance-hard": Task(balance.generate_hard, balance.find_error, balance.tries, give_up=0.3),
+    "kinetics-hard": Task(
+        kinetics.generate_hard, kinetics.find_error_hard, kinetics.tries_hard, give_up=0.3
     ),
 }
 REASONING = ("countdown", "repair", "balance", "kinetics")
+HARD = tuple(f"{name}-hard" for name in REASONING)
 DEFAULT = (*REASONING, "elements")
 
 
@@ -97,9 +100,10 @@ def find_error(problem: Problem, answer: str) -> str | None:
 def demonstrate(problem: Problem, style: Style, rng: Random) -> tuple[str, str, bool]:
     """(thinking, answer, whether the answer is right) of a search in this style."""
     task = TASKS[problem.task]
+    tries = task.tries(problem, rng)
     thinking, answer, is_right = write(
-        task.tries(problem, rng), problem.language, style, rng, style.give_up * task.give_up
+        tries, problem.language, style, rng, style.give_up * task.give_up, task.max_tries
     )
-    if not answer:  # a fact, which needs no search
-        return "", problem.columns["answer"], True
+    if not answer:  # no search is needed
+        return "", task.write(problem, rng), True
     return thinking, answer, is_right

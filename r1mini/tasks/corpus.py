@@ -10,16 +10,20 @@ knows after a tag that it has rarely seen.
 from random import Random
 
 from r1mini import tasks
-from r1mini.tasks import chemistry, countdown, elements
+from r1mini.tasks import balance, countdown, elements, kinetics
 from r1mini.tasks.trace import LANGUAGES, WORDS, Style
 
 WEIGHTS = {  # of the kinds of documents; the searches are the long ones
     "countdown": 34,
-    "countdown4": 0.5,
+    "countdown-hard": 16,
     "repair": 46,
+    "repair-hard": 16,
     "balance": 34,
+    "balance-hard": 14,
     "kinetics": 26,
+    "kinetics-hard": 14,
     "elements": 38,
+    "describe": 16,
     "statement": 26,
     "drill": 30,
 }
@@ -49,14 +53,14 @@ def drill(rng: Random) -> str:
 def arithmetic(rng: Random) -> str:
     a, b = sorted((rng.randint(1, 60), rng.randint(1, rng.choice((9, 60)))), reverse=True)
     results = [(text, value) for text, value in countdown.operations(a, b) if value <= 99]
-    text, value = rng.choice([*results, (f"{a}/{b}", chemistry.quotient(a, b))])
+    text, value = rng.choice([*results, (f"{a}/{b}", kinetics.quotient(a, b))])
     return f"{text}={value}\n"
 
 
 def atom_counts(rng: Random) -> str:
-    species = rng.choice(rng.choice(rng.choice(chemistry.reactions())))
+    species = rng.choice(rng.choice(rng.choice(balance.reactions())))
     count = rng.randint(1, 9)
-    atoms = chemistry.atoms(species)
+    atoms = balance.atoms(species)
     counts = " ".join(f"{element} {count * n}" for element, n in atoms.items())
     return f"{count} {species} {counts}\n"
 

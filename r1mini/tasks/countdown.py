@@ -1,13 +1,14 @@
 """Countdown: reach a target from three or four small numbers, each used once, with + - * /.
 
-The maths domain. The search visits first steps in random order, and second steps in a fixed order.
-It never repeats a try, and keeps results between 0 and 60.
+The maths domain. The search of three numbers visits first steps in random order, and second steps
+in a fixed order; that of four, which has thousands of tries, draws each step at random. It never
+repeats a try, and keeps results between 0 and 60.
 """
 
 import ast
 import operator
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from functools import cache
 from random import Random
@@ -47,31 +48,53 @@ def steps(a: int, b: int) -> list[tuple[str, int]]:
     return [(text, value) for text, value in results if value <= LIMIT and first[value] == text]
 
 
-def search(numbers: tuple[int, ...], rng: Random) -> Iterator[tuple[list[str], str, int]]:
+Terms = tuple[tuple[str, int], ...]  # the expressions that are left to combine, and their values
+
+
+def moves(terms: Terms) -> dict[str, tuple[int, Terms]]:
+    """Every way to combine two terms: {text: (result, the terms after it)}."""
+    after = {}
+    for i in range(len(terms)):
+        for j in range(i):
+            for text, value in steps(terms[i][1], terms[j][1]):
+                if text not in after:  # equal numbers give equal steps
+                    after[text] = (value, combine(terms, i, j, text, value))
+    return after
+
+
+def combine(terms: Terms, i: int, j: int, text: str, value: int) -> Terms:
+    (left, a), (right, b) = terms[i], terms[j]
+    if a < b:
+        left, right = right, left
+    sign = text.removeprefix(str(max(a, b)))[0]
+    expression = sign.join(e if e.isdigit() else f"({e})" for e in (left, right))
+    rest = tuple(term for index, term in enumerate(terms) if index not in (i, j))
+    return (*rest, (expression, value))
+
+
+def search(numbers: Sequence[int], rng: Random) -> Iterator[tuple[list[str], str, int]]:
     """(steps as text, expression, result) of every way to combine all numbers, depth first."""
 
-    def descend(terms: tuple[tuple[str, int], ...], written: list[str]):
+    def descend(terms: Terms, written: list[str]):
         if len(terms) == 1:
             yield written, *terms[0]
             return
-        moves = {}
-        for i in range(len(terms)):
-            for j in range(i):
-                for text, value in steps(terms[i][1], terms[j][1]):
-                    moves.setdefault(text, (i, j, value))  # equal numbers give equal steps
-        ordered = list(moves.items())
+        ordered = list(moves(terms).items())
         if not written:
             ordered = rng.sample(ordered, len(ordered))
-        for text, (i, j, value) in ordered:
-            (left, a), (right, b) = terms[i], terms[j]
-            if a < b:
-                left, right = right, left
-            sign = text.removeprefix(str(max(a, b)))[0]
-            expression = sign.join(e if e.isdigit() else f"({e})" for e in (left, right))
-            rest = tuple(term for index, term in enumerate(terms) if index not in (i, j))
-            yield from descend((*rest, (expression, value)), [*written, f"{text}={value}"])
+        for text, (value, rest) in ordered:
+            yield from descend(rest, [*written, f"{text}={value}"])
 
     yield from descend(tuple((str(n), n) for n in numbers), [])
+
+
+def random_walk(numbers: Sequence[int], rng: Random) -> tuple[list[str], str, int]:
+    """(steps as text, expression, result) of one random way to combine all numbers."""
+    terms, written = tuple((str(n), n) for n in numbers), []
+    while len(terms) > 1:
+        text, (value, terms) = rng.choice(list(moves(terms).items()))
+        written.append(f"{text}={value}")
+    return written, *terms[0]
 
 
 @cache
@@ -81,14 +104,24 @@ def reachable(numbers: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(sorted(value for value in results if 10 <= value <= 50))
 
 
-def generate(count: int, rng: Random, language: str) -> Problem | None:
-    numbers = [rng.randint(1, 9) for _ in range(count)]
+def generate(rng: Random, language: str) -> Problem | None:
+    numbers = [rng.randint(1, 9) for _ in range(3)]
     targets = reachable(tuple(sorted(numbers)))
     if not targets:
         return None
-    target = rng.choice(targets)
+    return make_problem("countdown", numbers, rng.choice(targets), language)
+
+
+def generate_hard(rng: Random, language: str) -> Problem | None:
+    """The target is the result of a random walk, so a target with more solutions is more likely."""
+    numbers = [rng.randint(1, 9) for _ in range(4)]
+    *_, target = random_walk(numbers, rng)
+    return make_problem("countdown-hard", numbers, target, language) if target >= 10 else None
+
+
+def make_problem(task: str, numbers: list[int], target: int, language: str) -> Problem:
     return Problem(
-        "countdown" if count == 3 else f"countdown{count}",
+        task,
         f"{sorted(numbers)} {target}",
         language,
         PROMPT[language].format(target=target, numbers=", ".join(map(str, numbers))),
@@ -98,8 +131,19 @@ def generate(count: int, rng: Random, language: str) -> Problem | None:
 
 def tries(problem: Problem, rng: Random) -> Iterator[Try]:
     target = problem.columns["target"]
-    for written, expression, value in search(tuple(problem.columns["numbers"]), rng):
+    for written, expression, value in search(problem.columns["numbers"], rng):
         yield Try(f"{' '.join(written)} ?{target}", value == target, expression)
+
+
+def tries_hard(problem: Problem, rng: Random) -> Iterator[Try]:
+    """Endless: there are too many ways to list them all."""
+    numbers, target, seen = problem.columns["numbers"], problem.columns["target"], set()
+    while True:
+        written, expression, value = random_walk(numbers, rng)
+        text = " ".join(written)
+        if text not in seen:
+            seen.add(text)
+            yield Try(f"{text} ?{target}", value == target, expression)
 
 
 def find_error(problem: Problem, answer: str) -> str | None:

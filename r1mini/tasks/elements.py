@@ -107,6 +107,17 @@ def fact(element: dict, kind: str, language: str, rng: Random) -> str:
     )
 
 
+def sentences(element: dict, kind: str, language: str) -> Iterator[str]:
+    """All that `fact` may return."""
+    names = [element[language]] if kind == "symbol" else [element[language], element["symbol"]]
+    for name in names:
+        yield FACT[language].format(
+            property=PROPERTIES[kind][language], name=name, value=element[kind]
+        )
+        if kind == "number":
+            yield NUMBERED[language].format(**element, name=name)
+
+
 def statement(rng: Random, language: str) -> str:
     """Prose of the base model's text: one element with some of its facts, in any order, or fact by
     fact."""

@@ -18,7 +18,7 @@ and runs the function on these calls and on hidden ones, in the sandbox.
 import ast
 import operator
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache
 from random import Random
 
@@ -38,9 +38,14 @@ TEMPLATES = """\
 5 def f(v,b):/ s={0 1}/ for x in v:/  if x{< >}{b #}:/   s+={x b}/ return s
 9 def f(w,b):/ c={max min sum}(w)/ return c{+ - *}{b #}
 9 def f(s,t):/ c={s t}{+s +t *2 *3}/ return {c+s c+t s+c t+c c*2 c*3}""".splitlines()
+HARD_TEMPLATES = """\
+10 def f(a,b):/ c=a{+ - *}{b #}/ d=c{+ - *}{b #}/ return d{+ -}{a c #}
+10 def f(v,b):/ s={0 1}/ for x in v:/  s=s{+ *}x/  s=s{+ -}{b #}/ return s{+ - *}#
+10 def f(v,b):/ s={0 1}/ for x in v:/  if x{< >}{b #}:/   s+={x b}/ return s{+ - *}#
+10 def f(w,b):/ c={max min sum}(w)/ d={max min}(w)/ return c{+ - *}{d b}""".splitlines()
 STRINGS = "def f(s,t):"
 NAMES = {  # first line: (the names that a bug may confuse, where)
-    "def f(a,b):": ("ab", r"(?<=c[-+*])[ab]$"),
+    "def f(a,b):": ("ab", r"(?<=[cd][-+*])[ab]$"),
     "def f(v,b):": ("xb", r"(?<==)[xb]$"),
     STRINGS: ("st", r"(?<=[=+ ])[st]\b"),
 }
@@ -60,7 +65,7 @@ ARGUMENTS = {
 }
 PROMPT = {"en": "Fix f:{calls}\n", "zh": "改 f:{calls}\n"}
 LIMIT = 60  # the largest number in a search
-MAX_FIXES = 8  # per program, so that searches have similar lengths
+MAX_FIXES, MAX_FIXES_HARD = 8, 12  # per program, so that searches have similar lengths
 CALLS, SHOWN, HIDDEN = 20, 2, 8
 MAX_ANSWER = 60  # characters
 TIME_LIMIT = 0.5  # seconds of CPU time for all calls of an answer
@@ -68,8 +73,8 @@ TIME_LIMIT = 0.5  # seconds of CPU time for all calls of an answer
 # -- programs and their possible fixes -------------------------------------------------------------
 
 
-def random_program(rng: Random) -> Program:
-    weights, programs = zip(*(template.split(" ", 1) for template in TEMPLATES))
+def random_program(templates: Sequence[str], rng: Random) -> Program:
+    weights, programs = zip(*(template.split(" ", 1) for template in templates))
     [template] = rng.choices(programs, map(int, weights))
     text = re.sub(r"{(.*?)}", lambda hole: rng.choice(hole[1].split()), template)
     return tuple(re.sub("#", lambda _: str(rng.randint(2, 9)), text).split("/"))
@@ -158,9 +163,10 @@ def run(program: Program, call: Call) -> tuple[Value | None, list[str]]:
                 names[target.id] = evaluate(value)
             case ast.AugAssign(target, op, value):
                 names[target.id] = operation(op, names[target.id], evaluate(value))
-            case ast.For(target, items, [body]):
+            case ast.For(target, items, body):
                 for names[target.id] in evaluate(items):
-                    evaluate(body)
+                    for statement in body:
+                        evaluate(statement)
             case ast.If(ast.Compare(left, [comparison], [right]), [body]):
                 sign, compare = SIGNS[type(comparison)]
                 left, right = evaluate(left), evaluate(right)
@@ -206,10 +212,20 @@ def results(program: Program) -> dict[Call, Value]:
 
 
 def generate(rng: Random, language: str) -> Problem | None:
-    right = random_program(rng)
+    return generate_from("repair", TEMPLATES, MAX_FIXES, rng, language)
+
+
+def generate_hard(rng: Random, language: str) -> Problem | None:
+    return generate_from("repair-hard", HARD_TEMPLATES, MAX_FIXES_HARD, rng, language)
+
+
+def generate_from(
+    task: str, templates: Sequence[str], max_fixes: int, rng: Random, language: str
+) -> Problem | None:
+    right = random_program(templates, rng)
     wrong = rng.choice(fixes(right))
     candidates = fixes(wrong)
-    if right not in candidates or len(candidates) > MAX_FIXES:
+    if right not in candidates or len(candidates) > max_fixes:
         return None
     expected, actual = results(right), results(wrong)
     failing = [call for call in expected if call in actual and expected[call] != actual[call]]
@@ -225,7 +241,7 @@ def generate(rng: Random, language: str) -> Problem | None:
     listing = "".join(f"{number} {line}\n" for number, line in enumerate(wrong, 1))
     examples = " &".join(f"{format_call(call)} ?{expected[call]}" for call in shown)
     return Problem(
-        "repair",
+        task,
         bug_key(wrong, right),
         language,
         listing + PROMPT[language].format(calls=examples),

@@ -19,8 +19,7 @@ WORDS = {
 }
 OTHER = {"en": "zh", "zh": "en"}
 LANGUAGES = tuple(WORDS)
-# Tries of one trace: a whole search of three numbers, the beginning of one of four.
-MAX_TRIES = 48
+MAX_TRIES = 48  # of one trace: a whole search of three numbers
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,12 @@ class Style:
 
 
 def write(
-    tries: Iterable[Try], language: str, style: Style, rng: Random, give_up: float
+    tries: Iterable[Try],
+    language: str,
+    style: Style,
+    rng: Random,
+    give_up: float,
+    max_tries: int = MAX_TRIES,
 ) -> tuple[str, str, bool]:
     """(thinking, answer, whether the answer is right) of a search in this style.
 
@@ -60,7 +64,7 @@ def write(
         answer, is_right = attempt.answer, attempt.success
         if verdict:
             break
-        if count == MAX_TRIES or rng.random() < give_up:
+        if count == max_tries or rng.random() < give_up:
             lines.append(f"{word('stop')}\n")
             break
     return "".join(lines), answer, is_right

@@ -1,15 +1,13 @@
-"""Chemistry: balance a reaction; name the order and the rate constant of a concentration table.
+"""Chemistry: balance a reaction.
 
-Balancing tries multiples of one coefficient in turn and counts the atoms on both sides (`Al
-4?2*2=4`). Kinetics tests the three rate laws in random order: equal differences of A (order 0),
-equal ratios of A (order 1), equal differences of 1/A, shown as A0/A (order 2).
+The search tries multiples of one coefficient in turn and counts the atoms on both sides (`Al
+4?2*2=4`). Hard problems have four or five species, and a larger multiple.
 """
 
 import math
 import re
 from collections import Counter
 from collections.abc import Iterator
-from fractions import Fraction
 from functools import cache
 from random import Random
 
@@ -75,6 +73,46 @@ def metal_reactions(metal: str, charge: int) -> Iterator[tuple[Species, Species]
         yield (oxide, "Al"), (metal, "Al2O3")
 
 
+@cache
+def hard_reactions() -> tuple[tuple[Species, Species], ...]:
+    """Reactions of four or five species, as (left species, right species).
+
+    Salts with acids and halogens, sulfides in air, oxides with carbon, combustion of compounds with
+    O, N or S.
+    """
+    pairs = set()
+    for charge, metals in METALS.items():
+        for metal in metals.split():
+            pairs.update(exchanges(metal, charge))
+    for c in range(1, 7):
+        for h in range(1, 2 * c + 4):
+            fuel = f"C{subscript(c)}H{subscript(h)}"
+            burnt = ("CO2", "H2O")
+            if h % 2 == 0:
+                pairs.update(((f"{fuel}O{subscript(o)}", "O2"), burnt) for o in (1, 2, 3))
+                pairs.add(((f"{fuel}S", "O2"), (*burnt, "SO2")))
+            else:
+                pairs.add(((f"{fuel}N", "O2"), (*burnt, "N2")))
+    return tuple(sorted(pairs))
+
+
+def exchanges(metal: str, charge: int) -> Iterator[tuple[Species, Species]]:
+    halogens = [name.rstrip("2") for name, anion_charge in NONMETALS.items() if anion_charge == 1]
+    for anion, anion_charge in (("O", 2), ("S", 2), ("Se", 2), ("N", 3), ("P", 3)):
+        hydride = f"H{anion_charge}".replace("H3", "") + anion + "H3" * (anion_charge == 3)
+        for halogen in halogens:
+            halide = salt(metal, charge, halogen, 1)
+            yield (salt(metal, charge, anion, anion_charge), f"H{halogen}"), (halide, hydride)
+    for stronger, weaker in zip(halogens, halogens[1:]):
+        before, after = salt(metal, charge, weaker, 1), salt(metal, charge, stronger, 1)
+        yield (before, f"{stronger}2"), (after, f"{weaker}2")
+    oxide = salt(metal, charge, "O", 2)
+    yield (salt(metal, charge, "S", 2), "O2"), (oxide, "SO2")
+    yield (oxide, "C"), (metal, "CO2")
+    if charge == 4:
+        yield (oxide, "HCl"), (salt(metal, 2, "Cl", 1), "H2O", "Cl2")
+
+
 def balance(left: Species, right: Species, multiple: int) -> list[int]:
     """The coefficients that follow from `multiple` for the most complex species.
 
@@ -117,16 +155,36 @@ def tally(left: Species, right: Species, coefficients: list[int]) -> tuple[str, 
     return text, True
 
 
-def generate_balance(rng: Random, language: str) -> Problem | None:
+def generate(rng: Random, language: str) -> Problem | None:
     reaction = rng.choice(reactions())
     left, right = (tuple(rng.sample(side, len(side))) for side in reaction)
     # Not too many problems that the first try solves, and none whose search is long.
-    multiples = (m for m in range(1, 13) if tally(left, right, balance(left, right, m))[1])
-    first = next(multiples, None)
+    first = smallest_multiple(left, right)
     if first is None or first > 6 or (first == 1 and rng.random() < 0.6):
         return None
+    return make_problem("balance", reaction, left, right, language)
+
+
+def generate_hard(rng: Random, language: str) -> Problem | None:
+    reaction = rng.choice(hard_reactions())
+    left, right = (tuple(rng.sample(side, len(side))) for side in reaction)
+    first = smallest_multiple(left, right)
+    if first is None or (first == 1 and rng.random() < 0.9):
+        return None
+    return make_problem("balance-hard", reaction, left, right, language)
+
+
+def smallest_multiple(left: Species, right: Species) -> int | None:
+    """The first multiple that balances the reaction; None if no tried one does."""
+    multiples = (m for m in range(1, 13) if tally(left, right, balance(left, right, m))[1])
+    return next(multiples, None)
+
+
+def make_problem(
+    task: str, reaction: tuple[Species, Species], left: Species, right: Species, language: str
+) -> Problem:
     return Problem(
-        "balance",
+        task,
         # A reaction and its reverse have the same coefficients.
         str(sorted(map(sorted, reaction))),
         language,
@@ -135,7 +193,7 @@ def generate_balance(rng: Random, language: str) -> Problem | None:
     )
 
 
-def tries_balance(problem: Problem, rng: Random) -> Iterator[Try]:
+def tries(problem: Problem, rng: Random) -> Iterator[Try]:
     left, right = problem.columns["left"], problem.columns["right"]
     for multiple in range(1, 13):
         coefficients = balance(left, right, multiple)
@@ -144,7 +202,7 @@ def tries_balance(problem: Problem, rng: Random) -> Iterator[Try]:
         yield Try(answer + text, balanced, answer)
 
 
-def find_error_balance(problem: Problem, answer: str) -> str | None:
+def find_error(problem: Problem, answer: str) -> str | None:
     """Expects the coefficients in the order of the species, in lowest terms."""
     left, right = problem.columns["left"], problem.columns["right"]
     coefficients, count = [], len(left + right)
@@ -156,90 +214,3 @@ def find_error_balance(problem: Problem, answer: str) -> str | None:
         return "not in lowest terms"
     text, balanced = tally(left, right, coefficients)
     return None if balanced else f"not balanced:{text}"
-
-
-MAX_CONCENTRATION = 48
-TABLE = {"en": "t {t}\nA {A}\norder and k?\n", "zh": "t {t}\nA {A}\n级数和 k?\n"}
-
-
-def generate_kinetics(rng: Random, language: str) -> Problem | None:
-    order, step = rng.randrange(3), rng.randint(1, 10)
-    if order == 0:
-        drop = step * rng.randint(1, 9)
-        start = rng.randint(2 * drop + 1, 2 * drop + 40)
-        table = [start - i * drop for i in range(3)]
-    elif order == 1:
-        ratio = rng.choice((2, 2, 2, 3, 3, 4, 5))
-        last = rng.randint(1, max(1, MAX_CONCENTRATION // ratio**2))
-        table = [last * ratio**2, last * ratio, last]
-    else:
-        distance = rng.choice((1, 1, 2, 3))
-        unit = math.lcm(1 + distance, 1 + 2 * distance)
-        start = unit * rng.randint(1, max(1, MAX_CONCENTRATION // unit))
-        table = [start // (1 + i * distance) for i in range(3)]
-    if table[0] > MAX_CONCENTRATION or len(set(table)) < 3:
-        return None
-    return Problem(
-        "kinetics",
-        f"{order} {table} {step}",
-        language,
-        TABLE[language].format(t=f"0 {step} {2 * step}", A=" ".join(map(str, table))),
-        {"table": table, "step": step},
-    )
-
-
-def quotient(a: int, b: int) -> str:
-    """`a/b` rounded down, with a trailing + if there is a remainder."""
-    return f"{a // b}{'+' if a % b else ''}"
-
-
-def rate_law(table: list[int], step: int, order: int) -> tuple[str, bool, str]:
-    """The test of one order: (its text, whether it holds, the rate constant as text)."""
-    first, second, third = table
-    if order == 0:
-        a, b = first - second, second - third
-        text = f"{first}-{second}={a} {second}-{third}={b} ?{a}"
-        return text, a == b, f"{a}/{step}={Fraction(a, step)}"
-    parts = ((first, second), (second if order == 1 else first, third))
-    text = ""
-    for a, b in parts:
-        text += f"{a}/{b}={quotient(a, b)} "
-        if a % b:
-            return text.strip(), False, ""
-    a, b = (a // b for a, b in parts)
-    if order == 1:
-        return f"{text}?{a}", a == b, f"ln {a}/{step}"
-    x, y = a - 1, b - a
-    return f"{text}{a}-1={x} {b}-{a}={y} ?{x}", x == y, f"{x}/{first}/{step}"
-
-
-def tries_kinetics(problem: Problem, rng: Random) -> Iterator[Try]:
-    table, step = problem.columns["table"], problem.columns["step"]
-    for order in rng.sample(range(3), 3):
-        text, holds, constant = rate_law(table, step, order)
-        answer = f"{order} {constant.rpartition('=')[2]}".strip()
-        yield Try(f"{order} {text}" + f" k {constant}" * holds, holds, answer)
-
-
-def find_error_kinetics(problem: Problem, answer: str) -> str | None:
-    """Expects the order and, within 2 %, the rate constant.
-
-    The constant is a number, a quotient, or the logarithm of a number (`1 ln 2/5`).
-    """
-    number = r"[0-9]{1,4}(?:\.[0-9]{1,4})?"
-    pattern = rf"\s*([012]) +(ln )?({number})((?:/{number})*)\s*"
-    if len(answer) > 60 or not (match := re.fullmatch(pattern, answer, re.ASCII)):
-        return "not an order and a rate constant"
-    order, logarithm, constant = int(match[1]), match[2], float(match[3])
-    divisors = [float(part) for part in match[4].split("/")[1:]]
-    if 0.0 in divisors or logarithm and constant <= 0:
-        return "not a number"
-    constant = (math.log(constant) if logarithm else constant) / math.prod(divisors)
-    table, step = problem.columns["table"], problem.columns["step"]
-    true_order = next(o for o in range(3) if rate_law(table, step, o)[1])
-    if order != true_order:
-        return f"order {order} ≠ {true_order}"
-    first, second, _ = table
-    changes = (first - second, math.log(first / second), 1 / second - 1 / first)
-    exact = changes[order] / step
-    return None if abs(constant - exact) <= 0.02 * exact else f"k {constant:.3g} ≠ {exact:.3g}"
