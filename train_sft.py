@@ -100,10 +100,10 @@ PRESETS = {
     "base": {
         **PRETRAINING,
         "out": "runs/base",
-        "rows": 700_000,
+        "rows": 800_000,
         "batch_tokens": 2048,
         "learning_rate": 8e-3,
-        "threads": 2,
+        "bf16": True,
     },
     "student-base": {
         **PRETRAINING,

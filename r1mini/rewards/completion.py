@@ -231,6 +231,13 @@ def needs_reasoning(problem: Problem) -> bool:
     return problem.task not in tasks.TASKS or tasks.TASKS[problem.task].reasoning
 
 
+def has_right_answer(problem: Problem) -> bool:
+    """Can an answer be checked: by an embedded task, or against a gold answer?"""
+    if problem.task in tasks.TASKS:
+        return tasks.TASKS[problem.task].find_error is not None
+    return gold_answer(problem) is not None
+
+
 def gold_answer(problem: Problem) -> str | None:
     r"""The gold answer of a data file's row; None where a task's checker or tests decide.
 

@@ -20,6 +20,7 @@ from r1mini.rewards.completion import (
     extract_program,
     extract_thinking,
     gold_answer,
+    has_right_answer,
     is_blank,
     needs_reasoning,
     parse,
@@ -37,8 +38,8 @@ def accuracy(problem: Problem, completion: Completion) -> float | None:
 
 
 def is_correct(problem: Problem, text: str) -> bool | None:
-    """Is the answer right? None: the problem has no answer to compare with."""
-    if problem.task not in tasks.TASKS and gold_answer(problem) is None:
+    """Is the answer right? None: no answer of the problem is the right one."""
+    if not has_right_answer(problem):
         return None
     return answer_error(problem, text) is None
 
