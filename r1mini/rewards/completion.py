@@ -85,6 +85,20 @@ def parse(text: str) -> tuple[str | None, str] | None:
     return match and match.groups()
 
 
+def visible_answer(text: str) -> str:
+    """What a completion shows to its reader: the text between the answer tags or, if it does not
+    follow the format, all that comes after the thinking.
+
+    >>> visible_answer("<think>5+8=13</think><answer>13</answer>")
+    '13'
+    >>> visible_answer("<think>5+8=13</think>It is 13.")
+    'It is 13.'
+    """
+    parsed = parse(text)
+    answer = parsed[1] if parsed else text.rpartition("</think>")[2].partition("<think>")[0]
+    return answer.strip()
+
+
 def is_blank(text: str) -> bool:
     """Does the text have no visible character? Zero-width characters are invisible too."""
     return not any(char.isprintable() and not char.isspace() for char in text)

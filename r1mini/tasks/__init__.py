@@ -56,6 +56,7 @@ TASKS = {
 }
 REASONING = ("countdown", "repair", "balance", "kinetics")
 HARD = tuple(f"{name}-hard" for name in REASONING)
+GENERAL = ("describe",)
 DEFAULT = (*REASONING, "elements")
 
 
