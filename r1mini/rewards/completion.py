@@ -298,14 +298,17 @@ def json_column(problem: Problem, name: str) -> Any:
 parse_json = lru_cache(maxsize=1000)(json.loads)  # all completions of a problem share its columns
 
 
-def check_problem(problem: Problem) -> None:
-    """ValueError if a data file's row has no gold answer or tests, or unusable ones."""
+def check_problem(problem: Problem, general: bool = False) -> None:
+    """ValueError if a data file's row has unusable gold answers or tests; or none, unless it may be
+    a general prompt."""
     gold = gold_answer(problem)
     if gold is not None:
         answers.equivalent(gold, "")
         return
     tests = problem_tests(problem)
     if tests is None:
+        if general:
+            return
         raise ValueError(
             "answers cannot be checked: no column 'answer', 'solution' with a box, or 'tests'"
         )
