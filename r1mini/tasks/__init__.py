@@ -57,7 +57,7 @@ TASKS = {
 REASONING = ("countdown", "repair", "balance", "kinetics")
 HARD = tuple(f"{name}-hard" for name in REASONING)
 GENERAL = ("describe",)
-DEFAULT = (*REASONING, "elements")
+DEFAULT = (*REASONING, "elements", *HARD, *GENERAL)
 
 
 def usable(names: tuple[str, ...], judged: bool = True) -> tuple[str, ...]:
