@@ -84,19 +84,29 @@ def encode_rows(
         print(f"{count} prompts end in a space, which may be learned as part of the next token")
     encoded = []
     for (row, place, texts), segments in zip(accepted, encodings):
-        if is_plain_text(row, template) and not tokenizer.has_end(texts[-1]):
-            segments[-1] = [*segments[-1], tokenizer.eos_id]
-        bare = sum(segments, [])
-        whole = tokenizer.with_bos(bare)
-        if whole is not bare:
-            segments[0] = [*tokenizer.bos_ids, *segments[0]]
-        if len(whole) > context:
-            errors.report(
-                f"{place}: {len(whole)} tokens do not fit the model's context of {context}"
-            )
+        try:
+            add_end = is_plain_text(row, template) and not tokenizer.has_end(texts[-1])
+            segments = complete(tokenizer, context, segments, add_end)
+        except ValueError as error:
+            errors.report(f"{place}: {error}")
         else:
-            encoded.append(([], whole) if train_on_prompt else tuple(segments))
+            encoded.append(([], sum(segments, [])) if train_on_prompt else segments)
     return encoded
+
+
+def complete(
+    tokenizer: Tokenizer, context: int, segments: list[list[int]], add_end: bool
+) -> Segments:
+    """The segments with BOS and an end token. ValueError if they do not fit the context."""
+    if add_end:
+        segments[-1] = [*segments[-1], tokenizer.eos_id]
+    bare = sum(segments, [])
+    whole = tokenizer.with_bos(bare)
+    if whole is not bare:
+        segments[0] = [*tokenizer.bos_ids, *segments[0]]
+    if len(whole) > context:
+        raise ValueError(f"{len(whole)} tokens do not fit the model's context of {context}")
+    return tuple(segments)
 
 
 def is_plain_text(row: Row, template: ChatTemplate) -> bool:
