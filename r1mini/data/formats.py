@@ -394,6 +394,10 @@ def named_columns(prompt: str, answer: str, row: Row) -> dict:
 # How transcripts of Anthropic's begin, and who speaks next in them.
 HUMAN = re.compile(r"\s*Human:")
 SPEAKER = re.compile(r"(?:^\s*|\n\n)(Human|Assistant):")
+# Messages that a table's export wrote as text, in Python's notation or one alone.
+UNREAD_MESSAGES = re.compile(
+    r"""\s*(\[\s*\{\s*'(role|content|from|value)'|\{\s*['"](role|from)['"])"""
+)
 # Two characters of one word; a Chinese or Japanese character is a word.
 IN_WORD = re.compile(r"[^\s\u3000-\u9fff\uff00-\uffef]{2}")
 
@@ -452,6 +456,8 @@ def pair_column(row: Row, name: str) -> str | list[Message]:
 def pair_side(row: Row, name: str) -> str | list[Message]:
     """A column of text or messages; Anthropic's transcripts are messages."""
     side = pair_column(row, name)
+    if isinstance(side, str) and UNREAD_MESSAGES.match(side):
+        raise ValueError(f"column {name!r}: messages must be a list in JSON, not {side!r:.60}")
     is_transcript = isinstance(side, str) and HUMAN.match(side) and "\n\nAssistant:" in side
     return transcript(side, name) if is_transcript else side
 

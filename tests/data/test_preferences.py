@@ -247,6 +247,11 @@ def check_refused(path, message, capsys):
         ({"chosen": ["yes"], "rejected": ["no"]}, "not a preference pairs row"),
         ({"chosen": YES}, "chosen is messages, but rejected is text"),
         ({"rejected": NO}, "chosen is text, but rejected is messages"),
+        (
+            {"chosen": str(YES), "rejected": str(NO)},
+            "column 'chosen': messages must be a list in JSON, not \"\\[{'role': 'assistant'",
+        ),
+        ({"rejected": json.dumps(bot("c"))}, "column 'rejected': messages must be a list in JSON"),
         ({"chosen": "\ud800"}, ".*not valid Unicode"),
         # whose turn it is
         ({"prompt": ASK + YES}, "the prompt ends with a message of role 'assistant'"),
