@@ -8,8 +8,7 @@ is ever cut: the end decides many a pair. Left out: strengths of a preference, u
 import math
 import re
 from collections.abc import Sequence
-from functools import partial
-from itertools import repeat
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ from r1mini.checkpoint.tokenizer import Tokenizer
 from r1mini.data.files import RowErrors
 from r1mini.data.formats import Message, Row, check_unicode
 from r1mini.data.rows import Example, convert_rows
-from r1mini.data.sft import Segments, complete, is_plain_text, segment_texts
+from r1mini.data.sft import Segments, complete, segment_texts
 
 SCORE = re.compile("score|rating|reward")
 
@@ -123,39 +122,58 @@ def encode_pairs(
     context: int,
     places: Sequence[str] = (),
     errors: RowErrors = RowErrors(),
-) -> list[tuple[Segments, Segments]]:
-    """The token ids of each pair: (prompt, reply) of the chosen and of the rejected side.
+) -> list[tuple[Segments, Segments] | None]:
+    """The token ids of each pair's sides, (prompt, chosen reply) and (prompt, rejected reply).
 
-    The ids are those of the whole conversation. A reply ends with its end token: a template's end
-    of turn, or EOS for text; there is no generation prompt, and one BOS at most. A pair that the
-    template rejects, that exceeds the context or whose sides have equal ids is reported to
-    `errors`; `places` names the pairs.
+    A pair that the template rejects, that exceeds the context or whose sides have equal ids is
+    reported to `errors`, and None stands in its place; `places` names the pairs.
     """
-    accepted = []
-    for pair, place in zip(pairs, places or repeat("--data")):
+    places = places or ["--data"] * len(pairs)
+    texts = {}  # of the two sides of pair i
+    for i, pair in enumerate(pairs):
         try:
-            texts = [side_texts(pair, reply, template) for reply in (pair.chosen, pair.rejected)]
-            accepted.append((pair, place, texts))
-        except ValueError as error:  # the template rejects it
-            errors.report(f"{place}: {error}")
-    segments = tokenizer.encode_segments([side for *_, texts in accepted for side in texts])
-    encoded = []
-    for (pair, place, texts), *sides in zip(accepted, segments[::2], segments[1::2]):
-        is_text = is_plain_text({"prompt": pair.prompt}, template)
-        add_end = [is_text and not tokenizer.has_end(reply) for _, reply in texts]
+            texts[i] = [reply_texts(pair.prompt, reply, template) for reply in pair[1:3]]
+        except ValueError as error:
+            errors.report(f"{places[i]}: {error}")
+    segments = tokenizer.encode_segments(list(chain.from_iterable(texts.values())))
+    encoded = [None] * len(pairs)
+    for i, *sides in zip(texts, segments[::2], segments[1::2]):
+        row = {"prompt": pairs[i].prompt}
         try:
-            chosen, rejected = map(partial(complete, tokenizer, context), sides, add_end)
+            chosen, rejected = (
+                complete(row, *side, tokenizer, template, context) for side in zip(texts[i], sides)
+            )
             if (ids := sum(chosen, [])) == sum(rejected, []):
                 raise ValueError(f"chosen and rejected are the same {len(ids)} tokens")
-            encoded.append((chosen, rejected))
+            encoded[i] = (chosen, rejected)
         except ValueError as error:
-            errors.report(f"{place}: {error}")
+            errors.report(f"{places[i]}: {error}")
     return encoded
 
 
-def side_texts(pair: Pair, reply: str | list[Message], template: ChatTemplate) -> list[str]:
-    """The text of the prompt, and of the reply to its end. What a template writes after the end of
+def encode_reply(
+    prompt: str | Sequence[Message],
+    reply: str | Sequence[Message],
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    context: int,
+) -> Segments:
+    """The token ids of a prompt and of a reply to it, as a reward model sees them.
+
+    The ids are those of the whole conversation, with one BOS at most. It ends with the reply's end
+    token: a template's end of turn, or EOS for text. ValueError if the template rejects the
+    conversation, or if it exceeds the context.
+    """
+    texts = reply_texts(prompt, reply, template)
+    [segments] = tokenizer.encode_segments([texts])
+    return complete({"prompt": prompt}, texts, segments, tokenizer, template, context)
+
+
+def reply_texts(
+    prompt: str | Sequence[Message], reply: str | Sequence[Message], template: ChatTemplate
+) -> list[str]:
+    """The text before the reply, and the reply to its end. What a template writes after the end of
     the last turn is left out; a user's turn inside the reply belongs to it."""
-    prompt, *rest = segment_texts({"prompt": pair.prompt, "completion": reply}, template)
-    last = len(rest) - 1 + len(rest) % 2  # every second segment is the assistant's
-    return [prompt, "".join(rest[:last])]
+    before, *texts = segment_texts({"prompt": prompt, "completion": reply}, template)
+    last = len(texts) - 1 + len(texts) % 2  # every second segment is the assistant's
+    return [before, "".join(texts[:last])]

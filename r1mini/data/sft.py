@@ -85,8 +85,7 @@ def encode_rows(
     encoded = []
     for (row, place, texts), segments in zip(accepted, encodings):
         try:
-            add_end = is_plain_text(row, template) and not tokenizer.has_end(texts[-1])
-            segments = complete(tokenizer, context, segments, add_end)
+            segments = complete(row, texts, segments, tokenizer, template, context)
         except ValueError as error:
             errors.report(f"{place}: {error}")
         else:
@@ -95,10 +94,18 @@ def encode_rows(
 
 
 def complete(
-    tokenizer: Tokenizer, context: int, segments: list[list[int]], add_end: bool
+    row: Row,
+    texts: list[str],
+    segments: list[list[int]],
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    context: int,
 ) -> Segments:
-    """The segments with BOS and an end token. ValueError if they do not fit the context."""
-    if add_end:
+    """The segments of `texts` with BOS, and with EOS unless a template or the text has an end.
+
+    ValueError if they do not fit the context.
+    """
+    if is_plain_text(row, template) and not tokenizer.has_end(texts[-1]):
         segments[-1] = [*segments[-1], tokenizer.eos_id]
     bare = sum(segments, [])
     whole = tokenizer.with_bos(bare)

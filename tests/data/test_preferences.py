@@ -10,7 +10,7 @@ from r1mini.checkpoint.chat_template import R1_ZERO, ChatTemplate, plain_templat
 from r1mini.checkpoint.tokenizer import END_OF_TEXT, Tokenizer
 from r1mini.data.files import RowErrors
 from r1mini.data.formats import shared_text
-from r1mini.data.preferences import Pair, encode_pairs, read_pairs
+from r1mini.data.preferences import Pair, encode_pairs, encode_reply, read_pairs
 from r1mini.data.problems import read_problems
 from r1mini.data.sft import sft_rows
 
@@ -407,6 +407,8 @@ THINKING = ChatTemplate(
 def encode(pair, tokens, template=PLAIN, context=1024):
     """[(prompt, reply)] of both sides as text, special tokens included."""
     [encoded] = encode_pairs([Pair(*pair, {})], tokens, template, context)
+    prompt, *replies = pair  # a completion that is scored alone has the same ids
+    assert encoded == tuple(encode_reply(prompt, r, tokens, template, context) for r in replies)
     decode = lambda ids: tokens.backend.decode(ids, skip_special_tokens=False)
     return [tuple(map(decode, side)) for side in encoded]
 
@@ -513,10 +515,11 @@ def test_a_pair_too_long_is_reported_and_never_cut(tokens):
         encode_pairs(rows, tokens, PLAIN, count - 1, ["x:1", "x:2", "x:3"])
     errors = RowErrors(skip=True)
     encoded = encode_pairs(rows, tokens, PLAIN, count - 1, ["x:1", "x:2", "x:3"], errors)
-    assert encoded == encode_pairs(rows[1:2], tokens, PLAIN, count)
+    assert encoded == [None, *encode_pairs(rows[1:2], tokens, PLAIN, count), None]
     assert errors.messages == [message, message.replace("x:1", "x:3")]
     both = [Pair("a", long, long + "b", {})]  # both sides too long: one error
-    assert encode_pairs(both, tokens, PLAIN, 9, ["x:4"], errors) == [] and len(errors.messages) == 3
+    assert encode_pairs(both, tokens, PLAIN, 9, ["x:4"], errors) == [None]
+    assert errors.messages[2:] == [f"x:4: {count} tokens do not fit the model's context of 9"]
 
 
 def test_sides_with_equal_ids_are_reported(tokens):
@@ -526,7 +529,7 @@ def test_sides_with_equal_ids_are_reported(tokens):
     errors = RowErrors(skip=True)
     pairs = [Pair("a", "No", "no", {}), Pair("a", "b", "no", {})]
     encoded = encode_pairs(pairs, lower, PLAIN, 99, ["x:1", "x:2"], errors)
-    assert encoded == encode_pairs(pairs[1:], lower, PLAIN, 99)
+    assert encoded == [None, *encode_pairs(pairs[1:], lower, PLAIN, 99)]
     assert errors.messages == ["x:1: chosen and rejected are the same 3 tokens"]
     trimming = ChatTemplate(
         "t", "{% for m in messages %}{{ m.content.split('!')[0] }}${% endfor %}", {"eos_token": "$"}
@@ -543,7 +546,8 @@ def test_a_pair_that_the_template_rejects_is_reported(tokens):
     )
     pairs = [Pair([system("s"), *ASK], YES, NO, {}), Pair(ASK, YES, NO, {})]
     errors = RowErrors(skip=True)
-    assert len(encode_pairs(pairs, tokens, strict, 99, ["x:1", "x:2"], errors)) == 1
+    encoded = encode_pairs(pairs, tokens, strict, 99, ["x:1", "x:2"], errors)
+    assert encoded == [None, *encode_pairs(pairs[1:], tokens, strict, 99)]
     [message] = errors.messages
     assert message.startswith("x:1: chat template strict: no system")
 
