@@ -156,6 +156,8 @@ def test_columns_beside_the_prompt(tmp_path):
     assert read_pair(tmp_path, prompt="a", context="d", **replies) == ("d\na", "b", "c")
     assert read_pair(tmp_path, input="a\nd", **replies) == ([user("a\nd")], *sides)
     assert read_pair(tmp_path, question="a", system_prompt="s", **replies) == asked
+    asked_elsewhere = read_pair(tmp_path, prompt=None, question="a", **replies)
+    assert asked_elsewhere == ([user("a")], *sides)
     whole = {"chosen": [user("a"), bot("b")], "rejected": [user("a"), bot("c")]}
     assert read_pair(tmp_path, system="s", **whole) == asked
     own = {name: [system("t"), *side] for name, side in whole.items()}
@@ -253,6 +255,7 @@ def check_refused(path, message, capsys):
         ),
         ({"rejected": json.dumps(bot("c"))}, "column 'rejected': messages must be a list in JSON"),
         ({"chosen": "\ud800"}, ".*not valid Unicode"),
+        ({"context": "\ud800"}, ".*not valid Unicode"),
         # whose turn it is
         ({"prompt": ASK + YES}, "the prompt ends with a message of role 'assistant'"),
         ({"prompt": ASK, "chosen": YES, "rejected": ASK + NO}, ".* have different prompts"),
