@@ -25,6 +25,7 @@ from r1mini.checkpoint import weights
 from r1mini.checkpoint.chat_template import load_chat_template, plain_template
 from r1mini.checkpoint.tokenizer import END_OF_TEXT
 from r1mini.checkpoint.weights import config_json
+from r1mini.data.preferences import encode_pairs, read_pairs
 from r1mini.data.problems import read_problems
 from r1mini.data.rows import read_eval_ngrams
 from r1mini.data.sft import encode_rows, sft_rows
@@ -235,6 +236,11 @@ def learn(path, tokens):
     encode_rows(list(rows.values()), tokens, plain_template(END_OF_TEXT), 10**9, False, list(rows))
 
 
+def prefer(path, tokens):
+    pairs = read_pairs(path)
+    encode_pairs(list(pairs.values()), tokens, plain_template(END_OF_TEXT), 10**9, list(pairs))
+
+
 @pytest.mark.parametrize("source", DATA, ids=lambda path: path.stem)
 def test_rows(source, tokens, tmp_path):
     path = tmp_path / source.name
@@ -245,6 +251,8 @@ def test_rows(source, tokens, tmp_path):
         path.write_bytes(content)
         reads(lambda: use(path, tokens), path)
         reads(lambda: learn(path, tokens), path)
+        reads(lambda: prefer(path, tokens), path)
+        reads(lambda: read_pairs(path, skip_bad=True), path)
         reads(lambda: read_problems(str(path), skip_bad=True), path)
         reads(lambda: sft_rows(path, skip_bad=True), path)
         reads(lambda: read_eval_ngrams([str(path)]), path)

@@ -73,7 +73,7 @@ def test_grpo_is_pure_tensor_functions():
     "module",
     [
         *("rewards", "rewards.runner", "evaluation.rejection", "answers", "sandbox", "tasks"),
-        *("data.files", "data.problems", "data.formats", "data.sft", "config"),
+        *("data.files", "data.problems", "data.formats", "data.sft", "data.preferences", "config"),
     ],
 )
 def test_text_and_reward_modules_need_no_torch(module):

@@ -9,7 +9,7 @@ end. One attempt of a search then takes half as many tokens as it has characters
 
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate, pairwise, takewhile
 
 from tokenizers import Encoding, Regex, decoders, models, pre_tokenizers, trainers
@@ -18,6 +18,7 @@ from tokenizers import Tokenizer as Backend
 END_OF_TEXT = "<|endoftext|>"
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 REPLACEMENT = "\ufffd"  # a decoder writes it for bytes that are no character, or not yet one
+CHUNK = 1000  # texts to encode at a time
 MAX_PENDING = 32  # tokens that complete no character; more bytes than that are not text
 SPLIT = (
     r" ?[-+*/=(\[,?]?[0-9](?![0-9])"  # a digit with its sign
@@ -83,9 +84,12 @@ class Tokenizer:
             result.append([encoding.ids[i:j] for i, j in pairwise([*cuts, None])])
         return result
 
-    def _encodings(self, texts: list[str]) -> list[Encoding]:
+    def _encodings(self, texts: list[str]) -> Iterator[Encoding]:
+        """A chunk at a time, since an encoding takes far more memory than its ids."""
         try:
-            return self.backend.encode_batch(texts, add_special_tokens=False)
+            for start in range(0, len(texts), CHUNK):
+                chunk = texts[start : start + CHUNK]
+                yield from self.backend.encode_batch(chunk, add_special_tokens=False)
         except TypeError:  # JSON can hold a lone surrogate, a terminal other bytes
             bad = next(text for text in texts if re.search("[\ud800-\udfff]", text))
             raise ValueError(f"not Unicode text (a lone surrogate): {bad[:60]!r}") from None

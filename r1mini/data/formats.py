@@ -1,9 +1,9 @@
 """Dataset formats: converts a row of TRL, ShareGPT or a public dataset to TRL's columns.
 
 `FORMATS` is the table, with one reader per format. A reader returns `prompt` and `completion` (both
-text or both messages), `messages` or `text`, and columns that rewards need (`answer`). Text is used
-unchanged; messages go through a chat template. ValueError for a row that does not fit the format.
-Left out: preference pairs, tool calls, images.
+text or both messages), `messages` or `text`, and columns that rewards need (`answer`); for
+preference pairs, `prompt`, `chosen` and `rejected`. Text is used unchanged; messages go through a
+chat template. ValueError for a row that does not fit the format. Left out: tool calls, images.
 """
 
 import json
@@ -11,10 +11,11 @@ import re
 from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from os.path import commonprefix
 from random import Random
 from typing import Any, NamedTuple
 
-from r1mini.checkpoint.chat_template import REASONING
+from r1mini.checkpoint.chat_template import REASONING, squeezed
 from r1mini.rewards.completion import extract_thinking
 from r1mini.sandbox import convert
 from r1mini.sandbox.convert import typed_column
@@ -23,7 +24,8 @@ Row = Mapping[str, Any]
 Message = Mapping[str, str]
 # A column is missing or mistyped.
 READ_ERRORS = (ValueError, LookupError, TypeError, AttributeError)
-TEXT_FIELDS = "messages prompt completion text".split()
+REPLY_FIELDS = "completion chosen rejected".split()
+TEXT_FIELDS = ["messages", "prompt", *REPLY_FIELDS, "text"]
 
 
 def text(row: Row, name: str) -> str:
@@ -137,12 +139,12 @@ def code_chat(row: Row, question: str, reply: str) -> dict:
 
 
 def to_messages(fields: Row, names: Sequence[str] = TEXT_FIELDS) -> list[Message]:
-    """A reader's fields as messages; text becomes a user's message, a completion an assistant's."""
+    """A reader's fields as messages; text becomes a user's message, a reply an assistant's."""
     result = []
     for name in names:
         value = fields.get(name) or []
         if isinstance(value, str):
-            role = "assistant" if name == "completion" else "user"
+            role = "assistant" if name in REPLY_FIELDS else "user"
             value = [{"role": role, "content": value}]
         result += value
     return result
@@ -387,6 +389,167 @@ def named_columns(prompt: str, answer: str, row: Row) -> dict:
     return chat(question, reply or str(value), answer=None if answer == "solution" else value)
 
 
+# -- preference pairs ------------------------------------------------------------------------------
+
+# How transcripts of Anthropic's begin, and who speaks next in them.
+HUMAN = re.compile(r"\s*Human:")
+SPEAKER = re.compile(r"(?:^\s*|\n\n)(Human|Assistant):")
+# Messages that a table's export wrote as text, in Python's notation or one alone.
+UNREAD_MESSAGES = re.compile(
+    r"""\s*(\[\s*\{\s*'(role|content|from|value)'|\{\s*['"](role|from)['"])"""
+)
+# Two characters of one word; a Chinese or Japanese character is a word.
+IN_WORD = re.compile(r"[^\s\u3000-\u9fff\uff00-\uffef]{2}")
+
+
+def preference(prompt_key: str, row: Row) -> dict:
+    """The prompt of a pair and its two replies: all text, or all messages.
+
+    TRL's rows and their relatives: the prompt is a column, or that with which both sides begin.
+    Text stays text below `prompt`; below another name, or beside a system prompt, it is a user's
+    message.
+    """
+    sides = [pair_side(row, name) for name in ("chosen", "rejected")]
+    kinds = ["text" if isinstance(side, str) else "messages" for side in sides]
+    if kinds[0] != kinds[1]:
+        raise ValueError(f"chosen is {kinds[0]}, but rejected is {kinds[1]}")
+    is_text, name = kinds[0] == "text", prompt_key or pair_prompt(row)
+    if not is_text and all(side[0]["role"] != "assistant" for side in sides):
+        fields = shared_messages(*(with_system(row, side) for side in sides))
+        if name in (prompt_key, "prompt") and row.get(name) is not None:
+            check_repeated(pair_column(row, name), name, fields["prompt"])
+        return fields
+    if not name and is_text:
+        return shared_text(*sides)
+    if not name:
+        raise ValueError("no prompt: a conversation begins with a message of role 'assistant'")
+    prompt = pair_column(row, name)
+    if is_text and isinstance(prompt, str):
+        if HUMAN.match(prompt) and prompt.rstrip().endswith("\n\nAssistant:"):
+            return shared_messages(*(transcript(prompt + side, name) for side in sides))
+        if name == "prompt" and not system_prompt(row):
+            return {"prompt": add_context(row, prompt), "chosen": sides[0], "rejected": sides[1]}
+    prompt = add_context({**row, name: None}, prompt)
+    prompt = with_system(row, to_messages({"prompt": prompt}))
+    return shared_messages(*(prompt + to_messages({"completion": side}) for side in sides))
+
+
+def pair_prompt(row: Row) -> str:
+    """The first column that can be a prompt, of those with a value if there are any; or ""."""
+    names = [name for name in PAIR_PROMPTS if name in row]
+    names.sort(key=lambda name: row[name] is None)
+    return names[0] if names else ""
+
+
+def pair_column(row: Row, name: str) -> str | list[Message]:
+    """A column of text or messages, of which one may stand alone; weights are for SFT."""
+    if isinstance(row.get(name), dict):
+        row = {name: [row[name]]}
+    value = text_or_messages(row, name)
+    if isinstance(value, str):
+        return value
+    if not value:
+        raise ValueError(f"no messages in column {name!r}")
+    return [{key: message[key] for key in message if key != "weight"} for message in value]
+
+
+def pair_side(row: Row, name: str) -> str | list[Message]:
+    """A column of text or messages; Anthropic's transcripts are messages."""
+    side = pair_column(row, name)
+    if isinstance(side, str) and UNREAD_MESSAGES.match(side):
+        raise ValueError(f"column {name!r}: messages must be a list in JSON, not {side!r:.60}")
+    is_transcript = isinstance(side, str) and HUMAN.match(side) and "\n\nAssistant:" in side
+    return transcript(side, name) if is_transcript else side
+
+
+def transcript(text: str, name: str) -> list[Message]:
+    r"""Anthropic's text as messages.
+
+    >>> [message["content"] for message in transcript("\n\nHuman: 1+1?\n\nAssistant: 2", "chosen")]
+    ['1+1?', '2']
+    """
+    _, *parts = SPEAKER.split(text)
+    turns = zip(parts[::2], parts[1::2])
+    turns = [{"role": role.lower(), "content": content.strip()} for role, content in turns]
+    return messages({name: turns}, name)
+
+
+def system_prompt(row: Row) -> Any:
+    values = (row.get(name) for name in ("system", "system_prompt"))
+    return next((value for value in values if not is_empty(value)), "")
+
+
+def with_system(row: Row, conversation: list[Message]) -> list[Message]:
+    """The conversation, after the row's system prompt if it has none of its own."""
+    system = system_prompt(row)
+    if not system or conversation[0]["role"] == "system":
+        return conversation
+    return [{"role": "system", "content": text({"system": system}, "system")}, *conversation]
+
+
+def shared_messages(chosen: list[Message], rejected: list[Message]) -> dict:
+    """Two conversations as the messages with which both begin, and the rest of each.
+
+    ValueError unless both go on with the assistant's message, and end with one.
+    """
+    for name, side in (("chosen", chosen), ("rejected", rejected)):
+        if (role := side[-1]["role"]) != "assistant":
+            raise ValueError(f"column {name!r}: the last message is of role {role!r}")
+    count = 0
+    while count < min(len(chosen), len(rejected)) - 1 and chosen[count] == rejected[count]:
+        count += 1
+    prompt, chosen, rejected = chosen[:count], chosen[count:], rejected[count:]
+    for first in (chosen[0], rejected[0]):
+        if not prompt or first["role"] != "assistant":
+            raise ValueError(
+                f"chosen and rejected have different prompts, {chosen[0]['content']!r:.60} and "
+                f"{rejected[0]['content']!r:.60}"
+            )
+    if prompt[-1]["role"] == "assistant":
+        raise ValueError("the prompt ends with a message of role 'assistant'")
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+
+def shared_text(chosen: str, rejected: str) -> dict:
+    """Two texts as the prompt with which both begin, and the rest of each.
+
+    No word is split, and a space belongs to the reply (as in TRL), which is never blank.
+
+    >>> shared_text("It is blue.", "It is black.")
+    {'prompt': 'It is', 'chosen': ' blue.', 'rejected': ' black.'}
+    """
+    common = commonprefix([text.rstrip()[:-1] for text in (chosen, rejected)])
+    end = len(common)
+    while any(IN_WORD.fullmatch(text[max(0, end - 1) : end + 1]) for text in (chosen, rejected)):
+        end -= 1
+    prompt = common[:end].rstrip(" ")
+    if not prompt.strip():
+        raise ValueError(
+            f"no prompt: chosen and rejected begin differently, {chosen!r:.60} and {rejected!r:.60}"
+        )
+    end = len(prompt)
+    return {"prompt": prompt, "chosen": chosen[end:], "rejected": rejected[end:]}
+
+
+def check_repeated(prompt: str | list[Message], name: str, shared: list[Message]) -> None:
+    """ValueError unless a prompt's column fits the beginning of the two conversations.
+
+    They may add a system message; text is one user's message, or it contains them all.
+    """
+    if isinstance(prompt, str):
+        users = [squeezed(message["content"]) for message in shared if message["role"] == "user"]
+        fits = squeezed(prompt) in users or all(user in squeezed(prompt) for user in users)
+    else:
+        start = int(shared[0]["role"] == "system" != prompt[0]["role"])
+        fits = prompt == shared[start:][: len(prompt)]
+    if not fits:
+        last = to_messages({"prompt": prompt})[-1]["content"]
+        raise ValueError(
+            f"chosen and rejected do not begin with column {name!r}, {last!r:.60}, but with "
+            f"{shared[-1]['content']!r:.60}"
+        )
+
+
 class Format(NamedTuple):
     name: str
     columns: str  # a file has the first format whose columns it has
@@ -440,8 +603,11 @@ FORMATS = (
     Format("ShareGPT", "conversations", sharegpt, TURN),
     Format("TRL messages", "messages", trl, TURN),
 )
+# huggingface.co/docs/trl/dataset_formats
+PAIRS = Format("preference pairs", "chosen, rejected", partial(preference, ""), "")
 TEXT = Format("TRL text", "text", lambda row: {"text": text(row, "text")}, "text in column 'text'")
 PROMPTS = "prompt problem stem question question_stem query ctx sentence instruction text".split()
+PAIR_PROMPTS = ["prompt", "conversations", *(name for name in PROMPTS if name != "prompt"), "input"]
 GOLDS = "answer ground_truth expected_answer final_answer target".split()
 REPLIES = "solution output response generated_solution".split()
 ANSWERS = [*GOLDS, "solution", "tests", "output", "response"]
@@ -458,14 +624,20 @@ CONTEXTS = "input body background paragraph story article passage context instru
 
 def common_columns(row: Row) -> Row:
     """The columns, also under lower-case names with `_`, and those in ARC's `question` and verl's
-    `reward_model`. Messages and choices may be JSON text, as in a CSV file."""
+    `reward_model`. Messages and choices may be JSON text, as in a CSV file. Argilla's
+    `chosen_response` and `rejected_response` are `chosen` and `rejected`."""
     row = {name: from_json(name, value) for name, value in row.items()}
     nested = {}
     for name in ("question", "reward_model"):
         if isinstance(row.get(name), dict):
             nested |= row[name]
     lower = {name.strip().lower().replace(" ", "_"): value for name, value in row.items()}
-    return {**nested, **lower, **row}
+    pair = {
+        name: lower[f"{name}_response"]
+        for name in ("chosen", "rejected")
+        if f"{name}_response" in lower
+    }
+    return {**nested, **pair, **lower, **row}
 
 
 def from_json(name: str, value: Any) -> Any:
@@ -504,6 +676,8 @@ def detect(head: Sequence[Row], prompt_key: str = "", answer_key: str = "") -> F
     for flag, key in (("prompt", prompt_key), ("answer", answer_key)):
         if key and key not in columns:
             raise ValueError(f"--{flag}-key {key}: no such column in {', '.join(columns)}")
+    if {"chosen", "rejected"} <= columns.keys() and not answer_key:
+        return PAIRS._replace(read=partial(preference, prompt_key))
     custom = prompt_key or answer_key
     prompt = prompt_key or next((name for name in PROMPTS if name in columns), None)
     if prompt and "completion" not in columns and any(map(has_choices, head)):
@@ -523,7 +697,7 @@ def detect(head: Sequence[Row], prompt_key: str = "", answer_key: str = "") -> F
         return Format(f"columns {prompt}, {answer}", "", read, f"text in column {answer!r}")
     if "text" in columns and not custom:
         return TEXT
-    known = "; ".join(f"{known.name} ({known.columns})" for known in (*FORMATS, TEXT))
+    known = "; ".join(f"{known.name} ({known.columns})" for known in (*FORMATS, TEXT, PAIRS))
     raise ValueError(
         f"unknown columns: {', '.join(columns) or 'none'}; name the columns with "
         f"--prompt-key and --answer-key, or use a known format: {known}"

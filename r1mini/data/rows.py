@@ -4,6 +4,7 @@ Decontamination removes rows that share ten consecutive words with an evaluation
 """
 
 import re
+from collections import ChainMap
 from collections.abc import Callable, Sequence, Set
 from itertools import chain, islice
 from pathlib import Path
@@ -14,6 +15,7 @@ from r1mini.data.formats import (
     CONTEXTS,
     CORRECT,
     GOLDS,
+    PAIRS,
     PROMPTS,
     READ_ERRORS,
     Format,
@@ -44,12 +46,14 @@ def convert_rows(
     prompt_key: str,
     answer_key: str,
     decontaminate: Sequence[str],
+    pairs: bool = False,
 ) -> dict[str, T]:
     """{file and line: `convert(example)`} of each row. Prints how many were kept.
 
     Rows that share an n-gram with the files of `decontaminate` are removed; those that do not fit
     the format, or for which `convert` raises ValueError, are reported to `errors`, or counted there
-    if it is `Dropped`. ValueError for unknown columns, or without rows.
+    if it is `Dropped`. ValueError for unknown columns, without rows, and for preference pairs
+    unless `pairs`, which asks for them.
     """
     eval_ngrams = read_eval_ngrams(decontaminate)
     rows = read_rows(path, errors)
@@ -61,7 +65,7 @@ def convert_rows(
             errors.report(f"{place}: a row must be an object with columns, not {row!r:.60}")
             continue
         try:
-            row_format = row_format or detect(head_columns, prompt_key, answer_key)
+            row_format = row_format or detect_kind(head_columns, prompt_key, answer_key, pairs)
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from None
         try:
@@ -91,6 +95,23 @@ def convert_rows(
     return converted
 
 
+def detect_kind(head: Sequence[Row], prompt_key: str, answer_key: str, pairs: bool) -> Format:
+    """The format of a file of pairs, or of any other kind. ValueError if it is not of this kind."""
+    row_format = detect(head, prompt_key, answer_key)
+    is_pairs = row_format.columns == PAIRS.columns
+    if is_pairs and not pairs:
+        raise ValueError(
+            "preference pairs (columns 'chosen' and 'rejected'): train a reward model on them with "
+            "`python -m r1mini.reward_model`; to train on other columns, remove these two"
+        )
+    if pairs and not is_pairs:
+        raise ValueError(
+            f"no preference pairs: columns 'chosen' and 'rejected' are missing, found "
+            f"{', '.join(ChainMap(*map(common_columns, head)))}"
+        )
+    return row_format
+
+
 def read_fields(row_format: Format, row: Row) -> dict:
     """The row in TRL's columns, with its context. ValueError if it does not fit the format."""
     try:
@@ -99,13 +120,13 @@ def read_fields(row_format: Format, row: Row) -> dict:
         raise
     except READ_ERRORS as error:
         raise ValueError(f"not a {row_format.name} row ({error!r:.80})") from None
-    if fields.get("prompt"):
+    if fields.get("prompt") and "chosen" not in fields:
         fields["prompt"] = add_context(row, fields["prompt"])
     return fields
 
 
 def unused_text(example: Example) -> dict[str, None]:
-    """The names of columns of text that are in neither the prompt nor the reply, nor a gold."""
+    """The names of columns of text that are in neither the prompt nor a reply, nor a gold."""
     shown = "\n".join(message["content"] for message in to_messages(example.fields))
     return {
         name: None
@@ -116,6 +137,7 @@ def unused_text(example: Example) -> dict[str, None]:
         and name not in (*GOLDS, "solution", "tests", *CORRECT)
         and name == name.lower()
         and str(value).strip() not in shown
+        and not (name in example.fields and "chosen" in example.fields)  # a pair's, in other parts
     }
 
 

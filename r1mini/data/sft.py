@@ -84,19 +84,36 @@ def encode_rows(
         print(f"{count} prompts end in a space, which may be learned as part of the next token")
     encoded = []
     for (row, place, texts), segments in zip(accepted, encodings):
-        if is_plain_text(row, template) and not tokenizer.has_end(texts[-1]):
-            segments[-1] = [*segments[-1], tokenizer.eos_id]
-        bare = sum(segments, [])
-        whole = tokenizer.with_bos(bare)
-        if whole is not bare:
-            segments[0] = [*tokenizer.bos_ids, *segments[0]]
-        if len(whole) > context:
-            errors.report(
-                f"{place}: {len(whole)} tokens do not fit the model's context of {context}"
-            )
+        try:
+            segments = complete(row, texts, segments, tokenizer, template, context)
+        except ValueError as error:
+            errors.report(f"{place}: {error}")
         else:
-            encoded.append(([], whole) if train_on_prompt else tuple(segments))
+            encoded.append(([], sum(segments, [])) if train_on_prompt else segments)
     return encoded
+
+
+def complete(
+    row: Row,
+    texts: list[str],
+    segments: list[list[int]],
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    context: int,
+) -> Segments:
+    """The segments of `texts` with BOS, and with EOS unless a template or the text has an end.
+
+    ValueError if they do not fit the context.
+    """
+    if is_plain_text(row, template) and not tokenizer.has_end(texts[-1]):
+        segments[-1] = [*segments[-1], tokenizer.eos_id]
+    bare = sum(segments, [])
+    whole = tokenizer.with_bos(bare)
+    if whole is not bare:
+        segments[0] = [*tokenizer.bos_ids, *segments[0]]
+    if len(whole) > context:
+        raise ValueError(f"{len(whole)} tokens do not fit the model's context of {context}")
+    return tuple(segments)
 
 
 def is_plain_text(row: Row, template: ChatTemplate) -> bool:

@@ -53,9 +53,12 @@ def test_pre_tokenizer_keeps_signed_digits_and_two_digit_numbers_whole(tokens):
     ]
 
 
-def test_batch_encoding_equals_single_encoding(tokens):
+def test_batch_encoding_equals_single_encoding(tokens, monkeypatch):
     texts = ["5+8=13", "", "配平 H2"]
-    assert tokens.encode_batch(texts) == [tokens.encode(text) for text in texts]
+    single = [tokens.encode(text) for text in texts]
+    for chunk in (1, 2, 1000):
+        monkeypatch.setattr("r1mini.checkpoint.tokenizer.CHUNK", chunk)
+        assert tokens.encode_batch(texts) == single
 
 
 def test_lone_surrogate_is_refused_quoting_the_text(tokens):
