@@ -160,8 +160,8 @@ def encode_reply(
 ) -> Segments:
     """The token ids of a prompt and of a reply to it, as a reward model sees them.
 
-    The ids are those of the whole conversation, with one BOS at most. It ends with the reply's end
-    token: a template's end of turn, or EOS for text. ValueError if the template rejects the
+    The ids are those of the whole conversation, with one BOS at most. It ends as the template ends
+    it, or with EOS for text. ValueError if the template rejects the
     conversation, or if it exceeds the context.
     """
     texts = reply_texts(prompt, reply, template)
@@ -172,8 +172,7 @@ def encode_reply(
 def reply_texts(
     prompt: str | Sequence[Message], reply: str | Sequence[Message], template: ChatTemplate
 ) -> list[str]:
-    """The text before the reply, and the reply to its end. What a template writes after the end of
-    the last turn is left out; a user's turn inside the reply belongs to it."""
+    """The text before the reply, and all after it. What a template writes after the end of the
+    last turn belongs to it (Qwen's line end): public reward models score that token."""
     before, *texts = segment_texts({"prompt": prompt, "completion": reply}, template)
-    last = len(texts) - 1 + len(texts) % 2  # every second segment is the assistant's
-    return [before, "".join(texts[:last])]
+    return [before, "".join(texts)]

@@ -12,7 +12,7 @@ import torch
 from r1mini import checkpoint
 from r1mini.checkpoint.chat_template import load_chat_template
 from r1mini.checkpoint.weights import read_config
-from r1mini.data.sft import encode_rows
+from r1mini.data.preferences import encode_reply
 from r1mini.model.reward_model import RewardModel
 from r1mini.records import Problem, Rollout
 from r1mini.reward_model.training import answer_template
@@ -48,7 +48,7 @@ class ModelReward:
         """A function that returns the scores of these completions."""
         if has_right_answer(problem) or problem_tests(problem):
             return lambda: [None] * len(rollouts)
-        rows, batch = self.encode(problem, rollouts), self.batch
+        rows, batch = [self.encode(problem, rollout) for rollout in rollouts], self.batch
         batch.update(dict.fromkeys(rows))
 
         def result() -> list[float | None]:
@@ -59,20 +59,18 @@ class ModelReward:
 
         return result
 
-    def encode(self, problem: Problem, rollouts: Sequence[Rollout]) -> list[Tokens]:
+    def encode(self, problem: Problem, rollout: Rollout) -> Tokens:
         """The token ids of prompt and answer, for this model. ValueError if they are too long."""
-        rows = []
-        for rollout in rollouts:
-            prompt, text = problem.prompt_and_completion(rollout)
-            text = text if self.scores_thinking else visible_answer(text)
-            rows.append({"prompt": prompt, "completion": text})
-            if problem.messages:
-                reply = {"role": "assistant", "content": text}
-                rows[-1] = {"prompt": list(problem.messages), "completion": [reply]}
+        prompt, text = problem.prompt_and_completion(rollout)
+        text = text if self.scores_thinking else visible_answer(text)
+        if problem.messages:
+            prompt, text = list(problem.messages), [{"role": "assistant", "content": text}]
         context = self.config.max_position_embeddings
-        places = [self.name] * len(rows)
-        encoded = encode_rows(rows, self.tokenizer, self.template, context, places=places)
-        return [tuple(map(tuple, row)) for row in encoded]
+        try:
+            segments = encode_reply(prompt, text, self.tokenizer, self.template, context)
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}; prompt {problem.prompt[:60]!r}") from None
+        return tuple(map(tuple, segments))
 
     @torch.inference_mode()
     def score(self, rows: Sequence[Tokens]) -> dict[Tokens, float]:
