@@ -70,7 +70,7 @@ def run_evaluation(session: Session) -> dict:
     results["settings"] = {**settings, "seconds": round(time.perf_counter() - start, 1)}
     print(figures_table(results))
     if cfg.out:
-        jobs.write_rows(completions_path(Path(cfg.out)), rows)
+        files.write_rows(completions_path(Path(cfg.out)), rows)
         files.write_json(Path(cfg.out), results)
     journal.close()
     return results
@@ -109,7 +109,7 @@ def run_rejection(session: Session) -> dict:
     if not rows:
         journal.close()
         raise ValueError(f"--reject: no completion of {cfg.model} was kept ({dict(verdicts)})")
-    jobs.write_rows(Path(cfg.out), rows)
+    files.write_rows(Path(cfg.out), rows)
     journal.close()
     counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common())
     print(f"{cfg.out}: {len(rows)} rows; of {sum(verdicts.values())} completions: {counts}")

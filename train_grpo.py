@@ -1,9 +1,9 @@
 """The GRPO training loop: R1-Zero, reasoning RL, RL for all scenarios.
 [R1 §2.2] [R1 §2.3.2] [R1 §2.3.4]
 
-Each step samples G completions of N problems, scores them with rule-based rewards, normalises the
-rewards within each group, and updates the policy. All randomness is seeded by (seed, step, attempt,
-row), so an interrupted run resumes bit-identically.
+Each step samples G completions of N problems, scores them with rules (general ones with a reward
+model), normalises the rewards within each group, and updates the policy. All randomness is seeded
+by (seed, step, attempt, row), so an interrupted run resumes bit-identically.
 """
 
 import copy
@@ -26,6 +26,7 @@ from r1mini.rl.setup import (
     fit_micro_batches,
     load_problems,
     memory_needed,
+    reward_models,
     worst_case_step,
 )
 from r1mini.training import memory, optim
@@ -47,6 +48,8 @@ def main(cfg: GRPOConfig) -> dict:
     free = memory.available(device)
     needed = partial(memory_needed, cfg, device)
     policy, tokenizer, template = load_model(cfg, run, device, needed)
+    for model in reward_models(rewards):
+        model.load(device, cfg.bf16)
     cfg = fit_micro_batches(cfg, device, policy.config, free)
     data = load_problems(cfg, template, policy, tokenizer)
     reference = None
@@ -62,8 +65,9 @@ def main(cfg: GRPOConfig) -> dict:
 
     with run:
         for step in run.steps(cfg.steps):
-            # 1. Sample G completions of each of N problems; 2. score them with rule-based rewards.
-            groups, drawn = collect_groups(cfg, policy, tokenizer, data, rewards, step, spent)
+            # 1. Sample G completions of each of N problems; 2. score them.
+            active = rewards.at(fraction_done(cfg, step - 1, spent))
+            groups, drawn = collect_groups(cfg, policy, tokenizer, data, active, step, spent)
             rewards_NG = torch.tensor([group.rewards for group in groups])
             log.sampled(step, groups)
 

@@ -38,6 +38,7 @@ ORDER = [
     ["checkpoint", "rewards"],
     ["training"],
     ["sampler", "data"],
+    ["reward_model"],
     ["rl", "evaluation"],
     ["recipe", "bench"],
     ["compare", "__main__"],

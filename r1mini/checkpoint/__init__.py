@@ -75,15 +75,18 @@ def load(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     check_config: Callable[[ModelConfig], None] | None = None,
+    kind: type[Transformer] | None = None,
 ) -> tuple[Transformer, Tokenizer]:
     """(model, tokenizer) of a folder, an embedded model ("base", "student-base") or a hub id.
 
     `dtype` is float32 by default. `check_config` may refuse the model before its weights are read.
+    `kind`: Transformer, a language model, by default; or RewardModel.
     ValueError naming the file, and what is missing, unknown or misshaped.
     """
     import torch
 
     from r1mini.checkpoint.weights import load_model, read_config
+    from r1mini.model.transformer import Transformer
 
     folder = resolve(folder)
     if not folder.is_dir():
@@ -109,7 +112,8 @@ def load(
                 f"{folder / name}: token id {max(ids)}, "
                 f"but the model has embeddings for {config.vocab_size}"
             )
-    return load_model(folder, config, device, dtype or torch.float32), tokenizer
+    dtype, kind = dtype or torch.float32, kind or Transformer
+    return load_model(folder, config, device, dtype, kind), tokenizer
 
 
 def save(folder: str | Path, model: Transformer, tokenizer: Tokenizer) -> None:

@@ -24,6 +24,7 @@ from r1mini.checkpoint import eos_token_ids
 from r1mini.checkpoint.tokenizer import Tokenizer
 from r1mini.infra.files import Content, json_text, read_json
 from r1mini.model.config import ModelConfig
+from r1mini.model.reward_model import RewardModel
 from r1mini.model.transformer import Transformer
 
 QWEN = {"max_position_embeddings": 32768, "num_key_value_heads": 32, "sliding_window": 4096}
@@ -59,6 +60,7 @@ SIZES = (
     "intermediate_size",
     "max_position_embeddings",
 )
+CLASSIFIER = "ForSequenceClassification"
 PRECISIONS = ("F64", "F32", "F16", "BF16")
 SHARD_BYTES = 5_000_000_000
 
@@ -183,10 +185,12 @@ def rope_config(raw: Mapping[str, Any], context: int) -> tuple[float, dict[str, 
 
 def config_json(model: Transformer, stop_ids: frozenset[int]) -> dict[str, Any]:
     """The config.json of a model: the one that it was loaded with, if any, with its dtype now."""
-    dtype_name = str(model.lm_head.weight.dtype).removeprefix("torch.")
+    dtype_name = str(model.head.weight.dtype).removeprefix("torch.")
+    is_classifier = isinstance(model, RewardModel)
     if model.hf_config:
         config = {
             **model.hf_config,
+            **(classifier_fields(model.hf_config, stop_ids) if is_classifier else {}),
             "dtype" if "dtype" in model.hf_config else "torch_dtype": dtype_name,
         }
         for name in ("rope_scaling", "rope_parameters"):
@@ -202,13 +206,32 @@ def config_json(model: Transformer, stop_ids: frozenset[int]) -> dict[str, Any]:
         del fields["attention_bias"]
     if fields["rope_scaling"] is None:
         del fields["rope_scaling"]
-    return {
+    config = {
         "architectures": [f"{family.capitalize()}ForCausalLM"],
         "model_type": family,
         "hidden_act": "silu",
         **fields,
         "eos_token_id": sorted(stop_ids),
         "torch_dtype": dtype_name,
+    }
+    return config | (classifier_fields(config, stop_ids) if is_classifier else {})
+
+
+def classifier_fields(config: Mapping[str, Any], stop_ids: frozenset[int]) -> dict[str, Any]:
+    """What makes a config.json that of a reward model: `…ForSequenceClassification` with one label.
+
+    transformers scores the last token that is not the padding token. A text ends with a stop token,
+    so any other token can be the padding.
+    """
+    padding = config.get("pad_token_id")
+    if type(padding) is not int or padding in stop_ids:
+        padding = next(i for i in range(len(stop_ids) + 1) if i not in stop_ids)
+    names = config.get("architectures") or [f"{config['model_type'].capitalize()}ForCausalLM"]
+    return {
+        "architectures": [re.sub("For.*", CLASSIFIER, names[0])],
+        "id2label": {"0": "LABEL_0"},
+        "label2id": {"LABEL_0": 0},
+        "pad_token_id": padding,
     }
 
 
@@ -245,15 +268,21 @@ def weight_files(folder: Path) -> tuple[Path, list[Path]]:
 
 
 def load_model(
-    folder: Path, config: ModelConfig, device: str | torch.device, dtype: torch.dtype
+    folder: Path,
+    config: ModelConfig,
+    device: str | torch.device,
+    dtype: torch.dtype,
+    kind: type[Transformer] = Transformer,
 ) -> Transformer:
-    """The model with a folder's weights. Checks names, shapes and dtypes before it reads tensors.
+    """The model with a folder's weights: a language model, or a RewardModel. Checks names, shapes
+    and dtypes before it reads tensors.
 
     ValueError naming the file, and each tensor that is missing, unknown or misshaped.
     """
     with torch.device("meta"):  # allocates nothing
-        model = Transformer(config)
-    model.hf_config = read_json(folder / "config.json")
+        model = kind(config)
+    config, model.hf_config = model.config, read_json(folder / "config.json")
+    check_kind(folder / "config.json", model)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}  # a tied one once
     listing, files = weight_files(folder)
     file_of = locate_tensors(listing, files, shapes, config.tie_word_embeddings)
@@ -276,6 +305,22 @@ def load_model(
                 "but config.json ties them"
             )
     return model.to(device)  # the buffer, too
+
+
+def check_kind(path: Path, model: Transformer) -> None:
+    """ValueError if a language model is loaded as a reward model, the other way round, or if a
+    reward model has several labels."""
+    names = model.hf_config.get("architectures") or [""]
+    name, is_classifier = str(names[0]), isinstance(model, RewardModel)
+    if (name.endswith(CLASSIFIER)) != is_classifier and name:
+        expected, use = "a language model (…ForCausalLM)", "use it in --reward NAME=FOLDER"
+        if is_classifier:
+            expected = f"a reward model (…{CLASSIFIER})"
+            use = "train one with python -m r1mini.reward_model"
+        raise ValueError(f"{path}: {name} is not {expected}; {use}")
+    labels = model.hf_config.get("id2label")
+    if is_classifier and isinstance(labels, dict) and len(labels) != 1:
+        raise ValueError(f"{path}: {len(labels)} labels (id2label); a reward model has one")
 
 
 def locate_tensors(

@@ -35,10 +35,12 @@ def read_problems(
     instruction: str = "",
     skip_bad: bool = False,
     decontaminate: Sequence[str] = (),
+    general: bool = False,
 ) -> list[Problem]:
     """The problems of a file, with `instruction` after the user's last message.
 
-    `check` may refuse a problem. ValueError naming file, line and value for a refused row; with
+    `check` may refuse a problem. `general`: one without anything to judge by is accepted, because
+    a reward model scores it. ValueError naming file, line and value for a refused row; with
     `skip_bad` such rows are skipped and counted.
     """
     path, errors = Path(file), RowErrors(skip_bad)
@@ -54,7 +56,7 @@ def read_problems(
                 f"same prompt as {first_place[problem.prompt]}: {problem.prompt[:60]!r}"
             )
         if problem.task not in tasks.TASKS:
-            completion.check_problem(problem)
+            completion.check_problem(problem, general)
             check_choice(problem)
         check_unicode([problem.prompt, completion.gold_answer(problem)])
         check(problem)

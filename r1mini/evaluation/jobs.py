@@ -17,7 +17,6 @@ from r1mini.checkpoint.tokenizer import Tokenizer
 from r1mini.data.problems import read_problems
 from r1mini.evaluation.config import BENCHMARKS, SampleConfig
 from r1mini.evaluation.figures import NOT_SETS
-from r1mini.infra import files
 from r1mini.infra.journal import Journal, parse_line
 from r1mini.model.transformer import Transformer
 from r1mini.records import Problem, Rollout
@@ -192,9 +191,3 @@ def first_day(cfg: SampleConfig) -> str:
         return parse_line(first_line)["date"]
     except (OSError, ValueError, LookupError, TypeError):  # no journal, damaged, or without a day
         return date.today().isoformat()
-
-
-def write_rows(path: Path, rows: Sequence[Mapping]) -> None:
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    content = lines.encode("utf-8", "backslashreplace")  # a lone surrogate becomes its JSON escape
-    files.replace_files(path.parent, {path.name: content})

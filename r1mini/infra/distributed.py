@@ -205,7 +205,7 @@ def shard(model: Transformer) -> Transformer:
         return model
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-    mesh = dist.init_device_mesh(model.lm_head.weight.device.type, (world_size(),))
+    mesh = dist.init_device_mesh(model.device.type, (world_size(),))
     for module in [*model.model.layers, model]:
         fully_shard(module, mesh=mesh, reshard_after_forward=True)
         module.set_gradient_divide_factor(1.0)
@@ -226,13 +226,13 @@ def gather_model(model: Transformer) -> Transformer:
     if world_size() == 1:
         return model
     with torch.device("meta"):
-        copy = Transformer(model.config)
+        copy = type(model)(model.config)
     weights = {name: p.detach().full_tensor() for name, p in model.named_parameters()}
     copy.load_state_dict(weights, strict=False, assign=True)
     if model.config.tie_word_embeddings:
         copy.lm_head.weight = copy.model.embed_tokens.weight
     copy.hf_config = model.hf_config
-    return copy.to(copy.lm_head.weight.device).requires_grad_(False)
+    return copy.to(copy.device).requires_grad_(False)
 
 
 def gather_tensor(x: Any) -> Any:

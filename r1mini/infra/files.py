@@ -71,6 +71,13 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """A JSONL file."""
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    content = lines.encode("utf-8", "backslashreplace")  # a lone surrogate becomes its JSON escape
+    replace_files(path.parent, {path.name: content})
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     replace_files(path.parent, {path.name: text.encode()})

@@ -113,15 +113,19 @@ class Transformer(nn.Module):
         self.hf_config = {}  # the config.json it was loaded from, unused fields too
 
     @property
+    def head(self) -> nn.Linear:
+        return self.lm_head
+
+    @property
     def device(self) -> torch.device:
-        return self.lm_head.weight.device
+        return self.head.weight.device
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         B, T = tokens_BT.shape
         position_M = torch.arange(T, device=tokens_BT.device).repeat(B)
         attend = PackedAttention([T] * B, device=tokens_BT.device)
         hidden_MD = self.hidden(tokens_BT.flatten(), position_M, attend)
-        return self.lm_head(hidden_MD).view(B, T, -1)
+        return self.head(hidden_MD).view(B, T, -1)
 
     def hidden(self, tokens_M: Tensor, position_M: Tensor, attend: Attend) -> Tensor:
         """Last hidden states [M, D] of tokens at these positions of their rows."""
@@ -143,9 +147,9 @@ class Transformer(nn.Module):
         attend: Attend,
         head: Callable[[Tensor, Tensor], Any],
     ) -> Any:
-        """`head(hidden_MD, weight_VD)`, with the last hidden states and the weight of `lm_head`.
+        """`head(hidden_MD, weight_VD)`, with the last hidden states and the weight of the head.
         FSDP gathers the parameters around this call (infra/distributed.py)."""
-        return head(self.hidden(tokens_M, position_M, attend), self.lm_head.weight)
+        return head(self.hidden(tokens_M, position_M, attend), self.head.weight)
 
     def compile_layers(self, backend: str | Callable = "inductor") -> None:
         """torch.compile for the parts of a layer before and after attention. The only dynamic

@@ -40,7 +40,7 @@ def worker_flags(script: str, device: str) -> dict:
 @dataclass(frozen=True)
 class Stage:
     name: str
-    script: str  # train_sft, train_grpo or sample
+    script: str  # the name of a module with `Config` and `main`
     settings: dict
     output: Path  # complete when the stage has finished
     inputs: tuple[Path, ...] = ()

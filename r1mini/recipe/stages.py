@@ -5,7 +5,7 @@
       │                                                 │ rejection sampling
       └──── SFT, from the base again ◄──────────────── rows
                   └─► Dev3 ── RL for all scenarios ─► R1 ── its samples ─► distilled student
-                                                        student ── GRPO ─► (for comparison)
+    Dev1, Dev2, Dev3 ── pairs ─► reward model ┘         student ── GRPO ─► (for comparison)
 
 Each stage runs a script. Independent stages run in parallel. If you run it again, the recipe skips
 finished stages and resumes interrupted ones.
@@ -57,18 +57,20 @@ PRESETS = {"quick": {"out": "runs/quick", "scale": 0.04}}
 
 def recipe(cfg: Config, seed: int, out: Path) -> list[Stage]:
     """The stages. A free core runs the first one that is ready: those that others need go first."""
-    reasoning = tuple(task for task in cfg.tasks if tasks.TASKS[task].reasoning)
+    names = {name: tasks.TASKS[name] for name in cfg.tasks}
+    reasoning = tuple(name for name, task in names.items() if task.reasoning)
     if not reasoning:
         raise ValueError(f"--tasks {' '.join(cfg.tasks)}: the recipe needs a task with reasoning")
-    plain = tuple(task for task in cfg.tasks if not tasks.TASKS[task].reasoning)
+    general = tuple(name for name in names if name in tasks.GENERAL)
+    facts = tuple(name for name in names if name not in reasoning + general)
     hardest = ("repair",) if "repair" in reasoning else ()  # twice in each RL step
-    on_reasoning, on_all = hardest + reasoning, hardest + reasoning + plain
+    on_reasoning, by_rules = hardest + reasoning, hardest + reasoning + facts
     stages = []
 
     def scaled(count: int) -> int:
         return max(2, round(count * cfg.scale))
 
-    def add(script: str, name: str, model: str, **settings) -> None:
+    def add(script: str, name: str, model: str = "", **settings) -> None:
         # Each stage has its own seed: no two see the same problems.
         settings = {
             **worker_flags(script, cfg.device),
@@ -82,6 +84,8 @@ def recipe(cfg: Config, seed: int, out: Path) -> list[Stage]:
     sample = partial(add, "sample", tasks=cfg.tasks)
     reject = partial(sample, reject=True, samples=4, plain_rows=scaled(2000))
     evaluate = partial(sample, eval=True, samples=16, problems=scaled(32), seed=seed)
+    make_pairs = partial(add, "r1mini.reward_model.pairs", tasks=general)
+    train_reward_model = partial(add, "r1mini.reward_model.training")
 
     # Cold start [R1 §2.3.1]
     sft("dev1", "base", tasks=reasoning, rows=scaled(1500), epochs=2)
@@ -93,34 +97,51 @@ def recipe(cfg: Config, seed: int, out: Path) -> list[Stage]:
         # Rejection sampling, and SFT from the base again [R1 §2.3.3]
         reject(f"rows{n}", best, problems=scaled(600))
         sft(f"dev3{n}", "base", data=f"rows{n}", rows=0, epochs=3)
-        # RL for all scenarios [R1 §2.3.4]
+        # RL for all scenarios: rules for reasoning, and late a reward model for general prompts.
+        # One serves all rounds. [R1 §2.3.4]
+        reward = "accuracy,format:0.5,language:2"
+        if general:
+            reward += ",helpful=rm:1@0.5"
+            if number == 1:
+                make_pairs("pairs", models=("dev1", "dev2", "dev3"), problems=scaled(1600))
+                train_reward_model("rm", "dev3", data="pairs")
         best = f"r1{n}"
-        grpo(best, f"dev3{n}", steps=scaled(24), tasks=on_all, learning_rate=2e-4)
+        grpo(best, f"dev3{n}", steps=scaled(40), tasks=by_rules + 3 * general, reward=reward)
     # Distillation: R1's samples train the student. [R1 §2.4]
     reject(f"distill-rows{n}", best, problems=scaled(300))
     sft(f"distilled{n}", "student-base", data=f"distill-rows{n}", rows=0, epochs=5)
     # R1-Zero: accuracy and format alone; the language reward came with R1. [R1 §2.2.2]
-    grpo("r1-zero", "base", steps=scaled(80), tasks=on_all, reward="accuracy,format:0.5")
+    grpo("r1-zero", "base", steps=scaled(80), tasks=by_rules, reward="accuracy,format:0.5")
     # The student trained directly by RL, to compare with distillation
-    grpo("student-rl", "student-base", steps=scaled(30), tasks=reasoning + plain)
+    grpo("student-rl", "student-base", steps=scaled(30), tasks=reasoning + facts)
     for model in model_titles(cfg.rounds):
         evaluate(f"eval/{model}", model)
     return stages
 
 
 def make_stage(out: Path, script: str, name: str, model: str, settings: dict) -> Stage:
-    """A stage whose `settings` name no paths, but for `data`: the stage that produces the rows."""
-    target, output = out / name, out / name / "run.json"
-    if script == "sample":
-        target = output = out / f"{name}.{'json' if 'eval' in settings else 'jsonl'}"
-    source, inputs = out / model, [out / model / "run.json"]
-    if model in checkpoint.EMBEDDED:
-        source, inputs = checkpoint.resolve(model), []
-    paths = {"model": str(source), "out": str(target)}
+    """A stage whose `settings` name no paths, but for stages: `data`, the one that writes the rows,
+    `models` and, in `reward`, a reward model."""
+    output, target = out / name / "run.json", out / name
+    if script in ("sample", "r1mini.reward_model.pairs"):
+        output = target = out / f"{name}.{'json' if 'eval' in settings else 'jsonl'}"
+    paths, inputs = {"out": str(target)}, []
+
+    def path_of(model: str) -> str:
+        if model in checkpoint.EMBEDDED:
+            return str(checkpoint.resolve(model))
+        inputs.append(out / model / "run.json")
+        return str(out / model)
+
+    if model:
+        paths["model"] = path_of(model)
+    if "models" in settings:
+        paths["models"] = tuple(map(path_of, settings["models"]))
     if "data" in settings:
-        rows = out / f"{settings['data']}.jsonl"
-        paths["data"] = str(rows)
-        inputs.append(rows)
+        inputs.append(out / f"{settings['data']}.jsonl")
+        paths["data"] = str(inputs[-1])
+    if "helpful=" in settings.get("reward", ""):
+        paths["reward"] = settings["reward"].replace("helpful=rm", f"helpful={path_of('rm')}")
     return Stage(name, script, settings | paths, output, tuple(inputs))
 
 

@@ -85,6 +85,20 @@ def parse(text: str) -> tuple[str | None, str] | None:
     return match and match.groups()
 
 
+def visible_answer(text: str) -> str:
+    """What a completion shows to its reader: the text between the answer tags or, if it does not
+    follow the format, all that comes after the thinking.
+
+    >>> visible_answer("<think>5+8=13</think><answer>13</answer>")
+    '13'
+    >>> visible_answer("<think>5+8=13</think>It is 13.")
+    'It is 13.'
+    """
+    parsed = parse(text)
+    answer = parsed[1] if parsed else text.rpartition("</think>")[2].partition("<think>")[0]
+    return answer.strip()
+
+
 def is_blank(text: str) -> bool:
     """Does the text have no visible character? Zero-width characters are invisible too."""
     return not any(char.isprintable() and not char.isspace() for char in text)
@@ -284,14 +298,17 @@ def json_column(problem: Problem, name: str) -> Any:
 parse_json = lru_cache(maxsize=1000)(json.loads)  # all completions of a problem share its columns
 
 
-def check_problem(problem: Problem) -> None:
-    """ValueError if a data file's row has no gold answer or tests, or unusable ones."""
+def check_problem(problem: Problem, general: bool = False) -> None:
+    """ValueError if a data file's row has unusable gold answers or tests; or none, unless it may be
+    a general prompt."""
     gold = gold_answer(problem)
     if gold is not None:
         answers.equivalent(gold, "")
         return
     tests = problem_tests(problem)
     if tests is None:
+        if general:
+            return
         raise ValueError(
             "answers cannot be checked: no column 'answer', 'solution' with a box, or 'tests'"
         )

@@ -13,6 +13,8 @@ user's file run in the main thread, one after another: they may keep state, or u
 Math-Verify does.
 """
 
+from __future__ import annotations
+
 import importlib.util
 import inspect
 import os
@@ -39,11 +41,25 @@ TIME_LIMIT = 600.0
 # The largest reward or weight: next to a larger one, single precision loses the others.
 MAX_MAGNITUDE = 1e6
 FAILURES = (Exception, SystemExit, TimedOut)  # of a user's code
-PART = re.compile(r"(?:(.*\.py):)?([^:]*)(?::(.*))?", re.DOTALL)
+PART = re.compile(
+    r"(?:(?P<name>\w+)=(?P<folder>[^:@]*)|(?:(?P<file>.*\.py):)?(?P<function>[^:@]*))"
+    r"(?::(?P<weight>[^@]*))?(?:@(?P<start>.*))?",
+    re.DOTALL,
+)
 Scores = list[dict[str, "float | None"]]  # of each completion, by the reward's name, unweighted
 
 
 # -- the flag `--reward` -------------------------------------------------------------------------
+
+
+class Term(NamedTuple):
+    """A part of `--reward`: a built-in reward, a function of a user's file, or a reward model."""
+
+    name: str
+    weight: float = 1.0
+    start: float = 0.0  # it counts from this share of the run on
+    file: str = ""
+    folder: str = ""  # of the reward model
 
 
 class Rewards(NamedTuple):
@@ -51,59 +67,85 @@ class Rewards(NamedTuple):
 
     functions: dict[str, Reward]
     weights: dict[str, float]
+    starts: dict[str, float] = {}  # a weight counts from this share of the run on; default 0
+
+    def at(self, progress: float) -> Rewards:
+        """The rewards when this share of the run is done: what starts later has no weight."""
+        weights = {
+            name: weight if progress >= self.starts.get(name, 0.0) else 0.0
+            for name, weight in self.weights.items()
+        }
+        return self._replace(weights=weights)
 
 
-def parse_spec(text: str) -> tuple[dict[str, str], dict[str, float]]:
-    """The files ("" for a built-in reward) and the weights of a `--reward`, by the rewards' names.
+def parse_spec(text: str) -> tuple[Term, ...]:
+    """The terms of a `--reward`: `name`, `file.py:function` or `name=folder`, then perhaps
+    `:weight` and `@start`. ValueError for an invalid part.
 
-    ValueError for an invalid part.
-
-    >>> files, weights = parse_spec("accuracy,format:0.1,my_rewards.py:brevity:2")
-    >>> files
-    {'accuracy': '', 'format': '', 'brevity': 'my_rewards.py'}
-    >>> weights
-    {'accuracy': 1.0, 'format': 0.1, 'brevity': 2.0}
+    >>> *_, brevity, helpful = parse_spec("accuracy,mine.py:brevity:2,helpful=runs/rm:0.5@0.75")
+    >>> brevity
+    Term(name='brevity', weight=2.0, start=0.0, file='mine.py', folder='')
+    >>> helpful
+    Term(name='helpful', weight=0.5, start=0.75, file='', folder='runs/rm')
     """
-    files, weights = {}, {}
+    terms = {}
     for part in text.split(","):
-        file, name, weight = PART.fullmatch(part.strip()).groups("")
-        if not file and name not in rewards.REWARDS:
-            known = ", ".join(rewards.REWARDS)
-            raise ValueError(
-                f"--reward {text}: {name!r} is not one of {known}, nor file.py:function"
-            )
-        if name in files:
-            raise ValueError(f"--reward {text}: {name!r} is listed twice")
-        if file and name in (*ALWAYS_LOGGED, "overlong"):
-            raise ValueError(
-                f"--reward {text}: {name!r} is the name of a built-in reward; rename the function"
-            )
+        match = PART.fullmatch(part.strip())
         try:
-            files[name], weights[name] = file, finite_number(weight or "1")
+            term = read_term(match)
         except ValueError as error:
             raise ValueError(f"--reward {text}: {error}") from None
-    return files, weights
+        if term.name in terms:
+            raise ValueError(f"--reward {text}: {term.name!r} is listed twice")
+        terms[term.name] = term
+    return tuple(terms.values())
 
 
-def load_rewards(text: str) -> Rewards:
+def read_term(match: re.Match) -> Term:
+    """ValueError for an unknown or reserved name, or a number that is none."""
+    part = match.groupdict("")
+    name, is_builtin = part["name"] or part["function"], not part["file"] + part["name"]
+    if is_builtin and name not in rewards.REWARDS:
+        known = ", ".join(rewards.REWARDS)
+        raise ValueError(
+            f"{name!r} is not one of {known}, nor file.py:function, nor name=folder of a reward "
+            "model"
+        )
+    if part["name"] and not part["folder"]:
+        raise ValueError(f"{name}=: give the folder of a reward model")
+    reserved = (*rewards.REWARDS, "overlong") if part["name"] else (*ALWAYS_LOGGED, "overlong")
+    if not is_builtin and name in reserved:
+        raise ValueError(f"{name!r} is the name of a built-in reward; choose another name")
+    start = finite_number(part["start"] or "0")
+    if not 0 <= start < 1:
+        raise ValueError(f"{name}@{part['start']}: must be a share of the run, 0 <= x < 1")
+    return Term(name, finite_number(part["weight"] or "1"), start, part["file"], part["folder"])
+
+
+def load_rewards(text: str, open_model: Callable[[str, str], Any] | None = None) -> Rewards:
     """The rewards of a `--reward`, and those that every run logs.
 
-    Files are executed: they are the user's. ValueError if one cannot be loaded.
+    Files are executed: they are the user's. `open_model(name, folder)` opens a reward model, which
+    needs torch. ValueError if a reward cannot be loaded.
     """
-    files, weights = parse_spec(text)
+    terms = parse_spec(text)
     functions = {name: rewards.REWARDS[name] for name in ALWAYS_LOGGED}
     namespaces = {"": rewards.REWARDS}
-    for name, file in files.items():
-        if file not in namespaces:
-            namespaces[file] = vars(load_module(file))
-        functions[name] = namespaces[file].get(name)
-        if not callable(functions[name]):
-            raise ValueError(f"--reward {text}: {file} has no function {name!r}")
-        if inspect.iscoroutinefunction(functions[name]):
+    for term in terms:
+        if term.folder:
+            functions[term.name] = open_model(term.name, term.folder)
+            continue
+        if term.file not in namespaces:
+            namespaces[term.file] = vars(load_module(term.file))
+        functions[term.name] = namespaces[term.file].get(term.name)
+        if not callable(functions[term.name]):
+            raise ValueError(f"--reward {text}: {term.file} has no function {term.name!r}")
+        if inspect.iscoroutinefunction(functions[term.name]):
             raise ValueError(
-                f"--reward {text}: {name!r} is async; a reward must be a plain function"
+                f"--reward {text}: {term.name!r} is async; a reward must be a plain function"
             )
-    return Rewards(functions, weights)
+    weights = {term.name: term.weight for term in terms}
+    return Rewards(functions, weights, {term.name: term.start for term in terms})
 
 
 def load_module(file: str):
@@ -152,9 +194,13 @@ def score_async(
     *,
     max_completion_len: int | None = None,
 ) -> PendingScores:
-    """Start the built-in rewards in the pool; a user's functions run when `result` is called."""
+    """Start the built-in rewards in the pool; the others run when `result` is called: a user's
+    functions, and reward models, which score all waiting completions together."""
     pending = {}
     for name, reward in functions.items():
+        if hasattr(reward, "enqueue"):
+            pending[name] = reward.enqueue(problem, rollouts)
+            continue
         call = partial(call_checked, name, reward, problem, rollouts, max_completion_len)
         run_in_pool = pool and builtin_score(reward)
         pending[name] = pool.submit(call).result if run_in_pool else call

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from r1mini import tasks
 from r1mini.config import TrainOptions, option, validate
+from r1mini.rewards.runner import parse_spec
 from r1mini.rl import corrections, grpo
 
 RATIO = "objective!=reinforce and minibatches!=1"  # one minibatch: the policy has not moved
@@ -27,7 +28,13 @@ class GRPOConfig(TrainOptions):
     # DEVIATES: R1 adds its rewards unweighted; here format counts half, and language twice.
     reward: str = option(
         "accuracy,format:0.5,language:2",
-        "rewards to sum: name[:weight] or file.py:function[:weight]",
+        "rewards to sum: name, file.py:function or name=FOLDER of a reward model, each with "
+        ":weight (default 1) and @start, the share of the run from which on it counts (default 0)",
+    )
+    score_thinking: tuple[str, ...] = option(
+        (),
+        "reward models that score the whole completion, as R1 scores harmlessness; the others "
+        "score the answer without the thinking",
     )
     steps: int = option(60, "sampling steps", bounds="1 <= x")
     sample_budget: int = option(
@@ -253,6 +260,12 @@ def resolve(cfg: GRPOConfig) -> GRPOConfig:
 
 def check_combinations(cfg: GRPOConfig, units: int) -> None:
     """Checks that involve several flags. Raises ValueError."""
+    terms = parse_spec(cfg.reward)
+    for name in cfg.score_thinking:
+        if name not in [term.name for term in terms if term.folder]:
+            raise ValueError(f"--score-thinking {name}: no reward model of --reward has this name")
+    if all(term.start for term in terms):
+        raise ValueError(f"--reward {cfg.reward}: no reward counts from the start of the run")
     if cfg.baseline == "none":
         if cfg.scale != "none":
             raise ValueError(

@@ -3,12 +3,19 @@ reward is flat or training goes wrong."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean, pstdev, pvariance
 from typing import Any
 
 from r1mini import tasks
 from r1mini.records import Group, Problem
-from r1mini.rewards import rules
-from r1mini.rewards.completion import extract_thinking, wants_program, words
+from r1mini.rewards import REWARDS, rules
+from r1mini.rewards.completion import (
+    extract_thinking,
+    has_right_answer,
+    problem_tests,
+    wants_program,
+    words,
+)
 from r1mini.rl.config import GRPOConfig
 
 # Largest difference of a token's log-probability between sampler and learner that rounding
@@ -28,7 +35,7 @@ def first_look(group: Group, weights: Mapping[str, float]) -> str:
         f"--- first look: {group.problem.task}, completion 1 of {len(group.rollouts)}",
         prompt.rstrip("\n"),
         text.rstrip("\n"),
-        f"--- the answer is looked for in {answer_place(group.problem)}",
+        f"--- {answer_place(group.problem)}",
     ]
     for name, score in group.scores[0].items():
         value = "does not apply"
@@ -40,13 +47,34 @@ def first_look(group: Group, weights: Mapping[str, float]) -> str:
     return "\n".join(lines)
 
 
+def score_spreads(groups: Sequence[Group], weights: Mapping[str, float]) -> Iterator[str]:
+    """The spread of each reward that is not built in: a reward model's scores have no zero and no
+    unit, and only differences among the answers to a prompt become advantages."""
+    for name in weights.keys() - {*REWARDS, "overlong"}:
+        by_prompt = [[scores[name] for scores in group.scores] for group in groups]
+        known = [[x for x in values if x is not None] for values in by_prompt]
+        known = [values for values in known if values]
+        if not known:
+            continue
+        every = [x for values in known for x in values]
+        within = math.sqrt(fmean(pvariance(values) for values in known))
+        yield (
+            f"--- {name}: {fmean(every):.2f} ± {pstdev(every):.2f} over the {len(every)} "
+            f"completions of this step that it applies to, ± {within:.2f} within a group; its "
+            f"weight is {weights[name]:g}"
+        )
+
+
 def answer_place(problem: Problem) -> str:
     """Where `extract_answer` looks for the answer of a completion."""
+    if not has_right_answer(problem) and not problem_tests(problem):
+        return "a general prompt: no rule says what is right"
+    place = r"<answer>…</answer>, or else the last \boxed{…} or line 'Answer: …' or '#### 5'"
     if problem.task in tasks.TASKS:
-        return "<answer>…</answer>"
-    if wants_program(problem):
-        return "the last block of Python after the thinking"
-    return r"<answer>…</answer>, or else the last \boxed{…} or line 'Answer: …' or '#### 5'"
+        place = "<answer>…</answer>"
+    elif wants_program(problem):
+        place = "the last block of Python after the thinking"
+    return f"the answer is looked for in {place}"
 
 
 def reason(problem: Problem, text: str, name: str) -> str:

@@ -146,7 +146,9 @@ class StepLog:
         self.run.lap("sample")
         self.weights_before = bf16_weights(self.policy) if self.cfg.bf16 else None
         if step == 0:
-            print(diagnosis.first_look(groups[0], self.reward_weights), flush=True)
+            print(diagnosis.first_look(groups[0], self.reward_weights))
+            for line in diagnosis.score_spreads(groups, self.reward_weights):
+                print(line, flush=True)
             if self.cfg.max_new_tokens > self.context:
                 print(
                     f"--- --max-new-tokens {self.cfg.max_new_tokens}: the model's context of "

@@ -16,7 +16,8 @@ from r1mini.infra.device import autocast
 from r1mini.model.config import ModelConfig
 from r1mini.model.transformer import Transformer
 from r1mini.records import Group, Problem, Rollout
-from r1mini.rewards.runner import Rewards, load_rewards
+from r1mini.reward_model.scoring import ModelReward, parameter_bytes
+from r1mini.rewards.runner import Rewards, load_rewards, parse_spec
 from r1mini.rl.config import GRPOConfig
 from r1mini.rl.learner import accumulate_gradient
 from r1mini.rl.metrics import bf16_weights
@@ -29,13 +30,20 @@ from r1mini.training import memory
 
 
 def build_rewards(cfg: GRPOConfig) -> Rewards:
-    """The rewards of `--reward`, and the penalty of `--overlong-cache`."""
-    loaded = load_rewards(cfg.reward)
+    """The rewards of `--reward`, and the penalty of `--overlong-cache`. Reward models still have to
+    be loaded."""
+    loaded = load_rewards(
+        cfg.reward, lambda name, folder: ModelReward(name, folder, name in cfg.score_thinking)
+    )
     if cfg.overlong_cache:
         punishment = rewards.soft_overlong_punishment
         loaded.functions["overlong"] = partial(punishment, soft_punish_cache=cfg.overlong_cache)
         loaded.weights["overlong"] = 1.0
     return loaded
+
+
+def reward_models(loaded: Rewards) -> list[ModelReward]:
+    return [reward for reward in loaded.functions.values() if isinstance(reward, ModelReward)]
 
 
 def load_problems(
@@ -53,6 +61,7 @@ def load_problems(
         instruction=cfg.instruction,
         skip_bad=cfg.skip_bad,
         decontaminate=cfg.decontaminate,
+        general=any(term.folder for term in parse_spec(cfg.reward)),
     )
 
 
@@ -68,6 +77,8 @@ def memory_needed(cfg: GRPOConfig, device: torch.device, config: ModelConfig) ->
     if cache > sizes["learner"]:  # sampler and learner take turns
         del sizes["learner"]
         sizes["sampler"] = cache
+    if folders := [term.folder for term in parse_spec(cfg.reward) if term.folder]:
+        sizes["reward models"] = sum(parameter_bytes(folder, cfg.bf16) for folder in folders)
     return sizes
 
 

@@ -61,7 +61,8 @@ TASKS = {
 }
 REASONING = ("countdown", "repair", "balance", "kinetics")
 HARD = tuple(f"{name}-hard" for name in REASONING)
-DEFAULT = (*REASONING, "elements")
+GENERAL = ("describe",)
+DEFAULT = (*REASONING, "elements", *HARD, *GENERAL)
 
 
 def usable(names: tuple[str, ...], judged: bool = True) -> tuple[str, ...]:

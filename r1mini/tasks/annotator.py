@@ -61,15 +61,15 @@ def utility(problem: Problem, answer: str | None) -> float:
     return max(0.0, min(ENOUGH, useful) - BAD_LINE * (kinds.total() - useful)) / ENOUGH
 
 
-def preference(problem: Problem, first: str | None, second: str | None, bias: float) -> float:
+def preference(problem: Problem, first: str | None, second: str | None) -> float:
     """The probability that the annotator prefers the first answer."""
     better = utility(problem, first) - utility(problem, second)
     longer = sum(1 for _ in line_kinds(problem, first or "")) - sum(
         1 for _ in line_kinds(problem, second or "")
     )
-    return 1 / (1 + math.exp(-better / NOISE - bias * longer))
+    return 1 / (1 + math.exp(-better / NOISE - LENGTH_BIAS * longer))
 
 
 def prefers_first(problem: Problem, first: str | None, second: str | None, rng: Random) -> bool:
     """One judgement."""
-    return rng.random() < preference(problem, first, second, LENGTH_BIAS)
+    return rng.random() < preference(problem, first, second)

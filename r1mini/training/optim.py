@@ -104,7 +104,7 @@ def build_optimizers(
     for name, parameter in model.named_parameters():
         if parameter.ndim < 2:
             vectors.append(parameter)
-        elif "embed" in name or "lm_head" in name:
+        elif "layers." not in name:
             embeddings.append(parameter)
         else:
             matrices.append(parameter)

@@ -22,6 +22,7 @@ def load_model(
     run: Run,
     device: torch.device,
     memory_needed: Callable[[ModelConfig], Mapping[str, int]],
+    load: Callable[..., tuple[Transformer, Tokenizer]] = checkpoint.load,
 ) -> tuple[Transformer, Tokenizer, ChatTemplate]:
     """The model that a run starts from. A template that shows the day keeps the run's first one.
 
@@ -31,7 +32,7 @@ def load_model(
     def check_memory(config):
         memory.require(memory_needed(config), device, cfg)
 
-    model, tokenizer = checkpoint.load(cfg.model, device, check_config=check_memory)
+    model, tokenizer = load(cfg.model, device, check_config=check_memory)
     template = load_chat_template(cfg.model, cfg.template)
     if template.shows_date:
         day = run.settings.get("date") or date.today().isoformat()

@@ -1,0 +1,173 @@
+"""Preference pairs of a general task, as R1 made them: answers of several models, and a judge.
+[R1 §2.3.4]
+
+    python -m r1mini.reward_model.pairs --models runs/r1/dev1 runs/r1/dev3 --out runs/pairs.jsonl
+
+Every two answers to a prompt are judged several times, in both orders, and kept where the verdicts
+are clear. R1's judge was DeepSeek-V3; here the simulated annotator of the task takes its place
+(tasks/annotator.py), with its errors and its liking for long answers. So that length alone says
+nothing, as many of the kept pairs prefer the longer answer as the shorter one.
+"""
+
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from random import Random
+from typing import NamedTuple
+
+from r1mini import checkpoint, tasks
+from r1mini.config import DeviceOptions, option, run_script, validate
+from r1mini.infra.device import autocast, pick_device
+from r1mini.infra.files import write_rows
+from r1mini.records import Problem, Rollout
+from r1mini.rewards.completion import is_blank, visible_answer
+from r1mini.rewards.rules import format_error
+from r1mini.sampler.sampler import sample
+from r1mini.sampler.sampling import SamplingParams
+from r1mini.tasks import annotator
+
+
+@dataclass(frozen=True)
+class Config(DeviceOptions):
+    models: tuple[str, ...] = option(("base",), "model folders whose answers are compared")
+    out: str = option("runs/pairs.jsonl", "file of preference pairs")
+    tasks: tuple[str, ...] = option(tasks.GENERAL, "general tasks, taken in turn")
+    problems: int = option(400, "prompts to answer", bounds="1 <= x")
+    samples: int = option(4, "answers of each model to a prompt", bounds="1 <= x")
+    judgements: int = option(4, "judgements of a pair, half of them in each order; R1: 4")
+    margin: float = option(
+        0.5,
+        "keep a pair if the verdicts for and against differ by at least this share of all",
+        bounds="0 < x <= 1",
+    )
+    temperature: float = option(1.0, "sampling temperature", bounds="0 < x")
+    max_new_tokens: int = option(400, "length limit of a completion", bounds="1 <= x")
+    sampler_rows: int = option(512, "completions sampled in parallel", bounds="1 <= x")
+
+
+class Answer(NamedTuple):
+    text: str  # what the reader sees
+    parsed: str | None  # the text between the answer tags; None if the format is broken
+    tokens: int  # of the completion
+    model: str
+
+
+def main(cfg: Config) -> dict:
+    """Write the pairs. Returns their counts."""
+    check(cfg)
+    problems = [
+        tasks.problem(cfg.tasks[i % len(cfg.tasks)], f"pairs {cfg.seed}", i, "train")
+        for i in range(cfg.problems)
+    ]
+    answers = [[] for _ in problems]
+    for number, model in enumerate(cfg.models):
+        for found, rollouts in zip(answers, sample_answers(cfg, model, number, problems)):
+            found += map_answers(model, rollouts)
+    rows, counts = [], Counter()
+    for number, (problem, found) in enumerate(zip(problems, answers)):
+        rng = Random(f"{cfg.seed} judge {number}")
+        for row in judge_pairs(problem, found, cfg.judgements, rng):
+            counts["judged"] += 1
+            wins, losses = row["votes"]
+            if wins - losses >= cfg.margin * cfg.judgements:
+                rows.append(row)
+    counts["clear"] = len(rows)
+    rows = balance_lengths(rows, Random(f"{cfg.seed} balance"))
+    counts["kept"] = len(rows)
+    if not rows:
+        raise ValueError(f"--margin {cfg.margin:g}: no pair of {counts['judged']} is left")
+    write_rows(Path(cfg.out), rows)
+    print(
+        f"{cfg.out}: {counts['judged']} pairs judged, {counts['clear']} clear, {counts['kept']} "
+        "kept with balanced lengths"
+    )
+    return dict(counts)
+
+
+def check(cfg: Config) -> None:
+    validate(cfg)
+    for name in cfg.tasks:
+        if name not in tasks.GENERAL:
+            raise ValueError(f"--tasks: {name!r} is not one of {', '.join(tasks.GENERAL)}")
+    if cfg.judgements < 2 or cfg.judgements % 2:
+        raise ValueError(f"--judgements {cfg.judgements}: must be even, half in each order")
+
+
+def sample_answers(
+    cfg: Config, model: str, number: int, problems: Sequence[Problem]
+) -> list[list[Rollout]]:
+    device = pick_device(cfg.device, cfg.threads)
+    policy, tokenizer = checkpoint.load(model, device)
+    with autocast(device, cfg.bf16):
+        return sample(
+            policy,
+            tokenizer,
+            [problem.prompt for problem in problems],
+            cfg.samples,
+            SamplingParams(cfg.max_new_tokens, cfg.temperature),
+            seed=cfg.seed,
+            step=number,
+            max_rows=cfg.sampler_rows,
+            progress=f"answers of {model}" if cfg.progress else None,
+        )
+
+
+def map_answers(model: str, rollouts: Sequence[Rollout]) -> list[Answer]:
+    """The answers that a reader can see."""
+    answers = []
+    for rollout in rollouts:
+        text = visible_answer(rollout.text)
+        well_formed = rollout.finished and format_error(PLAIN, rollout.text) is None
+        if not is_blank(text):
+            tokens = len(rollout.completion_ids)
+            answers.append(Answer(text, text if well_formed else None, tokens, model))
+    return answers
+
+
+PLAIN = Problem("describe", "", "", "")  # whose answers need no thinking
+
+
+def judge_pairs(
+    problem: Problem, answers: Sequence[Answer], judgements: int, rng: Random
+) -> Iterator[dict]:
+    """A row for every two different answers, judged."""
+    for pair in combinations(answers, 2):
+        first, second = pair
+        if first.text == second.text:
+            continue
+        votes = [0, 0]
+        for turn in range(judgements):
+            a, b = pair if turn % 2 else (second, first)
+            prefers_a = annotator.prefers_first(problem, a.parsed, b.parsed, rng)
+            votes[prefers_a == (a is second)] += 1
+        likelier = annotator.preference(problem, first.parsed, second.parsed)
+        if votes[1] > votes[0]:
+            first, second, likelier, votes = second, first, 1 - likelier, votes[::-1]
+        yield {
+            "prompt": problem.prompt,
+            "chosen": first.text,
+            "rejected": second.text,
+            "task": problem.task,
+            "problem": problem.key,
+            "votes": votes,
+            "chosen_is_likelier": likelier > 0.5,
+            "models": [first.model, second.model],
+            "tokens": [first.tokens, second.tokens],
+        }
+
+
+def balance_lengths(rows: Sequence[dict], rng: Random) -> list[dict]:
+    """Leave out random pairs, so that the longer answer is chosen as often as the shorter one."""
+    longer = [i for i, row in enumerate(rows) if row["tokens"][0] > row["tokens"][1]]
+    shorter = [i for i, row in enumerate(rows) if row["tokens"][0] < row["tokens"][1]]
+    more, fewer = sorted((longer, shorter), key=len, reverse=True)
+    left_out = set(rng.sample(more, len(more) - len(fewer)))
+    return [row for i, row in enumerate(rows) if i not in left_out]
+
+
+if __name__ == "__main__":
+    sys.argv[0] = "python -m r1mini.reward_model.pairs"
+    run_script(main, Config, description=__doc__)

@@ -1,0 +1,95 @@
+"""A reward model as a reward: scores the answers to general prompts. [R1 §2.3.4]
+
+R1 scores helpfulness on what the reader sees, and harmlessness on the whole completion. Problems
+that rules judge get None, as general prompts get from the rules. The text is rendered and tokenized
+anew for the reward model, whose tokenizer and chat template may differ from the policy's.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from r1mini import checkpoint
+from r1mini.checkpoint.chat_template import load_chat_template
+from r1mini.checkpoint.weights import read_config
+from r1mini.data.sft import encode_rows
+from r1mini.model.reward_model import RewardModel
+from r1mini.records import Problem, Rollout
+from r1mini.reward_model.training import answer_template
+from r1mini.rewards.completion import has_right_answer, problem_tests, visible_answer
+from r1mini.training.logprobs import collate
+from r1mini.training.micro_batches import by_prompt
+from r1mini.training.scores import row_scores
+
+MICRO_BATCH = 8192  # tokens per forward pass
+Tokens = tuple[tuple[int, ...], ...]  # a row's segments: the prompt, the answer with its end
+
+
+class ModelReward:
+    """Collects the completions of a step, and scores them together when the first is asked for."""
+
+    def __init__(self, name: str, folder: str, scores_thinking: bool = False):
+        """Reads the tokenizer and the template; `load` reads the weights."""
+        self.name, self.folder = f"--reward {name}={folder}", folder
+        self.scores_thinking = scores_thinking
+        self.config = read_config(checkpoint.resolve(folder) / "config.json")
+        self.template = answer_template(load_chat_template(folder))
+        self.tokenizer = self.template.adapt_tokenizer(checkpoint.load_tokenizer(folder))
+        self.model: RewardModel | None = None
+        self.batch: dict[Tokens, float | None] = {}  # completions that wait for their scores
+
+    def load(self, device: torch.device, bf16: bool) -> None:
+        dtype = torch.bfloat16 if bf16 else torch.float32
+        self.model, _ = checkpoint.load(self.folder, device, dtype, kind=RewardModel)
+
+    def enqueue(
+        self, problem: Problem, rollouts: Sequence[Rollout]
+    ) -> Callable[[], list[float | None]]:
+        """A function that returns the scores of these completions."""
+        if has_right_answer(problem) or problem_tests(problem):
+            return lambda: [None] * len(rollouts)
+        rows, batch = self.encode(problem, rollouts), self.batch
+        batch.update(dict.fromkeys(rows))
+
+        def result() -> list[float | None]:
+            if batch is self.batch:  # not yet scored
+                self.batch = {}
+                batch.update(self.score(list(batch)))
+            return [batch[row] for row in rows]
+
+        return result
+
+    def encode(self, problem: Problem, rollouts: Sequence[Rollout]) -> list[Tokens]:
+        """The token ids of prompt and answer, for this model. ValueError if they are too long."""
+        rows = []
+        for rollout in rollouts:
+            prompt, text = problem.prompt_and_completion(rollout)
+            text = text if self.scores_thinking else visible_answer(text)
+            rows.append({"prompt": prompt, "completion": text})
+            if problem.messages:
+                reply = {"role": "assistant", "content": text}
+                rows[-1] = {"prompt": list(problem.messages), "completion": [reply]}
+        context = self.config.max_position_embeddings
+        places = [self.name] * len(rows)
+        encoded = encode_rows(rows, self.tokenizer, self.template, context, places=places)
+        return [tuple(map(tuple, row)) for row in encoded]
+
+    @torch.inference_mode()
+    def score(self, rows: Sequence[Tokens]) -> dict[Tokens, float]:
+        """The score of each row. ValueError if one is not a finite number."""
+        scores = {}
+        for chosen in by_prompt(rows, MICRO_BATCH):
+            part = [rows[b] for b in chosen]
+            scores_B = row_scores(self.model, collate(part).to(self.model.device))
+            if not scores_B.isfinite().all():
+                raise ValueError(f"{self.name}: a score is not a finite number")
+            scores |= zip(part, scores_B.tolist())
+        return scores
+
+
+def parameter_bytes(folder: str, bf16: bool) -> int:
+    """The memory of a reward model's weights."""
+    config = read_config(checkpoint.resolve(folder) / "config.json")
+    with torch.device("meta"):
+        model = RewardModel(config)
+    return sum(p.numel() for p in model.parameters()) * (2 if bf16 else 4)

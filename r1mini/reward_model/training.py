@@ -1,0 +1,322 @@
+"""Trains a reward model on preference pairs. [R1 §2.3.4]
+
+    python -m r1mini.reward_model --model runs/r1/dev3 --data runs/r1/pairs.jsonl --out runs/rm
+
+The model is a language model whose head is replaced by a scalar one, or a reward model to train
+on. A row has `prompt`, `chosen` and `rejected`, as in TRL; other layouts are in docs/data.md.
+Every answer of a batch is computed once, however many pairs it is in. The pairs of some prompts are
+held out: the accuracy on them, not the loss, says what the model has learned.
+"""
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from random import Random
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from r1mini import checkpoint
+from r1mini.checkpoint.chat_template import PLAIN, ChatTemplate
+from r1mini.checkpoint.tokenizer import Tokenizer
+from r1mini.checkpoint.weights import CLASSIFIER
+from r1mini.config import TrainOptions, option, validate
+from r1mini.data.files import RowErrors, fingerprint
+from r1mini.data.preferences import encode_pairs, read_pairs
+from r1mini.infra import distributed
+from r1mini.infra.device import autocast, pick_device
+from r1mini.infra.files import read_json
+from r1mini.model.reward_model import RewardModel
+from r1mini.reward_model.loss import accuracy, bradley_terry, length_correlation
+from r1mini.training import memory, optim
+from r1mini.training.logprobs import collate
+from r1mini.training.micro_batches import pack_greedily
+from r1mini.training.run_state import Run
+from r1mini.training.scores import row_scores
+from r1mini.training.setup import load_model, prepare
+
+Tokens = tuple[tuple[int, ...], ...]  # a row's segments: the prompt, the answer with its end
+
+
+@dataclass(frozen=True)
+class Config(TrainOptions):
+    out: str = option("runs/rm", "folder for the trained reward model")
+    data: str = option("", "file of preference pairs (JSONL, JSON, either with .gz, CSV, Parquet)")
+    rows: int = option(0, "pairs to read (0: all)", bounds="0 <= x")
+    held_out: float = option(
+        0.1, "share of the prompts whose pairs measure the accuracy", bounds="0 < x < 1"
+    )
+    epochs: int = option(1, "passes over the pairs; R1: 1", bounds="1 <= x")
+    batch_pairs: int = option(64, "pairs per optimizer step; R1: 256", bounds="1 <= x")
+    learning_rate: float = option(
+        8e-3, "peak learning rate; R1, with AdamW at 671B: 6e-6", bounds="0 <= x"
+    )
+    learner_tokens: int = option(
+        4096, "tokens per micro-batch; affects memory, never the gradient", bounds="1 <= x"
+    )
+    save_every: int = option(
+        500,
+        "steps between saved states; an interrupted run resumes from the last (0: save only on "
+        "signals)",
+        bounds="0 <= x",
+    )
+
+
+class Pair(NamedTuple):
+    prompt: str  # the same for all pairs of a prompt
+    chosen: Tokens
+    rejected: Tokens
+    columns: Mapping[str, Any]
+
+
+def main(cfg: Config) -> dict:
+    """Train a reward model. Returns the summary of the run."""
+    validate(cfg)
+    if not cfg.data:
+        raise ValueError("--data: give a file of preference pairs")
+    run = Run(cfg.out, asdict(cfg) | fingerprint(cfg.data), logs=("metrics.jsonl",))
+    if run.has_finished():
+        return run.record()
+    device = pick_device(cfg.device, cfg.threads, cfg.deterministic)
+    free = memory.available(device)
+    needed = partial(memory.training_bytes, tokens=cfg.learner_tokens, cfg=cfg)
+    load = partial(load_or_convert, seed=cfg.seed)
+    model, tokenizer, template = load_model(cfg, run, device, needed, load)
+    model, optimizers = prepare(model, cfg)
+    template = answer_template(template)
+    pairs = load_pairs(cfg, tokenizer, template, model.config.max_position_embeddings)
+    training, held_out = split(pairs, cfg.held_out, cfg.data)
+    batches = [batch for epoch in range(cfg.epochs) for batch in make_batches(cfg, training, epoch)]
+    worst_case = partial(worst_case_step, cfg, model, training)
+    memory.dry_run(worst_case, needed(model.config), free, device)
+    non_finite = optim.NonFiniteSteps()
+    run.start(model, tokenizer, optimizers)
+    with run:
+        for step in run.steps(len(batches)):
+            stats = accumulate_gradient(cfg, model, batches[step])
+            progress = (step + 1) / len(batches)
+            rate = optim.learning_rate_at(progress, cfg.learning_rate, cfg.warmup, cfg.final_lr)
+            run.begin_update()  # from here on, a signal waits for the end of the step
+            loss = stats["loss"]
+            norm = optim.step(optimizers, model.parameters(), rate, cfg.max_grad_norm, loss)
+            non_finite.check(norm, f"{run.name}: step {step}", ())
+            log_step(run, step, len(batches), stats, rate, norm)
+    results = evaluate(cfg, distributed.gather_model(model), held_out)
+    summary = run.finish(steps=len(batches), **results)
+    print(describe(results))
+    print(f"{run.out}: {run.seconds:.0f} s; next: --reward model={run.out} in train_grpo.py")
+    return summary
+
+
+# -- model and data --------------------------------------------------------------------------------
+
+
+def load_or_convert(
+    name: str, device: torch.device, seed: int, **options: Any
+) -> tuple[RewardModel, Tokenizer]:
+    """A reward model's folder as it is; a language model with a new head in place of its own."""
+    config = checkpoint.resolve(name) / "config.json"
+    names = read_json(config).get("architectures") if config.is_file() else None
+    if str((names or [""])[0]).endswith(CLASSIFIER):
+        return checkpoint.load(name, device, kind=RewardModel, **options)
+    language_model, tokenizer = checkpoint.load(name, device, **options)
+    return convert(language_model, seed), tokenizer
+
+
+def convert(language_model, seed: int) -> RewardModel:
+    """The language model with a random scalar head; they share the decoder's weights."""
+    with torch.device("meta"):
+        model = RewardModel(language_model.config)
+    model.model, model.rope_bits = language_model.model, language_model.rope_bits
+    model.hf_config = language_model.hf_config
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.empty(model.score.weight.shape)
+    weight.normal_(0, model.config.initializer_range, generator=generator)
+    model.score.weight = torch.nn.Parameter(weight.to(language_model.device))
+    return model
+
+
+def answer_template(template: ChatTemplate) -> ChatTemplate:
+    """A reward model with a chat template sees every text as a conversation, also if it was made
+    for another model's tokenizer and without a template."""
+    return replace(template, wraps_text=template.source != PLAIN)
+
+
+def load_pairs(
+    cfg: Config, tokenizer: Tokenizer, template: ChatTemplate, context: int
+) -> list[Pair]:
+    """The encoded pairs of `--data`. A pair that does not fit the context is refused, not cut."""
+    path, errors = Path(cfg.data), RowErrors(cfg.skip_bad)
+    rows = read_pairs(
+        path, prompt_key=cfg.prompt_key, skip_bad=cfg.skip_bad, decontaminate=cfg.decontaminate
+    )
+    places = list(rows)[: cfg.rows or None]
+    read = [rows[place] for place in places]
+    encoded = encode_pairs(read, tokenizer, template, context, places, errors)
+    if errors.messages:
+        print(f"{path}: {sum(map(bool, encoded))} pairs{errors.summary()}", flush=True)
+    return [
+        Pair(repr(row.prompt), *(tuple(map(tuple, answer)) for answer in answers), row.columns)
+        for row, answers in zip(read, encoded)
+        if answers
+    ]
+
+
+def split(pairs: Sequence[Pair], share: float, file: str) -> tuple[list[Pair], list[Pair]]:
+    """(pairs to train on, pairs of held-out prompts). The hash of a prompt decides."""
+    parts = ([], [])
+    for pair in pairs:
+        digest = hashlib.sha256(pair.prompt.encode("utf-8", "backslashreplace")).digest()
+        parts[int.from_bytes(digest[:4], "big") < share * 2**32].append(pair)
+    for part, name in zip(parts, ("left to train on", "held out")):
+        if not part:
+            prompts = len({pair.prompt for pair in pairs})
+            raise ValueError(
+                f"--held-out {share:g}: no pair of {file} is {name}, of {len(pairs)} pairs of "
+                f"{prompts} prompts"
+            )
+    return parts
+
+
+def make_batches(cfg: Config, pairs: Sequence[Pair], epoch: int) -> list[list[Pair]]:
+    """Prompts in random order; the pairs of a prompt stay together, so that they share answers."""
+    by_prompt = {}
+    for pair in pairs:
+        by_prompt.setdefault(pair.prompt, []).append(pair)
+    order = Random(f"{cfg.seed} {epoch}").sample(list(by_prompt), len(by_prompt))
+    ordered = [pair for prompt in order for pair in by_prompt[prompt]]
+    return [ordered[i : i + cfg.batch_pairs] for i in range(0, len(ordered), cfg.batch_pairs)]
+
+
+# -- one step --------------------------------------------------------------------------------------
+
+
+def accumulate_gradient(
+    cfg: Config, model: RewardModel, pairs: Sequence[Pair]
+) -> dict[str, Tensor]:
+    """Add up the gradient of the mean loss of the pairs. Returns that loss and the accuracy."""
+    mine, factor = distributed.rank_rows(pairs)
+    totals = torch.zeros(2, device=model.device)
+    for part in micro_batches(mine, cfg.learner_tokens):
+        with autocast(model.device, cfg.bf16):
+            chosen_P, rejected_P = pair_scores(model, part)
+        loss = factor * bradley_terry(chosen_P, rejected_P).sum() / len(pairs)
+        loss.backward()
+        correct = factor * (chosen_P > rejected_P).sum() / len(pairs)
+        totals += torch.stack([loss.detach(), correct])
+    loss, correct = distributed.all_reduce_sum(totals)
+    return {"loss": loss, "accuracy": correct}
+
+
+def micro_batches(pairs: Sequence[Pair], token_budget: int) -> list[list[Pair]]:
+    """Pairs in this order, cut where their answers, each counted once, exceed the budget."""
+    seen, new_tokens = set(), []
+    for pair in pairs:
+        new = {pair.chosen, pair.rejected} - seen
+        new_tokens.append(sum(len(segment) for row in new for segment in row))
+        seen |= new
+    parts = pack_greedily(new_tokens, range(len(pairs)), token_budget)
+    return [[pairs[i] for i in part] for part in parts]
+
+
+def pair_scores(model: RewardModel, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
+    """(chosen_P, rejected_P), fp32. An answer in several pairs is computed once."""
+    rows = dict.fromkeys(row for pair in pairs for row in (pair.chosen, pair.rejected))
+    index = {row: b for b, row in enumerate(rows)}
+    scores_B = row_scores(model, collate(list(rows)).to(model.device))
+    chosen = torch.tensor([index[pair.chosen] for pair in pairs], device=scores_B.device)
+    rejected = torch.tensor([index[pair.rejected] for pair in pairs], device=scores_B.device)
+    return scores_B[chosen], scores_B[rejected]
+
+
+def worst_case_step(cfg: Config, model: RewardModel, pairs: Sequence[Pair]) -> None:
+    """Learn from a full micro-batch of the longest pair, without the optimizer."""
+    longest = max(pairs, key=lambda pair: sum(map(len, pair.chosen + pair.rejected)))
+    accumulate_gradient(cfg, model, [longest])
+    model.zero_grad()
+
+
+def log_step(
+    run: Run, step: int, steps: int, stats: Mapping[str, Tensor], rate: float, norm: float
+) -> None:
+    values = {name: float(value) for name, value in stats.items()}
+    seconds = round(run.seconds, 3)
+    run.write(
+        "metrics.jsonl",
+        {"step": step, **values, "learning_rate": rate, "grad_norm": norm, "seconds": seconds},
+    )
+    if step % 20 == 0 or step + 1 == steps:
+        print(
+            f"{run.name} {step + 1}/{steps}: loss {values['loss']:.3f} accuracy "
+            f"{values['accuracy']:.2f}",
+            flush=True,
+        )
+
+
+# -- held-out pairs --------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def evaluate(cfg: Config, model: RewardModel, pairs: Sequence[Pair]) -> dict[str, Any]:
+    """The figures of the held-out pairs."""
+    margins, scores = [], {}
+    for part in micro_batches(pairs, cfg.learner_tokens):
+        with autocast(model.device, cfg.bf16):
+            chosen_P, rejected_P = pair_scores(model, part)
+        margins += (chosen_P - rejected_P).tolist()
+        scores.update(zip((pair.chosen for pair in part), chosen_P.tolist()))
+        scores.update(zip((pair.rejected for pair in part), rejected_P.tolist()))
+    lengths = [sum(map(len, row)) for row in scores]
+    mean, error = accuracy(margins, [pair.prompt for pair in pairs])
+    return {
+        "held_out_pairs": len(pairs),
+        "held_out_accuracy": mean,
+        "held_out_accuracy_se": error,
+        "held_out_loss": fmean(math.log1p(math.exp(-abs(m))) + max(0.0, -m) for m in margins),
+        "length_correlation": length_correlation(list(scores.values()), lengths),
+        "score_mean": fmean(scores.values()),
+        "score_std": float(torch.tensor(list(scores.values())).std(correction=0)),
+        **annotators(pairs),
+    }
+
+
+def annotators(pairs: Sequence[Pair]) -> dict[str, float]:
+    """What the annotation allows, if the rows have `votes` ([for chosen, for rejected]) and
+    `chosen_is_likelier`: how often two annotations of a pair agree, and the best accuracy."""
+    figures = {}
+    if all("votes" in pair.columns for pair in pairs):
+        figures["annotator_agreement"] = fmean(agreement(*pair.columns["votes"]) for pair in pairs)
+    if all("chosen_is_likelier" in pair.columns for pair in pairs):
+        likelier = [float(pair.columns["chosen_is_likelier"]) for pair in pairs]
+        figures["best_accuracy"] = fmean(likelier)
+    return figures
+
+
+def agreement(first: int, second: int) -> float:
+    """The share of the pairs of votes that are equal.
+
+    >>> agreement(3, 1)
+    0.5
+    """
+    count = first + second
+    return (first * (first - 1) + second * (second - 1)) / (count * (count - 1))
+
+
+def describe(results: Mapping[str, Any]) -> str:
+    text = (
+        f"held out: {results['held_out_pairs']} pairs, accuracy "
+        f"{results['held_out_accuracy']:.3f} ± {results['held_out_accuracy_se']:.3f}"
+    )
+    if "best_accuracy" in results:
+        text += f" (the best possible: {results['best_accuracy']:.3f})"
+    if "annotator_agreement" in results:
+        text += f"; two annotations agree on {results['annotator_agreement']:.3f}"
+    correlated = results["length_correlation"]
+    if correlated is not None:
+        text += f"; correlation of score and length {correlated:+.2f}"
+    return f"{text}; scores {results['score_mean']:+.2f} ± {results['score_std']:.2f}"
