@@ -19,7 +19,7 @@ from r1mini.evaluation.figures import (
     win_rate,
 )
 from r1mini.infra import files
-from r1mini.tasks import DEFAULT, HARD, TASKS
+from r1mini.tasks import DEFAULT, GENERAL, HARD
 
 Titles = Mapping[str, str]  # of models, by their folder
 PANELS = {  # of the curves: metric and title
@@ -110,7 +110,7 @@ def win_rate_figures(folder: Path, name: str) -> Figures:
 def by_kind(tasks: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
     """The ordinary tasks, the hard ones, and those of general prompts."""
     hard = [task for task in tasks if task in HARD]
-    general = [task for task in tasks if TASKS[task].utility is not None]
+    general = [task for task in tasks if task in GENERAL]
     return [task for task in tasks if task not in hard + general], hard, general
 
 

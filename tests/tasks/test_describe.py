@@ -42,6 +42,12 @@ def kinds(answer, problem=iron()):
     return list(annotator.line_kinds(problem, answer))
 
 
+def test_general_tasks_have_a_utility_and_no_right_answer():
+    for name, task in tasks.TASKS.items():
+        is_general = name in tasks.GENERAL
+        assert (task.utility is not None) == (task.find_error is None) == is_general, name
+
+
 # -- prompts ---------------------------------------------------------------------------------------
 
 
@@ -190,31 +196,29 @@ def sigmoid(x):
 
 
 @pytest.mark.parametrize(
-    "first, second, bias, logit",
+    "first, second, logit",
     [
-        (SYMBOL, SYMBOL, 0.1, 0),
-        (SYMBOL, "", 0.0, 0.25 / 0.15),
-        (SYMBOL, None, 0.1, 0.25 / 0.15 + 0.1),  # a line more
-        (FOUR, "hello", 0.1, 1 / 0.15 + 0.3),
-        (f"{FOUR}\nhello", FOUR, 0.1, -0.125 / 0.15 + 0.1),
-        (f"{FOUR}\n{STATE}", FOUR, 0.1, 0.1),  # bias alone: the fifth fact adds nothing
-        ("hello\n" * 7, "hello", 0.1, 0.6),
-        (None, "hello", 0.1, -0.1),
-        ("hello\n" * 7, "hello", 0.0, 0),
+        (SYMBOL, SYMBOL, 0),
+        (SYMBOL, None, 0.25 / 0.15 + 0.1),  # a quarter better, a line more
+        (FOUR, "hello", 1 / 0.15 + 0.3),
+        (f"{FOUR}\nhello", FOUR, -0.125 / 0.15 + 0.1),
+        (f"{FOUR}\n{STATE}", FOUR, 0.1),  # bias alone: the fifth fact adds nothing
+        ("hello\n" * 7, "hello", 0.6),
+        (None, "hello", -0.1),
+        (None, "", 0),
     ],
 )
-def test_preference_by_hand(first, second, bias, logit):
+def test_preference_by_hand(first, second, logit):
     problem = iron()
-    assert annotator.preference(problem, first, second, bias) == pytest.approx(sigmoid(logit))
-    assert annotator.preference(problem, second, first, bias) == pytest.approx(sigmoid(-logit))
+    assert annotator.preference(problem, first, second) == pytest.approx(sigmoid(logit))
+    assert annotator.preference(problem, second, first) == pytest.approx(sigmoid(-logit))
 
 
 def test_preference_does_not_depend_on_which_answer_is_shown_first():
     problem, rng = tasks.problem("describe", 0, 0, "train"), Random(0)
     for _ in range(100):
         one, other = describe.write(problem, rng), describe.write(problem, rng)
-        bias = rng.choice((0.0, annotator.LENGTH_BIAS))
-        p, q = (annotator.preference(problem, *pair, bias) for pair in ((one, other), (other, one)))
+        p, q = (annotator.preference(problem, *pair) for pair in ((one, other), (other, one)))
         assert p + q == pytest.approx(1)
 
 
