@@ -12,7 +12,8 @@ from pathlib import Path
 from r1mini.checkpoint.chat_template import PLAIN, Messages
 from r1mini.checkpoint.tokenizer import StreamDecoder
 from r1mini.data.files import read_rows
-from r1mini.evaluation.jobs import Session, job_settings, json_sha256, open_journal, write_rows
+from r1mini.evaluation.jobs import Session, job_settings, json_sha256, open_journal
+from r1mini.infra.files import write_rows
 from r1mini.records import Rollout, think_prefix
 from r1mini.sampler.sampler import encode_prompts, sample, stream
 
