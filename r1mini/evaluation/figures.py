@@ -12,6 +12,7 @@ from typing import Any
 
 from r1mini import answers, tasks
 from r1mini.infra.files import is_finite_number, read_json, read_log
+from r1mini.rewards.runner import ALWAYS_LOGGED
 
 Row = Mapping[str, Any]  # one completion
 Figures = dict  # of one set of problems, or their mean
@@ -68,8 +69,8 @@ def agree(task: str, one: str, other: str) -> bool:
         return False
 
 
-def is_correct(row: Row) -> float:
-    """1 for a correct answer, or a program that passes its tests."""
+def is_correct(row: Row) -> float | None:
+    """1 for a correct answer, or a program that passes its tests; None for a general prompt."""
     rewards = row["rewards"]
     return rewards["code"] if rewards["accuracy"] is None else rewards["accuracy"]
 
@@ -94,8 +95,13 @@ def summarise(groups: Sequence[Sequence[Row]]) -> Figures:
     rows, k = [row for group in groups for row in group], len(groups[0])
     tokens = sum(row["tokens"] for row in rows)
     logprob = sum(row["logprob"] for row in rows)
+    others = [name for name in rows[0]["rewards"] if name not in (*ALWAYS_LOGGED, "code")]
     figures = {
-        **(utility_figures(groups) if "utility" in rows[0] else accuracy_figures(groups)),
+        **accuracy_figures(groups),
+        **(utility_figures(groups) if "utility" in rows[0] else {}),
+        **{
+            f"rewards/{name}": mean_known([row["rewards"][name] for row in rows]) for name in others
+        },
         "format": mean_known([row["rewards"]["format"] for row in rows]),
         "language": mean_known([row["rewards"]["language"] for row in rows]),
         "length": tokens / len(rows),
@@ -111,8 +117,12 @@ def summarise(groups: Sequence[Sequence[Row]]) -> Figures:
 
 
 def accuracy_figures(groups: Sequence[Sequence[Row]]) -> Figures:
+    """None for general prompts, whose answers are neither right nor wrong."""
     k = len(groups[0])
     correct = [[is_correct(row) for row in group] for group in groups]
+    correct = [values for values in correct if None not in values]
+    if not correct:
+        return dict.fromkeys(("pass@1", "pass@1_se", f"pass@{k}", f"cons@{k}"))
     pass1, error = mean_and_error([fmean(values) for values in correct])
     return {
         "pass@1": pass1,
@@ -123,11 +133,8 @@ def accuracy_figures(groups: Sequence[Sequence[Row]]) -> Figures:
 
 
 def utility_figures(groups: Sequence[Sequence[Row]]) -> Figures:
-    """Of general prompts, whose answers are neither right nor wrong."""
-    k = len(groups[0])
     utility, error = mean_and_error([fmean(row["utility"] for row in group) for group in groups])
-    undefined = dict.fromkeys(("pass@1", "pass@1_se", f"pass@{k}", f"cons@{k}"))
-    return {**undefined, "utility": utility, "utility_se": error}
+    return {"utility": utility, "utility_se": error}
 
 
 def average(figures: Sequence[Figures]) -> Figures:
@@ -280,6 +287,7 @@ def figures_table(results: dict[str, Figures]) -> str:
     optional = {name: [name] * (name in results["mean"]) for name in ("utility", "kl")}
     columns = ["pass@1", f"pass@{k}", f"cons@{k}", *optional["utility"], "format", "language"]
     columns += ["length", "truncated", "unparsed", "entropy", *optional["kl"]]
+    columns += [name for name in results["mean"] if name.startswith("rewards/")]
     names = [name for name in results if name not in NOT_SETS]
     names += ["mean"] * (len(names) > 1)
     rows = [[name, *(figure_cell([results[name]], column) for column in columns)] for name in names]
