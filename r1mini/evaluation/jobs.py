@@ -36,7 +36,7 @@ class Session(NamedTuple):
     tokenizer: Tokenizer
     template: ChatTemplate
     params: SamplingParams
-    rewards: Rewards  # of `--reward`
+    rewards: Rewards = Rewards({}, {})  # of `--reward`
 
 
 # -- problems -------------------------------------------------------------------------------------

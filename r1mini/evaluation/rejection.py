@@ -32,11 +32,11 @@ def select_rows(
     scores: Scores,
     tokenizer: Tokenizer,
     *,
-    weights: Mapping[str, float],
     keep: int,
     max_thinking: int,
     seed: int,
     model: str,
+    weights: Mapping[str, float] = {},
 ) -> dict:
     """{"verdicts": their counts, "rows": at most `keep` different completions} of one problem:
     random ones of those that are right; or, where no rule says what is right, those with the
