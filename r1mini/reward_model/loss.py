@@ -29,7 +29,7 @@ def accuracy(margins: Sequence[float], prompts: Sequence[Hashable]) -> tuple[flo
     of a mean over clusters.
 
     >>> accuracy([1.0, 2.0, -1.0, 0.5], ["a", "a", "b", "b"])
-    (0.75, 0.17677669529663687)
+    (0.75, 0.1767766952966369)
     """
     correct = [1.0 if margin > 0 else 0.5 if margin == 0 else 0.0 for margin in margins]
     mean, deviations = fmean(correct), {}

@@ -16,7 +16,7 @@ from r1mini.data.preferences import encode_reply
 from r1mini.model.reward_model import RewardModel
 from r1mini.records import Problem, Rollout
 from r1mini.reward_model.training import answer_template
-from r1mini.rewards.completion import has_right_answer, problem_tests, visible_answer
+from r1mini.rewards.completion import has_right_answer, visible_answer, wants_program
 from r1mini.training.logprobs import collate
 from r1mini.training.micro_batches import by_prompt
 from r1mini.training.scores import row_scores
@@ -46,7 +46,7 @@ class ModelReward:
         self, problem: Problem, rollouts: Sequence[Rollout]
     ) -> Callable[[], list[float | None]]:
         """A function that returns the scores of these completions."""
-        if has_right_answer(problem) or problem_tests(problem):
+        if has_right_answer(problem) or wants_program(problem):
             return lambda: [None] * len(rollouts)
         rows, batch = [self.encode(problem, rollout) for rollout in rollouts], self.batch
         batch.update(dict.fromkeys(rows))

@@ -12,7 +12,6 @@ from r1mini.rewards import REWARDS, rules
 from r1mini.rewards.completion import (
     extract_thinking,
     has_right_answer,
-    problem_tests,
     wants_program,
     words,
 )
@@ -67,7 +66,7 @@ def score_spreads(groups: Sequence[Group], weights: Mapping[str, float]) -> Iter
 
 def answer_place(problem: Problem) -> str:
     """Where `extract_answer` looks for the answer of a completion."""
-    if not has_right_answer(problem) and not problem_tests(problem):
+    if not has_right_answer(problem) and not wants_program(problem):
         return "a general prompt: no rule says what is right"
     place = r"<answer>…</answer>, or else the last \boxed{…} or line 'Answer: …' or '#### 5'"
     if problem.task in tasks.TASKS:

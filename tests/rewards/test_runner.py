@@ -66,8 +66,7 @@ def file(tmp_path):
     ],
 )
 def test_reward_weights_are_parsed(flag, expected):
-    _, weights = parse_spec(flag)
-    assert weights == expected
+    assert {term.name: term.weight for term in parse_spec(flag)} == expected
 
 
 @pytest.mark.parametrize(
@@ -128,7 +127,7 @@ def test_functions_from_one_file_share_its_state(file):
         def second(completions, **kwargs):
             return [float(len(seen))] * len(completions)
     """)
-    functions, _ = load_rewards(f"{path}:first,{path}:second:0.5")
+    functions = load_rewards(f"{path}:first,{path}:second:0.5").functions
     assert list(functions) == ["accuracy", "format", "language", "first", "second"]
     assert [row["second"] for row in score_async(DATA, rollouts("a", "b"), functions).result()] == [
         1.0,
@@ -222,7 +221,7 @@ def mixed(prompts, completions, completion_ids, task, **kwargs):
     ],
 )
 def test_pasted_rewards_run_unchanged(file, name, expected):
-    functions, _ = load_rewards(f"{file(PASTED)}:{name}")
+    functions = load_rewards(f"{file(PASTED)}:{name}").functions
     assert called(functions[name], GOOD, "no", verification_info={"language": "python"}) == expected
 
 
@@ -240,7 +239,7 @@ def test_trls_own_files_run_unchanged(file):
         ("too_long", [-1.0, 0.0]),
         ("repetition", [0.0, 0.0]),
     ):
-        functions, _ = load_rewards(f"{path}:{name}")
+        functions = load_rewards(f"{path}:{name}").functions
         assert called(functions[name], GOOD, "no") == expected
 
 
