@@ -235,9 +235,16 @@ def pair_scores(model: RewardModel, pairs: Sequence[Pair]) -> tuple[Tensor, Tens
 
 
 def worst_case_step(cfg: Config, model: RewardModel, pairs: Sequence[Pair]) -> None:
-    """Learn from a full micro-batch of the longest pair, without the optimizer."""
+    """Learn from a full micro-batch of pairs as long as the longest, without the optimizer."""
     longest = max(pairs, key=lambda pair: sum(map(len, pair.chosen + pair.rejected)))
-    accumulate_gradient(cfg, model, [longest])
+    size, batch = sum(map(len, longest.chosen + longest.rejected)), []
+    for number in range(min(cfg.batch_pairs, max(1, cfg.learner_tokens // size))):
+        prompt = (number % 256,) * len(
+            longest.chosen[0]
+        )  # no two are alike, or they would be shared
+        chosen, rejected = ((prompt, answer) for _, answer in (longest.chosen, longest.rejected))
+        batch.append(longest._replace(chosen=chosen, rejected=rejected))
+    accumulate_gradient(cfg, model, batch)
     model.zero_grad()
 
 

@@ -9,12 +9,7 @@ from typing import Any
 from r1mini import tasks
 from r1mini.records import Group, Problem
 from r1mini.rewards import REWARDS, rules
-from r1mini.rewards.completion import (
-    extract_thinking,
-    has_right_answer,
-    wants_program,
-    words,
-)
+from r1mini.rewards.completion import extract_thinking, has_right_answer, wants_program, words
 from r1mini.rl.config import GRPOConfig
 
 # Largest difference of a token's log-probability between sampler and learner that rounding

@@ -5,7 +5,6 @@ import json
 from random import Random
 
 import pytest
-from conftest import some_tokens  # noqa: F401  (the root conftest, as everywhere)
 
 from r1mini import checkpoint
 from r1mini.reward_model import training
@@ -30,7 +29,9 @@ def toy_rows(count=60, per_prompt=2, seed=0, shuffled=False):
     rows = []
     for number in range(count):
         prompt = f"Pick a metal, {number // per_prompt}.\n"
-        sides = [f"{rng.randint(10, 99)} {metal} {rng.randint(10, 99)}" for metal in ("gold", "lead")]
+        sides = [
+            f"{rng.randint(10, 99)} {metal} {rng.randint(10, 99)}" for metal in ("gold", "lead")
+        ]
         if shuffled and rng.random() < 0.5:
             sides.reverse()
         rows.append({"prompt": prompt, "chosen": sides[0], "rejected": sides[1]})
@@ -39,12 +40,12 @@ def toy_rows(count=60, per_prompt=2, seed=0, shuffled=False):
 
 @pytest.fixture
 def train(tmp_path, folder):
-    """Shorthand for training: `train("name", rows, epochs=3)`."""
+    """Shorthand for training: `train("name", rows, epochs=3)`; without rows, on those before."""
 
-    def call(name, rows=None, **changes):
+    def call(name, content=(), **changes):
         path = tmp_path / "pairs.jsonl"
-        if rows is not None:
-            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        if content:
+            path.write_text("".join(json.dumps(row) + "\n" for row in content))
         return training.main(
             training.Config(
                 **{
