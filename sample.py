@@ -27,6 +27,8 @@ from r1mini.evaluation.jobs import Session
 from r1mini.infra import files
 from r1mini.infra.device import pick_device
 from r1mini.model.transformer import Transformer
+from r1mini.reward_model.scoring import load_reward_models, open_rewards
+from r1mini.rewards.runner import Rewards
 from r1mini.sampler.sampling import SamplingParams
 
 Config = SampleConfig
@@ -47,7 +49,11 @@ def main(cfg: SampleConfig) -> dict:
         template = replace(template, date=jobs.first_day(cfg))
     tokenizer = template.adapt_tokenizer(tokenizer)
     params = SamplingParams(cfg.max_new_tokens, cfg.temperature, cfg.top_k, cfg.top_p, cfg.min_p)
-    session = Session(cfg, model, tokenizer, template, params)
+    rewards = Rewards({}, {})
+    if cfg.reward:
+        rewards = open_rewards(cfg.reward, cfg.score_thinking)
+        load_reward_models(rewards, device, cfg.bf16)
+    session = Session(cfg, model, tokenizer, template, params, rewards)
     if cfg.eval:
         return run_evaluation(session)
     if cfg.reject:
@@ -97,7 +103,14 @@ def run_rejection(session: Session) -> dict:
     sampled = jobs.sample_and_score(session, sets, rejection.REWARDS, len(journal.parts))
     for problem, rollouts, scores in sampled:
         selected = rejection.select_rows(
-            problem, rollouts, scores, session.tokenizer, seed=cfg.seed, model=cfg.model, **limits
+            problem,
+            rollouts,
+            scores,
+            session.tokenizer,
+            weights=session.rewards.weights,
+            seed=cfg.seed,
+            model=cfg.model,
+            **limits,
         )
         journal.add(selected)
     rows, verdicts = [], Counter()
@@ -105,7 +118,8 @@ def run_rejection(session: Session) -> dict:
         rows += part["rows"]
         verdicts.update(part["verdicts"])
     if not cfg.data:
-        rows += rejection.plain_rows(cfg.tasks, cfg.plain_rows, cfg.seed)
+        others = [name for name in cfg.tasks if name not in sets]
+        rows += rejection.plain_rows(others, cfg.plain_rows, cfg.seed)
     if not rows:
         journal.close()
         raise ValueError(f"--reject: no completion of {cfg.model} was kept ({dict(verdicts)})")

@@ -16,6 +16,7 @@ from r1mini.config import run_script
 from r1mini.data.files import fingerprint
 from r1mini.infra import distributed
 from r1mini.infra.device import pick_device
+from r1mini.reward_model.scoring import load_reward_models
 from r1mini.rl.config import PRESETS, GRPOConfig, fraction_done, resolve
 from r1mini.rl.grpo import group_advantages
 from r1mini.rl.learner import update_policy
@@ -26,7 +27,6 @@ from r1mini.rl.setup import (
     fit_micro_batches,
     load_problems,
     memory_needed,
-    reward_models,
     worst_case_step,
 )
 from r1mini.training import memory, optim
@@ -48,8 +48,7 @@ def main(cfg: GRPOConfig) -> dict:
     free = memory.available(device)
     needed = partial(memory_needed, cfg, device)
     policy, tokenizer, template = load_model(cfg, run, device, needed)
-    for model in reward_models(rewards):
-        model.load(device, cfg.bf16)
+    load_reward_models(rewards, device, cfg.bf16)
     cfg = fit_micro_batches(cfg, device, policy.config, free)
     data = load_problems(cfg, template, policy, tokenizer)
     reference = None

@@ -97,6 +97,26 @@ def test_only_the_sandbox_executes_text():
         assert calls == allowed, path
 
 
+def identifiers(path):
+    """Every name, attribute, imported name and text in a file's code."""
+    identifiers = {part for name in imports(path) for part in name.split(".")}
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        match node:
+            case ast.Name(name) | ast.Attribute(attr=name) | ast.Constant(str(name)):
+                identifiers.add(name)
+    return identifiers
+
+
+def test_training_never_sees_the_utility_of_an_answer():
+    hidden = {"utility", "annotator"}
+    for path in PACKAGE:
+        if package_of(path) in ("rl", "training", "rewards"):
+            assert not hidden & identifiers(path), path
+    for name in ("train_grpo.py", "train_sft.py"):
+        assert not hidden & identifiers(ROOT / name), name
+    assert hidden < identifiers(ROOT / "r1mini/tasks/__init__.py")  # where both are
+
+
 def test_no_error_is_swallowed():
     for path in [*PACKAGE, *(ROOT / f"{name}.py" for name in SCRIPTS)]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -217,11 +217,19 @@ def config_json(model: Transformer, stop_ids: frozenset[int]) -> dict[str, Any]:
     return config | (classifier_fields(config) if is_classifier else {})
 
 
+def architecture(config: Mapping[str, Any]) -> str:
+    """The class that config.json names, such as `LlamaForCausalLM`; "" without one."""
+    match config.get("architectures"):
+        case [str(name), *_]:
+            return name
+    return ""
+
+
 def classifier_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """What makes a config.json that of a reward model: `…ForSequenceClassification`, one label."""
-    names = config.get("architectures") or [f"{config['model_type'].capitalize()}ForCausalLM"]
+    name = architecture(config) or f"{config['model_type'].capitalize()}ForCausalLM"
     return {
-        "architectures": [re.sub("For.*", CLASSIFIER, names[0])],
+        "architectures": [re.sub("For.*", CLASSIFIER, name)],
         "id2label": {"0": "LABEL_0"},
         "label2id": {"LABEL_0": 0},
     }
@@ -320,9 +328,8 @@ def load_model(
 def check_kind(path: Path, model: Transformer) -> None:
     """ValueError if a language model is loaded as a reward model, the other way round, or if a
     reward model has several labels."""
-    names = model.hf_config.get("architectures") or [""]
-    name, is_classifier = str(names[0]), isinstance(model, RewardModel)
-    if (name.endswith(CLASSIFIER)) != is_classifier and name:
+    name, is_classifier = architecture(model.hf_config), isinstance(model, RewardModel)
+    if name and name.endswith(CLASSIFIER) != is_classifier:
         expected, use = "a language model (…ForCausalLM)", "use it in --reward NAME=FOLDER"
         if is_classifier:
             expected = f"a reward model (…{CLASSIFIER})"

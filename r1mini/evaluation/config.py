@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from r1mini import tasks
 from r1mini.config import DataOptions, DeviceOptions, option, validate
+from r1mini.rewards.runner import check_terms
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,15 @@ class SampleConfig(DataOptions, DeviceOptions):
         choices=("auto", "chat", "r1-zero", "plain"),
     )
     reference: str = option("", "model from which --eval measures the KL", when="eval")
+    reward: str = option(
+        "",
+        "rewards to compute besides accuracy and format, as in train_grpo.py: name=FOLDER of a "
+        "reward model scores general prompts, and --reject keeps the answers of the highest sum",
+        when="eval|reject",
+    )
+    score_thinking: tuple[str, ...] = option(
+        (), "reward models that score the whole completion, not only the answer", when="reward"
+    )
     out: str = option(
         "", "output file: figures of --eval (JSON), or rows of --reject or --prompts (JSONL)"
     )
@@ -119,6 +129,9 @@ def resolve(cfg: SampleConfig) -> SampleConfig:
     embedded = (cfg.eval or cfg.reject) and not cfg.data
     if cfg.eval and cfg.reject:
         raise ValueError("--eval and --reject: choose one")
+    for term in check_terms(cfg.reward, cfg.score_thinking):
+        if term.start:
+            raise ValueError(f"--reward {cfg.reward}: @{term.start:g} has no effect here")
     if cfg.reject and not cfg.out:
         raise ValueError("--reject needs --out, the file for the rows")
     if cfg.prompt and cfg.prompts:

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 
 import torch
 
+from r1mini import tasks
 from r1mini.evaluation.figures import Figures, Row, average, summarise
 from r1mini.evaluation.jobs import ProblemSets, Session, sample_and_score
 from r1mini.infra.journal import Journal
 from r1mini.model.transformer import Transformer
 from r1mini.records import Problem, Rollout
-from r1mini.rewards import completion
+from r1mini.rewards import completion, rules
 from r1mini.rewards.runner import ALWAYS_LOGGED, Scores
 from r1mini.training.logprobs import collate, token_logprobs
 from r1mini.training.micro_batches import by_prompt
@@ -45,10 +46,12 @@ def evaluate(
 
 
 def make_rows(problem: Problem, rollouts: Sequence[Rollout], scores: Scores) -> list[dict]:
-    """A row per completion, with everything that the figures need."""
-    rows = []
+    """A row per completion, with everything that the figures need. Only rows of a task that has a
+    utility have a "utility"."""
+    rows, general = [], has_utility(problem)
     for number, (rollout, rewards) in enumerate(zip(rollouts, scores)):
         prompt, text = problem.prompt_and_completion(rollout)
+        utility = {"utility": answer_utility(problem, text, rollout.finished)} if general else {}
         rows.append(
             {
                 "task": problem.task,
@@ -60,12 +63,25 @@ def make_rows(problem: Problem, rollouts: Sequence[Rollout], scores: Scores) -> 
                 "answer": completion.extract_answer(problem, text),
                 "gold": completion.gold_answer(problem),
                 "rewards": rewards,
+                **utility,
                 "finished": rollout.finished,
                 "tokens": len(rollout.completion_ids),
                 "logprob": sum(rollout.logprobs),
             }
         )
     return rows
+
+
+def has_utility(problem: Problem) -> bool:
+    return problem.task in tasks.TASKS and tasks.TASKS[problem.task].utility is not None
+
+
+def answer_utility(problem: Problem, text: str, finished: bool) -> float:
+    """How good the answer to a general prompt is, 0 to 1; 0 for a completion that was cut off or
+    has a format error."""
+    well_formed = finished and rules.format_error(problem, text) is None
+    answer = completion.parse(text)[1] if well_formed else None
+    return tasks.TASKS[problem.task].utility(problem, answer)
 
 
 @torch.inference_mode()

@@ -1,6 +1,7 @@
 """The figures of an evaluation, from its rows alone: pass@1, pass@k, cons@k, KL; tables. [R1 §3]
 
-A problem is one observation: its samples are averaged first. Left out: everything that samples.
+A problem is one observation: its samples are averaged first. General prompts have no right answer:
+their sets have a utility instead. Left out: everything that samples.
 """
 
 import math
@@ -11,11 +12,17 @@ from typing import Any
 
 from r1mini import answers, tasks
 from r1mini.infra.files import is_finite_number, read_json, read_log
+from r1mini.rewards.runner import ALWAYS_LOGGED
 
 Row = Mapping[str, Any]  # one completion
 Figures = dict  # of one set of problems, or their mean
 MISSING = "–"  # in a table
-NOT_SETS = ("mean", "settings", "seconds")  # keys of an evaluation that name no set of problems
+NOT_SETS = (
+    "mean",
+    "settings",
+    "seconds",
+    "win rate",
+)  # keys of an evaluation that name no set of problems
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
@@ -62,8 +69,8 @@ def agree(task: str, one: str, other: str) -> bool:
         return False
 
 
-def is_correct(row: Row) -> float:
-    """1 for a correct answer, or a program that passes its tests."""
+def is_correct(row: Row) -> float | None:
+    """1 for a correct answer, or a program that passes its tests; None for a general prompt."""
     rewards = row["rewards"]
     return rewards["code"] if rewards["accuracy"] is None else rewards["accuracy"]
 
@@ -86,15 +93,15 @@ def summarise(groups: Sequence[Sequence[Row]]) -> Figures:
     it to the reference is the mean of log p - log p_ref.
     """
     rows, k = [row for group in groups for row in group], len(groups[0])
-    correct = [[is_correct(row) for row in group] for group in groups]
-    pass1, error = mean_and_error([fmean(values) for values in correct])
     tokens = sum(row["tokens"] for row in rows)
     logprob = sum(row["logprob"] for row in rows)
+    others = [name for name in rows[0]["rewards"] if name not in (*ALWAYS_LOGGED, "code")]
     figures = {
-        "pass@1": pass1,
-        "pass@1_se": error,
-        f"pass@{k}": fmean(pass_at_k(k, int(sum(values)), k) for values in correct),
-        f"cons@{k}": mean_known([consensus(group) for group in groups]),
+        **accuracy_figures(groups),
+        **(utility_figures(groups) if "utility" in rows[0] else {}),
+        **{
+            f"rewards/{name}": mean_known([row["rewards"][name] for row in rows]) for name in others
+        },
         "format": mean_known([row["rewards"]["format"] for row in rows]),
         "language": mean_known([row["rewards"]["language"] for row in rows]),
         "length": tokens / len(rows),
@@ -109,18 +116,73 @@ def summarise(groups: Sequence[Sequence[Row]]) -> Figures:
     return figures
 
 
+def accuracy_figures(groups: Sequence[Sequence[Row]]) -> Figures:
+    """None for general prompts, whose answers are neither right nor wrong."""
+    k = len(groups[0])
+    correct = [[is_correct(row) for row in group] for group in groups]
+    correct = [values for values in correct if None not in values]
+    if not correct:
+        return dict.fromkeys(("pass@1", "pass@1_se", f"pass@{k}", f"cons@{k}"))
+    pass1, error = mean_and_error([fmean(values) for values in correct])
+    return {
+        "pass@1": pass1,
+        "pass@1_se": error,
+        f"pass@{k}": fmean(pass_at_k(k, int(sum(values)), k) for values in correct),
+        f"cons@{k}": mean_known([consensus(group) for group in groups]),
+    }
+
+
+def utility_figures(groups: Sequence[Sequence[Row]]) -> Figures:
+    utility, error = mean_and_error([fmean(row["utility"] for row in group) for group in groups])
+    return {"utility": utility, "utility_se": error}
+
+
 def average(figures: Sequence[Figures]) -> Figures:
-    """The mean over sets. Its standard error combines those of the sets, which are independent."""
+    """The mean of each figure over the sets that have it. The standard errors combine those of
+    these sets, which are independent."""
     mean = {}
-    for key in figures[0]:
-        values = [f[key] for f in figures if f[key] is not None]
+    for key in dict.fromkeys(key for f in figures for key in f):
+        values = [f[key] for f in figures if f.get(key) is not None]
         mean[key] = sum(values) / len(values) if values else None
-    mean |= {"samples": figures[0]["samples"], "problems": sum(f["problems"] for f in figures)}
-    errors = [f["pass@1_se"] for f in figures]
-    mean["pass@1_se"] = None
-    if None not in errors:
-        mean["pass@1_se"] = math.sqrt(sum(error**2 for error in errors)) / len(figures)
-    return mean
+    for key in ("pass@1", "utility"):
+        errors = [f[f"{key}_se"] for f in figures if f.get(key) is not None]
+        if errors:
+            squares = None if None in errors else [error**2 for error in errors]
+            mean[f"{key}_se"] = math.sqrt(sum(squares)) / len(errors) if squares else None
+    return mean | {
+        "samples": figures[0]["samples"],
+        "problems": sum(f["problems"] for f in figures),
+    }
+
+
+def win_rate(rows: Iterable[Row], other_rows: Iterable[Row]) -> tuple[float, float | None]:
+    """How often the first of two evaluations of the same general prompts has the better answer:
+    the rate and its standard error.
+
+    Sample i of a prompt meets sample i, and the utility decides: 1 for a win, ½ for a tie. A prompt
+    is one observation. ValueError if the prompts or the numbers of samples differ.
+    """
+    utilities, others = utilities_by_prompt(rows), utilities_by_prompt(other_rows)
+    if not utilities:
+        raise ValueError("no answers to general prompts")
+    if different := utilities.keys() ^ others.keys():
+        raise ValueError(f"only one of the evaluations has the prompt {min(different)!r:.60}")
+    rates = []
+    for prompt, values in utilities.items():
+        if len(values) != len(others[prompt]):
+            counts = f"{len(values)} and {len(others[prompt])} samples"
+            raise ValueError(f"{counts} of the prompt {prompt!r:.60}: must be as many")
+        pairs = zip(values, others[prompt])
+        rates.append(fmean((one > other) + (one == other) / 2 for one, other in pairs))
+    return mean_and_error(rates)
+
+
+def utilities_by_prompt(rows: Iterable[Row]) -> dict[str, list[float]]:
+    """The utility of each sample of each general prompt, in order."""
+    utilities = {}
+    for row in sorted((row for row in rows if "utility" in row), key=lambda row: row["sample"]):
+        utilities.setdefault(row["prompt"], []).append(row["utility"])
+    return utilities
 
 
 # -- reading an evaluation's files ----------------------------------------------------------------
@@ -143,9 +205,14 @@ def read_figures(
         valid_k = type(k) is int and 0 < k < 10**6
         if not isinstance(figures, dict) or not valid_k or figures.get("samples") != k:
             raise ValueError(f"{place}: not figures of an evaluation with {k!r:.60} samples")
-        required = {"pass@1", f"pass@{k}", "problems", "length", "truncated", "unparsed", "entropy"}
-        required |= {*columns}
+        general = "utility" in figures and figures.get("pass@1") is None
+        required = {"problems", "length", "truncated", "unparsed", "entropy"}
+        required |= {"utility"} if general else {"pass@1", f"pass@{k}"}
+        if name == "mean" or not general:
+            required |= {*columns}
         optional = {"pass@1_se", f"cons@{k}", "format", "language"} | mean.keys() | figures.keys()
+        utility = {"utility", "utility_se"}  # the mean may have it from another set
+        optional = optional | utility if "utility" in figures else optional - utility
         for column in required | optional:
             value = figures.get(column, "missing")
             if not is_finite_number(value) and (value is not None or column in required):
@@ -163,6 +230,8 @@ def read_completions(path: Path) -> Iterator[Row]:
         accuracy = rewards.get("accuracy", "missing") if isinstance(rewards, dict) else "missing"
         if accuracy is not None and not is_finite_number(accuracy):
             raise ValueError(f"{place}: rewards {rewards!r:.60} are not a completion's rewards")
+        if not is_finite_number(row.get("utility", 0.0)):
+            raise ValueError(f"{place}: utility {row['utility']!r:.60} is not a number")
         if not is_finite_number(row.get("sample")):
             raise ValueError(f"{place}: sample {row.get('sample')!r:.60} is not a number")
         yield row
@@ -205,18 +274,20 @@ def spread(values: Sequence[float], column: str, error: float | None = None) -> 
 
 
 def figure_cell(seeds: Sequence[Figures], column: str) -> str:
-    """A figure's mean over seeds; for pass@1, with the error of that mean."""
-    values = [figures[column] for figures in seeds]
-    if column == "pass@1":
-        return spread(values, column, seeds[0]["pass@1_se"])
+    """A figure's mean over seeds; if it has a standard error, with the error of that mean."""
+    values, error = [figures.get(column) for figures in seeds], f"{column}_se"
+    if error in seeds[0] and None not in values:
+        return spread(values, column, seeds[0][error])
     return format_figure(mean_known(values), column)
 
 
 def figures_table(results: dict[str, Figures]) -> str:
     """A row for each set of one model's evaluation, and one for their mean if there are several."""
     k = results["mean"]["samples"]
-    columns = ["pass@1", f"pass@{k}", f"cons@{k}", "format", "language", "length", "truncated"]
-    columns += ["unparsed", "entropy", *["kl"] * ("kl" in results["mean"])]
+    optional = {name: [name] * (name in results["mean"]) for name in ("utility", "kl")}
+    columns = ["pass@1", f"pass@{k}", f"cons@{k}", *optional["utility"], "format", "language"]
+    columns += ["length", "truncated", "unparsed", "entropy", *optional["kl"]]
+    columns += [name for name in results["mean"] if name.startswith("rewards/")]
     names = [name for name in results if name not in NOT_SETS]
     names += ["mean"] * (len(names) > 1)
     rows = [[name, *(figure_cell([results[name]], column) for column in columns)] for name in names]

@@ -21,7 +21,7 @@ from r1mini.infra.journal import Journal, parse_line
 from r1mini.model.transformer import Transformer
 from r1mini.records import Problem, Rollout
 from r1mini.rewards import REWARDS
-from r1mini.rewards.runner import Scores, score_async, worker_pool
+from r1mini.rewards.runner import Rewards, Scores, check_terms, score_async, worker_pool
 from r1mini.sampler.sampler import encode_prompts, sample
 from r1mini.sampler.sampling import SamplingParams
 
@@ -36,6 +36,7 @@ class Session(NamedTuple):
     tokenizer: Tokenizer
     template: ChatTemplate
     params: SamplingParams
+    rewards: Rewards = Rewards({}, {})  # of `--reward`
 
 
 # -- problems -------------------------------------------------------------------------------------
@@ -52,7 +53,7 @@ def problem_sets(session: Session) -> ProblemSets:
     return {
         name: [tasks.problem(name, f"rejection {cfg.seed}", i, "train") for i in range(count)]
         for name in cfg.tasks
-        if tasks.TASKS[name].reasoning
+        if tasks.TASKS[name].reasoning or (name in tasks.GENERAL and session.rewards.weights)
     }
 
 
@@ -88,6 +89,7 @@ def file_problems(session: Session) -> ProblemSets:
             answer_key=cfg.answer_key,
             instruction=cfg.instruction,
             skip_bad=cfg.skip_bad,
+            general=bool(cfg.reward),
         )
         sets[path.name] = problems[: cfg.problems or None]
     return sets
@@ -105,7 +107,7 @@ def sample_and_score(
     ones: otherwise the last bits of the log-probabilities would differ.
     """
     cfg = session.cfg
-    functions = {name: REWARDS[name] for name in rewards}
+    functions = {name: REWARDS[name] for name in rewards} | session.rewards.functions
     side_by_side = max(1, cfg.sampler_rows // cfg.samples)
     verb = "evaluating" if cfg.eval else "sampling"
     with worker_pool() as pool:
@@ -127,9 +129,9 @@ def sample_and_score(
                     max_rows=cfg.sampler_rows,
                     progress=progress if cfg.progress else None,
                 )
-                batch, groups = batch[skipped:], groups[skipped:]
                 pending = [score_async(*pair, functions, pool) for pair in zip(batch, groups)]
-                yield from zip(batch, groups, (scoring.result() for scoring in pending))
+                scores = [scoring.result() for scoring in pending]
+                yield from list(zip(batch, groups, scores))[skipped:]
             done = max(0, done - len(problems))
 
 
@@ -157,6 +159,13 @@ def problem_settings(session: Session, sets: ProblemSets) -> dict:
     contents = [[title, *map(asdict, problems)] for title, problems in sets.items()]
     counts = {title: len(problems) for title, problems in sets.items()}
     settings = job_settings(session, sets=counts, sets_sha256=json_sha256(contents))
+    if cfg.reward:
+        folders = [term.folder for term in check_terms(cfg.reward, ()) if term.folder]
+        settings |= {
+            "reward": cfg.reward,
+            "score_thinking": list(cfg.score_thinking),
+            "reward_weights": list(map(weights_fingerprint, folders)),
+        }
     if cfg.data:
         settings |= {
             "data": list(cfg.data),

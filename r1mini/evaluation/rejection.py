@@ -16,7 +16,8 @@ from r1mini import tasks
 from r1mini.checkpoint.tokenizer import Tokenizer
 from r1mini.records import Problem, Rollout
 from r1mini.rewards import completion, rules
-from r1mini.rewards.runner import Scores
+from r1mini.rewards.completion import has_right_answer
+from r1mini.rewards.runner import Scores, weighted_sum
 from r1mini.tasks.corpus import cold_start_row
 from r1mini.tasks.trace import Style
 
@@ -35,8 +36,11 @@ def select_rows(
     max_thinking: int,
     seed: int,
     model: str,
+    weights: Mapping[str, float] = {},
 ) -> dict:
-    """{"verdicts": their counts, "rows": at most `keep` different completions} of one problem.
+    """{"verdicts": their counts, "rows": at most `keep` different completions} of one problem:
+    random ones of those that are right; or, where no rule says what is right, those with the
+    highest sum of rewards by these weights.
 
     A `<think>` at the end of the prompt belongs to the completion. If a chat template made the
     prompt, the row has its messages.
@@ -49,8 +53,10 @@ def select_rows(
         verdicts[judged] += 1
         if judged == "kept":
             samples.setdefault(text, number)
-    rows = []
-    for text in Random(f"{seed} {problem.key}").sample(list(samples), min(keep, len(samples))):
+    rows, chosen = [], Random(f"{seed} {problem.key}").sample(list(samples), len(samples))
+    if not has_right_answer(problem):
+        chosen.sort(key=lambda text: -weighted_sum(scores[samples[text]], weights))
+    for text in chosen[:keep]:
         row = {"prompt": prompt, "completion": text}
         if problem.messages:
             reply = {"role": "assistant", "content": text}
@@ -81,7 +87,8 @@ def verdict(
     """Why a completion is not kept, or "kept"."""
     if not finished:
         return "cut off"
-    if 1.0 not in (rewards["accuracy"], rewards["code"]):
+    judged = [rewards[name] for name in ("accuracy", "code") if rewards[name] is not None]
+    if judged and 1.0 not in judged:
         return "wrong"
     if breaks_format(problem, text, rewards):
         return "format"

@@ -6,6 +6,9 @@ from statistics import fmean
 
 from r1mini.evaluation.figures import (
     MISSING,
+    Figures,
+    Row,
+    average,
     figure_cell,
     figures_table,
     format_figure,
@@ -13,9 +16,10 @@ from r1mini.evaluation.figures import (
     mean_known,
     read_completions,
     read_figures,
+    win_rate,
 )
 from r1mini.infra import files
-from r1mini.tasks import DEFAULT
+from r1mini.tasks import DEFAULT, GENERAL, HARD
 
 Titles = Mapping[str, str]  # of models, by their folder
 PANELS = {  # of the curves: metric and title
@@ -74,9 +78,10 @@ def write_results(folders: Sequence[Path], out: Path, tasks: Sequence[str], roun
 def read_results(
     folders: Sequence[Path], titles: Titles, tasks: Sequence[str]
 ) -> dict[str, list[dict]]:
-    """For each model, its evaluation in each folder (a folder is a seed), and the "seconds" that
-    its stage took."""
+    """For each model, its evaluation in each folder (a folder is a seed), the "seconds" that its
+    stage took and, if general prompts were evaluated, its "win rate"."""
     k = read_figures(folders[0] / "eval/base.json")["mean"]["samples"]
+    *_, general = by_kind(tasks)
     results = {}
     for name in titles:
         results[name] = []
@@ -84,8 +89,41 @@ def read_results(
             evaluation = read_figures(folder / "eval" / f"{name}.json", tasks, k)
             run = folder / name / "run.json"  # none of a base model
             seconds = files.read_run_json(run).get("seconds") if run.is_file() else None
-            results[name].append(evaluation | {"seconds": seconds})
+            others = {"win rate": win_rate_figures(folder, name)} if general else {}
+            results[name].append(evaluation | {"seconds": seconds} | others)
     return results
+
+
+def win_rate_figures(folder: Path, name: str) -> Figures:
+    """The win rate of a model against Dev3 of the same seed; None for Dev3 itself."""
+    rate = error = None
+    if name != "dev3":
+        paths = [folder / "eval" / f"{model}.jsonl" for model in (name, "dev3")]
+        evaluations = [list(read_completions(path)) for path in paths]
+        try:
+            rate, error = win_rate(*evaluations)
+        except ValueError as reason:
+            raise ValueError(f"{paths[0]}, {paths[1]}: {reason}") from None
+    return {"win rate": rate, "win rate_se": error}
+
+
+def by_kind(tasks: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """The ordinary tasks, the hard ones, and those of general prompts."""
+    hard = [task for task in tasks if task in HARD]
+    general = [task for task in tasks if task in GENERAL]
+    return [task for task in tasks if task not in hard + general], hard, general
+
+
+def stage_figures(evaluation: Mapping[str, Figures], tasks: Sequence[str]) -> Figures:
+    """A model's figures in the stage table: means over the ordinary tasks, mean pass@1 of the hard
+    ones, mean utility and win rate of general prompts. What no task has is left out."""
+    ordinary, hard, general = ([evaluation[task] for task in kind] for kind in by_kind(tasks))
+    figures = average(ordinary) if ordinary else {}
+    for column, sets, source in (("hard", hard, "pass@1"), ("general", general, "utility")):
+        if sets:
+            mean = average(sets)
+            figures |= {column: mean[source], f"{column}_se": mean[f"{source}_se"]}
+    return figures | (evaluation["win rate"] if general else {})
 
 
 # -- tables ---------------------------------------------------------------------------------------
@@ -96,27 +134,56 @@ def stages_table(
 ) -> str:
     base = results["base"][0]["mean"]
     k, seeds = base["samples"], len(results["base"])
-    columns = ["pass@1", f"pass@{k}", f"cons@{k}", "format", "language", "length"]
+    ordinary, hard, general = by_kind(tasks)
+    means = {
+        name: [stage_figures(evaluation, tasks) for evaluation in results[name]] for name in titles
+    }
+    averaged = [f"pass@{k}", f"cons@{k}", "format", "language", "length"]
+    columns = ["pass@1", "hard", "general", "win rate", *averaged]
+    columns = [column for column in columns if column in means["base"][0]]
+    sets = [*ordinary, *["mean"] * bool(ordinary), *hard, *general]
     by_model, by_task = [], []
     for name, title in titles.items():
         evaluations = results[name]
-        means = [evaluation["mean"] for evaluation in evaluations]
         seconds = mean_known([evaluation["seconds"] for evaluation in evaluations])
-        cells = [figure_cell(means, column) for column in columns]
+        cells = [figure_cell(means[name], column) for column in columns]
         by_model.append([title, *cells, format_figure(seconds, "seconds")])
         by_task.append([title])
-        for task in (*tasks, "mean"):
-            figures = [evaluation[task] for evaluation in evaluations]
-            by_task[-1].append(figure_cell(figures, "pass@1"))
+        for task in sets:
+            figures = means[name] if task == "mean" else [seed[task] for seed in evaluations]
+            by_task[-1].append(figure_cell(figures, "utility" if task in general else "pass@1"))
     kind = "deviation over seeds" if seeds > 1 else "error over problems"
     return (
         f"Held-out problems: {base['problems']} in {len(tasks)} tasks, {k} samples each at "
         f"temperature 1; seeds: {seeds}; ± is the standard {kind}.\n\n"
+        + covered_tasks(ordinary, hard, general, averaged)
         + markdown_table(["model", *columns, "seconds"], by_model)
-        + "\n\npass@1 by task:\n\n"
-        + markdown_table(["model", *tasks, "mean"], by_task)
+        + f"\n\npass@1 by task{' (general prompts: utility)' * bool(general)}:\n\n"
+        + markdown_table(["model", *sets], by_task)
         + "\n"
     )
+
+
+def covered_tasks(
+    ordinary: Sequence[str], hard: Sequence[str], general: Sequence[str], averaged: Sequence[str]
+) -> str:
+    """Which tasks a column of the stage table covers; "" if all columns cover all tasks."""
+    if not hard and not general:
+        return ""
+    lines = []
+    if ordinary:
+        names = ", ".join(["pass@1", *averaged])
+        lines.append(f"- {names}: means over {', '.join(ordinary)}")
+    if hard:
+        lines.append(f"- hard: mean pass@1 of {', '.join(hard)}")
+    if general:
+        prompts = ", ".join(general)
+        lines.append(f"- general: mean utility, 0 to 1, of {prompts}")
+        lines.append(
+            f"- win rate: how often an answer to {prompts} has a higher utility than Dev3's (½ for "
+            "a tie)"
+        )
+    return "\n".join(lines) + "\n\n"
 
 
 def training_table(names: Sequence[str], folders: Sequence[Path], titles: Titles) -> str:
@@ -160,10 +227,15 @@ def examples(titles: Titles, folder: Path) -> str:
         prompt = next(iter(rows.values()))["prompt"]
         parts.append(f"\n## {task}\n\n```\n{prompt}```\n")
         for name, row in rows.items():
-            verdict = "right" if row["rewards"]["accuracy"] else "wrong"
             completion = row["completion"].rstrip()
-            parts.append(f"\n{titles[name]} ({verdict}):\n\n```\n{completion}\n```\n")
+            parts.append(f"\n{titles[name]} ({verdict(row)}):\n\n```\n{completion}\n```\n")
     return "".join(parts)
+
+
+def verdict(row: Row) -> str:
+    if "utility" in row:
+        return f"utility {format_figure(row['utility'], 'utility')}"
+    return "right" if row["rewards"]["accuracy"] else "wrong"
 
 
 # -- curves, like the report's figures ------------------------------------------------------------

@@ -28,8 +28,8 @@ def accuracy(margins: Sequence[float], prompts: Sequence[Hashable]) -> tuple[flo
     `margins`: chosen minus rejected. Pairs of one prompt are not independent, so the error is that
     of a mean over clusters.
 
-    >>> accuracy([1.0, 2.0, -1.0, 0.5], ["a", "a", "b", "b"])
-    (0.75, 0.1767766952966369)
+    >>> accuracy([1.0, 2.0, -1.0, 0.0], ["a", "a", "b", "b"])
+    (0.625, 0.2651650429449553)
     """
     correct = [1.0 if margin > 0 else 0.5 if margin == 0 else 0.0 for margin in margins]
     mean, deviations = fmean(correct), {}

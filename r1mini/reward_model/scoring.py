@@ -17,6 +17,7 @@ from r1mini.model.reward_model import RewardModel
 from r1mini.records import Problem, Rollout
 from r1mini.reward_model.training import answer_template
 from r1mini.rewards.completion import has_right_answer, visible_answer, wants_program
+from r1mini.rewards.runner import Rewards, load_rewards
 from r1mini.training.logprobs import collate
 from r1mini.training.micro_batches import by_prompt
 from r1mini.training.scores import row_scores
@@ -83,6 +84,17 @@ class ModelReward:
                 raise ValueError(f"{self.name}: a score is not a finite number")
             scores |= zip(part, scores_B.tolist())
         return scores
+
+
+def open_rewards(text: str, score_thinking: Sequence[str]) -> Rewards:
+    """The rewards of a `--reward`. Its reward models still have to be loaded."""
+    return load_rewards(text, lambda name, file: ModelReward(name, file, name in score_thinking))
+
+
+def load_reward_models(rewards: Rewards, device: torch.device, bf16: bool) -> None:
+    for reward in rewards.functions.values():
+        if isinstance(reward, ModelReward):
+            reward.load(device, bf16)
 
 
 def parameter_bytes(folder: str, bf16: bool) -> int:

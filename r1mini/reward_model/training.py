@@ -24,7 +24,7 @@ from torch import Tensor
 from r1mini import checkpoint
 from r1mini.checkpoint.chat_template import PLAIN, ChatTemplate
 from r1mini.checkpoint.tokenizer import Tokenizer
-from r1mini.checkpoint.weights import CLASSIFIER
+from r1mini.checkpoint.weights import CLASSIFIER, architecture
 from r1mini.config import TrainOptions, option, validate
 from r1mini.data.files import RowErrors, fingerprint
 from r1mini.data.preferences import encode_pairs, read_pairs
@@ -121,8 +121,7 @@ def load_or_convert(
 ) -> tuple[RewardModel, Tokenizer]:
     """A reward model's folder as it is; a language model with a new head in place of its own."""
     config = checkpoint.resolve(name) / "config.json"
-    names = read_json(config).get("architectures") if config.is_file() else None
-    if str((names or [""])[0]).endswith(CLASSIFIER):
+    if config.is_file() and architecture(read_json(config)).endswith(CLASSIFIER):
         return checkpoint.load(name, device, kind=RewardModel, **options)
     language_model, tokenizer = checkpoint.load(name, device, **options)
     return convert(language_model, seed), tokenizer

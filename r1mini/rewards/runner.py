@@ -122,6 +122,15 @@ def read_term(match: re.Match) -> Term:
     return Term(name, finite_number(part["weight"] or "1"), start, part["file"], part["folder"])
 
 
+def check_terms(text: str, score_thinking: Sequence[str]) -> tuple[Term, ...]:
+    """The terms of a `--reward`. ValueError if `--score-thinking` names no reward model of it."""
+    terms = parse_spec(text) if text else ()
+    for name in score_thinking:
+        if name not in [term.name for term in terms if term.folder]:
+            raise ValueError(f"--score-thinking {name}: no reward model of --reward has this name")
+    return terms
+
+
 def load_rewards(text: str, open_model: Callable[[str, str], Any] | None = None) -> Rewards:
     """The rewards of a `--reward`, and those that every run logs.
 

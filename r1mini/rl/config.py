@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from r1mini import tasks
 from r1mini.config import TrainOptions, option, validate
-from r1mini.rewards.runner import parse_spec
+from r1mini.rewards.runner import check_terms
 from r1mini.rl import corrections, grpo
 
 RATIO = "objective!=reinforce and minibatches!=1"  # one minibatch: the policy has not moved
@@ -260,10 +260,7 @@ def resolve(cfg: GRPOConfig) -> GRPOConfig:
 
 def check_combinations(cfg: GRPOConfig, units: int) -> None:
     """Checks that involve several flags. Raises ValueError."""
-    terms = parse_spec(cfg.reward)
-    for name in cfg.score_thinking:
-        if name not in [term.name for term in terms if term.folder]:
-            raise ValueError(f"--score-thinking {name}: no reward model of --reward has this name")
+    terms = check_terms(cfg.reward, cfg.score_thinking)
     if all(term.start for term in terms):
         raise ValueError(f"--reward {cfg.reward}: no reward counts from the start of the run")
     if cfg.baseline == "none":

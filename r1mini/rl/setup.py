@@ -16,8 +16,8 @@ from r1mini.infra.device import autocast
 from r1mini.model.config import ModelConfig
 from r1mini.model.transformer import Transformer
 from r1mini.records import Group, Problem, Rollout
-from r1mini.reward_model.scoring import ModelReward, parameter_bytes
-from r1mini.rewards.runner import Rewards, load_rewards, parse_spec
+from r1mini.reward_model.scoring import open_rewards, parameter_bytes
+from r1mini.rewards.runner import Rewards, parse_spec
 from r1mini.rl.config import GRPOConfig
 from r1mini.rl.learner import accumulate_gradient
 from r1mini.rl.metrics import bf16_weights
@@ -32,18 +32,12 @@ from r1mini.training import memory
 def build_rewards(cfg: GRPOConfig) -> Rewards:
     """The rewards of `--reward`, and the penalty of `--overlong-cache`. Reward models still have to
     be loaded."""
-    loaded = load_rewards(
-        cfg.reward, lambda name, folder: ModelReward(name, folder, name in cfg.score_thinking)
-    )
+    loaded = open_rewards(cfg.reward, cfg.score_thinking)
     if cfg.overlong_cache:
         punishment = rewards.soft_overlong_punishment
         loaded.functions["overlong"] = partial(punishment, soft_punish_cache=cfg.overlong_cache)
         loaded.weights["overlong"] = 1.0
     return loaded
-
-
-def reward_models(loaded: Rewards) -> list[ModelReward]:
-    return [reward for reward in loaded.functions.values() if isinstance(reward, ModelReward)]
 
 
 def load_problems(

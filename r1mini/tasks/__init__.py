@@ -11,7 +11,7 @@ from random import Random
 
 from r1mini import sandbox
 from r1mini.records import Problem
-from r1mini.tasks import balance, countdown, describe, elements, kinetics, repair
+from r1mini.tasks import annotator, balance, countdown, describe, elements, kinetics, repair
 from r1mini.tasks.trace import LANGUAGES, MAX_TRIES, Style, Try, write
 
 
@@ -30,6 +30,9 @@ class Task:
     max_tries: int = MAX_TRIES  # of a demonstration
     reasoning: bool = True  # False: an answer without thinking is well-formed
     runs_code: bool = False  # the sandbox judges the answers
+    # For evaluation alone: (problem, the text between the tags; None without a well-formed end) ->
+    # how good an answer is, 0 to 1. Only a general task has it, and training never sees it.
+    utility: Callable[[Problem, str | None], float] | None = None
 
 
 TASKS = {
@@ -38,7 +41,9 @@ TASKS = {
     "balance": Task(balance.generate, balance.find_error, balance.tries, give_up=0.6),
     "kinetics": Task(kinetics.generate, kinetics.find_error, kinetics.tries, give_up=0.7),
     "elements": Task(elements.generate, elements.find_error, elements.tries, reasoning=False),
-    "describe": Task(describe.generate, None, write=describe.write, reasoning=False),
+    "describe": Task(
+        describe.generate, None, write=describe.write, reasoning=False, utility=annotator.utility
+    ),
     "countdown-hard": Task(
         countdown.generate_hard,
         countdown.find_error,
