@@ -133,7 +133,7 @@ def test_answers_are_what_a_reader_sees():
         Answer("iron is Fe", "iron is Fe", 7, "m"),
         Answer("iron", "iron", 7, "m"),
         Answer("iron, without tags", None, 7, "m"),
-        Answer("cut off", None, 7, "m"),  # longer ones have no closing tag
+        Answer("cut off", None, 7, "m"),
     ]
 
 
