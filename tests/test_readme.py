@@ -53,7 +53,11 @@ def test_tests_named_in_the_docs_exist():
 def test_every_python_command_in_the_docs_parses(command):
     words = shlex.split(command)[1:]
     if words[0] == "-m":
-        mains = {"r1mini": "r1mini.recipe.stages", "r1mini.bench": "r1mini.bench.__main__"}
+        mains = {
+            "r1mini": "r1mini.recipe.stages",
+            "r1mini.bench": "r1mini.bench.__main__",
+            "r1mini.reward_model": "r1mini.reward_model.training",
+        }
         name, flags = mains.get(words[1], words[1]), words[2:]
     else:
         name, flags = Path(words[0]).stem, words[1:]

@@ -52,6 +52,7 @@ class Config:
     )
 
 
+RULES = "accuracy,format:0.5,language:2"
 PRESETS = {"quick": {"out": "runs/quick", "scale": 0.04}}
 
 
@@ -92,23 +93,29 @@ def recipe(cfg: Config, seed: int, out: Path) -> list[Stage]:
     # Reasoning RL [R1 §2.3.2]
     grpo("dev2", "dev1", steps=scaled(40), tasks=on_reasoning)
     best = "dev2"
+    by_model = {"reward": "helpful=rm"} if general else {}
     for number in range(1, cfg.rounds + 1):
         n = f"-{number}" if number > 1 else ""
-        # Rejection sampling, and SFT from the base again [R1 §2.3.3]
-        reject(f"rows{n}", best, problems=scaled(600))
+        # Rejection sampling, and SFT from the base again [R1 §2.3.3]. From round 2 on, the model
+        # writes the answers to general prompts, too.
+        reject(f"rows{n}", best, problems=scaled(600), **(by_model if number > 1 else {}))
         sft(f"dev3{n}", "base", data=f"rows{n}", rows=0, epochs=3)
         # RL for all scenarios: rules for reasoning, and late a reward model for general prompts.
         # One serves all rounds. [R1 §2.3.4]
-        reward = "accuracy,format:0.5,language:2"
-        if general:
-            reward += ",helpful=rm:1@0.5"
-            if number == 1:
-                make_pairs("pairs", models=("dev1", "dev2", "dev3"), problems=scaled(1600))
-                train_reward_model("rm", "dev3", data="pairs")
+        if general and number == 1:
+            make_pairs("pairs", models=("dev1", "dev2", "dev3"), problems=scaled(1600))
+            train_reward_model("rm", "dev3", data="pairs", epochs=2)
         best = f"r1{n}"
-        grpo(best, f"dev3{n}", steps=scaled(40), tasks=by_rules + 3 * general, reward=reward)
+        grpo(
+            best,
+            f"dev3{n}",
+            steps=scaled(40),
+            tasks=by_rules + 3 * general,
+            temperature=0.7,
+            reward=RULES + ",helpful=rm:1@0.5" * bool(general),
+        )
     # Distillation: R1's samples train the student. [R1 §2.4]
-    reject(f"distill-rows{n}", best, problems=scaled(300))
+    reject(f"distill-rows{n}", best, problems=scaled(300), **by_model)
     sft(f"distilled{n}", "student-base", data=f"distill-rows{n}", rows=0, epochs=5)
     # R1-Zero: accuracy and format alone; the language reward came with R1. [R1 §2.2.2]
     grpo("r1-zero", "base", steps=scaled(80), tasks=by_rules, reward="accuracy,format:0.5")

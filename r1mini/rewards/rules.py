@@ -6,7 +6,7 @@ completion is `<think>…</think><answer>…</answer>`; for the rows of data fil
 a line `Answer: …` or `#### 5` after the thinking also counts. Model-written code runs only in the
 sandbox: for `code`, and for `accuracy` on the task `repair`. More rewards are in `open_r1.py`.
 
-Left out: neural reward models.
+Reward models, for prompts that no rule can judge, are in `reward_model/`.
 """
 
 from r1mini import answers, sandbox, tasks

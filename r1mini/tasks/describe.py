@@ -21,9 +21,9 @@ DESCRIBE_TO = {
     "en": "Describe {name} to somebody who knows its {property}.\n",
     "zh": "向知道{property}的人介绍{name}。\n",
 }
-# Imperfect writers: a third of them ramble, and any line may be of no use.
+# Imperfect writers: a third of them ramble.
 RAMBLE, LINES, RAMBLING = 0.35, (1, 5), (5, 9)
-REPEAT = FALSE = STRAY = FOREIGN = 0.065
+FLAW = 0.065  # chance of each of four flaws of a line
 
 
 def generate(rng: Random, language: str) -> Problem:
@@ -46,17 +46,15 @@ def write(problem: Problem, rng: Random) -> str:
     rng.shuffle(new)
     lines = []
     for _ in range(rng.randint(*(RAMBLING if rambles else LINES))):
-        flaw = rng.random() / (2 if rambles and len(lines) > 3 else 1)
+        flaw = int(rng.random() / (2 if rambles and len(lines) > 3 else 1) / FLAW)
+        again = not new or flaw == 0  # any property, perhaps for the second time
+        kind = rng.choice(list(elements.PROPERTIES)) if again else new.pop()
         about, language = element, problem.language
-        if not new or flaw < REPEAT:
-            kind = rng.choice(list(elements.PROPERTIES))
-        else:
-            kind = new.pop()
-        if REPEAT <= flaw < REPEAT + FALSE:
-            about = {**element, kind: rng.choice(elements.FACTS)[kind]}
-        elif flaw < REPEAT + FALSE + STRAY:
+        if flaw in (0, 2):  # another element
             about = rng.choice(elements.FACTS)
-        elif flaw < REPEAT + FALSE + STRAY + FOREIGN:
+        elif flaw == 1:  # a false value
+            about = {**element, kind: rng.choice(elements.FACTS)[kind]}
+        elif flaw == 3:
             language = OTHER[language]
         lines.append(elements.fact(about, kind, language, rng))
     return "".join(lines)
