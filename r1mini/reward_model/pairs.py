@@ -158,7 +158,7 @@ def judge_pairs(
             "task": problem.task,
             "problem": problem.key,
             "votes": votes,
-            "chosen_is_likelier": likelier > 0.5,
+            "chosen_is_likelier": None if likelier == 0.5 else likelier > 0.5,
             "models": [first.model, second.model],
             "tokens": [first.tokens, second.tokens],
         }

@@ -293,14 +293,15 @@ def evaluate(cfg: Config, model: RewardModel, pairs: Sequence[Pair]) -> dict[str
 
 def annotators(pairs: Sequence[Pair]) -> dict[str, float]:
     """What the annotation allows, if the rows have `votes` ([for chosen, for rejected]) and
-    `chosen_is_likelier`: how often two annotations of a pair agree, and the best accuracy."""
+    `chosen_is_likelier` (null: either is as likely): how often two annotations of a pair agree, and
+    the best accuracy."""
     votes = [pair.columns.get("votes") for pair in pairs]
-    likelier = [pair.columns.get("chosen_is_likelier") for pair in pairs]
+    likelier = [pair.columns.get("chosen_is_likelier", "unknown") for pair in pairs]
     figures = {}
     if all(are_votes(counts) for counts in votes):
         figures["annotator_agreement"] = fmean(agreement(*counts) for counts in votes)
-    if all(isinstance(x, bool) for x in likelier):
-        figures["best_accuracy"] = fmean(likelier)
+    if all(x is None or isinstance(x, bool) for x in likelier):
+        figures["best_accuracy"] = fmean(0.5 if x is None else x for x in likelier)
     return figures
 
 

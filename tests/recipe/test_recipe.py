@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+from conftest import jsonl
 
 from r1mini import tasks
 from r1mini.infra import files
@@ -12,18 +13,22 @@ from r1mini.rewards.runner import parse_spec
 def test_tiny_recipe_end_to_end_and_second_run_does_nothing(tmp_path, capsys):
     cfg = recipe.Config(
         out=str(tmp_path / "r1"),
-        tasks=("kinetics", "elements"),
-        scale=0.03,
+        tasks=("kinetics", "elements", "describe"),
+        scale=0.02,
         workers=1,
         device="cpu",
     )
     recipe.main(cfg)
     root = tmp_path / "r1"
-    for stage in ("r1-zero", "dev1", "dev2", "dev3", "r1", "distilled", "student-rl"):
+    for stage in ("r1-zero", "dev1", "dev2", "dev3", "rm", "r1", "distilled", "student-rl"):
         assert json.loads((root / stage / "run.json").read_text())["finished"], stage
         assert {"config.json", "model.safetensors", "tokenizer.json", "metrics.jsonl"} <= {
             p.name for p in (root / stage).iterdir()
         }
+    config = json.loads((root / "rm/config.json").read_text())
+    assert config["architectures"] == ["LlamaForSequenceClassification"]
+    rows = jsonl(root / "r1/rollouts.jsonl")
+    assert {row["task"] for row in rows if row["rewards"]["helpful"] is not None} == {"describe"}
     figures = json.loads((root / "stages.json").read_text())
     assert set(figures) == set(recipe.model_titles(1))
     for seeds in figures.values():

@@ -64,6 +64,13 @@ def test_three_votes_to_one(monkeypatch):
     assert (row["chosen"], row["votes"], row["chosen_is_likelier"]) == ("a", [3, 1], True)
 
 
+def test_answers_that_are_alike_to_the_annotator_have_no_likelier_one():
+    """Both are worth nothing, and equally long: the best guess is right half of the time."""
+    some = [Answer(text, None, 2, "m") for text in ("iron is", "lead is")]
+    [row] = judge_pairs(PROBLEM, some, 4, Random(0))
+    assert row["chosen_is_likelier"] is None and sum(row["votes"]) == 4
+
+
 def test_every_two_different_answers_are_a_pair(monkeypatch):
     rows, calls = judged(monkeypatch, "abac", lambda first, second: first < second, judgements=2)
     assert [row["chosen"] + row["rejected"] for row in rows] == ["ab", "ac", "ab", "bc", "ac"]

@@ -202,7 +202,7 @@ def test_held_out_figures_by_hand(monkeypatch):
         ("a", 0, 1, {"votes": [4, 0], "chosen_is_likelier": True}),
         ("a", 2, 1, {"votes": [3, 1], "chosen_is_likelier": False}),
         ("b", 2, 0, {"votes": [3, 0], "chosen_is_likelier": True}),
-        ("c", 1, 3, {"votes": [2, 2], "chosen_is_likelier": True}),
+        ("c", 1, 3, {"votes": [2, 2], "chosen_is_likelier": None}),  # neither is
     ]
     results = evaluated(monkeypatch, columns, [2.0, 1.0, 0.0, 1.0])
     assert results["held_out_pairs"] == 4
@@ -219,10 +219,10 @@ def test_held_out_figures_by_hand(monkeypatch):
     assert results["length_correlation"] == pytest.approx(-2 / math.sqrt(2 * 5))
     # Of the pairs of four votes, all, 3 of 6 and 2 of 6 agree; of three equal ones, all.
     assert results["annotator_agreement"] == pytest.approx((1 + 3 / 6 + 1 + 2 / 6) / 4)
-    assert results["best_accuracy"] == 0.75
+    assert results["best_accuracy"] == (1 + 0 + 1 + 0.5) / 4
     text = training.describe(results)
     assert (
-        "accuracy 0.375 ± 0.117 (the best possible: 0.750); two annotations agree on 0.708" in text
+        "accuracy 0.375 ± 0.117 (the best possible: 0.625); two annotations agree on 0.708" in text
     )
 
 
@@ -237,6 +237,15 @@ def test_column_called_votes_that_holds_none_is_ignored(monkeypatch, votes):
 def test_held_out_loss_of_extreme_scores_is_finite(monkeypatch):
     results = evaluated(monkeypatch, [("a", 0, 1, {}), ("b", 1, 0, {})], [2000.0, -2000.0])
     assert results["held_out_loss"] == 2000
+
+
+def test_figures_of_a_file_are_those_of_its_held_out_pairs(train):
+    rows = [
+        {**row, "votes": [3, 1], "chosen_is_likelier": None if i % 2 else True}
+        for i, row in enumerate(toy_rows(60))
+    ]
+    results = train("out", rows)
+    assert results["annotator_agreement"] == 0.5 and results["best_accuracy"] == 0.75
 
 
 # -- the folder ------------------------------------------------------------------------------------
