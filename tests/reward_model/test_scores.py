@@ -1,5 +1,6 @@
 """The score of a row does not depend on the batch that it is in."""
 
+import copy
 from random import Random
 
 import pytest
@@ -75,3 +76,10 @@ def test_head_is_computed_in_fp32(reward_model, rows):
     assert (scores_B != scores_B.bfloat16()).all()
     fp32_B = torch.tensor([alone(reward_model, row) for row in rows])
     assert 0 < (scores_B - fp32_B).abs().max() < 0.1  # the layers ran in bf16
+
+
+def test_bf16_weights_give_fp32_scores(reward_model, rows):
+    half = copy.deepcopy(reward_model).bfloat16()
+    with torch.no_grad():
+        scores_B = row_scores(half, collate(rows))
+    assert scores_B.dtype == torch.float32 and (scores_B != scores_B.bfloat16()).any()
