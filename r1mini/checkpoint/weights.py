@@ -246,11 +246,15 @@ def padding_id(config: Mapping[str, Any], tokenizer: Tokenizer) -> int:
 
 def with_padding(files: Mapping[str, Content], token: str | None) -> dict[str, Content]:
     """The tokenizer's files in which this token is the padding."""
-    changed = {}
+    changed = dict(files)
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        if token is not None and name in files:
-            changed[name] = json_text(json.loads(files[name]) | {"pad_token": token}).encode()
-    return {**files, **changed}
+        try:
+            content = json.loads(files.get(name, b""))
+        except ValueError:  # no such file, or one that no one reads
+            continue
+        if token is not None and isinstance(content, dict):
+            changed[name] = json_text(content | {"pad_token": token}).encode()
+    return changed
 
 
 # -- safetensors -----------------------------------------------------------------------------------

@@ -27,9 +27,14 @@ def change(path, **fields):
 
 
 @pytest.fixture(scope="module")
-def saved(model, tokens, tmp_path_factory):
+def reward_model(model):
+    return convert(copy.deepcopy(model), seed=0)
+
+
+@pytest.fixture(scope="module")
+def saved(reward_model, tokens, tmp_path_factory):
     folder = tmp_path_factory.mktemp("reward-model")
-    checkpoint.save(folder, convert(copy.deepcopy(model), seed=0), tokens)
+    checkpoint.save(folder, reward_model, tokens)
     return folder
 
 
@@ -126,6 +131,16 @@ def test_language_model_s_padding_is_not_changed(copied, model, tokens, tmp_path
     checkpoint.save(tmp_path, model, Tokenizer(tokens.backend, [0], 0, files))
     assert (tmp_path / "tokenizer_config.json").read_bytes() == files["tokenizer_config.json"]
     assert "pad_token_id" not in json.loads((tmp_path / "config.json").read_text())
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff"])
+def test_unreadable_map_of_special_tokens_is_saved_as_it_is(
+    reward_model, tokens, tmp_path, content
+):
+    """transformers 5 does not need the file; nothing here reads it."""
+    files = {"special_tokens_map.json": content}
+    checkpoint.save(tmp_path, reward_model, Tokenizer(tokens.backend, [0], 0, files))
+    assert (tmp_path / "special_tokens_map.json").read_bytes() == content
 
 
 def test_folder_s_own_padding_does_not_change_the_scores(copied, tokens):
