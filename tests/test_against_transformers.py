@@ -1,4 +1,5 @@
 """Each model family and RoPE variant against transformers: logits, padding, greedy text, folders in both directions.
+Reward models: scores, padding, folders in both directions.
 
 If transformers is installed, it is run. Otherwise the comparison is with its recorded outputs, which transformers 5.23.0
 wrote to transformers_logits.json. To record them again, in a separate environment:
@@ -22,12 +23,15 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from r1mini import checkpoint
 from r1mini.checkpoint import weights
 from r1mini.checkpoint.tokenizer import Tokenizer
+from r1mini.infra import files
 from r1mini.model.attention import PackedAttention
+from r1mini.model.reward_model import RewardModel
 from r1mini.model.rope import rope_frequency
 from r1mini.model.transformer import Transformer
 from r1mini.sampler.sampler import sample
 from r1mini.sampler.sampling import SamplingParams
 from r1mini.training.logprobs import collate
+from r1mini.training.scores import row_scores
 
 NUMBERS = Path(__file__).with_name("transformers_logits.json")
 needs_transformers = pytest.mark.skipif(
@@ -113,6 +117,8 @@ CASES = {  # config.json, in both spellings
         "rope_scaling": {"type": "yarn", **YARN, "mscale": 1.0, "mscale_all_dim": 0.6},
     },
 }
+SCORED = ("llama", "qwen2", "qwen3")  # …ForSequenceClassification with one label
+PADDING = 24
 ROPES = {  # real sizes: 64 frequencies, and contexts of 32,768 and more
     "Llama 3.1": {
         "rope_theta": 5e5,
@@ -240,11 +246,32 @@ def their_numbers(name):
     }
 
 
-def numbers(name, function):
+def transformers_reward_model(name):
+    from transformers import AutoModelForSequenceClassification
+
+    config = their_config(name)
+    config.num_labels, config.pad_token_id = 1, PADDING
+    return filled(AutoModelForSequenceClassification.from_config(config, dtype=torch.float32))
+
+
+def their_scores(name, batch=None, left=False):
+    """The scores of rows in one batch, padded on the right or on the left."""
+    model, batch = transformers_reward_model(name), batch or rows()
+    longest = max(map(len, batch))
+    tokens_BT = torch.full((len(batch), longest), PADDING)
+    mask_BT = torch.zeros(len(batch), longest, dtype=torch.long)
+    for i, row in enumerate(batch):
+        place = slice(longest - len(row), None) if left else slice(len(row))
+        tokens_BT[i, place], mask_BT[i, place] = row, 1
+    position_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)
+    return model(tokens_BT, attention_mask=mask_BT, position_ids=position_BT).logits[:, 0].tolist()
+
+
+def numbers(name, function, key=None):
     return (
         function(name)
         if importlib.util.find_spec("transformers")
-        else json.loads(NUMBERS.read_text())[name]
+        else json.loads(NUMBERS.read_text())[key or name]
     )
 
 
@@ -354,10 +381,107 @@ def test_folders_load_in_both_directions_with_equal_logits(name, tmp_path):
         close(back(row[None]).logits, model(row[None]).logits)
 
 
+# -- reward models -------------------------------------------------------------------------------------------------------
+
+
+def our_reward_model(name, folder):
+    return filled(RewardModel(our_config(name, folder)))
+
+
+def our_scores(model, *segments):
+    return row_scores(model, collate(segments)).tolist()
+
+
+@pytest.mark.parametrize("name", SCORED)
+def test_scores_match_transformers(name, tmp_path):
+    model, wanted = our_reward_model(name, tmp_path), numbers(name, their_scores, f"{name} scores")
+    assert max(wanted) - min(wanted) > 0.1
+    segments = [([], row.tolist()) for row in rows()]
+    close(torch.tensor(our_scores(model, *segments)), wanted)
+    for row, score in zip(segments, wanted):  # unpadded
+        close(torch.tensor(our_scores(model, row)), [score])
+
+
+@needs_transformers
+@pytest.mark.parametrize("name", SCORED)
+def test_scores_match_padding_on_either_side(name, tmp_path):
+    model, prompt = our_reward_model(name, tmp_path), [9, 2, PADDING, 7, 2]
+    answers = [[row.tolist()[0], *row.tolist()] for row in rows()]
+    ours = torch.tensor(our_scores(model, *((prompt, answer) for answer in answers)))
+    batch = [torch.tensor(prompt + answer) for answer in answers]
+    close(ours, their_scores(name, batch))
+    close(ours, their_scores(name, batch, left=True))
+    for row, score in zip(batch, ours):
+        close(score[None], their_scores(name, [row]))
+
+
+@needs_transformers
+@pytest.mark.parametrize("name", SCORED)
+def test_reward_models_load_in_both_directions_with_equal_scores(name, tmp_path, recwarn):
+    from transformers import PreTrainedTokenizerFast
+
+    model, segments = transformers_reward_model(name), [([], row.tolist()) for row in rows()]
+    wanted = their_scores(name)
+    for folder, size in ((tmp_path / "one", "1GB"), (tmp_path / "sharded", "20KB")):
+        model.save_pretrained(folder, max_shard_size=size)
+        # Many tokenizers pad with the end token; transformers then scores the one before it.
+        PreTrainedTokenizerFast(
+            tokenizer_object=words().backend, eos_token="w02", pad_token="w02"
+        ).save_pretrained(folder)
+        assert (folder / "model.safetensors.index.json").exists() == (size == "20KB")
+        loaded, tokens = checkpoint.load(folder, kind=RewardModel)
+        close(torch.tensor(our_scores(loaded, *segments)), wanted)
+        again = tmp_path / f"{folder.name} again"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(weights, "SHARD_BYTES", 20_000)
+            checkpoint.save(again, loaded, tokens)
+        assert len(list(again.glob("model-*.safetensors"))) > 1
+        check_scores(again, text_scores(loaded, tokens))
+        before, after = (files.read_json(path / "config.json") for path in (folder, again))
+        assert before == after
+    # A model that was not loaded from a folder: its config.json is written from its shape alone.
+    ours = our_reward_model(name, tmp_path)
+    tokenizer = Tokenizer(
+        words().backend, [2], 2, {"tokenizer_config.json": tokens.files["tokenizer_config.json"]}
+    )
+    checkpoint.save(tmp_path / "ours", ours, tokenizer)
+    check_scores(tmp_path / "ours", text_scores(ours, tokenizer))
+    assert not recwarn.list
+
+
+def text_scores(model, tokenizer):
+    """Our scores of texts that end with the end token, and have it inside."""
+    return our_scores(model, *(([], tokenizer.encode(text(row))) for row in ending_rows()))
+
+
+def ending_rows():
+    end = torch.tensor([2])
+    return [torch.cat([row[:3], end, row, end]) for row in rows()]
+
+
+def check_scores(folder, wanted):
+    """transformers loads the folder without a complaint, and its tokenizer pads to equal scores."""
+    from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
+
+    back, info = AutoModelForSequenceClassification.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True
+    )
+    assert not any(info.values()), info
+    assert back.config.num_labels == 1
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    for side in ("right", "left"):
+        tokenizer.padding_side = side
+        batch = tokenizer(list(map(text, ending_rows())), padding=True, return_tensors="pt")
+        position_BT = (batch.attention_mask.cumsum(-1) - 1).clamp(min=0)
+        scores = back(batch.input_ids, batch.attention_mask, position_ids=position_BT).logits[:, 0]
+        close(scores.detach(), wanted)
+
+
 if __name__ == "__main__":
     reference = {
         **{name: their_numbers(name) for name in CASES},
         **{name: their_rope(name) for name in ROPES},
+        **{f"{name} scores": their_scores(name) for name in SCORED},
     }
     shorter = json.loads(json.dumps(reference), parse_float=lambda x: float(f"{float(x):.8g}"))
     for name in ROPES:

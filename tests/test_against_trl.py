@@ -1,6 +1,7 @@
 """Each loss that TRL implements, against its GRPOTrainer: the loss, and its gradient with respect to the log-probabilities.
+The loss of preference pairs against its RewardTrainer: its gradient with respect to the scores, and to a model's weights.
 
-If TRL is installed, its `_compute_loss` is run. Otherwise the comparison is with its recorded outputs, which TRL 1.16.0
+If TRL is installed, its `_compute_loss` and `compute_loss` are run. Otherwise the comparison is with its recorded outputs, which TRL 1.16.0
 wrote to trl_losses.json. To record them again, in a separate environment:
 
     python -m venv trl && trl/bin/pip install torch==2.13.0 trl pytest
@@ -18,6 +19,10 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from test_against_transformers import our_reward_model, transformers_reward_model
+
+from r1mini.reward_model.loss import bradley_terry
+from r1mini.reward_model.training import Config, Pair, accumulate_gradient
 from r1mini.rl import corrections, grpo
 
 NUMBERS = Path(__file__).with_name("trl_losses.json")
@@ -234,10 +239,96 @@ def test_loss_and_gradient_match_trl(name):
     assert gradient.any()
 
 
+# -- preference pairs ------------------------------------------------------------------------------
+
+SCORES = ([0.5, -1.2, 3.0, 0.0, 12.0], [0.1, 0.7, -2.0, 0.0, -9.0])  # of chosen and rejected
+WEIGHTS = ("score.weight", "model.layers.0.input_layernorm.weight")
+
+
+def trl_pair_loss(model, inputs):
+    """TRL's `compute_loss` on a stand-in for the trainer that has only the attributes it reads."""
+    from trl.trainer.reward_trainer import RewardTrainer
+
+    alone = lambda x: x
+    trainer = SimpleNamespace(
+        model=SimpleNamespace(training=True),
+        args=SimpleNamespace(center_rewards_coefficient=None),
+        accelerator=SimpleNamespace(gather=alone, gather_for_metrics=alone),
+        _total_train_tokens=0,
+        _tp_size=1,
+        _metrics=defaultdict(lambda: defaultdict(list)),
+    )
+    loss = RewardTrainer.compute_loss(trainer, model, inputs)
+    loss.backward()
+    return loss.item()
+
+
+def trl_scores():
+    scores = torch.tensor(SCORES).flatten()[:, None].requires_grad_(True)
+    model = lambda **inputs: SimpleNamespace(logits=scores)
+    loss = trl_pair_loss(model, {"attention_mask": torch.ones(2 * len(SCORES[0]), 1)})
+    return loss, scores.grad.view(2, -1).tolist()
+
+
+def preferences():
+    """Pairs of a prompt and two answers. Three share an answer, or two."""
+    g = torch.Generator().manual_seed(5)
+    some = lambda n: tuple(torch.randint(3, 64, (n,), generator=g).tolist())
+    prompt, [a, b, c] = some(4), [some(n) for n in (7, 3, 12)]
+    pairs = [(prompt, a, b), (prompt, c, a), (prompt, b, c), (some(9), some(2), some(6))]
+    return [(prompt, (*chosen, 2), (*rejected, 2)) for prompt, chosen, rejected in pairs]
+
+
+def trl_model():
+    from trl.trainer.reward_trainer import DataCollatorForPreference
+
+    model = transformers_reward_model("llama").requires_grad_(True)
+    rows = [
+        {"chosen_ids": [*prompt, *chosen], "rejected_ids": [*prompt, *rejected]}
+        for prompt, chosen, rejected in preferences()
+    ]
+    loss = trl_pair_loss(model, DataCollatorForPreference(model.config.pad_token_id)(rows))
+    gradients = {name: p.grad.tolist() for name, p in model.named_parameters()}
+    return loss, {name: gradients[name] for name in WEIGHTS}
+
+
+def pair_numbers(name, function):
+    if importlib.util.find_spec("trl"):
+        return function()
+    return json.loads(NUMBERS.read_text())[name]
+
+
+def test_pair_loss_and_gradient_match_trl():
+    wanted, slope = pair_numbers("reward scores", trl_scores)
+    scores = torch.tensor(SCORES, requires_grad=True)
+    loss = bradley_terry(*scores).mean()
+    loss.backward()
+    assert abs(loss.item() - wanted) <= 1e-6
+    torch.testing.assert_close(scores.grad, torch.tensor(slope), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("learner_tokens", [1, 40, 4096])
+def test_gradient_of_a_reward_model_matches_trl(tmp_path, learner_tokens):
+    wanted, gradients = pair_numbers("reward model", trl_model)
+    model = our_reward_model("llama", tmp_path).requires_grad_(True)
+    pairs = [
+        Pair(str(prompt), (prompt, chosen), (prompt, rejected), {})
+        for prompt, chosen, rejected in preferences()
+    ]
+    stats = accumulate_gradient(Config(learner_tokens=learner_tokens), model, pairs)
+    assert abs(stats["loss"].item() - wanted) <= 1e-6
+    parameters = dict(model.named_parameters())
+    for name in WEIGHTS:
+        gradient = torch.tensor(gradients[name])
+        torch.testing.assert_close(parameters[name].grad, gradient, atol=1e-6, rtol=1e-5)
+        assert gradient.abs().max() > 0.01
+
+
 if __name__ == "__main__":
     numbers = {
         name: [loss, gradient.tolist()] for name in CASES for loss, gradient in [trl_loss(name)]
     }
+    numbers |= {"reward scores": trl_scores(), "reward model": trl_model()}
     NUMBERS.write_text(
         "{\n" + ",\n".join(f'"{k}": {json.dumps(v)}' for k, v in numbers.items()) + "\n}\n"
     )

@@ -534,7 +534,7 @@ def test_hanging_reward_ends_the_run_naming_the_row(tmp_path, monkeypatch, hang)
         f"        {HANGS[hang]}\n    return [0.0] * len(completions)\n"
     )
     monkeypatch.setattr("r1mini.rewards.runner.TIME_LIMIT", 0.4)
-    functions, _ = runner.load_rewards(f"{path}:mine")
+    functions = runner.load_rewards(f"{path}:mine").functions
     begun = time.perf_counter()
     with pytest.raises(
         ValueError,

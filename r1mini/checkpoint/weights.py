@@ -190,7 +190,7 @@ def config_json(model: Transformer, stop_ids: frozenset[int]) -> dict[str, Any]:
     if model.hf_config:
         config = {
             **model.hf_config,
-            **(classifier_fields(model.hf_config, stop_ids) if is_classifier else {}),
+            **(classifier_fields(model.hf_config) if is_classifier else {}),
             "dtype" if "dtype" in model.hf_config else "torch_dtype": dtype_name,
         }
         for name in ("rope_scaling", "rope_parameters"):
@@ -214,7 +214,7 @@ def config_json(model: Transformer, stop_ids: frozenset[int]) -> dict[str, Any]:
         "eos_token_id": sorted(stop_ids),
         "torch_dtype": dtype_name,
     }
-    return config | (classifier_fields(config, stop_ids) if is_classifier else {})
+    return config | (classifier_fields(config) if is_classifier else {})
 
 
 def architecture(config: Mapping[str, Any]) -> str:
@@ -225,22 +225,36 @@ def architecture(config: Mapping[str, Any]) -> str:
     return ""
 
 
-def classifier_fields(config: Mapping[str, Any], stop_ids: frozenset[int]) -> dict[str, Any]:
-    """What makes a config.json that of a reward model: `…ForSequenceClassification` with one label.
-
-    transformers scores the last token that is not the padding token. A text ends with a stop token,
-    so any other token can be the padding.
-    """
-    padding = config.get("pad_token_id")
-    if type(padding) is not int or padding in stop_ids:
-        padding = next(i for i in range(len(stop_ids) + 1) if i not in stop_ids)
+def classifier_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes a config.json that of a reward model: `…ForSequenceClassification`, one label."""
     name = architecture(config) or f"{config['model_type'].capitalize()}ForCausalLM"
     return {
         "architectures": [re.sub("For.*", CLASSIFIER, name)],
         "id2label": {"0": "LABEL_0"},
         "label2id": {"LABEL_0": 0},
-        "pad_token_id": padding,
     }
+
+
+def padding_id(config: Mapping[str, Any], tokenizer: Tokenizer) -> int:
+    """The padding token of a reward model: transformers scores the last token that is no padding,
+    and a text may end with any stop token. Another special token if need be, or else any token."""
+    special = [i for i, token in sorted(tokenizer.added.items()) if token.special]
+    candidates = [config.get("pad_token_id"), *special, *range(len(tokenizer.stop_ids) + 1)]
+    known = [i for i in candidates if type(i) is int and 0 <= i < config["vocab_size"]]
+    return next(i for i in known if i not in tokenizer.stop_ids)
+
+
+def with_padding(files: Mapping[str, Content], token: str | None) -> dict[str, Content]:
+    """The tokenizer's files in which this token is the padding."""
+    changed = dict(files)
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        try:
+            content = json.loads(files.get(name, b""))
+        except ValueError:  # no such file, or one that no one reads
+            continue
+        if token is not None and isinstance(content, dict):
+            changed[name] = json_text(content | {"pad_token": token}).encode()
+    return changed
 
 
 # -- safetensors -----------------------------------------------------------------------------------
@@ -373,7 +387,11 @@ def model_files(model: Transformer, tokenizer: Tokenizer) -> dict[str, Content]:
     if set(eos_token_ids(generation)) != tokenizer.stop_ids:
         generation["eos_token_id"] = sorted(tokenizer.stop_ids)
         files["generation_config.json"] = json_text(generation).encode()
-    files["config.json"] = json_text(config_json(model, tokenizer.stop_ids)).encode()
+    config = config_json(model, tokenizer.stop_ids)
+    if isinstance(model, RewardModel):
+        config["pad_token_id"] = padding_id(config, tokenizer)
+        files = with_padding(files, tokenizer.backend.id_to_token(config["pad_token_id"]))
+    files["config.json"] = json_text(config).encode()
     return files
 
 

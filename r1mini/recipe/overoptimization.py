@@ -180,11 +180,12 @@ def table(runs: Mapping[str, Sequence[Sequence[Mapping]]]) -> str:
 def tenths(seeds: Sequence[Sequence[Mapping]]) -> Iterator[tuple[str, list[Sequence[Mapping]]]]:
     """(label, those steps of each seed)."""
     size = max(1, len(seeds[0]) // 10)
-    parts = [[steps[i : i + size] for i in range(0, len(steps), size)] for steps in seeds]
+    starts = range(0, len(seeds[0]) - size + 1, size)
+    parts = [[steps[i : i + size] for i in starts] for steps in seeds]
     best = [max(part, key=lambda s: fmean(step["utility"] for step in s)) for part in parts]
     yield "first tenth", [part[0] for part in parts]
     yield "tenth of the highest utility", best
-    yield "last tenth", [part[-1] for part in parts]
+    yield "last tenth", [steps[-size:] for steps in seeds]
 
 
 def lines(steps: Sequence[Mapping], kind: str) -> float:

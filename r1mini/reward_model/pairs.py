@@ -78,7 +78,10 @@ def main(cfg: Config) -> dict:
     rows = balance_lengths(rows, Random(f"{cfg.seed} balance"))
     counts["kept"] = len(rows)
     if not rows:
-        raise ValueError(f"--margin {cfg.margin:g}: no pair of {counts['judged']} is left")
+        raise ValueError(
+            f"--models: {counts['judged']} pairs of different answers judged, {counts['clear']} "
+            f"clear with --margin {cfg.margin:g}, none left with balanced lengths"
+        )
     write_rows(Path(cfg.out), rows)
     print(
         f"{cfg.out}: {counts['judged']} pairs judged, {counts['clear']} clear, {counts['kept']} "
@@ -94,6 +97,8 @@ def check(cfg: Config) -> None:
             raise ValueError(f"--tasks: {name!r} is not one of {', '.join(tasks.GENERAL)}")
     if cfg.judgements < 2 or cfg.judgements % 2:
         raise ValueError(f"--judgements {cfg.judgements}: must be even, half in each order")
+    if len(cfg.models) * cfg.samples < 2:
+        raise ValueError(f"--samples {cfg.samples}: of one model, at least 2 answers make a pair")
 
 
 def sample_answers(
@@ -153,7 +158,7 @@ def judge_pairs(
             "task": problem.task,
             "problem": problem.key,
             "votes": votes,
-            "chosen_is_likelier": likelier > 0.5,
+            "chosen_is_likelier": None if likelier == 0.5 else likelier > 0.5,
             "models": [first.model, second.model],
             "tokens": [first.tokens, second.tokens],
         }

@@ -199,9 +199,9 @@ def accumulate_gradient(
     cfg: Config, model: RewardModel, pairs: Sequence[Pair]
 ) -> dict[str, Tensor]:
     """Add up the gradient of the mean loss of the pairs. Returns that loss and the accuracy."""
-    mine, factor = distributed.rank_rows(pairs)
     totals = torch.zeros(2, device=model.device)
-    for part in micro_batches(mine, cfg.learner_tokens):
+    parts = micro_batches(pairs, cfg.learner_tokens)
+    for part, factor in distributed.assign_micro_batches(parts):
         with autocast(model.device, cfg.bf16):
             chosen_P, rejected_P = pair_scores(model, part)
         loss = factor * bradley_terry(chosen_P, rejected_P).sum() / len(pairs)
@@ -234,9 +234,16 @@ def pair_scores(model: RewardModel, pairs: Sequence[Pair]) -> tuple[Tensor, Tens
 
 
 def worst_case_step(cfg: Config, model: RewardModel, pairs: Sequence[Pair]) -> None:
-    """Learn from a full micro-batch of the longest pair, without the optimizer."""
+    """Learn from a full micro-batch of pairs as long as the longest, without the optimizer."""
     longest = max(pairs, key=lambda pair: sum(map(len, pair.chosen + pair.rejected)))
-    accumulate_gradient(cfg, model, [longest])
+    size, batch = sum(map(len, longest.chosen + longest.rejected)), []
+    for number in range(min(cfg.batch_pairs, max(1, cfg.learner_tokens // size))):
+        prompt = (number % 256,) * len(
+            longest.chosen[0]
+        )  # no two are alike, or they would be shared
+        chosen, rejected = ((prompt, answer) for _, answer in (longest.chosen, longest.rejected))
+        batch.append(longest._replace(chosen=chosen, rejected=rejected))
+    accumulate_gradient(cfg, model, batch)
     model.zero_grad()
 
 
@@ -270,7 +277,7 @@ def evaluate(cfg: Config, model: RewardModel, pairs: Sequence[Pair]) -> dict[str
         margins += (chosen_P - rejected_P).tolist()
         scores.update(zip((pair.chosen for pair in part), chosen_P.tolist()))
         scores.update(zip((pair.rejected for pair in part), rejected_P.tolist()))
-    lengths = [sum(map(len, row)) for row in scores]
+    lengths = [len(answer) for _, answer in scores]
     mean, error = accuracy(margins, [pair.prompt for pair in pairs])
     return {
         "held_out_pairs": len(pairs),
@@ -286,14 +293,22 @@ def evaluate(cfg: Config, model: RewardModel, pairs: Sequence[Pair]) -> dict[str
 
 def annotators(pairs: Sequence[Pair]) -> dict[str, float]:
     """What the annotation allows, if the rows have `votes` ([for chosen, for rejected]) and
-    `chosen_is_likelier`: how often two annotations of a pair agree, and the best accuracy."""
+    `chosen_is_likelier` (null: either is as likely): how often two annotations of a pair agree, and
+    the best accuracy."""
+    votes = [pair.columns.get("votes") for pair in pairs]
+    likelier = [pair.columns.get("chosen_is_likelier", "unknown") for pair in pairs]
     figures = {}
-    if all("votes" in pair.columns for pair in pairs):
-        figures["annotator_agreement"] = fmean(agreement(*pair.columns["votes"]) for pair in pairs)
-    if all("chosen_is_likelier" in pair.columns for pair in pairs):
-        likelier = [float(pair.columns["chosen_is_likelier"]) for pair in pairs]
-        figures["best_accuracy"] = fmean(likelier)
+    if all(are_votes(counts) for counts in votes):
+        figures["annotator_agreement"] = fmean(agreement(*counts) for counts in votes)
+    if all(x is None or isinstance(x, bool) for x in likelier):
+        figures["best_accuracy"] = fmean(0.5 if x is None else x for x in likelier)
     return figures
+
+
+def are_votes(counts: Any) -> bool:
+    """Whether a column is [for chosen, for rejected], of two votes or more."""
+    is_pair = isinstance(counts, list) and [type(n) for n in counts] == [int, int]
+    return is_pair and min(counts) >= 0 and sum(counts) > 1
 
 
 def agreement(first: int, second: int) -> float:

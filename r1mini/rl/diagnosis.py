@@ -44,7 +44,7 @@ def first_look(group: Group, weights: Mapping[str, float]) -> str:
 def score_spreads(groups: Sequence[Group], weights: Mapping[str, float]) -> Iterator[str]:
     """The spread of each reward that is not built in: a reward model's scores have no zero and no
     unit, and only differences among the answers to a prompt become advantages."""
-    for name in weights.keys() - {*REWARDS, "overlong"}:
+    for name in (name for name in weights if name not in (*REWARDS, "overlong")):
         by_prompt = [[scores[name] for scores in group.scores] for group in groups]
         known = [[x for x in values if x is not None] for values in by_prompt]
         known = [values for values in known if values]

@@ -1,6 +1,7 @@
 # ruff: noqa: E402
 """Two ranks compute the same as one: two gloo processes, which torchrun starts from this file."""
 
+import json
 import os
 import socket
 import subprocess
@@ -21,6 +22,7 @@ import train_sft
 from r1mini.infra import distributed, files, signals
 from r1mini.infra.device import pick_device
 from r1mini.records import Group, Problem, Rollout
+from r1mini.reward_model import training
 from r1mini.rl import learner, metrics
 from r1mini.rl.samples import make_samples
 from r1mini.training import memory, run_state
@@ -72,6 +74,25 @@ def grpo(folder, out, **changes):
             "progress": False,
             "show": 0,
             "save_every": 2,
+            **changes,
+        }
+    )
+
+
+def reward_model(folder, out, **changes):
+    """Micro-batches that do not divide evenly between two ranks."""
+    pairs = Path(out).parent / "pairs.jsonl"
+    return training.Config(
+        **{
+            "model": folder,
+            "out": str(out),
+            "data": str(pairs),
+            "batch_pairs": 5,
+            "held_out": 0.3,
+            "learner_tokens": 30,
+            "optimizer": "adamw",
+            "learning_rate": 1e-4,
+            "device": "cpu",
             **changes,
         }
     )
@@ -142,6 +163,7 @@ def on_two(cfg):
         patch.setattr(memory, "raises_oom", lambda device: True)
         train_sft.main(sft(folder, out / "sft-2"))
         train_grpo.main(grpo(folder, out / "grpo-2"))
+        training.main(reward_model(folder, out / "rm-2"))
     train_grpo.main(grpo(folder, out / "from-1"))
     interrupted(out / "from-2", folder)
     with pytest.MonkeyPatch.context() as patch:
@@ -163,6 +185,10 @@ def interrupted(out, folder):
 def runs(folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("ranks")
     (out / "letters.py").write_text(LETTERS)
+    with (out / "pairs.jsonl").open("w") as file:
+        for n in range(40):
+            sides = {"chosen": f"{n} gold", "rejected": f"lead {n}" + "." * (n % 7)}
+            file.write(json.dumps({"prompt": f"{n // 2}\n", **sides}) + "\n")
     interrupted(out / "from-1", folder)
     torchrun = [
         sys.executable,
@@ -183,11 +209,14 @@ def runs(folder, tmp_path_factory):
     assert "Warning" not in done.stderr, done.stderr[-3000:]
     train_sft.main(sft(folder, out / "sft-1"))
     train_grpo.main(grpo(folder, out / "grpo-1"))
+    training.main(reward_model(folder, out / "rm-1"))
     return out
 
 
 def difference(one, other):
     one, other = (load_file(run / "model.safetensors") for run in (one, other))
+    if "score.weight" not in other:  # a reward model beside the language model that it was
+        one.pop("score.weight", None)
     assert list(one) == list(other)
     return max(float((one[name] - other[name]).abs().max()) for name in one)
 
@@ -202,7 +231,7 @@ def test_two_ranks_give_the_gradients_and_metrics_of_one(runs, beta):
     assert saved["metrics"] == pytest.approx(stats, rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["sft", "grpo"])
+@pytest.mark.parametrize("kind", ["sft", "grpo", "rm"])
 def test_run_on_two_ranks_equals_run_on_one(runs, kind):
     one, two = runs / f"{kind}-1", runs / f"{kind}-2"
     assert sorted(path.name for path in one.iterdir()) == sorted(

@@ -17,6 +17,8 @@ from r1mini import rewards
 from r1mini.records import Problem, Rollout
 from r1mini.rewards import rules
 from r1mini.rewards.runner import (
+    Rewards,
+    Term,
     call_checked,
     group_rewards,
     load_rewards,
@@ -66,8 +68,126 @@ def file(tmp_path):
     ],
 )
 def test_reward_weights_are_parsed(flag, expected):
-    _, weights = parse_spec(flag)
-    assert weights == expected
+    assert {term.name: term.weight for term in parse_spec(flag)} == expected
+
+
+@pytest.mark.parametrize(
+    "flag, term",
+    [
+        ("accuracy", Term("accuracy")),
+        ("accuracy:2@0.5", Term("accuracy", 2.0, 0.5)),
+        ("format@0.25", Term("format", 1.0, 0.25)),
+        ("my.py:brevity@0.5", Term("brevity", 1.0, 0.5, file="my.py")),
+        ("a/b.py:f:-2@0", Term("f", -2.0, 0.0, file="a/b.py")),
+        ("helpful=runs/rm", Term("helpful", folder="runs/rm")),
+        (" helpful=runs/rm:0.5 ", Term("helpful", 0.5, folder="runs/rm")),
+        ("helpful=runs/rm@0.75", Term("helpful", 1.0, 0.75, folder="runs/rm")),
+        ("helpful=runs/rm:-1e-1@.75", Term("helpful", -0.1, 0.75, folder="runs/rm")),
+        ("a=../r1.py/my rm=2", Term("a", folder="../r1.py/my rm=2")),
+        (
+            "rm=Skywork/Skywork-Reward-V2-Qwen3-0.6B:1@0.5",
+            Term("rm", 1.0, 0.5, folder="Skywork/Skywork-Reward-V2-Qwen3-0.6B"),
+        ),
+    ],
+)
+def test_terms_of_a_reward_are_parsed(flag, term):
+    assert parse_spec(flag) == (term,)
+    assert parse_spec(f"language,{flag}")[1:] == (term,)
+
+
+@pytest.mark.parametrize(
+    "flag, why",
+    [
+        ("helpful=", "helpful=: give the folder of a reward model"),
+        ("helpful=:2", "helpful=: give the folder of a reward model"),
+        ("helpful=@0.5", "helpful=: give the folder of a reward model"),
+        ("=runs/rm", "'=runs/rm' is not one of accuracy, .*, nor name=folder of a reward model"),
+        ("my-rm=runs/rm", "'my-rm=runs/rm' is not one of"),
+        ("helpful", "'helpful' is not one of accuracy, .*, nor name=folder of a reward model"),
+        ("accuracy=runs/rm", "'accuracy' is the name of a built-in reward; choose another name"),
+        ("length=runs/rm", "'length' is the name of a built-in reward"),
+        ("overlong=runs/rm", "'overlong' is the name of a built-in reward"),
+        ("x=runs/rm:abc", "'abc' is not a number"),
+        ("x=runs/rm:nan", "'nan' is not a finite number"),
+        ("x=runs/rm:1:2", "'1:2' is not a number"),
+        ("x=runs/rm@1", "x@1: must be a share of the run, 0 <= x < 1"),
+        ("x=runs/rm@-0.1", "x@-0.1: must be a share of the run, 0 <= x < 1"),
+        ("x=runs/rm@nan", "'nan' is not a finite number"),
+        ("x=runs/rm@late", "'late' is not a number"),
+        ("x=runs/rm@0.5:2", "'0.5:2' is not a number"),
+        ("accuracy@2", "accuracy@2: must be a share of the run"),
+        ("x=runs/rm,x=runs/other", "'x' is listed twice"),
+        ("my.py:x,x=runs/rm", "'x' is listed twice"),
+    ],
+)
+def test_bad_term_of_a_reward_is_quoted(flag, why):
+    with pytest.raises(ValueError, match=f"--reward {re.escape(flag)}: {why}") as error:
+        parse_spec(flag)
+    assert "\n" not in str(error.value)
+
+
+def test_reward_counts_from_its_share_of_the_run_on():
+    functions = {"format": None, "a": None, "b": None}
+    rewards = Rewards(functions, {"format": 0.5, "a": 1.0, "b": -2.0}, {"a": 0.5, "b": 0.75})
+    for progress, a, b in ((0.0, 0, 0), (0.49, 0, 0), (0.5, 1, 0), (0.75, 1, -2), (1.0, 1, -2)):
+        assert rewards.at(progress) == (functions, {"format": 0.5, "a": a, "b": b}, rewards.starts)
+    assert rewards.weights == {"format": 0.5, "a": 1.0, "b": -2.0}  # not changed in place
+    loaded = load_rewards("accuracy:2,format@0.5")
+    assert loaded.at(0.25).weights == {"accuracy": 2.0, "format": 0.0} != loaded.at(0.5).weights
+
+
+def test_late_reward_adds_nothing_before_its_start():
+    """Its score is still computed, so that it is logged, and it may not apply."""
+    rewards = Rewards({}, {"format": 0.5, "helpful": 3.0}, {"helpful": 0.5})
+    scores = [{"format": 1.0, "helpful": -7.0}, {"format": 1.0, "helpful": None}]
+    assert group_rewards(DATA, scores, rewards.at(0.4).weights) == (0.5, 0.5)
+    assert group_rewards(DATA, scores, rewards.at(0.5).weights) == (-20.5, 0.5)
+
+
+def test_models_are_opened_by_name_and_folder():
+    opened = []
+    loaded = load_rewards(
+        "accuracy,a=runs/rm:2,b=owner/name@0.5", lambda *args: opened.append(args) or "model"
+    )
+    assert opened == [("a", "runs/rm"), ("b", "owner/name")]
+    assert loaded.weights == {"accuracy": 1.0, "a": 2.0, "b": 1.0}
+    assert loaded.functions["a"] == loaded.functions["b"] == "model"
+    assert loaded.starts == {"accuracy": 0.0, "a": 0.0, "b": 0.5}
+
+
+class Collects:
+    """A reward that scores all waiting completions when the first result is asked for."""
+
+    def __init__(self):
+        self.waiting, self.batches, self.threads = [], [], []
+
+    def enqueue(self, problem, rollouts):
+        waiting, start = self.waiting, len(self.waiting)
+        waiting += [len(rollout.text) for rollout in rollouts]
+
+        def result():
+            if waiting is self.waiting:
+                self.waiting = []
+                self.batches.append(waiting)
+                self.threads.append(threading.current_thread())
+            return waiting[start : start + len(rollouts)]
+
+        return result
+
+
+def test_waiting_completions_of_all_problems_are_scored_together():
+    reward, named = Collects(), {"accuracy": rewards.REWARDS["accuracy"]}
+    with worker_pool() as pool:
+        texts = (["a", "bb"], ["ccc"], ["", "dddd"])
+        pending = [
+            score_async(DATA, rollouts(*part), {**named, "helpful": reward}, pool) for part in texts
+        ]
+        assert not reward.batches  # nothing is scored before the first result
+        results = [scoring.result() for scoring in pending]
+    assert reward.batches == [[1, 2, 3, 0, 4]]
+    assert reward.threads == [threading.main_thread()]
+    assert [[row["helpful"] for row in rows] for rows in results] == [[1, 2], [3], [0, 4]]
+    assert all(list(row) == ["accuracy", "helpful"] for rows in results for row in rows)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +248,7 @@ def test_functions_from_one_file_share_its_state(file):
         def second(completions, **kwargs):
             return [float(len(seen))] * len(completions)
     """)
-    functions, _ = load_rewards(f"{path}:first,{path}:second:0.5")
+    functions = load_rewards(f"{path}:first,{path}:second:0.5").functions
     assert list(functions) == ["accuracy", "format", "language", "first", "second"]
     assert [row["second"] for row in score_async(DATA, rollouts("a", "b"), functions).result()] == [
         1.0,
@@ -222,7 +342,7 @@ def mixed(prompts, completions, completion_ids, task, **kwargs):
     ],
 )
 def test_pasted_rewards_run_unchanged(file, name, expected):
-    functions, _ = load_rewards(f"{file(PASTED)}:{name}")
+    functions = load_rewards(f"{file(PASTED)}:{name}").functions
     assert called(functions[name], GOOD, "no", verification_info={"language": "python"}) == expected
 
 
@@ -240,7 +360,7 @@ def test_trls_own_files_run_unchanged(file):
         ("too_long", [-1.0, 0.0]),
         ("repetition", [0.0, 0.0]),
     ):
-        functions, _ = load_rewards(f"{path}:{name}")
+        functions = load_rewards(f"{path}:{name}").functions
         assert called(functions[name], GOOD, "no") == expected
 
 

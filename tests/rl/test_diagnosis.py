@@ -123,6 +123,39 @@ def test_first_look_says_where_the_answer_was_looked_for(task, prompt, columns, 
     assert f"--- the answer is looked for in {place}" in diagnosis.first_look(look, {})
 
 
+GENERAL = (
+    ("rows.jsonl", "Say hello.", {}),
+    ("rows.jsonl", "Say hello.", {"answer": ""}),
+    ("describe", "Describe iron.\n", {"symbol": "Fe", "known": ""}),
+)
+
+
+@pytest.mark.parametrize("task, prompt, columns", GENERAL)
+def test_first_look_at_a_general_prompt_names_no_place(task, prompt, columns):
+    problem = Problem(task, "", "en", prompt, columns)
+    assert diagnosis.answer_place(problem) == "a general prompt: no rule says what is right"
+
+
+def test_spread_of_scores_by_hand():
+    """Two groups apply: 1, 3 and 5, 7; the mean is 4, the variance 5, and within a group 1."""
+
+    def scored(*values):
+        scores = [{"format": 1.0, "overlong": 0.0, "helpful": value} for value in values]
+        texts = tuple(rollout("x") for _ in values)
+        return Group(Problem("p", "", "", ""), texts, scores, (0.0,) * len(values))
+
+    groups = [scored(1.0, 3.0), scored(None, None), scored(5.0, 7.0)]
+    weights = {"format": 0.5, "helpful": 2.0, "overlong": 1.0}
+    assert list(diagnosis.score_spreads(groups, weights)) == [
+        "--- helpful: 4.00 ± 2.24 over the 4 completions of this step that it applies to, ± 1.00 "
+        "within a group; its weight is 2"
+    ]
+    assert not list(diagnosis.score_spreads([scored(None)], weights))
+    assert not list(diagnosis.score_spreads(groups, {"format": 1.0}))
+    [line] = diagnosis.score_spreads([scored(2.5, None)], {"helpful": 0.1})
+    assert line.startswith("--- helpful: 2.50 ± 0.00 over the 1 completions")
+
+
 HEALTHY = {
     "completions/clipped_ratio": 0.0,
     "completions/unparsed_ratio": 0.1,
