@@ -70,7 +70,7 @@ def run_evaluation(session: Session) -> dict:
     if cfg.reference:
         reference = load_reference(session)
         settings["reference"] = cfg.reference
-        settings["reference_weights"] = jobs.weights_fingerprint(cfg.reference)
+        settings["reference_weights"] = checkpoint.weights_fingerprint(cfg.reference)
     journal = jobs.open_journal(cfg, settings, sum(settings["sets"].values()))
     results, rows = evaluate(session, sets, journal, reference)
     results["settings"] = {**settings, "seconds": round(time.perf_counter() - start, 1)}

@@ -16,7 +16,7 @@ from r1mini.config import run_script
 from r1mini.data.files import fingerprint
 from r1mini.infra import distributed
 from r1mini.infra.device import pick_device
-from r1mini.reward_model.scoring import load_reward_models
+from r1mini.reward_model.scoring import load_reward_models, reward_models_fingerprint
 from r1mini.rl.config import PRESETS, GRPOConfig, fraction_done, resolve
 from r1mini.rl.grpo import group_advantages
 from r1mini.rl.learner import update_policy
@@ -41,7 +41,8 @@ def main(cfg: GRPOConfig) -> dict:
     # Set up: flags, folder, memory, models, optimizers. The algorithm begins at `with run`.
     cfg = resolve(cfg)
     rewards = build_rewards(cfg)
-    run = Run(cfg.out, asdict(cfg) | fingerprint(cfg.data), LOGS)
+    inputs = fingerprint(cfg.data) | reward_models_fingerprint(cfg.reward)
+    run = Run(cfg.out, asdict(cfg) | inputs, LOGS)
     if run.has_finished():
         return run.record()
     device = pick_device(cfg.device, cfg.threads, cfg.deterministic)

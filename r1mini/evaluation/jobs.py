@@ -20,8 +20,9 @@ from r1mini.evaluation.figures import NOT_SETS
 from r1mini.infra.journal import Journal, parse_line
 from r1mini.model.transformer import Transformer
 from r1mini.records import Problem, Rollout
+from r1mini.reward_model.scoring import reward_models_fingerprint
 from r1mini.rewards import REWARDS
-from r1mini.rewards.runner import Rewards, Scores, check_terms, score_async, worker_pool
+from r1mini.rewards.runner import Rewards, Scores, score_async, worker_pool
 from r1mini.sampler.sampler import encode_prompts, sample
 from r1mini.sampler.sampling import SamplingParams
 
@@ -146,7 +147,7 @@ def job_settings(session: Session, **others: Any) -> dict:
         "seed": cfg.seed,
         "samples": cfg.samples,
         "model": cfg.model,
-        "weights": weights_fingerprint(cfg.model),
+        "weights": checkpoint.weights_fingerprint(cfg.model),
         "bf16": cfg.bf16,
         **({"date": session.template.date} if session.template.date else {}),
         **others,
@@ -160,12 +161,8 @@ def problem_settings(session: Session, sets: ProblemSets) -> dict:
     counts = {title: len(problems) for title, problems in sets.items()}
     settings = job_settings(session, sets=counts, sets_sha256=json_sha256(contents))
     if cfg.reward:
-        folders = [term.folder for term in check_terms(cfg.reward, ()) if term.folder]
-        settings |= {
-            "reward": cfg.reward,
-            "score_thinking": list(cfg.score_thinking),
-            "reward_weights": list(map(weights_fingerprint, folders)),
-        }
+        settings |= {"reward": cfg.reward, "score_thinking": list(cfg.score_thinking)}
+        settings |= reward_models_fingerprint(cfg.reward)
     if cfg.data:
         settings |= {
             "data": list(cfg.data),
@@ -173,15 +170,6 @@ def problem_settings(session: Session, sets: ProblemSets) -> dict:
             "instruction": cfg.instruction,
         }
     return settings
-
-
-def weights_fingerprint(model: str) -> list:
-    """Name, size and time of each file of a model folder: quicker than reading gigabytes."""
-    return [
-        [file.name, file.stat().st_size, int(file.stat().st_mtime)]
-        for file in sorted(checkpoint.resolve(model).glob("*"))
-        if file.suffix in (".safetensors", ".json", ".jinja") and file.name != "run.json"
-    ]
 
 
 def json_sha256(value: Any) -> str:

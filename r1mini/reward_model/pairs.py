@@ -64,12 +64,13 @@ def main(cfg: Config) -> dict:
     ]
     answers = [[] for _ in problems]
     for number, model in enumerate(cfg.models):
-        for found, rollouts in zip(answers, sample_answers(cfg, model, number, problems)):
-            found += map_answers(model, rollouts)
+        sampled = sample_answers(cfg, model, number, problems)
+        for same_prompt, rollouts in zip(answers, sampled):
+            same_prompt += read_answers(model, rollouts)
     rows, counts = [], Counter()
-    for number, (problem, found) in enumerate(zip(problems, answers)):
+    for number, (problem, same_prompt) in enumerate(zip(problems, answers)):
         rng = Random(f"{cfg.seed} judge {number}")
-        for row in judge_pairs(problem, found, cfg.judgements, rng):
+        for row in judge_pairs(problem, same_prompt, cfg.judgements, rng):
             counts["judged"] += 1
             wins, losses = row["votes"]
             if wins - losses >= cfg.margin * cfg.judgements:
@@ -120,7 +121,7 @@ def sample_answers(
         )
 
 
-def map_answers(model: str, rollouts: Sequence[Rollout]) -> list[Answer]:
+def read_answers(model: str, rollouts: Sequence[Rollout]) -> list[Answer]:
     """The answers that a reader can see."""
     answers = []
     for rollout in rollouts:
@@ -138,19 +139,16 @@ PLAIN = Problem("describe", "", "", "")  # whose answers need no thinking
 def judge_pairs(
     problem: Problem, answers: Sequence[Answer], judgements: int, rng: Random
 ) -> Iterator[dict]:
-    """A row for every two different answers, judged."""
-    for pair in combinations(answers, 2):
-        first, second = pair
+    """A row for every two different answers, annotated twice: the first annotation chooses, the
+    second tells how far one can trust it."""
+    for first, second in combinations(answers, 2):
         if first.text == second.text:
             continue
-        votes = [0, 0]
-        for turn in range(judgements):
-            a, b = pair if turn % 2 else (second, first)
-            prefers_a = annotator.prefers_first(problem, a.parsed, b.parsed, rng)
-            votes[prefers_a == (a is second)] += 1
+        votes, again = (judge(problem, first, second, judgements, rng) for _ in range(2))
         likelier = annotator.preference(problem, first.parsed, second.parsed)
         if votes[1] > votes[0]:
-            first, second, likelier, votes = second, first, 1 - likelier, votes[::-1]
+            first, second, likelier = second, first, 1 - likelier
+            votes, again = votes[::-1], again[::-1]
         yield {
             "prompt": problem.prompt,
             "chosen": first.text,
@@ -158,10 +156,24 @@ def judge_pairs(
             "task": problem.task,
             "problem": problem.key,
             "votes": votes,
+            "second_votes": again,
             "chosen_is_likelier": None if likelier == 0.5 else likelier > 0.5,
             "models": [first.model, second.model],
             "tokens": [first.tokens, second.tokens],
         }
+
+
+def judge(
+    problem: Problem, first: Answer, second: Answer, judgements: int, rng: Random
+) -> list[int]:
+    """[votes for the first answer, for the second]: half of the judgements in each order."""
+    votes = [0, 0]
+    for turn in range(judgements):
+        order = (0, 1) if turn % 2 else (1, 0)
+        a, b = ((first, second)[i].parsed for i in order)
+        prefers_a = annotator.prefers_first(problem, a, b, rng)
+        votes[order[0] if prefers_a else order[1]] += 1
+    return votes
 
 
 def balance_lengths(rows: Sequence[dict], rng: Random) -> list[dict]:

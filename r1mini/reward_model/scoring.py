@@ -5,6 +5,8 @@ that rules judge get None, as general prompts get from the rules. The text is re
 anew for the reward model, whose tokenizer and chat template may differ from the policy's.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 
 import torch
@@ -17,7 +19,7 @@ from r1mini.model.reward_model import RewardModel
 from r1mini.records import Problem, Rollout
 from r1mini.reward_model.training import answer_template
 from r1mini.rewards.completion import has_right_answer, visible_answer, wants_program
-from r1mini.rewards.runner import Rewards, load_rewards
+from r1mini.rewards.runner import Rewards, check_terms, load_rewards
 from r1mini.training.logprobs import collate
 from r1mini.training.micro_batches import by_prompt
 from r1mini.training.scores import row_scores
@@ -95,6 +97,15 @@ def load_reward_models(rewards: Rewards, device: torch.device, bf16: bool) -> No
     for reward in rewards.functions.values():
         if isinstance(reward, ModelReward):
             reward.load(device, bf16)
+
+
+def reward_models_fingerprint(text: str) -> dict[str, str]:
+    """What tells whether the reward models of a `--reward` are those of an earlier run; {} without
+    any."""
+    folders = [term.folder for term in check_terms(text, ()) if term.folder]
+    content = json.dumps([checkpoint.weights_fingerprint(folder) for folder in folders])
+    digest = hashlib.sha256(content.encode()).hexdigest()
+    return {"reward_models_sha256": digest} if folders else {}
 
 
 def parameter_bytes(folder: str, bf16: bool) -> int:

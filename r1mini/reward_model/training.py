@@ -40,6 +40,7 @@ from r1mini.training.run_state import Run
 from r1mini.training.scores import row_scores
 from r1mini.training.setup import load_model, prepare
 
+DAY = "2024-07-26"  # Llama 3.1's default
 Tokens = tuple[tuple[int, ...], ...]  # a row's segments: the prompt, the answer with its end
 
 
@@ -142,8 +143,9 @@ def convert(language_model, seed: int) -> RewardModel:
 
 def answer_template(template: ChatTemplate) -> ChatTemplate:
     """A reward model with a chat template sees every text as a conversation, also if it was made
-    for another model's tokenizer and without a template."""
-    return replace(template, wraps_text=template.source != PLAIN)
+    for another model's tokenizer and without a template. The day that a template may show is always
+    the same, or a score would depend on it."""
+    return replace(template, wraps_text=template.source != PLAIN, date=DAY)
 
 
 def load_pairs(
@@ -292,33 +294,23 @@ def evaluate(cfg: Config, model: RewardModel, pairs: Sequence[Pair]) -> dict[str
 
 
 def annotators(pairs: Sequence[Pair]) -> dict[str, float]:
-    """What the annotation allows, if the rows have `votes` ([for chosen, for rejected]) and
-    `chosen_is_likelier` (null: either is as likely): how often two annotations of a pair agree, and
-    the best accuracy."""
-    votes = [pair.columns.get("votes") for pair in pairs]
+    """What the annotation allows, if the rows tell: how often a second annotation agrees with the
+    first (`second_votes`: [for chosen, for rejected]), and the best accuracy that is possible
+    (`chosen_is_likelier`; null: either is as likely). A tie counts half."""
+    votes = [pair.columns.get("second_votes") for pair in pairs]
     likelier = [pair.columns.get("chosen_is_likelier", "unknown") for pair in pairs]
     figures = {}
     if all(are_votes(counts) for counts in votes):
-        figures["annotator_agreement"] = fmean(agreement(*counts) for counts in votes)
+        agreed = [(chosen > rejected) + (chosen == rejected) / 2 for chosen, rejected in votes]
+        figures["annotator_agreement"] = fmean(agreed)
     if all(x is None or isinstance(x, bool) for x in likelier):
         figures["best_accuracy"] = fmean(0.5 if x is None else x for x in likelier)
     return figures
 
 
 def are_votes(counts: Any) -> bool:
-    """Whether a column is [for chosen, for rejected], of two votes or more."""
-    is_pair = isinstance(counts, list) and [type(n) for n in counts] == [int, int]
-    return is_pair and min(counts) >= 0 and sum(counts) > 1
-
-
-def agreement(first: int, second: int) -> float:
-    """The share of the pairs of votes that are equal.
-
-    >>> agreement(3, 1)
-    0.5
-    """
-    count = first + second
-    return (first * (first - 1) + second * (second - 1)) / (count * (count - 1))
+    """Whether a column is [for chosen, for rejected]."""
+    return isinstance(counts, list) and [type(n) for n in counts] == [int, int]
 
 
 def describe(results: Mapping[str, Any]) -> str:

@@ -164,7 +164,7 @@ def find_error_hard(problem: Problem, answer: str) -> str | None:
     *orders, k = map(int, match.groups())
     A, B, rates = (problem.columns[name] for name in "ABr")
     for number, (a, b, rate) in enumerate(zip(A, B, rates), 1):
-        found = k * a ** orders[0] * b ** orders[1]
-        if found != rate:
-            return f"rate {number}: {found} ≠ {rate}"
+        predicted = k * a ** orders[0] * b ** orders[1]
+        if predicted != rate:
+            return f"rate {number}: {predicted} ≠ {rate}"
     return None

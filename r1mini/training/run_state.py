@@ -47,7 +47,11 @@ IGNORED = {"out", "progress", "show", "save_every", "keep", "allow_changes"}
 # Flags that decide which tensors a state has: --allow-changes does not cover them.
 SHAPE = {"hidden_size", "layers", "heads", "kv_heads", "intermediate_size", "vocab_size"}
 FIXED = {"model", "optimizer", "beta", *SHAPE}
-NAMES = {"data_sha256": "the content of --data", "date": "the day in the chat template"}
+NAMES = {
+    "data_sha256": "the content of --data",
+    "reward_models_sha256": "the files of the reward models of --reward",
+    "date": "the day in the chat template",
+}
 LOCKS: dict[Path, BinaryIO] = {}  # held by this process
 
 Files = Mapping[str, Content]

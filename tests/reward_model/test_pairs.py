@@ -10,7 +10,7 @@ from r1mini import tasks
 from r1mini.data.preferences import read_pairs
 from r1mini.records import Rollout
 from r1mini.reward_model import pairs
-from r1mini.reward_model.pairs import Answer, balance_lengths, judge_pairs, map_answers
+from r1mini.reward_model.pairs import Answer, balance_lengths, judge_pairs, read_answers
 from r1mini.tasks import annotator, describe
 
 PROBLEM = tasks.problem("describe", 0, 0, "train")
@@ -35,9 +35,10 @@ def judged(monkeypatch, texts, prefers_first, judgements=4):
 
 def test_votes_are_counted_in_both_orders(monkeypatch):
     rows, calls = judged(monkeypatch, "ab", lambda first, second: first == "a")
-    assert calls == {"ab": 2, "ba": 2}
+    assert calls == {"ab": 2 * 2, "ba": 2 * 2}  # annotated twice
     [row] = rows
     assert (row["chosen"], row["rejected"], row["votes"]) == ("a", "b", [4, 0])
+    assert row["second_votes"] == [4, 0]
     assert row["chosen_is_likelier"] is True
     assert row["models"] == ["model 0", "model 1"] and row["tokens"] == [1, 1]
     assert row["prompt"] == PROBLEM.prompt and row["task"] == "describe"
@@ -58,10 +59,12 @@ def test_judge_who_looks_at_the_order_alone_decides_nothing(monkeypatch, prefers
 
 
 def test_three_votes_to_one(monkeypatch):
-    verdicts = iter([True, True, False, True])  # of b a, a b, b a, a b: for b, for a, for a, for a
+    # Of b a, a b, b a, a b: for b, for a, for a, for a; and once more: for b, a, b, b.
+    verdicts = iter([True, True, False, True, True, True, True, False])
     [row], calls = judged(monkeypatch, "ab", lambda first, second: next(verdicts))
     assert list(calls) == ["ba", "ab"]
     assert (row["chosen"], row["votes"], row["chosen_is_likelier"]) == ("a", [3, 1], True)
+    assert row["second_votes"] == [1, 3]
 
 
 def test_answers_that_are_alike_to_the_annotator_have_no_likelier_one():
@@ -74,7 +77,7 @@ def test_answers_that_are_alike_to_the_annotator_have_no_likelier_one():
 def test_every_two_different_answers_are_a_pair(monkeypatch):
     rows, calls = judged(monkeypatch, "abac", lambda first, second: first < second, judgements=2)
     assert [row["chosen"] + row["rejected"] for row in rows] == ["ab", "ac", "ab", "bc", "ac"]
-    assert sum(calls.values()) == 2 * 5
+    assert sum(calls.values()) == 2 * 2 * 5
 
 
 def test_simulated_annotator_prefers_the_useful_answer():
@@ -136,7 +139,7 @@ def test_answers_are_what_a_reader_sees():
         rollout("<answer> \n</answer>"),
         rollout(""),
     ]
-    assert map_answers("m", rollouts) == [
+    assert read_answers("m", rollouts) == [
         Answer("iron is Fe", "iron is Fe", 7, "m"),
         Answer("iron", "iron", 7, "m"),
         Answer("iron, without tags", None, 7, "m"),

@@ -199,10 +199,10 @@ def evaluated(monkeypatch, columns, scores):
 
 def test_held_out_figures_by_hand(monkeypatch):
     columns = [
-        ("a", 0, 1, {"votes": [4, 0], "chosen_is_likelier": True}),
-        ("a", 2, 1, {"votes": [3, 1], "chosen_is_likelier": False}),
-        ("b", 2, 0, {"votes": [3, 0], "chosen_is_likelier": True}),
-        ("c", 1, 3, {"votes": [2, 2], "chosen_is_likelier": None}),  # neither is
+        ("a", 0, 1, {"second_votes": [4, 0], "chosen_is_likelier": True}),
+        ("a", 2, 1, {"second_votes": [1, 3], "chosen_is_likelier": False}),
+        ("b", 2, 0, {"second_votes": [3, 0], "chosen_is_likelier": True}),
+        ("c", 1, 3, {"second_votes": [2, 2], "chosen_is_likelier": None}),  # neither is
     ]
     results = evaluated(monkeypatch, columns, [2.0, 1.0, 0.0, 1.0])
     assert results["held_out_pairs"] == 4
@@ -217,18 +217,18 @@ def test_held_out_figures_by_hand(monkeypatch):
     # Answers of 1, 2, 3 and 4 tokens, each once, whatever their prompts: covariance -1, variances
     # 2 and 5.
     assert results["length_correlation"] == pytest.approx(-2 / math.sqrt(2 * 5))
-    # Of the pairs of four votes, all, 3 of 6 and 2 of 6 agree; of three equal ones, all.
-    assert results["annotator_agreement"] == pytest.approx((1 + 3 / 6 + 1 + 2 / 6) / 4)
+    # The second annotation agrees, disagrees, agrees, and is a tie.
+    assert results["annotator_agreement"] == (1 + 0 + 1 + 0.5) / 4
     assert results["best_accuracy"] == (1 + 0 + 1 + 0.5) / 4
     text = training.describe(results)
     assert (
-        "accuracy 0.375 ± 0.117 (the best possible: 0.625); two annotations agree on 0.708" in text
+        "accuracy 0.375 ± 0.117 (the best possible: 0.625); two annotations agree on 0.625" in text
     )
 
 
-@pytest.mark.parametrize("votes", [12, [1], [1, 0], [2, 1, 0], ["a", "b"], [0.5, 0.5], None])
+@pytest.mark.parametrize("votes", [12, [1], [2, 1, 0], ["a", "b"], [0.5, 0.5], None])
 def test_column_called_votes_that_holds_none_is_ignored(monkeypatch, votes):
-    columns = [("a", 0, 1, {"votes": [3, 1]}), ("b", 0, 2, {"votes": votes})]
+    columns = [("a", 0, 1, {"second_votes": [3, 1]}), ("b", 0, 2, {"second_votes": votes})]
     results = evaluated(monkeypatch, columns, [2.0, 1.0, 0.0])
     assert "annotator_agreement" not in results and "best_accuracy" not in results
     assert "held out: 2 pairs" in training.describe(results)
@@ -241,7 +241,7 @@ def test_held_out_loss_of_extreme_scores_is_finite(monkeypatch):
 
 def test_figures_of_a_file_are_those_of_its_held_out_pairs(train):
     rows = [
-        {**row, "votes": [3, 1], "chosen_is_likelier": None if i % 2 else True}
+        {**row, "second_votes": [2, 2], "chosen_is_likelier": None if i % 2 else True}
         for i, row in enumerate(toy_rows(60))
     ]
     results = train("out", rows)
