@@ -104,7 +104,7 @@ def build_optimizers(
     for name, parameter in model.named_parameters():
         if parameter.ndim < 2:
             vectors.append(parameter)
-        elif "layers." not in name:
+        elif "embed" in name or name in ("lm_head.weight", "score.weight"):
             embeddings.append(parameter)
         else:
             matrices.append(parameter)
