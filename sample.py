@@ -21,7 +21,7 @@ from r1mini.config import run_script
 from r1mini.evaluation import jobs, rejection
 from r1mini.evaluation.answer import answer
 from r1mini.evaluation.config import PRESETS, SampleConfig, resolve
-from r1mini.evaluation.evaluate import evaluate
+from r1mini.evaluation.evaluate import MICRO_BATCH, evaluate
 from r1mini.evaluation.figures import figures_table
 from r1mini.evaluation.jobs import Session
 from r1mini.infra import files
@@ -52,7 +52,7 @@ def main(cfg: SampleConfig) -> dict:
     rewards = Rewards({}, {})
     if cfg.reward:
         rewards = open_rewards(cfg.reward, cfg.score_thinking)
-        load_reward_models(rewards, device, cfg.bf16)
+        load_reward_models(rewards, device, cfg.bf16, MICRO_BATCH)
     session = Session(cfg, model, tokenizer, template, params, rewards)
     if cfg.eval:
         return run_evaluation(session)

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from test_against_transformers import our_reward_model, transformers_reward_model
 
 from r1mini.reward_model.loss import bradley_terry
-from r1mini.reward_model.training import Config, Pair, accumulate_gradient
+from r1mini.reward_model.training import Pair, accumulate_gradient
 from r1mini.rl import corrections, grpo
 
 NUMBERS = Path(__file__).with_name("trl_losses.json")
@@ -315,7 +315,7 @@ def test_gradient_of_a_reward_model_matches_trl(tmp_path, learner_tokens):
         Pair(str(prompt), (prompt, chosen), (prompt, rejected), {})
         for prompt, chosen, rejected in preferences()
     ]
-    stats = accumulate_gradient(Config(learner_tokens=learner_tokens), model, pairs)
+    stats = accumulate_gradient(model, pairs, False, learner_tokens)
     assert abs(stats["loss"].item() - wanted) <= 1e-6
     parameters = dict(model.named_parameters())
     for name in WEIGHTS:

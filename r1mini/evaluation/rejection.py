@@ -16,7 +16,7 @@ from r1mini import tasks
 from r1mini.checkpoint.tokenizer import Tokenizer
 from r1mini.records import Problem, Rollout
 from r1mini.rewards import completion, rules
-from r1mini.rewards.completion import has_right_answer
+from r1mini.rewards.completion import is_general
 from r1mini.rewards.runner import Scores, weighted_sum
 from r1mini.tasks.corpus import cold_start_row
 from r1mini.tasks.trace import Style
@@ -54,7 +54,7 @@ def select_rows(
         if judged == "kept":
             samples.setdefault(text, number)
     rows, chosen = [], Random(f"{seed} {problem.key}").sample(list(samples), len(samples))
-    if not has_right_answer(problem):
+    if is_general(problem):
         chosen.sort(key=lambda text: -weighted_sum(scores[samples[text]], weights))
     for text in chosen[:keep]:
         row = {"prompt": prompt, "completion": text}

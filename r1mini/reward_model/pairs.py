@@ -19,12 +19,12 @@ from random import Random
 from typing import NamedTuple
 
 from r1mini import checkpoint, tasks
+from r1mini.checkpoint.tokenizer import Tokenizer
 from r1mini.config import DeviceOptions, option, run_script, validate
 from r1mini.infra.device import autocast, pick_device
 from r1mini.infra.files import write_rows
 from r1mini.records import Problem, Rollout
 from r1mini.rewards.completion import is_blank, visible_answer
-from r1mini.rewards.rules import format_error
 from r1mini.sampler.sampler import sample
 from r1mini.sampler.sampling import SamplingParams
 from r1mini.tasks import annotator
@@ -49,9 +49,8 @@ class Config(DeviceOptions):
 
 
 class Answer(NamedTuple):
-    text: str  # what the reader sees
-    parsed: str | None  # the text between the answer tags; None if the format is broken
-    tokens: int  # of the completion
+    text: str  # what the annotator reads, and the reward model
+    tokens: int
     model: str
 
 
@@ -64,9 +63,8 @@ def main(cfg: Config) -> dict:
     ]
     answers = [[] for _ in problems]
     for number, model in enumerate(cfg.models):
-        sampled = sample_answers(cfg, model, number, problems)
-        for same_prompt, rollouts in zip(answers, sampled):
-            same_prompt += read_answers(model, rollouts)
+        for same_prompt, new in zip(answers, sample_answers(cfg, model, number, problems)):
+            same_prompt += new
     rows, counts = [], Counter()
     for number, (problem, same_prompt) in enumerate(zip(problems, answers)):
         rng = Random(f"{cfg.seed} judge {number}")
@@ -104,11 +102,11 @@ def check(cfg: Config) -> None:
 
 def sample_answers(
     cfg: Config, model: str, number: int, problems: Sequence[Problem]
-) -> list[list[Rollout]]:
+) -> list[list[Answer]]:
     device = pick_device(cfg.device, cfg.threads)
     policy, tokenizer = checkpoint.load(model, device)
     with autocast(device, cfg.bf16):
-        return sample(
+        groups = sample(
             policy,
             tokenizer,
             [problem.prompt for problem in problems],
@@ -119,21 +117,16 @@ def sample_answers(
             max_rows=cfg.sampler_rows,
             progress=f"answers of {model}" if cfg.progress else None,
         )
+    return [read_answers(model, rollouts, tokenizer) for rollouts in groups]
 
 
-def read_answers(model: str, rollouts: Sequence[Rollout]) -> list[Answer]:
+def read_answers(model: str, rollouts: Sequence[Rollout], tokenizer: Tokenizer) -> list[Answer]:
     """The answers that a reader can see."""
-    answers = []
-    for rollout in rollouts:
-        text = visible_answer(rollout.text)
-        well_formed = rollout.finished and format_error(PLAIN, rollout.text) is None
-        if not is_blank(text):
-            tokens = len(rollout.completion_ids)
-            answers.append(Answer(text, text if well_formed else None, tokens, model))
-    return answers
-
-
-PLAIN = Problem("describe", "", "", "")  # whose answers need no thinking
+    texts = [visible_answer(rollout.text) for rollout in rollouts]
+    texts = [text for text in texts if not is_blank(text)]
+    return [
+        Answer(text, len(ids), model) for text, ids in zip(texts, tokenizer.encode_batch(texts))
+    ]
 
 
 def judge_pairs(
@@ -145,7 +138,7 @@ def judge_pairs(
         if first.text == second.text:
             continue
         votes, again = (judge(problem, first, second, judgements, rng) for _ in range(2))
-        likelier = annotator.preference(problem, first.parsed, second.parsed)
+        likelier = annotator.preference(problem, first.text, second.text)
         if votes[1] > votes[0]:
             first, second, likelier = second, first, 1 - likelier
             votes, again = votes[::-1], again[::-1]
@@ -170,7 +163,7 @@ def judge(
     votes = [0, 0]
     for turn in range(judgements):
         order = (0, 1) if turn % 2 else (1, 0)
-        a, b = ((first, second)[i].parsed for i in order)
+        a, b = ((first, second)[i].text for i in order)
         prefers_a = annotator.prefers_first(problem, a, b, rng)
         votes[order[0] if prefers_a else order[1]] += 1
     return votes

@@ -18,13 +18,12 @@ from r1mini.data.preferences import encode_reply
 from r1mini.model.reward_model import RewardModel
 from r1mini.records import Problem, Rollout
 from r1mini.reward_model.training import answer_template
-from r1mini.rewards.completion import has_right_answer, visible_answer, wants_program
+from r1mini.rewards.completion import is_general, visible_answer
 from r1mini.rewards.runner import Rewards, check_terms, load_rewards
 from r1mini.training.logprobs import collate
 from r1mini.training.micro_batches import by_prompt
 from r1mini.training.scores import row_scores
 
-MICRO_BATCH = 8192  # tokens per forward pass
 Tokens = tuple[tuple[int, ...], ...]  # a row's segments: the prompt, the answer with its end
 
 
@@ -41,7 +40,9 @@ class ModelReward:
         self.model: RewardModel | None = None
         self.batch: dict[Tokens, float | None] = {}  # completions that wait for their scores
 
-    def load(self, device: torch.device, bf16: bool) -> None:
+    def load(self, device: torch.device, bf16: bool, tokens: int = 4096) -> None:
+        """Reads the weights. `tokens`: of a forward pass."""
+        self.tokens = tokens
         dtype = torch.bfloat16 if bf16 else torch.float32
         self.model, _ = checkpoint.load(self.folder, device, dtype, kind=RewardModel)
 
@@ -49,15 +50,15 @@ class ModelReward:
         self, problem: Problem, rollouts: Sequence[Rollout]
     ) -> Callable[[], list[float | None]]:
         """A function that returns the scores of these completions."""
-        if has_right_answer(problem) or wants_program(problem):
+        if not is_general(problem):
             return lambda: [None] * len(rollouts)
         rows, batch = [self.encode(problem, rollout) for rollout in rollouts], self.batch
         batch.update(dict.fromkeys(rows))
 
         def result() -> list[float | None]:
             if batch is self.batch:  # not yet scored
-                self.batch = {}
                 batch.update(self.score(list(batch)))
+                self.batch = {}
             return [batch[row] for row in rows]
 
         return result
@@ -79,7 +80,7 @@ class ModelReward:
     def score(self, rows: Sequence[Tokens]) -> dict[Tokens, float]:
         """The score of each row. ValueError if one is not a finite number."""
         scores = {}
-        for chosen in by_prompt(rows, MICRO_BATCH):
+        for chosen in by_prompt(rows, self.tokens):
             part = [rows[b] for b in chosen]
             scores_B = row_scores(self.model, collate(part).to(self.model.device))
             if not scores_B.isfinite().all():
@@ -93,15 +94,15 @@ def open_rewards(text: str, score_thinking: Sequence[str]) -> Rewards:
     return load_rewards(text, lambda name, file: ModelReward(name, file, name in score_thinking))
 
 
-def load_reward_models(rewards: Rewards, device: torch.device, bf16: bool) -> None:
+def load_reward_models(rewards: Rewards, device: torch.device, bf16: bool, tokens: int) -> None:
+    """`tokens`: of a forward pass."""
     for reward in rewards.functions.values():
         if isinstance(reward, ModelReward):
-            reward.load(device, bf16)
+            reward.load(device, bf16, tokens)
 
 
 def reward_models_fingerprint(text: str) -> dict[str, str]:
-    """What tells whether the reward models of a `--reward` are those of an earlier run; {} without
-    any."""
+    """A hash of the names, sizes and times of the reward models' files; {} without any."""
     folders = [term.folder for term in check_terms(text, ()) if term.folder]
     content = json.dumps([checkpoint.weights_fingerprint(folder) for folder in folders])
     digest = hashlib.sha256(content.encode()).hexdigest()

@@ -13,6 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from statistics import fmean
@@ -32,10 +33,9 @@ from r1mini.infra import distributed
 from r1mini.infra.device import autocast, pick_device
 from r1mini.infra.files import read_json
 from r1mini.model.reward_model import RewardModel
-from r1mini.reward_model.loss import accuracy, bradley_terry, length_correlation
+from r1mini.reward_model.loss import accuracy, bradley_terry, length_correlation, within
 from r1mini.training import memory, optim
 from r1mini.training.logprobs import collate
-from r1mini.training.micro_batches import pack_greedily
 from r1mini.training.run_state import Run
 from r1mini.training.scores import row_scores
 from r1mini.training.setup import load_model, prepare
@@ -53,9 +53,9 @@ class Config(TrainOptions):
         0.1, "share of the prompts whose pairs measure the accuracy", bounds="0 < x < 1"
     )
     epochs: int = option(1, "passes over the pairs; R1: 1", bounds="1 <= x")
-    batch_pairs: int = option(64, "pairs per optimizer step; R1: 256", bounds="1 <= x")
+    batch_pairs: int = option(256, "pairs per optimizer step, at most; R1: 256", bounds="1 <= x")
     learning_rate: float = option(
-        8e-3, "peak learning rate; R1, with AdamW at 671B: 6e-6", bounds="0 <= x"
+        1e-2, "peak learning rate; R1, with AdamW at 671B: 6e-6", bounds="0 <= x"
     )
     learner_tokens: int = option(
         4096, "tokens per micro-batch; affects memory, never the gradient", bounds="1 <= x"
@@ -79,7 +79,10 @@ def main(cfg: Config) -> dict:
     """Train a reward model. Returns the summary of the run."""
     validate(cfg)
     if not cfg.data:
-        raise ValueError("--data: give a file of preference pairs")
+        raise ValueError(
+            "--data: give a file of preference pairs, such as python -m r1mini.reward_model.pairs "
+            "writes"
+        )
     run = Run(cfg.out, asdict(cfg) | fingerprint(cfg.data), logs=("metrics.jsonl",))
     if run.has_finished():
         return run.record()
@@ -99,17 +102,23 @@ def main(cfg: Config) -> dict:
     run.start(model, tokenizer, optimizers)
     with run:
         for step in run.steps(len(batches)):
-            stats = accumulate_gradient(cfg, model, batches[step])
+            stats = memory.retry_with_half(
+                partial(accumulate_gradient, model, batches[step], cfg.bf16),
+                cfg.learner_tokens,
+                model,
+                cfg,
+            )
             progress = (step + 1) / len(batches)
             rate = optim.learning_rate_at(progress, cfg.learning_rate, cfg.warmup, cfg.final_lr)
             run.begin_update()  # from here on, a signal waits for the end of the step
             loss = stats["loss"]
             norm = optim.step(optimizers, model.parameters(), rate, cfg.max_grad_norm, loss)
             non_finite.check(norm, f"{run.name}: step {step}", ())
-            log_step(run, step, len(batches), stats, rate, norm)
+            if math.isfinite(norm):
+                log_step(run, step, len(batches), stats, rate, norm)
     results = evaluate(cfg, distributed.gather_model(model), held_out)
     summary = run.finish(steps=len(batches), **results)
-    print(describe(results))
+    print(format_results(results))
     print(f"{run.out}: {run.seconds:.0f} s; next: --reward model={run.out} in train_grpo.py")
     return summary
 
@@ -142,9 +151,8 @@ def convert(language_model, seed: int) -> RewardModel:
 
 
 def answer_template(template: ChatTemplate) -> ChatTemplate:
-    """A reward model with a chat template sees every text as a conversation, also if it was made
-    for another model's tokenizer and without a template. The day that a template may show is always
-    the same, or a score would depend on it."""
+    """With a chat template, prompts of text become a user's message, too. The day that a template
+    may show is always the same, or a score would depend on it."""
     return replace(template, wraps_text=template.source != PLAIN, date=DAY)
 
 
@@ -191,38 +199,47 @@ def make_batches(cfg: Config, pairs: Sequence[Pair], epoch: int) -> list[list[Pa
         by_prompt.setdefault(pair.prompt, []).append(pair)
     order = Random(f"{cfg.seed} {epoch}").sample(list(by_prompt), len(by_prompt))
     ordered = [pair for prompt in order for pair in by_prompt[prompt]]
-    return [ordered[i : i + cfg.batch_pairs] for i in range(0, len(ordered), cfg.batch_pairs)]
+    count = -(-len(ordered) // cfg.batch_pairs)
+    cuts = [len(ordered) * i // count for i in range(count + 1)]  # batches of equal size
+    return [ordered[i:j] for i, j in pairwise(cuts)]
 
 
 # -- one step --------------------------------------------------------------------------------------
 
 
 def accumulate_gradient(
-    cfg: Config, model: RewardModel, pairs: Sequence[Pair]
+    model: RewardModel, pairs: Sequence[Pair], bf16: bool, tokens: int
 ) -> dict[str, Tensor]:
-    """Add up the gradient of the mean loss of the pairs. Returns that loss and the accuracy."""
+    """Add up the gradient of the mean loss of the pairs, in micro-batches with a token limit.
+    Returns that loss and the accuracy."""
     totals = torch.zeros(2, device=model.device)
-    parts = micro_batches(pairs, cfg.learner_tokens)
+    parts = micro_batches(pairs, tokens)
     for part, factor in distributed.assign_micro_batches(parts):
-        with autocast(model.device, cfg.bf16):
+        with autocast(model.device, bf16):
             chosen_P, rejected_P = pair_scores(model, part)
         loss = factor * bradley_terry(chosen_P, rejected_P).sum() / len(pairs)
         loss.backward()
-        correct = factor * (chosen_P > rejected_P).sum() / len(pairs)
-        totals += torch.stack([loss.detach(), correct])
+        correct = (chosen_P > rejected_P) + 0.5 * (chosen_P == rejected_P)
+        totals += torch.stack([loss.detach(), factor * correct.sum() / len(pairs)])
     loss, correct = distributed.all_reduce_sum(totals)
     return {"loss": loss, "accuracy": correct}
 
 
 def micro_batches(pairs: Sequence[Pair], token_budget: int) -> list[list[Pair]]:
-    """Pairs in this order, cut where their answers, each counted once, exceed the budget."""
-    seen, new_tokens = set(), []
+    """Pairs in this order, cut where their answers, each counted once, exceed the budget. A pair
+    over the budget stands alone."""
+    parts, answers, tokens = [], set(), 0
     for pair in pairs:
-        new = {pair.chosen, pair.rejected} - seen
-        new_tokens.append(sum(len(segment) for row in new for segment in row))
-        seen |= new
-    parts = pack_greedily(new_tokens, range(len(pairs)), token_budget)
-    return [[pairs[i] for i in part] for part in parts]
+        new = {pair.chosen, pair.rejected} - answers
+        size = sum(len(segment) for row in new for segment in row)
+        if not parts or tokens + size > token_budget:
+            parts.append([])
+            answers, tokens = set(), 0
+            size = sum(map(len, pair.chosen + pair.rejected))
+        parts[-1].append(pair)
+        answers |= {pair.chosen, pair.rejected}
+        tokens += size
+    return parts
 
 
 def pair_scores(model: RewardModel, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
@@ -240,12 +257,10 @@ def worst_case_step(cfg: Config, model: RewardModel, pairs: Sequence[Pair]) -> N
     longest = max(pairs, key=lambda pair: sum(map(len, pair.chosen + pair.rejected)))
     size, batch = sum(map(len, longest.chosen + longest.rejected)), []
     for number in range(min(cfg.batch_pairs, max(1, cfg.learner_tokens // size))):
-        prompt = (number % 256,) * len(
-            longest.chosen[0]
-        )  # no two are alike, or they would be shared
+        prompt = (number % 256,) * len(longest.chosen[0])  # another one, or pairs would be shared
         chosen, rejected = ((prompt, answer) for _, answer in (longest.chosen, longest.rejected))
         batch.append(longest._replace(chosen=chosen, rejected=rejected))
-    accumulate_gradient(cfg, model, batch)
+    accumulate_gradient(model, batch, cfg.bf16, cfg.learner_tokens)
     model.zero_grad()
 
 
@@ -260,8 +275,8 @@ def log_step(
     )
     if step % 20 == 0 or step + 1 == steps:
         print(
-            f"{run.name} {step + 1}/{steps}: loss {values['loss']:.3f} accuracy "
-            f"{values['accuracy']:.2f}",
+            f"{run.name} {step + 1}/{steps}: loss {values['loss']:.3f} training "
+            f"accuracy {values['accuracy']:.2f}",
             flush=True,
         )
 
@@ -272,23 +287,27 @@ def log_step(
 @torch.inference_mode()
 def evaluate(cfg: Config, model: RewardModel, pairs: Sequence[Pair]) -> dict[str, Any]:
     """The figures of the held-out pairs."""
-    margins, scores = [], {}
+    margins, scores = [], {}  # scores: {(prompt, answer): score}
     for part in micro_batches(pairs, cfg.learner_tokens):
         with autocast(model.device, cfg.bf16):
-            chosen_P, rejected_P = pair_scores(model, part)
-        margins += (chosen_P - rejected_P).tolist()
-        scores.update(zip((pair.chosen for pair in part), chosen_P.tolist()))
-        scores.update(zip((pair.rejected for pair in part), rejected_P.tolist()))
-    lengths = [len(answer) for _, answer in scores]
+            sides = pair_scores(model, part)
+        margins += (sides[0] - sides[1]).tolist()
+        for name, scores_P in zip(("chosen", "rejected"), sides):
+            answers = [(pair.prompt, getattr(pair, name)) for pair in part]
+            scores.update(zip(answers, scores_P.tolist()))
+    prompts = [prompt for prompt, _ in scores]
+    lengths = [len(answer) for _, (_, answer) in scores]
+    values = list(scores.values())
     mean, error = accuracy(margins, [pair.prompt for pair in pairs])
+    margins_P = torch.tensor(margins)
     return {
         "held_out_pairs": len(pairs),
         "held_out_accuracy": mean,
         "held_out_accuracy_se": error,
-        "held_out_loss": fmean(math.log1p(math.exp(-abs(m))) + max(0.0, -m) for m in margins),
-        "length_correlation": length_correlation(list(scores.values()), lengths),
-        "score_mean": fmean(scores.values()),
-        "score_std": float(torch.tensor(list(scores.values())).std(correction=0)),
+        "held_out_loss": float(bradley_terry(margins_P, torch.zeros_like(margins_P)).mean()),
+        "length_correlation": length_correlation(values, lengths, prompts),
+        "score_mean": fmean(values),
+        "score_std": math.sqrt(fmean(x * x for x in within(values, prompts))),
         **annotators(pairs),
     }
 
@@ -313,11 +332,12 @@ def are_votes(counts: Any) -> bool:
     return isinstance(counts, list) and [type(n) for n in counts] == [int, int]
 
 
-def describe(results: Mapping[str, Any]) -> str:
+def format_results(results: Mapping[str, Any]) -> str:
     text = (
-        f"held out: {results['held_out_pairs']} pairs, accuracy "
-        f"{results['held_out_accuracy']:.3f} ± {results['held_out_accuracy_se']:.3f}"
+        f"held out: {results['held_out_pairs']} pairs, accuracy {results['held_out_accuracy']:.3f}"
     )
+    if (error := results["held_out_accuracy_se"]) is not None:
+        text += f" ± {error:.3f}"
     if "best_accuracy" in results:
         text += f" (the best possible: {results['best_accuracy']:.3f})"
     if "annotator_agreement" in results:
@@ -325,4 +345,7 @@ def describe(results: Mapping[str, Any]) -> str:
     correlated = results["length_correlation"]
     if correlated is not None:
         text += f"; correlation of score and length {correlated:+.2f}"
-    return f"{text}; scores {results['score_mean']:+.2f} ± {results['score_std']:.2f}"
+    spread = (
+        f"{results['score_mean']:+.2f}, ± {results['score_std']:.2f} among the answers to a prompt"
+    )
+    return f"{text}; scores: {spread}"

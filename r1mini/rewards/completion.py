@@ -252,6 +252,11 @@ def has_right_answer(problem: Problem) -> bool:
     return gold_answer(problem) is not None
 
 
+def is_general(problem: Problem) -> bool:
+    """Can no rule say whether an answer is right?"""
+    return not has_right_answer(problem) and not wants_program(problem)
+
+
 def gold_answer(problem: Problem) -> str | None:
     r"""The gold answer of a data file's row; None where a task's checker or tests decide.
 

@@ -38,7 +38,7 @@ def accuracy(problem: Problem, completion: Completion) -> float | None:
 
 
 def is_correct(problem: Problem, text: str) -> bool | None:
-    """Is the answer right? None: no answer of the problem is the right one."""
+    """Is the answer right? None for a general prompt, and for one that wants a program."""
     if not has_right_answer(problem):
         return None
     return answer_error(problem, text) is None

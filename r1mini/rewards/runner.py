@@ -102,7 +102,7 @@ def parse_spec(text: str) -> tuple[Term, ...]:
 
 
 def read_term(match: re.Match) -> Term:
-    """ValueError for an unknown or reserved name, or a number that is none."""
+    """ValueError for an unknown or reserved name, or an invalid weight or start."""
     part = match.groupdict("")
     name, is_builtin = part["name"] or part["function"], not part["file"] + part["name"]
     if is_builtin and name not in rewards.REWARDS:
@@ -116,10 +116,22 @@ def read_term(match: re.Match) -> Term:
     reserved = (*rewards.REWARDS, "overlong") if part["name"] else (*ALWAYS_LOGGED, "overlong")
     if not is_builtin and name in reserved:
         raise ValueError(f"{name!r} is the name of a built-in reward; choose another name")
-    start = finite_number(part["start"] or "0")
-    if not 0 <= start < 1:
-        raise ValueError(f"{name}@{part['start']}: must be a share of the run, 0 <= x < 1")
+    start = read_start(part["start"]) if match["start"] is not None else 0.0
     return Term(name, finite_number(part["weight"] or "1"), start, part["file"], part["folder"])
+
+
+def read_start(text: str) -> float:
+    """ValueError unless it is a share of the run."""
+    try:
+        start = float(text)
+    except ValueError:
+        start = -1.0
+    if not 0 <= start < 1:
+        raise ValueError(
+            f"@{text}: after @ comes the share of the run from which on a reward counts, such as "
+            "@0.75 (and before it the weight; a folder cannot contain a comma, : or @)"
+        )
+    return start
 
 
 def check_terms(text: str, score_thinking: Sequence[str]) -> tuple[Term, ...]:

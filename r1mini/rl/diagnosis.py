@@ -8,8 +8,9 @@ from typing import Any
 
 from r1mini import tasks
 from r1mini.records import Group, Problem
-from r1mini.rewards import REWARDS, rules
-from r1mini.rewards.completion import extract_thinking, has_right_answer, wants_program, words
+from r1mini.rewards import rules
+from r1mini.rewards.completion import extract_thinking, is_general, wants_program, words
+from r1mini.rewards.runner import Term
 from r1mini.rl.config import GRPOConfig
 
 # Largest difference of a token's log-probability between sampler and learner that rounding
@@ -41,10 +42,10 @@ def first_look(group: Group, weights: Mapping[str, float]) -> str:
     return "\n".join(lines)
 
 
-def score_spreads(groups: Sequence[Group], weights: Mapping[str, float]) -> Iterator[str]:
+def score_spreads(groups: Sequence[Group], terms: Sequence[Term]) -> Iterator[str]:
     """The spread of each reward that is not built in: a reward model's scores have no zero and no
     unit, and only differences among the answers to a prompt become advantages."""
-    for name in (name for name in weights if name not in (*REWARDS, "overlong")):
+    for name, weight, start in [term[:3] for term in terms if term.file or term.folder]:
         by_prompt = [[scores[name] for scores in group.scores] for group in groups]
         known = [[x for x in values if x is not None] for values in by_prompt]
         known = [values for values in known if values]
@@ -52,16 +53,17 @@ def score_spreads(groups: Sequence[Group], weights: Mapping[str, float]) -> Iter
             continue
         every = [x for values in known for x in values]
         within = math.sqrt(fmean(pvariance(values) for values in known))
+        since = f" from {start:.0%} of the run on" if start else ""
         yield (
             f"--- {name}: {fmean(every):.2f} ± {pstdev(every):.2f} over the {len(every)} "
             f"completions of this step that it applies to, ± {within:.2f} within a group; its "
-            f"weight is {weights[name]:g}"
+            f"weight is {weight:g}{since}"
         )
 
 
 def answer_place(problem: Problem) -> str:
     """Where `extract_answer` looks for the answer of a completion."""
-    if not has_right_answer(problem) and not wants_program(problem):
+    if is_general(problem):
         return "a general prompt: no rule says what is right"
     place = r"<answer>…</answer>, or else the last \boxed{…} or line 'Answer: …' or '#### 5'"
     if problem.task in tasks.TASKS:

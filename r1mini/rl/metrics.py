@@ -13,6 +13,7 @@ from r1mini.infra.distributed import replicate
 from r1mini.model.transformer import Transformer
 from r1mini.records import Group
 from r1mini.rewards.completion import extract_answer, extract_thinking, words
+from r1mini.rewards.runner import parse_spec
 from r1mini.rl import diagnosis
 from r1mini.rl.config import GRPOConfig
 from r1mini.training.run_state import Run
@@ -146,8 +147,8 @@ class StepLog:
         self.run.lap("sample")
         self.weights_before = bf16_weights(self.policy) if self.cfg.bf16 else None
         if step == 0:
-            print(diagnosis.first_look(groups[0], self.reward_weights))
-            for line in diagnosis.score_spreads(groups, self.reward_weights):
+            print(diagnosis.first_look(groups[0], self.reward_weights), flush=True)
+            for line in diagnosis.score_spreads(groups, parse_spec(self.cfg.reward)):
                 print(line, flush=True)
             if self.cfg.max_new_tokens > self.context:
                 print(

@@ -50,20 +50,25 @@ def test_standard_error_of_clusters_by_hand():
     margins, prompts = [1.0, 1.0, -1.0, 1.0, -1.0, -1.0], list("aaabcc")
     mean, error = accuracy(margins, prompts)
     assert mean == 0.5
-    assert error == pytest.approx(math.sqrt(0.25 + 0.25 + 1) / 6)
+    assert error == pytest.approx(math.sqrt((0.25 + 0.25 + 1) * 3 / 2) / 6)
+    assert accuracy(margins, "a" * 6) == (0.5, None)  # one prompt has no spread
 
 
 def test_standard_error_of_independent_pairs_is_that_of_a_share():
     margins = [1.0] * 3 + [-1.0]
     _, error = accuracy(margins, range(4))
-    assert error == pytest.approx(math.sqrt(0.75 * 0.25 / 4))
+    assert error == pytest.approx(math.sqrt(0.75 * 0.25 / 4 * 4 / 3))
     _, dependent = accuracy(margins * 2, [*range(4)] * 2)  # each pair twice tells nothing new
     assert dependent == pytest.approx(error)
 
 
 def test_length_correlation_by_hand():
-    assert length_correlation([1.0, 2.0, 3.0], [10, 20, 30]) == pytest.approx(1)
-    assert length_correlation([1.0, 2.0, 3.0], [30, 20, 10]) == pytest.approx(-1)
-    assert length_correlation([1.0, 0.0, 1.0, 0.0], [5, 5, 9, 9]) == pytest.approx(0)
-    assert length_correlation([1.0, 2.0], [7, 7]) is None
-    assert length_correlation([1.0, 1.0], [7, 8]) is None
+    same = "aaaa"
+    assert length_correlation([1.0, 2.0, 3.0], [10, 20, 30], same[:3]) == pytest.approx(1)
+    assert length_correlation([1.0, 2.0, 3.0], [30, 20, 10], same[:3]) == pytest.approx(-1)
+    assert length_correlation([1.0, 0.0, 1.0, 0.0], [5, 5, 9, 9], same) == pytest.approx(0)
+    assert length_correlation([1.0, 2.0], [7, 7], same[:2]) is None
+    assert length_correlation([1.0, 1.0], [7, 8], same[:2]) is None
+    # The longer answer scores higher at both prompts, although the prompt of long answers is the
+    # one of low scores.
+    assert length_correlation([5.0, 6.0, 1.0, 2.0], [1, 2, 8, 9], "aabb") == pytest.approx(1)

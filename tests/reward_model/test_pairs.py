@@ -17,7 +17,7 @@ PROBLEM = tasks.problem("describe", 0, 0, "train")
 
 
 def answers(*texts):
-    return [Answer(text, text, len(text), f"model {n}") for n, text in enumerate(texts)]
+    return [Answer(text, len(text), f"model {n}") for n, text in enumerate(texts)]
 
 
 def judged(monkeypatch, texts, prefers_first, judgements=4):
@@ -69,7 +69,7 @@ def test_three_votes_to_one(monkeypatch):
 
 def test_answers_that_are_alike_to_the_annotator_have_no_likelier_one():
     """Both are worth nothing, and equally long: the best guess is right half of the time."""
-    some = [Answer(text, None, 2, "m") for text in ("iron is", "lead is")]
+    some = [Answer(text, 2, "m") for text in ("iron is", "lead is")]
     [row] = judge_pairs(PROBLEM, some, 4, Random(0))
     assert row["chosen_is_likelier"] is None and sum(row["votes"]) == 4
 
@@ -83,11 +83,11 @@ def test_every_two_different_answers_are_a_pair(monkeypatch):
 def test_simulated_annotator_prefers_the_useful_answer():
     useful = max((describe.write(PROBLEM, Random(n)) for n in range(20)), key=utility)
     assert utility(useful) > 0.9
-    some = [Answer("lead is tall", "lead is tall", 3, "weak"), Answer(useful, useful, 40, "strong")]
+    some = [Answer("lead is tall", 3, "weak"), Answer(useful, 40, "strong")]
     [row] = judge_pairs(PROBLEM, some, 8, Random(0))
     assert row["chosen"] == useful and row["votes"] == [8, 0] and row["chosen_is_likelier"]
-    # The same text without a well-formed end is worth nothing.
-    broken = Answer(useful + ".", None, 40, "broken")
+    # What is broken is read as it is: these lines are no statements.
+    broken = Answer(useful.replace("\n", ".\n"), 40, "broken")
     [row] = judge_pairs(PROBLEM, [broken, some[1]], 8, Random(0))
     assert row["models"] == ["strong", "broken"]
 
@@ -126,7 +126,7 @@ def test_balanced_pairs_are_all_kept():
 # -- the answers that a reader sees ----------------------------------------------------------------
 
 
-def test_answers_are_what_a_reader_sees():
+def test_answers_are_what_a_reader_sees(tokens):
     def rollout(text, finished=True):
         return Rollout((1,), (5,) * 7, (), text, finished)
 
@@ -139,11 +139,9 @@ def test_answers_are_what_a_reader_sees():
         rollout("<answer> \n</answer>"),
         rollout(""),
     ]
-    assert read_answers("m", rollouts) == [
-        Answer("iron is Fe", "iron is Fe", 7, "m"),
-        Answer("iron", "iron", 7, "m"),
-        Answer("iron, without tags", None, 7, "m"),
-        Answer("cut off", None, 7, "m"),
+    texts = ["iron is Fe", "iron", "iron, without tags", "cut off"]
+    assert read_answers("m", rollouts, tokens) == [
+        Answer(text, len(tokens.encode(text)), "m") for text in texts
     ]
 
 
@@ -191,7 +189,9 @@ def test_pairs_depend_on_the_seed_alone(folder, tmp_path):
 
 
 def test_larger_margin_keeps_fewer(folder, tmp_path):
-    half, all_votes = (run(folder, tmp_path / "a", margin=margin) for margin in (0.5, 1.0))
+    half, all_votes = (
+        run(folder, tmp_path / "a", margin=margin, problems=20) for margin in (0.5, 1.0)
+    )
     assert half["judged"] == all_votes["judged"] and half["clear"] > all_votes["clear"] > 0
     assert all(row["votes"] == [4, 0] for row in jsonl(tmp_path / "a"))
 

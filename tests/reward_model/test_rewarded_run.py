@@ -91,7 +91,8 @@ def test_first_look_prints_the_spread(run, capsys):
     within = math.sqrt(fmean(map(pvariance, groups.values())))
     assert line == (
         f"--- helpful: {fmean(every):.2f} ± {pstdev(every):.2f} over the 6 completions of this "
-        f"step that it applies to, ± {within:.2f} within a group; its weight is 0.5"
+        f"step that it applies to, ± {within:.2f} within a group; its weight is 0.5 "
+        "from 50% of the run on"
     )
 
 

@@ -266,7 +266,7 @@ def test_results_may_be_asked_for_in_any_order(reward, batches, order):
 def test_scores_do_not_depend_on_the_size_of_a_batch(reward, batches, monkeypatch):
     texts = [f"iron is {n}" for n in range(9)]
     whole = scores(reward, GENERAL, *texts)
-    monkeypatch.setattr(scoring, "MICRO_BATCH", 40)
+    monkeypatch.setattr(reward, "tokens", 40)
     assert scores(reward, GENERAL, *texts) == pytest.approx(whole, abs=1e-5)
     assert len(batches) > 3
 

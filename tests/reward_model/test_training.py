@@ -55,7 +55,8 @@ def pairs():
 
 def gradient(reward_model, pairs, **changes):
     model = copy.deepcopy(reward_model).requires_grad_(True)
-    stats = training.accumulate_gradient(Config(**changes), model, pairs)
+    cfg = Config(**changes)
+    stats = training.accumulate_gradient(model, pairs, cfg.bf16, cfg.learner_tokens)
     return {name: p.grad for name, p in model.named_parameters()}, stats
 
 
@@ -209,20 +210,20 @@ def test_held_out_figures_by_hand(monkeypatch):
     # Right, wrong | wrong | a tie, which counts half.
     assert results["held_out_accuracy"] == 1.5 / 4
     deviations = [1 - 2 * 0.375, -0.375, 0.5 - 0.375]
-    se = math.sqrt(sum(d * d for d in deviations)) / 4
+    se = math.sqrt(sum(d * d for d in deviations) * 3 / 2) / 4
     assert results["held_out_accuracy_se"] == pytest.approx(se)
     losses = [math.log(1 + math.exp(-margin)) for margin in (1.0, -1.0, -2.0, 0.0)]
     assert results["held_out_loss"] == pytest.approx(sum(losses) / 4)
-    assert results["score_mean"] == 1 and results["score_std"] == pytest.approx(math.sqrt(0.5))
-    # Answers of 1, 2, 3 and 4 tokens, each once, whatever their prompts: covariance -1, variances
-    # 2 and 5.
-    assert results["length_correlation"] == pytest.approx(-2 / math.sqrt(2 * 5))
+    # Without the means of their prompts, the scores are 1 0 -1 | -1 1 | 0 0, and the lengths of
+    # 1 2 3 | 3 1 | 2 4 tokens are -1 0 1 | 1 -1 | -1 1.
+    assert results["score_mean"] == 1 and results["score_std"] == pytest.approx(math.sqrt(4 / 7))
+    assert results["length_correlation"] == pytest.approx(-4 / math.sqrt(4 * 6))
     # The second annotation agrees, disagrees, agrees, and is a tie.
     assert results["annotator_agreement"] == (1 + 0 + 1 + 0.5) / 4
     assert results["best_accuracy"] == (1 + 0 + 1 + 0.5) / 4
-    text = training.describe(results)
+    text = training.format_results(results)
     assert (
-        "accuracy 0.375 ± 0.117 (the best possible: 0.625); two annotations agree on 0.625" in text
+        "accuracy 0.375 ± 0.143 (the best possible: 0.625); two annotations agree on 0.625" in text
     )
 
 
@@ -231,7 +232,7 @@ def test_column_called_votes_that_holds_none_is_ignored(monkeypatch, votes):
     columns = [("a", 0, 1, {"second_votes": [3, 1]}), ("b", 0, 2, {"second_votes": votes})]
     results = evaluated(monkeypatch, columns, [2.0, 1.0, 0.0])
     assert "annotator_agreement" not in results and "best_accuracy" not in results
-    assert "held out: 2 pairs" in training.describe(results)
+    assert "held out: 2 pairs" in training.format_results(results)
 
 
 def test_held_out_loss_of_extreme_scores_is_finite(monkeypatch):
@@ -400,4 +401,4 @@ def test_command_line(script, tmp_path, folder):
     code, out, _ = script(main, "--help")
     assert code == 0 and "python -m r1mini.reward_model" in out and "--held-out" in out
     code, _, err = script(main, "--model", folder, "--out", tmp_path / "out")
-    assert code == 2 and err.strip().endswith("--data: give a file of preference pairs")
+    assert code == 2 and "--data: give a file of preference pairs" in err

@@ -7,6 +7,7 @@ import torch
 from conftest import score
 
 from r1mini.records import Group, Problem, Rollout
+from r1mini.rewards.runner import parse_spec
 from r1mini.rl import diagnosis, metrics
 from r1mini.rl.config import GRPOConfig
 
@@ -145,15 +146,16 @@ def test_spread_of_scores_by_hand():
         return Group(Problem("p", "", "", ""), texts, scores, (0.0,) * len(values))
 
     groups = [scored(1.0, 3.0), scored(None, None), scored(5.0, 7.0)]
-    weights = {"format": 0.5, "helpful": 2.0, "overlong": 1.0}
-    assert list(diagnosis.score_spreads(groups, weights)) == [
+    terms = parse_spec("format:0.5,helpful=runs/rm:2")
+    assert list(diagnosis.score_spreads(groups, terms)) == [
         "--- helpful: 4.00 ± 2.24 over the 4 completions of this step that it applies to, ± 1.00 "
         "within a group; its weight is 2"
     ]
-    assert not list(diagnosis.score_spreads([scored(None)], weights))
-    assert not list(diagnosis.score_spreads(groups, {"format": 1.0}))
-    [line] = diagnosis.score_spreads([scored(2.5, None)], {"helpful": 0.1})
+    assert not list(diagnosis.score_spreads([scored(None)], terms))
+    assert not list(diagnosis.score_spreads(groups, parse_spec("format")))
+    [line] = diagnosis.score_spreads([scored(2.5, None)], parse_spec("mine.py:helpful:0.1@0.75"))
     assert line.startswith("--- helpful: 2.50 ± 0.00 over the 1 completions")
+    assert line.endswith("its weight is 0.1 from 75% of the run on")
 
 
 HEALTHY = {
