@@ -7,6 +7,7 @@ its canonical key alone, so no permutation or translation of a held-out problem 
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 
 from r1mini import sandbox
@@ -56,11 +57,24 @@ TASKS = {
     ),
     "balance-hard": Task(balance.generate_hard, balance.find_error, balance.tries, give_up=0.3),
     "kinetics-hard": Task(
-        kinetics.generate_hard, kinetics.find_error_hard, kinetics.tries_hard, give_up=0.3
+        partial(kinetics.generate_rates, "kinetics-hard", "AB"),
+        kinetics.find_error_rates,
+        kinetics.tries_rates,
+        give_up=0.3,
+    ),
+    # Of kinds that the base model's text does not have
+    "repair-long": Task(
+        repair.generate_long, repair.find_error, repair.tries, give_up=0.2, runs_code=True
+    ),
+    "kinetics-three": Task(
+        partial(kinetics.generate_rates, "kinetics-three", "ABC"),
+        kinetics.find_error_rates,
+        kinetics.tries_rates,
+        give_up=0.1,
     ),
 }
 REASONING = ("countdown", "repair", "balance", "kinetics")
-HARD = tuple(f"{name}-hard" for name in REASONING)
+HARD = ("countdown-hard", "repair-long", "balance-hard", "kinetics-three")
 GENERAL = ("describe",)
 DEFAULT = (*REASONING, "elements", *HARD, *GENERAL)
 

@@ -2,14 +2,16 @@
 
 Easy problems have the concentrations at three times. The search tests the three rate laws in random
 order: equal differences of A (order 0), equal ratios of A (order 1), equal differences of 1/A,
-shown as A0/A (order 2). Hard problems have the initial rates of three experiments; the search
-tests the nine pairs of orders of A and B in random order, and computes what the rates would be.
+shown as A0/A (order 2). Hard problems have the initial rates of A and B in three experiments, and
+harder ones those of A, B and C in four. The search tests all combinations of orders in random
+order, and computes what the rates would be.
 """
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
+from itertools import product
 from random import Random
 
 from r1mini.records import Problem
@@ -105,21 +107,34 @@ def find_error(problem: Problem, answer: str) -> str | None:
 # -- hard: initial rates -------------------------------------------------------------------------
 
 MAX_RATE = 99
-RATES = {"en": "A {A}\nB {B}\nr {r}\norders and k?\n", "zh": "A {A}\nB {B}\nr {r}\n各级数和 k?\n"}
+QUESTION = {"en": "orders and k?\n", "zh": "各级数和 k?\n"}
 
 
-def generate_hard(rng: Random, language: str) -> Problem | None:
-    """In the second experiment only A is another one, in the third only B."""
-    orders = rng.randrange(3), rng.randrange(3)
-    a, b, k = rng.randint(1, 5), rng.randint(1, 5), rng.randint(1, 9)
-    table = [(a, b), (a * rng.choice((2, 2, 3)), b), (a, b * rng.choice((2, 2, 3)))]
-    rates = [k * x ** orders[0] * y ** orders[1] for x, y in table]
+def generate_rates(task: str, names: str, rng: Random, language: str) -> Problem | None:
+    """Each experiment but the first changes the concentration of one reactant."""
+    orders = [rng.randrange(3) for _ in names]
+    first, k = [rng.randint(1, 5) for _ in names], rng.randint(1, 9)
+    table = [first]
+    for index in range(len(names)):
+        table.append([*first])
+        table[-1][index] *= rng.choice((2, 2, 3))
+    rates = [rate(k, row, orders) for row in table]
     if max(rates) > MAX_RATE:
         return None
-    columns = {"A": [x for x, _ in table], "B": [y for _, y in table], "r": rates}
-    text = {name: " ".join(map(str, values)) for name, values in columns.items()}
-    prompt = RATES[language].format(**text)
-    return Problem("kinetics-hard", str(columns), language, prompt, columns)
+    columns = {name: [row[index] for row in table] for index, name in enumerate(names)}
+    columns["r"] = rates
+    lines = [f"{name} {' '.join(map(str, values))}\n" for name, values in columns.items()]
+    prompt = "".join(lines) + QUESTION[language]
+    return Problem(task, str(columns), language, prompt, columns)
+
+
+def rate(k: int, concentrations: Iterable[int], orders: Iterable[int]) -> int:
+    return k * math.prod(x**order for x, order in zip(concentrations, orders))
+
+
+def reactants(problem: Problem) -> list[list[int]]:
+    """The concentrations of each in all experiments."""
+    return [values for name, values in problem.columns.items() if name != "r"]
 
 
 def power_steps(rate: int, ratio: int, order: int) -> tuple[str, int]:
@@ -135,36 +150,36 @@ def power_steps(rate: int, ratio: int, order: int) -> tuple[str, int]:
     return " ".join(steps) or str(rate), rate
 
 
-def tries_hard(problem: Problem, rng: Random) -> Iterator[Try]:
-    A, B, rates = (problem.columns[name] for name in "ABr")
-    pairs = [(x, y) for x in range(3) for y in range(3)]
-    for orders in rng.sample(pairs, len(pairs)):
-        text, holds = " ".join(map(str, orders)), True
-        for order, (first, *others), rate in zip(orders, (A, B), rates[1:]):
+def tries_rates(problem: Problem, rng: Random) -> Iterator[Try]:
+    table, rates = reactants(problem), problem.columns["r"]
+    combinations = list(product(range(3), repeat=len(table)))
+    for orders in rng.sample(combinations, len(combinations)):
+        text, holds, k = " ".join(map(str, orders)), True, rates[0]
+        for order, (first, *others), changed in zip(orders, table, rates[1:]):
             ratio = max(others) // first
             steps, value = power_steps(rates[0], ratio, order)
-            text += f" {max(others)}/{first}={ratio} {steps} ?{rate}"
-            holds = value == rate
+            text += f" {max(others)}/{first}={ratio} {steps} ?{changed}"
+            holds = value == changed
             if not holds:
                 break
-        k = rates[0]
         if holds:
             text += " k"
-            for divisor in [A[0]] * orders[0] + [B[0]] * orders[1]:
+            for divisor in [
+                values[0] for values, order in zip(table, orders) for _ in range(order)
+            ]:
                 text += f" {k}/{divisor}={k // divisor}"
                 k //= divisor
-        yield Try(text, holds, f"{orders[0]} {orders[1]} {k}")
+        yield Try(text, holds, " ".join(map(str, (*orders, k))))
 
 
-def find_error_hard(problem: Problem, answer: str) -> str | None:
-    """Expects both orders and the rate constant, a whole number."""
-    match = re.fullmatch(r"\s*([0-9]) +([0-9]) +([0-9]{1,2})\s*", answer, re.ASCII)
-    if not match:
-        return "not two orders and a rate constant"
-    *orders, k = map(int, match.groups())
-    A, B, rates = (problem.columns[name] for name in "ABr")
-    for number, (a, b, rate) in enumerate(zip(A, B, rates), 1):
-        predicted = k * a ** orders[0] * b ** orders[1]
-        if predicted != rate:
-            return f"rate {number}: {predicted} ≠ {rate}"
+def find_error_rates(problem: Problem, answer: str) -> str | None:
+    """Expects the orders and the rate constant, a whole number."""
+    table = reactants(problem)
+    if not re.fullmatch(rf"\s*(?:[0-9] +){{{len(table)}}}[0-9]{{1,2}}\s*", answer, re.ASCII):
+        return f"not {len(table)} orders and a rate constant"
+    *orders, k = map(int, answer.split())
+    for number, (*concentrations, actual) in enumerate(zip(*table, problem.columns["r"]), 1):
+        predicted = rate(k, concentrations, orders)
+        if predicted != actual:
+            return f"rate {number}: {predicted} ≠ {actual}"
     return None

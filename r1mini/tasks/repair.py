@@ -43,9 +43,15 @@ HARD_TEMPLATES = """\
 10 def f(v,b):/ s={0 1}/ for x in v:/  s=s{+ *}x/  s=s{+ -}{b #}/ return s{+ - *}#
 10 def f(v,b):/ s={0 1}/ for x in v:/  if x{< >}{b #}:/   s+={x b}/ return s{+ - *}#
 10 def f(w,b):/ c={max min sum}(w)/ d={max min}(w)/ return c{+ - *}{d b}""".splitlines()
+LONG_TEMPLATES = """\
+10 def f(v,b):/ s={0 1}/ for x in v:/  s=s{+ *}x/  if s{< >}#:/   s=s{+ -}{b #}/ return s{+ - *}#
+10 def f(w,b):/ c={max min sum}(w)/ d={max min sum}(w)/ e=c{+ -}d/ return e{+ - *}{b #}
+10 def f(a,b):/ c=a{+ - *}{b #}/ d=c{+ - *}{b #}/ e=d{+ -}{a b #}/ return e{+ - *}#
+10 def f(v,b):/ s={0 1}/ for x in v:/  if x{< >}{b #}:/   s+={x b}/  s=s{+ *}#/ return s{+ -}{b #}
+""".splitlines()
 STRINGS = "def f(s,t):"
 NAMES = {  # first line: (the names that a bug may confuse, where)
-    "def f(a,b):": ("ab", r"(?<=[cd][-+*])[ab]$"),
+    "def f(a,b):": ("ab", r"(?<=[cde][-+*])[ab]$"),
     "def f(v,b):": ("xb", r"(?<==)[xb]$"),
     STRINGS: ("st", r"(?<=[=+ ])[st]\b"),
 }
@@ -65,7 +71,7 @@ ARGUMENTS = {
 }
 PROMPT = {"en": "Fix f:{calls}\n", "zh": "改 f:{calls}\n"}
 LIMIT = 60  # the largest number in a search
-MAX_FIXES, MAX_FIXES_HARD = 8, 12  # per program, so that searches have similar lengths
+MAX_FIXES, MAX_FIXES_HARD, MAX_FIXES_LONG = 8, 12, 16  # so that searches have similar lengths
 CALLS, SHOWN, HIDDEN = 20, 2, 8
 MAX_ANSWER = 60  # characters
 TIME_LIMIT = 0.5  # seconds of CPU time for all calls of an answer
@@ -217,6 +223,10 @@ def generate(rng: Random, language: str) -> Problem | None:
 
 def generate_hard(rng: Random, language: str) -> Problem | None:
     return generate_from("repair-hard", HARD_TEMPLATES, MAX_FIXES_HARD, rng, language)
+
+
+def generate_long(rng: Random, language: str) -> Problem | None:
+    return generate_from("repair-long", LONG_TEMPLATES, MAX_FIXES_LONG, rng, language)
 
 
 def generate_from(

@@ -10,7 +10,7 @@ from r1mini.recipe import report
 TITLES = {"base": "base", "dev3": "Dev3", "r1": "R1"}
 ORDINARY, HARD, GENERAL = (
     ("countdown", "elements"),
-    ("countdown-hard", "repair-hard"),
+    ("countdown-hard", "repair-long"),
     ("describe",),
 )
 TASKS = ORDINARY + HARD + GENERAL
@@ -91,7 +91,7 @@ def test_stage_table_of_one_seed(tmp_path):
     (_, covered), stages, by_task = tables([seed_folder(tmp_path)])
     assert covered.split("\n") == [
         "- pass@1, pass@2, cons@2, format, language, length: means over countdown, elements",
-        "- hard: mean pass@1 of countdown-hard, repair-hard",
+        "- hard: mean pass@1 of countdown-hard, repair-long",
         "- general: mean utility, 0 to 1, of describe",
         "- win rate: how often an answer to describe has a higher utility than Dev3's (½ for a tie)",
     ]
@@ -115,7 +115,7 @@ def test_stage_table_of_one_seed(tmp_path):
         "elements": "0.90 ± 0.08",
         "mean": "0.80 ± 0.05",
         "countdown-hard": "0.30 ± 0.06",
-        "repair-hard": "0.70 ± 0.08",
+        "repair-long": "0.70 ± 0.08",
         "describe": "0.60 ± 0.07",
     }
 

@@ -22,7 +22,7 @@ def problems(task, count=300):
 
 
 def test_every_reasoning_task_has_a_hard_variant():
-    assert tasks.HARD == tuple(f"{name}-hard" for name in tasks.REASONING)
+    assert [name.split("-")[0] for name in tasks.HARD] == list(tasks.REASONING)
     assert set(tasks.HARD) < set(tasks.TASKS)
 
 
@@ -268,7 +268,7 @@ def test_power_steps_by_hand(rate, ratio, order, text, value):
 
 
 def test_tries_of_orders_by_hand():
-    attempts = {attempt.text[:3]: attempt for attempt in kinetics.tries_hard(KINETICS, Random(0))}
+    attempts = {attempt.text[:3]: attempt for attempt in kinetics.tries_rates(KINETICS, Random(0))}
     assert len(attempts) == 9
     assert [orders for orders, attempt in attempts.items() if attempt.success] == ["1 2"]
     assert attempts["1 2"].answer == "1 2 3"
@@ -292,3 +292,26 @@ def test_tables_of_rates_follow_one_law():
         listed = [" ".join(map(str, problem.columns[name])) for name in "ABr"]
         question = {"en": "orders and k?", "zh": "各级数和 k?"}[problem.language]
         assert problem.prompt == "A {}\nB {}\nr {}\n{}\n".format(*listed, question)
+
+
+def test_three_orders_by_hand():
+    problem = hard(
+        "kinetics-three", A=[1, 2, 1, 1], B=[3, 3, 6, 3], C=[2, 2, 2, 4], r=[4, 4, 8, 16]
+    )
+    attempts = {attempt.text[:5]: attempt for attempt in kinetics.tries_rates(problem, Random(0))}
+    assert len(attempts) == 27
+    [right] = [attempt for attempt in attempts.values() if attempt.success]
+    assert right.text == (
+        "0 1 2 2/1=2 4 ?4 6/3=2 4*2=8 ?8 4/2=2 4*2=8 8*2=16 ?16 k 4/3=1 1/2=0 0/2=0"
+    )
+    assert attempts["0 1 0"].text == "0 1 0 2/1=2 4 ?4 6/3=2 4*2=8 ?8 4/2=2 4 ?16"
+
+
+def test_table_of_three_reactants_and_its_checker():
+    problem = hard(
+        "kinetics-three", A=[1, 2, 1, 1], B=[3, 3, 6, 3], C=[2, 2, 2, 4], r=[12, 12, 24, 48]
+    )
+    assert tasks.find_error(problem, " 0 1 2  1 ") is None
+    assert tasks.find_error(problem, "0 1 2") == "not 3 orders and a rate constant"
+    assert tasks.find_error(problem, "1 1 2 1") == "rate 2: 24 ≠ 12"
+    assert tasks.find_error(problem, "0 1 2 2") == "rate 1: 24 ≠ 12"
