@@ -49,8 +49,8 @@ def main(cfg: GRPOConfig) -> dict:
     free = memory.available(device)
     needed = partial(memory_needed, cfg, device)
     policy, tokenizer, template = load_model(cfg, run, device, needed)
-    load_reward_models(rewards, device, cfg.bf16, cfg.learner_tokens)
     cfg = fit_micro_batches(cfg, device, policy.config, free)
+    load_reward_models(rewards, device, cfg.bf16, cfg.learner_tokens)
     data = load_problems(cfg, template, policy, tokenizer)
     reference = None
     if cfg.beta:

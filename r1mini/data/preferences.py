@@ -8,11 +8,12 @@ is ever cut: the end decides many a pair. Left out: strengths of a preference, u
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from r1mini.checkpoint.chat_template import ChatTemplate
+from r1mini.checkpoint.chat_template import PLAIN, ChatTemplate
 from r1mini.checkpoint.tokenizer import Tokenizer
 from r1mini.data.files import RowErrors
 from r1mini.data.formats import Message, Row, check_unicode
@@ -20,6 +21,8 @@ from r1mini.data.rows import Example, convert_rows
 from r1mini.data.sft import Segments, complete, segment_texts
 
 SCORE = re.compile("score|rating|reward")
+Tokens = tuple[tuple[int, ...], ...]  # a row's segments: the prompt, the answer with its end
+DAY = "2024-07-26"  # Llama 3.1's default
 
 
 class Pair(NamedTuple):
@@ -113,6 +116,12 @@ def number(value: Any) -> float:
 
 
 # -- token ids -------------------------------------------------------------------------------------
+
+
+def answer_template(template: ChatTemplate) -> ChatTemplate:
+    """With a chat template, prompts of text become a user's message, too. The day that a template
+    may show is always the same, or a score would depend on it."""
+    return replace(template, wraps_text=template.source != PLAIN, date=DAY)
 
 
 def encode_pairs(

@@ -14,17 +14,14 @@ import torch
 from r1mini import checkpoint
 from r1mini.checkpoint.chat_template import load_chat_template
 from r1mini.checkpoint.weights import read_config
-from r1mini.data.preferences import encode_reply
+from r1mini.data.preferences import Tokens, answer_template, encode_reply
 from r1mini.model.reward_model import RewardModel
 from r1mini.records import Problem, Rollout
-from r1mini.reward_model.training import answer_template
 from r1mini.rewards.completion import is_general, visible_answer
 from r1mini.rewards.runner import Rewards, check_terms, load_rewards
 from r1mini.training.logprobs import collate
 from r1mini.training.micro_batches import by_prompt
 from r1mini.training.scores import row_scores
-
-Tokens = tuple[tuple[int, ...], ...]  # a row's segments: the prompt, the answer with its end
 
 
 class ModelReward:

@@ -11,7 +11,7 @@ held out: the accuracy on them, not the loss, says what the model has learned.
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -23,12 +23,12 @@ import torch
 from torch import Tensor
 
 from r1mini import checkpoint
-from r1mini.checkpoint.chat_template import PLAIN, ChatTemplate
+from r1mini.checkpoint.chat_template import ChatTemplate
 from r1mini.checkpoint.tokenizer import Tokenizer
 from r1mini.checkpoint.weights import CLASSIFIER, architecture
 from r1mini.config import TrainOptions, option, validate
 from r1mini.data.files import RowErrors, fingerprint
-from r1mini.data.preferences import encode_pairs, read_pairs
+from r1mini.data.preferences import Tokens, answer_template, encode_pairs, read_pairs
 from r1mini.infra import distributed
 from r1mini.infra.device import autocast, pick_device
 from r1mini.infra.files import read_json
@@ -39,9 +39,6 @@ from r1mini.training.logprobs import collate
 from r1mini.training.run_state import Run
 from r1mini.training.scores import row_scores
 from r1mini.training.setup import load_model, prepare
-
-DAY = "2024-07-26"  # Llama 3.1's default
-Tokens = tuple[tuple[int, ...], ...]  # a row's segments: the prompt, the answer with its end
 
 
 @dataclass(frozen=True)
@@ -148,12 +145,6 @@ def convert(language_model, seed: int) -> RewardModel:
     weight.normal_(0, model.config.initializer_range, generator=generator)
     model.score.weight = torch.nn.Parameter(weight.to(language_model.device))
     return model
-
-
-def answer_template(template: ChatTemplate) -> ChatTemplate:
-    """With a chat template, prompts of text become a user's message, too. The day that a template
-    may show is always the same, or a score would depend on it."""
-    return replace(template, wraps_text=template.source != PLAIN, date=DAY)
 
 
 def load_pairs(
