@@ -3,9 +3,9 @@
 
     python -m r1mini.reward_model.pairs --models runs/r1/dev1 runs/r1/dev3 --out runs/pairs.jsonl
 
-Every two answers to a prompt are judged several times, in both orders, and kept where the verdicts
-are clear. R1's judge was DeepSeek-V3; here the simulated annotator of the task takes its place
-(tasks/annotator.py), with its errors and its liking for long answers. So that length alone says
+Two answers to a prompt are judged several times, in both orders, and kept where the verdicts are
+clear. R1's judge was DeepSeek-V3; here the simulated annotator of the task takes its place
+(tasks/annotator.py), with its errors and its biases. So that length alone says
 nothing, as many of the kept pairs prefer the longer answer as the shorter one.
 """
 
@@ -35,8 +35,13 @@ class Config(DeviceOptions):
     models: tuple[str, ...] = option(("base",), "model folders whose answers are compared")
     out: str = option("runs/pairs.jsonl", "file of preference pairs")
     tasks: tuple[str, ...] = option(tasks.GENERAL, "general tasks, taken in turn")
-    problems: int = option(400, "prompts to answer", bounds="1 <= x")
+    problems: int = option(
+        400, "prompts to draw; what is drawn again is answered once", bounds="1 <= x"
+    )
     samples: int = option(4, "answers of each model to a prompt", bounds="1 <= x")
+    pairs: int = option(
+        500, "random pairs of the answers to a prompt, at most, to judge", bounds="1 <= x"
+    )
     judgements: int = option(4, "judgements of a pair, half of them in each order; R1: 4")
     margin: float = option(
         0.5,
@@ -57,10 +62,11 @@ class Answer(NamedTuple):
 def main(cfg: Config) -> dict:
     """Write the pairs. Returns their counts."""
     check(cfg)
-    problems = [
+    drawn = (
         tasks.problem(cfg.tasks[i % len(cfg.tasks)], f"pairs {cfg.seed}", i, "train")
         for i in range(cfg.problems)
-    ]
+    )
+    problems = list({problem.prompt: problem for problem in drawn}.values())
     answers = [[] for _ in problems]
     for number, model in enumerate(cfg.models):
         for same_prompt, new in zip(answers, sample_answers(cfg, model, number, problems)):
@@ -68,7 +74,7 @@ def main(cfg: Config) -> dict:
     rows, counts = [], Counter()
     for number, (problem, same_prompt) in enumerate(zip(problems, answers)):
         rng = Random(f"{cfg.seed} judge {number}")
-        for row in judge_pairs(problem, same_prompt, cfg.judgements, rng):
+        for row in judge_pairs(problem, same_prompt, cfg.judgements, cfg.pairs, rng):
             counts["judged"] += 1
             wins, losses = row["votes"]
             if wins - losses >= cfg.margin * cfg.judgements:
@@ -130,17 +136,19 @@ def read_answers(model: str, rollouts: Sequence[Rollout], tokenizer: Tokenizer) 
 
 
 def judge_pairs(
-    problem: Problem, answers: Sequence[Answer], judgements: int, rng: Random
+    problem: Problem, answers: Sequence[Answer], judgements: int, limit: int, rng: Random
 ) -> Iterator[dict]:
-    """A row for every two different answers, annotated twice: the first annotation chooses, the
-    second tells how far one can trust it."""
-    for first, second in combinations(answers, 2):
-        if first.text == second.text:
-            continue
-        votes, again = (judge(problem, first, second, judgements, rng) for _ in range(2))
-        likelier = annotator.preference(problem, first.text, second.text)
+    """A row for every two different answers, for a random `limit` of such pairs. They are annotated
+    twice: the first annotation chooses, the second tells how far one can trust it."""
+    different = {answer.text: answer for answer in answers}
+    appeals = {text: annotator.appeal(problem, text) for text in different}
+    pairs = list(combinations(different.values(), 2))
+    for first, second in rng.sample(pairs, min(limit, len(pairs))):
+        looks = appeals[first.text], appeals[second.text]
+        votes, again = judge(*looks, judgements, rng), judge(*looks, judgements, rng)
+        likelier = looks[0] - looks[1]
         if votes[1] > votes[0]:
-            first, second, likelier = second, first, 1 - likelier
+            first, second, likelier = second, first, -likelier
             votes, again = votes[::-1], again[::-1]
         yield {
             "prompt": problem.prompt,
@@ -150,23 +158,19 @@ def judge_pairs(
             "problem": problem.key,
             "votes": votes,
             "second_votes": again,
-            "chosen_is_likelier": None if likelier == 0.5 else likelier > 0.5,
+            "chosen_is_likelier": None if likelier == 0 else likelier > 0,
             "models": [first.model, second.model],
             "tokens": [first.tokens, second.tokens],
         }
 
 
-def judge(
-    problem: Problem, first: Answer, second: Answer, judgements: int, rng: Random
-) -> list[int]:
-    """[votes for the first answer, for the second]: half of the judgements in each order."""
-    votes = [0, 0]
-    for turn in range(judgements):
-        order = (0, 1) if turn % 2 else (1, 0)
-        a, b = ((first, second)[i].text for i in order)
-        prefers_a = annotator.prefers_first(problem, a, b, rng)
-        votes[order[0] if prefers_a else order[1]] += 1
-    return votes
+def judge(first: float, second: float, judgements: int, rng: Random) -> list[int]:
+    """[votes for the first answer, for the second], of answers with these appeals: half of the
+    judgements in each order."""
+    half = judgements // 2
+    votes = sum(annotator.prefers_first(first, second, rng) for _ in range(half))
+    votes += sum(not annotator.prefers_first(second, first, rng) for _ in range(half))
+    return [votes, judgements - votes]
 
 
 def balance_lengths(rows: Sequence[dict], rng: Random) -> list[dict]:

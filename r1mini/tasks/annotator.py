@@ -1,7 +1,8 @@
 """How good a description is, and a simulated annotator who prefers one of two.
 
 For evaluation, for preference pairs and for tests. Training never sees the utility: the reward
-model learns from the annotator's preferences alone, which are noisy and like longer answers.
+model learns from the annotator's preferences alone, which are noisy, and biased to longer answers
+and to the one that is read first.
 """
 
 import math
@@ -17,6 +18,7 @@ ENOUGH = 4  # useful facts of a perfect answer
 BAD_LINE = 0.5  # what a useless line costs, in useful facts
 NOISE = 0.15  # difference of utility that makes a preference 73 % sure
 LENGTH_BIAS = 0.1  # what a line more adds, as a logit
+FIRST_BIAS = 0.3  # what it adds to be read first: hence both orders
 
 
 @cache
@@ -61,15 +63,22 @@ def utility(problem: Problem, answer: str | None) -> float:
     return max(0.0, min(ENOUGH, useful) - BAD_LINE * (kinds.total() - useful)) / ENOUGH
 
 
-def preference(problem: Problem, first: str | None, second: str | None) -> float:
-    """The probability that the annotator prefers the first answer."""
-    better = utility(problem, first) - utility(problem, second)
-    longer = sum(1 for _ in line_kinds(problem, first or "")) - sum(
-        1 for _ in line_kinds(problem, second or "")
-    )
-    return 1 / (1 + math.exp(-better / NOISE - LENGTH_BIAS * longer))
+def appeal(problem: Problem, answer: str | None) -> float:
+    """What an answer looks like to the annotator, as a logit: its utility, and its length."""
+    lines = sum(1 for _ in line_kinds(problem, answer or ""))
+    return utility(problem, answer) / NOISE + LENGTH_BIAS * lines
 
 
-def prefers_first(problem: Problem, first: str | None, second: str | None, rng: Random) -> bool:
+def preference(first: float, second: float) -> float:
+    """The probability that the annotator, who reads them in this order, prefers the first of two
+    answers with these appeals.
+
+    >>> round(preference(1.0, 1.0), 2)
+    0.57
+    """
+    return 1 / (1 + math.exp(second - first - FIRST_BIAS))
+
+
+def prefers_first(first: float, second: float, rng: Random) -> bool:
     """One judgement."""
-    return rng.random() < preference(problem, first, second)
+    return rng.random() < preference(first, second)

@@ -20,17 +20,20 @@ def answers(*texts):
     return [Answer(text, len(text), f"model {n}") for n, text in enumerate(texts)]
 
 
-def judged(monkeypatch, texts, prefers_first, judgements=4):
-    """The rows of a judge who prefers the first of two texts if `prefers_first(first, second)`."""
+def judged(monkeypatch, texts, prefers_first, judgements=4, limit=99):
+    """The rows of a judge who prefers the first of two texts if `prefers_first(first, second)`,
+    to whom the first in the alphabet should appeal more."""
     calls = []
 
-    def judge(problem, first, second, rng):
+    def judge(first, second, rng):
+        first, second = chr(-first), chr(-second)
         calls.append(first + second)
         return prefers_first(first, second)
 
     monkeypatch.setattr(annotator, "prefers_first", judge)
-    monkeypatch.setattr(annotator, "preference", lambda problem, a, b: 0.9 if a < b else 0.1)
-    return list(judge_pairs(PROBLEM, answers(*texts), judgements, Random(0))), Counter(calls)
+    monkeypatch.setattr(annotator, "appeal", lambda problem, text: -ord(text[0]))
+    rows = judge_pairs(PROBLEM, answers(*texts), judgements, limit, Random(0))
+    return list(rows), Counter(calls)
 
 
 def test_votes_are_counted_in_both_orders(monkeypatch):
@@ -46,7 +49,7 @@ def test_votes_are_counted_in_both_orders(monkeypatch):
 
 
 def test_winner_is_chosen_and_everything_turns_with_it(monkeypatch):
-    [row], _ = judged(monkeypatch, ["a", "bb"], lambda first, second: first == "bb")
+    [row], _ = judged(monkeypatch, ["a", "bb"], lambda first, second: first == "b")
     assert (row["chosen"], row["rejected"], row["votes"]) == ("bb", "a", [4, 0])
     assert row["chosen_is_likelier"] is False  # most annotators would prefer "a"
     assert row["models"] == ["model 1", "model 0"] and row["tokens"] == [2, 1]
@@ -59,10 +62,10 @@ def test_judge_who_looks_at_the_order_alone_decides_nothing(monkeypatch, prefers
 
 
 def test_three_votes_to_one(monkeypatch):
-    # Of b a, a b, b a, a b: for b, for a, for a, for a; and once more: for b, a, b, b.
-    verdicts = iter([True, True, False, True, True, True, True, False])
+    # Of a b, a b, b a, b a: for a, for a, for b, for a; and once more: for a, b, b, b.
+    verdicts = iter([True, True, True, False, True, False, True, True])
     [row], calls = judged(monkeypatch, "ab", lambda first, second: next(verdicts))
-    assert list(calls) == ["ba", "ab"]
+    assert list(calls) == ["ab", "ba"]
     assert (row["chosen"], row["votes"], row["chosen_is_likelier"]) == ("a", [3, 1], True)
     assert row["second_votes"] == [1, 3]
 
@@ -70,25 +73,31 @@ def test_three_votes_to_one(monkeypatch):
 def test_answers_that_are_alike_to_the_annotator_have_no_likelier_one():
     """Both are worth nothing, and equally long: the best guess is right half of the time."""
     some = [Answer(text, 2, "m") for text in ("iron is", "lead is")]
-    [row] = judge_pairs(PROBLEM, some, 4, Random(0))
+    [row] = judge_pairs(PROBLEM, some, 4, 9, Random(0))
     assert row["chosen_is_likelier"] is None and sum(row["votes"]) == 4
 
 
-def test_every_two_different_answers_are_a_pair(monkeypatch):
+def test_every_two_different_answers_are_a_pair_once(monkeypatch):
     rows, calls = judged(monkeypatch, "abac", lambda first, second: first < second, judgements=2)
-    assert [row["chosen"] + row["rejected"] for row in rows] == ["ab", "ac", "ab", "bc", "ac"]
-    assert sum(calls.values()) == 2 * 2 * 5
+    assert sorted(row["chosen"] + row["rejected"] for row in rows) == ["ab", "ac", "bc"]
+    assert sum(calls.values()) == 2 * 2 * 3
+
+
+def test_some_pairs_are_judged_at_random(monkeypatch):
+    rows, _ = judged(monkeypatch, "abcdef", lambda first, second: first < second, limit=5)
+    pairs = [row["chosen"] + row["rejected"] for row in rows]
+    assert len(set(pairs)) == 5 and set(pairs) != {"ab", "ac", "ad", "ae", "af"}
 
 
 def test_simulated_annotator_prefers_the_useful_answer():
     useful = max((describe.write(PROBLEM, Random(n)) for n in range(20)), key=utility)
     assert utility(useful) > 0.9
     some = [Answer("lead is tall", 3, "weak"), Answer(useful, 40, "strong")]
-    [row] = judge_pairs(PROBLEM, some, 8, Random(0))
+    [row] = judge_pairs(PROBLEM, some, 8, 9, Random(0))
     assert row["chosen"] == useful and row["votes"] == [8, 0] and row["chosen_is_likelier"]
     # What is broken is read as it is: these lines are no statements.
     broken = Answer(useful.replace("\n", ".\n"), 40, "broken")
-    [row] = judge_pairs(PROBLEM, [broken, some[1]], 8, Random(0))
+    [row] = judge_pairs(PROBLEM, [broken, some[1]], 8, 9, Random(0))
     assert row["models"] == ["strong", "broken"]
 
 

@@ -209,38 +209,31 @@ def sigmoid(x):
     ],
 )
 def test_preference_by_hand(first, second, logit):
-    problem = iron()
-    assert annotator.preference(problem, first, second) == pytest.approx(sigmoid(logit))
-    assert annotator.preference(problem, second, first) == pytest.approx(sigmoid(-logit))
-
-
-def test_preference_does_not_depend_on_which_answer_is_shown_first():
-    problem, rng = tasks.problem("describe", 0, 0, "train"), Random(0)
-    for _ in range(100):
-        one, other = describe.write(problem, rng), describe.write(problem, rng)
-        p, q = (annotator.preference(problem, *pair) for pair in ((one, other), (other, one)))
-        assert p + q == pytest.approx(1)
+    first, second = (annotator.appeal(iron(), answer) for answer in (first, second))
+    # Either one may be read first, which is worth 0.3.
+    assert annotator.preference(first, second) == pytest.approx(sigmoid(logit + 0.3))
+    assert annotator.preference(second, first) == pytest.approx(sigmoid(-logit + 0.3))
 
 
 def share_of_errors(better, worse, count=4000):
+    """Of an annotator who reads the better answer first."""
     rng = Random(0)
-    return (
-        sum(not annotator.prefers_first(iron(), better, worse, rng) for _ in range(count)) / count
-    )
+    appeals = [annotator.appeal(iron(), answer) for answer in (better, worse)]
+    return sum(not annotator.prefers_first(*appeals, rng) for _ in range(count)) / count
 
 
 def test_an_annotator_errs_more_on_close_pairs():
     # All answers have four lines, so the bias does not count. A share's error is at most 0.008.
     close, far = f"{SYMBOL}\n{NUMBER}\n{STATE}\nhello", f"{SYMBOL}\nhello\nhello\nhello"
     assert [annotator.utility(iron(), answer) for answer in (FOUR, close, far)] == [1, 5 / 8, 0]
-    assert share_of_errors(FOUR, close) == pytest.approx(sigmoid(-0.375 / 0.15), abs=0.02)
-    assert share_of_errors(FOUR, far) == pytest.approx(sigmoid(-1 / 0.15), abs=0.005)
-    assert share_of_errors(FOUR, FOUR) == pytest.approx(0.5, abs=0.03)
+    assert share_of_errors(FOUR, close) == pytest.approx(sigmoid(-0.375 / 0.15 - 0.3), abs=0.02)
+    assert share_of_errors(FOUR, far) == pytest.approx(sigmoid(-1 / 0.15 - 0.3), abs=0.005)
+    assert share_of_errors(FOUR, FOUR) == pytest.approx(sigmoid(-0.3), abs=0.03)  # order alone
 
 
 def test_an_annotator_likes_longer_answers():
     # Both are of no use; ten more lines add a logit of 1.
-    assert share_of_errors("hello\n" * 11, "hello") == pytest.approx(sigmoid(-1), abs=0.03)
+    assert share_of_errors("hello\n" * 11, "hello") == pytest.approx(sigmoid(-1.3), abs=0.03)
 
 
 # -- writers ---------------------------------------------------------------------------------------
