@@ -21,8 +21,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from test_against_transformers import our_reward_model, transformers_reward_model
 
+from r1mini.reward_model.data import Pair
 from r1mini.reward_model.loss import bradley_terry
-from r1mini.reward_model.training import Pair, accumulate_gradient
+from r1mini.reward_model.training import accumulate_gradient
 from r1mini.rl import corrections, grpo
 
 NUMBERS = Path(__file__).with_name("trl_losses.json")

@@ -8,16 +8,13 @@ Every answer of a batch is computed once, however many pairs it is in. The pairs
 held out: the accuracy on them, not the loss, says what the model has learned.
 """
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from random import Random
-from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,16 +25,16 @@ from r1mini.checkpoint.tokenizer import Tokenizer
 from r1mini.checkpoint.weights import CLASSIFIER, architecture
 from r1mini.config import TrainOptions, option, validate
 from r1mini.data.files import RowErrors, fingerprint
-from r1mini.data.preferences import Tokens, answer_template, encode_pairs, read_pairs
+from r1mini.data.preferences import answer_template, encode_pairs, read_pairs
 from r1mini.infra import distributed
 from r1mini.infra.device import autocast, pick_device
 from r1mini.infra.files import read_json
 from r1mini.model.reward_model import RewardModel
-from r1mini.reward_model.loss import accuracy, bradley_terry, length_correlation, within
+from r1mini.reward_model.data import Pair, make_batches, micro_batches, split
+from r1mini.reward_model.evaluation import evaluate, format_results, pair_scores
+from r1mini.reward_model.loss import bradley_terry
 from r1mini.training import memory, optim
-from r1mini.training.logprobs import collate
 from r1mini.training.run_state import Run
-from r1mini.training.scores import row_scores
 from r1mini.training.setup import load_model, prepare
 
 
@@ -65,13 +62,6 @@ class Config(TrainOptions):
     )
 
 
-class Pair(NamedTuple):
-    prompt: str  # the same for all pairs of a prompt
-    chosen: Tokens
-    rejected: Tokens
-    columns: Mapping[str, Any]
-
-
 def main(cfg: Config) -> dict:
     """Train a reward model. Returns the summary of the run."""
     validate(cfg)
@@ -92,7 +82,9 @@ def main(cfg: Config) -> dict:
     template = answer_template(template)
     pairs = load_pairs(cfg, tokenizer, template, model.config.max_position_embeddings)
     training, held_out = split(pairs, cfg.held_out, cfg.data)
-    batches = [batch for epoch in range(cfg.epochs) for batch in make_batches(cfg, training, epoch)]
+    batches = []
+    for epoch in range(cfg.epochs):
+        batches += make_batches(training, cfg.batch_pairs, Random(f"{cfg.seed} {epoch}"))
     worst_case = partial(worst_case_step, cfg, model, training)
     memory.dry_run(worst_case, needed(model.config), free, device)
     non_finite = optim.NonFiniteSteps()
@@ -113,7 +105,7 @@ def main(cfg: Config) -> dict:
             non_finite.check(norm, f"{run.name}: step {step}", ())
             if math.isfinite(norm):
                 log_step(run, step, len(batches), stats, rate, norm)
-    results = evaluate(cfg, distributed.gather_model(model), held_out)
+    results = evaluate(distributed.gather_model(model), held_out, cfg.learner_tokens, cfg.bf16)
     summary = run.finish(steps=len(batches), **results)
     print(format_results(results))
     print(f"{run.out}: {run.seconds:.0f} s; next: --reward model={run.out} in train_grpo.py")
@@ -167,34 +159,6 @@ def load_pairs(
     ]
 
 
-def split(pairs: Sequence[Pair], share: float, file: str) -> tuple[list[Pair], list[Pair]]:
-    """(pairs to train on, pairs of held-out prompts). The hash of a prompt decides."""
-    parts = ([], [])
-    for pair in pairs:
-        digest = hashlib.sha256(pair.prompt.encode("utf-8", "backslashreplace")).digest()
-        parts[int.from_bytes(digest[:4], "big") < share * 2**32].append(pair)
-    for part, name in zip(parts, ("left to train on", "held out")):
-        if not part:
-            prompts = len({pair.prompt for pair in pairs})
-            raise ValueError(
-                f"--held-out {share:g}: no pair of {file} is {name}, of {len(pairs)} pairs of "
-                f"{prompts} prompts"
-            )
-    return parts
-
-
-def make_batches(cfg: Config, pairs: Sequence[Pair], epoch: int) -> list[list[Pair]]:
-    """Prompts in random order; the pairs of a prompt stay together, so that they share answers."""
-    by_prompt = {}
-    for pair in pairs:
-        by_prompt.setdefault(pair.prompt, []).append(pair)
-    order = Random(f"{cfg.seed} {epoch}").sample(list(by_prompt), len(by_prompt))
-    ordered = [pair for prompt in order for pair in by_prompt[prompt]]
-    count = -(-len(ordered) // cfg.batch_pairs)
-    cuts = [len(ordered) * i // count for i in range(count + 1)]  # batches of equal size
-    return [ordered[i:j] for i, j in pairwise(cuts)]
-
-
 # -- one step --------------------------------------------------------------------------------------
 
 
@@ -214,33 +178,6 @@ def accumulate_gradient(
         totals += torch.stack([loss.detach(), factor * correct.sum() / len(pairs)])
     loss, correct = distributed.all_reduce_sum(totals)
     return {"loss": loss, "accuracy": correct}
-
-
-def micro_batches(pairs: Sequence[Pair], token_budget: int) -> list[list[Pair]]:
-    """Pairs in this order, cut where their answers, each counted once, exceed the budget. A pair
-    over the budget stands alone."""
-    parts, answers, tokens = [], set(), 0
-    for pair in pairs:
-        new = {pair.chosen, pair.rejected} - answers
-        size = sum(len(segment) for row in new for segment in row)
-        if not parts or tokens + size > token_budget:
-            parts.append([])
-            answers, tokens = set(), 0
-            size = sum(map(len, pair.chosen + pair.rejected))
-        parts[-1].append(pair)
-        answers |= {pair.chosen, pair.rejected}
-        tokens += size
-    return parts
-
-
-def pair_scores(model: RewardModel, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
-    """(chosen_P, rejected_P), fp32. An answer in several pairs is computed once."""
-    rows = dict.fromkeys(row for pair in pairs for row in (pair.chosen, pair.rejected))
-    index = {row: b for b, row in enumerate(rows)}
-    scores_B = row_scores(model, collate(list(rows)).to(model.device))
-    chosen = torch.tensor([index[pair.chosen] for pair in pairs], device=scores_B.device)
-    rejected = torch.tensor([index[pair.rejected] for pair in pairs], device=scores_B.device)
-    return scores_B[chosen], scores_B[rejected]
 
 
 def worst_case_step(cfg: Config, model: RewardModel, pairs: Sequence[Pair]) -> None:
@@ -270,73 +207,3 @@ def log_step(
             f"accuracy {values['accuracy']:.2f}",
             flush=True,
         )
-
-
-# -- held-out pairs --------------------------------------------------------------------------------
-
-
-@torch.inference_mode()
-def evaluate(cfg: Config, model: RewardModel, pairs: Sequence[Pair]) -> dict[str, Any]:
-    """The figures of the held-out pairs."""
-    margins, scores = [], {}  # scores: {(prompt, answer): score}
-    for part in micro_batches(pairs, cfg.learner_tokens):
-        with autocast(model.device, cfg.bf16):
-            sides = pair_scores(model, part)
-        margins += (sides[0] - sides[1]).tolist()
-        for name, scores_P in zip(("chosen", "rejected"), sides):
-            answers = [(pair.prompt, getattr(pair, name)) for pair in part]
-            scores.update(zip(answers, scores_P.tolist()))
-    prompts = [prompt for prompt, _ in scores]
-    lengths = [len(answer) for _, (_, answer) in scores]
-    values = list(scores.values())
-    mean, error = accuracy(margins, [pair.prompt for pair in pairs])
-    margins_P = torch.tensor(margins)
-    return {
-        "held_out_pairs": len(pairs),
-        "held_out_accuracy": mean,
-        "held_out_accuracy_se": error,
-        "held_out_loss": float(bradley_terry(margins_P, torch.zeros_like(margins_P)).mean()),
-        "length_correlation": length_correlation(values, lengths, prompts),
-        "score_mean": fmean(values),
-        "score_std": math.sqrt(fmean(x * x for x in within(values, prompts))),
-        **annotators(pairs),
-    }
-
-
-def annotators(pairs: Sequence[Pair]) -> dict[str, float]:
-    """What the annotation allows, if the rows tell: how often a second annotation agrees with the
-    first (`second_votes`: [for chosen, for rejected]), and the best accuracy that is possible
-    (`chosen_is_likelier`; null: either is as likely). A tie counts half."""
-    votes = [pair.columns.get("second_votes") for pair in pairs]
-    likelier = [pair.columns.get("chosen_is_likelier", "unknown") for pair in pairs]
-    figures = {}
-    if all(are_votes(counts) for counts in votes):
-        agreed = [(chosen > rejected) + (chosen == rejected) / 2 for chosen, rejected in votes]
-        figures["annotator_agreement"] = fmean(agreed)
-    if all(x is None or isinstance(x, bool) for x in likelier):
-        figures["best_accuracy"] = fmean(0.5 if x is None else x for x in likelier)
-    return figures
-
-
-def are_votes(counts: Any) -> bool:
-    """Whether a column is [for chosen, for rejected]."""
-    return isinstance(counts, list) and [type(n) for n in counts] == [int, int]
-
-
-def format_results(results: Mapping[str, Any]) -> str:
-    text = (
-        f"held out: {results['held_out_pairs']} pairs, accuracy {results['held_out_accuracy']:.3f}"
-    )
-    if (error := results["held_out_accuracy_se"]) is not None:
-        text += f" ± {error:.3f}"
-    if "best_accuracy" in results:
-        text += f" (the best possible: {results['best_accuracy']:.3f})"
-    if "annotator_agreement" in results:
-        text += f"; two annotations agree on {results['annotator_agreement']:.3f}"
-    correlated = results["length_correlation"]
-    if correlated is not None:
-        text += f"; correlation of score and length {correlated:+.2f}"
-    spread = (
-        f"{results['score_mean']:+.2f}, ± {results['score_std']:.2f} among the answers to a prompt"
-    )
-    return f"{text}; scores: {spread}"

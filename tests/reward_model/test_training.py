@@ -12,9 +12,10 @@ from conftest import interrupt_at_call, jsonl
 
 from r1mini import checkpoint
 from r1mini.model.reward_model import RewardModel
-from r1mini.reward_model import training
+from r1mini.reward_model import data, evaluation, training
+from r1mini.reward_model.data import Pair
 from r1mini.reward_model.loss import bradley_terry
-from r1mini.reward_model.training import Config, Pair
+from r1mini.reward_model.training import Config
 from r1mini.training import memory, optim, run_state
 
 from .conftest import toy_rows
@@ -94,7 +95,7 @@ def test_gradient_is_that_of_the_mean_loss_of_pairs_computed_one_by_one(reward_m
 
 @pytest.mark.parametrize("learner_tokens", [1, 25, 40])
 def test_gradient_does_not_depend_on_micro_batches(reward_model, pairs, learner_tokens):
-    parts = training.micro_batches(pairs, learner_tokens)
+    parts = data.micro_batches(pairs, learner_tokens)
     assert 1 < len(parts) <= len(pairs) and sum(parts, []) == pairs
     values, stats = gradient(reward_model, pairs, learner_tokens=learner_tokens)
     whole, expected = gradient(reward_model, pairs)
@@ -105,9 +106,9 @@ def test_gradient_does_not_depend_on_micro_batches(reward_model, pairs, learner_
 
 
 def test_answer_in_several_pairs_is_computed_once(reward_model, pairs, monkeypatch):
-    batches, collate = [], training.collate
-    monkeypatch.setattr(training, "collate", lambda rows: batches.append(rows) or collate(rows))
-    training.pair_scores(reward_model, pairs)
+    batches, collate = [], evaluation.collate
+    monkeypatch.setattr(evaluation, "collate", lambda rows: batches.append(rows) or collate(rows))
+    evaluation.pair_scores(reward_model, pairs)
     assert [len(rows) for rows in batches] == [3 + 2 + 2]
     # The prompt of the first three is computed once, too.
     assert sum(collate(batches[0][:3]).lengths) == 6 + 5 + 9 + 2
@@ -116,8 +117,8 @@ def test_answer_in_several_pairs_is_computed_once(reward_model, pairs, monkeypat
 def test_micro_batch_counts_an_answer_once():
     answers = [((1,) * 3, (n,) * 4) for n in range(4)]  # 7 tokens each
     pairs = [Pair("p", answers[0], answers[n], {}) for n in (1, 2, 3)]
-    assert [len(part) for part in training.micro_batches(pairs, 21)] == [2, 1]  # 14, 7 | 7
-    assert [len(part) for part in training.micro_batches(pairs, 28)] == [3]
+    assert [len(part) for part in data.micro_batches(pairs, 21)] == [2, 1]  # 14, 7 | 7
+    assert [len(part) for part in data.micro_batches(pairs, 28)] == [3]
 
 
 # -- held-out prompts and batches ------------------------------------------------------------------
@@ -133,7 +134,7 @@ def some_pairs(prompts, per_prompt=3):
 
 def test_held_out_pairs_are_those_of_held_out_prompts():
     pairs = some_pairs(400)
-    learned, held_out = training.split(pairs, 0.25, "f")
+    learned, held_out = data.split(pairs, 0.25, "f")
     assert sorted(learned + held_out) == sorted(pairs)
     assert not {pair.prompt for pair in learned} & {pair.prompt for pair in held_out}
     assert 80 < len({pair.prompt for pair in held_out}) < 120  # 100 ± 9 expected
@@ -145,16 +146,16 @@ def pairs_of(pairs, prompt):
 
 def test_split_depends_on_the_prompt_alone():
     pairs = some_pairs(400)
-    few, more = (training.split(pairs, share, "f")[1] for share in (0.1, 0.25))
+    few, more = (data.split(pairs, share, "f")[1] for share in (0.1, 0.25))
     assert all(pair in more for pair in few)  # a larger share holds out more, and none less
     shuffled = Random(0).sample(pairs[::2], len(pairs) // 2)
     expected = [pair for pair in shuffled if pair in more]
-    assert training.split(shuffled, 0.25, "f")[1] == expected
+    assert data.split(shuffled, 0.25, "f")[1] == expected
     # SHA-256 of these three begins with (as a share of 2^32): it is the same on every machine.
     shares = {"prompt 0": 0.281693, "prompt 1": 0.493584, "prompt 2": 0.146887}
     for name, share in shares.items():
         for above, place in ((1e-4, 1), (-1e-4, 0)):
-            assert pairs_of(training.split(pairs, share + above, "f")[place], name)
+            assert pairs_of(data.split(pairs, share + above, "f")[place], name)
 
 
 @pytest.mark.parametrize(("count", "part"), [(1, "held out|left to train on"), (0, "left to")])
@@ -162,18 +163,17 @@ def test_prompts_too_few_to_hold_one_out_are_an_error(count, part):
     pairs = some_pairs(count)
     match = rf"--held-out 0.1: no pair of f.jsonl is ({part}).*, of {3 * count} pairs of {count} "
     with pytest.raises(ValueError, match=match):
-        training.split(pairs, 0.1, "f.jsonl")
+        data.split(pairs, 0.1, "f.jsonl")
 
 
 def test_batches_keep_the_pairs_of_a_prompt_together():
     pairs = some_pairs(20)
-    batches = training.make_batches(Config(batch_pairs=6), pairs, 0)
+    batches = data.make_batches(pairs, 6, Random(0))
     assert [len(batch) for batch in batches] == [6] * 10
     assert all(len({pair.prompt for pair in batch}) == 2 for batch in batches)
     assert sorted(sum(batches, [])) == sorted(pairs) and sum(batches, []) != pairs
-    assert batches == training.make_batches(Config(batch_pairs=6), pairs, 0)
-    assert batches != training.make_batches(Config(batch_pairs=6), pairs, 1)
-    assert batches != training.make_batches(Config(batch_pairs=6, seed=1), pairs, 0)
+    assert batches == data.make_batches(pairs, 6, Random(0))
+    assert batches != data.make_batches(pairs, 6, Random(1))
 
 
 # -- the figures of held-out pairs -----------------------------------------------------------------
@@ -182,7 +182,7 @@ def test_batches_keep_the_pairs_of_a_prompt_together():
 def evaluated(monkeypatch, columns, scores):
     """`evaluate` on pairs of these columns, where the answers 0, 1, ... have these scores."""
     monkeypatch.setattr(
-        training,
+        evaluation,
         "pair_scores",
         lambda model, part: tuple(
             torch.tensor([scores[getattr(pair, side)[1][0]] for pair in part])
@@ -195,7 +195,7 @@ def evaluated(monkeypatch, columns, scores):
         pairs.append(Pair(prompt, *rows, fields))
     model = torch.nn.Linear(1, 1)
     model.device = torch.device("cpu")
-    return training.evaluate(Config(), model, pairs)
+    return evaluation.evaluate(model, pairs, 4096, False)
 
 
 def test_held_out_figures_by_hand(monkeypatch):
@@ -221,7 +221,7 @@ def test_held_out_figures_by_hand(monkeypatch):
     # The second annotation agrees, disagrees, agrees, and is a tie.
     assert results["annotator_agreement"] == (1 + 0 + 1 + 0.5) / 4
     assert results["best_accuracy"] == (1 + 0 + 1 + 0.5) / 4
-    text = training.format_results(results)
+    text = evaluation.format_results(results)
     assert (
         "accuracy 0.375 ± 0.143 (the best possible: 0.625); two annotations agree on 0.625" in text
     )
@@ -232,7 +232,7 @@ def test_column_called_votes_that_holds_none_is_ignored(monkeypatch, votes):
     columns = [("a", 0, 1, {"second_votes": [3, 1]}), ("b", 0, 2, {"second_votes": votes})]
     results = evaluated(monkeypatch, columns, [2.0, 1.0, 0.0])
     assert "annotator_agreement" not in results and "best_accuracy" not in results
-    assert "held out: 2 pairs" in training.format_results(results)
+    assert "held out: 2 pairs" in evaluation.format_results(results)
 
 
 def test_held_out_loss_of_extreme_scores_is_finite(monkeypatch):
@@ -287,8 +287,8 @@ def test_bf16_trains_fp32_weights(train, tmp_path):
 
 
 def test_worst_case_is_a_full_micro_batch_and_leaves_no_trace(reward_model, pairs, monkeypatch):
-    batches, collate = [], training.collate
-    monkeypatch.setattr(training, "collate", lambda rows: batches.append(rows) or collate(rows))
+    batches, collate = [], evaluation.collate
+    monkeypatch.setattr(evaluation, "collate", lambda rows: batches.append(rows) or collate(rows))
     model = copy.deepcopy(reward_model).requires_grad_(True)
     longest = max(sum(map(len, pair.chosen + pair.rejected)) for pair in pairs)
     for tokens, batch_pairs, expected in ((100, 64, 100 // longest), (100, 2, 2), (9, 64, 1)):
