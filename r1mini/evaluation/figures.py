@@ -6,6 +6,7 @@ their sets have a utility instead. Left out: everything that samples.
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -159,8 +160,8 @@ def win_rate(rows: Iterable[Row], other_rows: Iterable[Row]) -> tuple[float, flo
     """How often the first of two evaluations of the same general prompts has the better answer:
     the rate and its standard error.
 
-    Sample i of a prompt meets sample i, and the utility decides: 1 for a win, ½ for a tie. A prompt
-    is one observation. ValueError if the prompts or the numbers of samples differ.
+    Every two samples of a prompt meet, and the utility decides: 1 for a win, ½ for a tie. A prompt
+    is one observation. ValueError if the prompts differ.
     """
     utilities, others = utilities_by_prompt(rows), utilities_by_prompt(other_rows)
     if not utilities:
@@ -169,10 +170,7 @@ def win_rate(rows: Iterable[Row], other_rows: Iterable[Row]) -> tuple[float, flo
         raise ValueError(f"only one of the evaluations has the prompt {min(different)!r:.60}")
     rates = []
     for prompt, values in utilities.items():
-        if len(values) != len(others[prompt]):
-            counts = f"{len(values)} and {len(others[prompt])} samples"
-            raise ValueError(f"{counts} of the prompt {prompt!r:.60}: must be as many")
-        pairs = zip(values, others[prompt])
+        pairs = product(values, others[prompt])
         rates.append(fmean((one > other) + (one == other) / 2 for one, other in pairs))
     return mean_and_error(rates)
 

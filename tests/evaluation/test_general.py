@@ -162,6 +162,8 @@ def test_win_rate_by_hand():
     assert win_rate(others, ours) == pytest.approx((1 / 3, 1 / 6))
     assert win_rate(ours, ours) == (0.5, 0.0)
     assert win_rate(ours[:3], others[:3]) == (0.5, None)
+    # Each sample meets all of the other's: of six, four wins and a tie.
+    assert win_rate(utilities(IRON, 1.0, 0.5, 0.25), utilities(IRON, 0.5, 0.0)) == (0.75, None)
     shuffled = random.Random(0).sample(ours, len(ours))
     assert shuffled != ours and win_rate(shuffled, others) == win_rate(ours, others)
 
@@ -178,10 +180,9 @@ def test_win_rate_leaves_out_what_rules_judge():
         (utilities(IRON, 1.0), utilities(ZINC, 1.0), "only one .* has the prompt 'Describe iron"),
         (utilities(IRON, 1.0), [], "only one .* has the prompt 'Describe iron"),
         ([], [], "no answers to general prompts"),
-        (utilities(IRON, 1.0, 1.0), utilities(IRON, 1.0), "2 and 1 samples of .*'Describe iron"),
     ],
 )
-def test_win_rate_needs_the_same_prompts_and_numbers_of_samples(ours, others, complaint):
+def test_win_rate_needs_the_same_prompts(ours, others, complaint):
     with pytest.raises(ValueError, match=complaint):
         win_rate(ours, others)
 
