@@ -52,6 +52,7 @@ class Config:
     )
 
 
+LONGEST = 512  # tokens of a completion: no demonstration is longer
 RULES = "accuracy,format:0.5,language:2"
 PRESETS = {"quick": {"out": "runs/quick", "scale": 0.04}}
 
@@ -81,8 +82,8 @@ def recipe(cfg: Config, seed: int, out: Path) -> list[Stage]:
         stages.append(make_stage(out, script, name, model, settings))
 
     sft = partial(add, "train_sft")
-    grpo = partial(add, "train_grpo", minibatch_of="problems")
-    sample = partial(add, "sample", tasks=cfg.tasks)
+    grpo = partial(add, "train_grpo", minibatch_of="problems", max_new_tokens=LONGEST)
+    sample = partial(add, "sample", tasks=cfg.tasks, max_new_tokens=LONGEST)
     reject = partial(sample, reject=True, samples=4, plain_rows=scaled(1800))
     evaluate = partial(sample, eval=True, samples=8, problems=scaled(32), seed=seed)
     make_pairs = partial(add, "r1mini.reward_model.pairs", tasks=general)
@@ -91,36 +92,38 @@ def recipe(cfg: Config, seed: int, out: Path) -> list[Stage]:
     # Cold start [R1 §2.3.1]
     sft("dev1", "base", tasks=reasoning, rows=scaled(1500), epochs=2)
     # Reasoning RL [R1 §2.3.2]
-    grpo("dev2", "dev1", steps=scaled(24), tasks=on_reasoning)
+    grpo("dev2", "dev1", steps=scaled(24), problems=24, tasks=on_reasoning)
     best = "dev2"
-    annotation = {"problems": scaled(2000), "samples": 8, "judgements": 8, "margin": 1.0}
+    annotation = {"problems": scaled(2000), "samples": 14, "judgements": 8, "margin": 1.0}
     by_model = {"reward": "helpful=rm"} if general else {}
     for number in range(1, cfg.rounds + 1):
         n = f"-{number}" if number > 1 else ""
         # Rejection sampling, and SFT from the base again [R1 §2.3.3]. From round 2 on, the model
         # writes the answers to general prompts, too.
-        reject(f"rows{n}", best, problems=scaled(150), **(by_model if number > 1 else {}))
+        reject(f"rows{n}", best, problems=scaled(130), **(by_model if number > 1 else {}))
         sft(f"dev3{n}", "base", data=f"rows{n}", rows=0, epochs=3)
         # RL for all scenarios: rules for reasoning, and late a reward model for general prompts.
         # One serves all rounds. [R1 §2.3.4]
         if general and number == 1:
-            make_pairs("pairs", models=("dev1", "dev2", "dev3", "dev3"), **annotation)
-            train_reward_model("rm", "dev3", data="pairs", epochs=2, batch_pairs=512)
+            make_pairs("pairs", models=("dev1", "dev2", "dev3"), **annotation)
+            train_reward_model(
+                "rm", "dev3", data="pairs", epochs=2, batch_pairs=768, learning_rate=1.2e-2
+            )
         best = f"r1{n}"
         grpo(
             best,
             f"dev3{n}",
-            steps=scaled(24),
+            steps=scaled(20),
             tasks=by_rules + len(by_rules) * general,
             temperature=0.7,
             reward=RULES + ",helpful=rm:1@0.25" * bool(general),
             learning_rate=6e-4,
         )
     # Distillation: R1's samples train the student. [R1 §2.4]
-    reject(f"distill-rows{n}", best, problems=scaled(100), **by_model)
+    reject(f"distill-rows{n}", best, problems=scaled(80), **by_model)
     sft(f"distilled{n}", "student-base", data=f"distill-rows{n}", rows=0, epochs=5)
     # R1-Zero: accuracy and format alone; the language reward came with R1. [R1 §2.2.2]
-    grpo("r1-zero", "base", steps=scaled(28), tasks=by_rules, reward="accuracy,format:0.5")
+    grpo("r1-zero", "base", steps=scaled(24), tasks=by_rules, reward="accuracy,format:0.5")
     # The student trained directly by RL, to compare with distillation
     grpo("student-rl", "student-base", steps=scaled(30), tasks=reasoning + facts)
     for model in model_titles(cfg.rounds):
