@@ -173,7 +173,10 @@ def table(runs: Mapping[str, Sequence[Sequence[Mapping]]]) -> str:
             cells += [spread([lines(part, kind) for part in picked], kind) for kind in columns[6:]]
             rows.append([NAMES[name], label, *cells])
     seeds = len(next(iter(runs.values())))
-    head = f"Seeds: {seeds}; ± is the standard deviation over seeds; lines are per answer."
+    head = (
+        f"Seeds: {seeds}; ± is the standard deviation over seeds; lines are per answer. The tenth of "
+        "the highest utility is chosen afterwards, so its utility is a little too high."
+    )
     return f"{head}\n\n{markdown_table(columns, rows)}\n"
 
 

@@ -11,6 +11,7 @@ from conftest import interrupt_at_call, jsonl
 import train_grpo
 from r1mini import checkpoint
 from r1mini.model.reward_model import RewardModel
+from r1mini.reward_model.scoring import ModelReward
 from r1mini.rl import metrics, setup
 from r1mini.training import run_state
 
@@ -201,3 +202,13 @@ def test_start_is_a_share_of_the_completions_with_a_budget(tmp_path, folder, rew
         expected = 0.25 * row["rewards"]["format"] + 0.5 * row["rewards"]["helpful"] * counts
         assert row["reward"] == pytest.approx(expected, abs=2e-6)
     assert {row["step"] for row in rows} == {0, 1}
+
+
+def test_reward_model_reads_the_micro_batch_size_that_was_found(run, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(
+        ModelReward, "load", lambda reward, device, bf16, tokens: sizes.append(tokens)
+    )
+    monkeypatch.setattr(ModelReward, "score", lambda reward, rows: dict.fromkeys(rows, 0.0))
+    run(learner_tokens=0, steps=1)
+    assert sizes[0] >= 1
