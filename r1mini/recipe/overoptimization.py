@@ -174,8 +174,8 @@ def table(runs: Mapping[str, Sequence[Sequence[Mapping]]]) -> str:
             rows.append([NAMES[name], label, *cells])
     seeds = len(next(iter(runs.values())))
     head = (
-        f"Seeds: {seeds}; ± is the standard deviation over seeds; lines are per answer. The tenth of "
-        "the highest utility is chosen afterwards, so its utility is a little too high."
+        f"Seeds: {seeds}; ± is the standard deviation over seeds; lines are per answer. The tenth "
+        "of the highest utility is chosen afterwards, so its utility is a little too high."
     )
     return f"{head}\n\n{markdown_table(columns, rows)}\n"
 
