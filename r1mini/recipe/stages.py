@@ -94,7 +94,7 @@ def recipe(cfg: Config, seed: int, out: Path) -> list[Stage]:
     # Reasoning RL [R1 §2.3.2]
     grpo("dev2", "dev1", steps=scaled(22), problems=24, tasks=on_reasoning)
     best = "dev2"
-    annotation = {"problems": scaled(2000), "samples": 12, "judgements": 8, "margin": 1.0}
+    annotation = {"problems": scaled(2000), "samples": 16, "judgements": 10, "margin": 1.0}
     by_model = {"reward": "helpful=rm"} if general else {}
     for number in range(1, cfg.rounds + 1):
         n = f"-{number}" if number > 1 else ""
@@ -113,7 +113,7 @@ def recipe(cfg: Config, seed: int, out: Path) -> list[Stage]:
         grpo(
             best,
             f"dev3{n}",
-            steps=scaled(20),
+            steps=scaled(22),
             tasks=by_rules + len(by_rules) * general,
             temperature=0.7,
             reward=RULES + ",helpful=rm:1@0.25" * bool(general),

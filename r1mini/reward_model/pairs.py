@@ -40,7 +40,7 @@ class Config(DeviceOptions):
     )
     samples: int = option(4, "answers of each model to a prompt", bounds="1 <= x")
     pairs: int = option(
-        500, "random pairs of the answers to a prompt, at most, to judge", bounds="1 <= x"
+        600, "random pairs of the answers to a prompt, at most, to judge", bounds="1 <= x"
     )
     judgements: int = option(4, "judgements of a pair, half of them in each order; R1: 4")
     margin: float = option(
