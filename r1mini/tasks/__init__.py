@@ -94,7 +94,8 @@ def usable(names: tuple[str, ...], judged: bool = True) -> tuple[str, ...]:
     except sandbox.SandboxError as error:
         if names is not REASONING and names is not DEFAULT:  # the objects that flags default to
             raise ValueError(f"--tasks: {unusable[0]!r} runs its answers, and {error}") from error
-        print(f"leaving out the task {unusable[0]!r}: it runs its answers, and {error}", flush=True)
+        left_out = " and ".join(unusable)
+        print(f"leaving out {left_out}: answers are run, and {error}", flush=True)
     return tuple(name for name in names if name not in unusable)
 
 

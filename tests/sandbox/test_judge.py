@@ -1050,8 +1050,10 @@ def test_default_tasks_leave_out_what_cannot_be_judged(monkeypatch, capsys):
     monkeypatch.setattr(platform, "machine", lambda: "riscv64")
     assert tasks.usable(tasks.REASONING) == ("countdown", "balance", "kinetics")
     assert capsys.readouterr().out.startswith(
-        "leaving out the task 'repair': it runs its answers, and no sandbox on Linux riscv64"
+        "leaving out repair: answers are run, and no sandbox on Linux riscv64"
     )
+    assert "repair-long" not in tasks.usable(tasks.DEFAULT)
+    assert capsys.readouterr().out.startswith("leaving out repair and repair-long: answers are run")
     assert resolve(GRPOConfig()).tasks == ("countdown", "balance", "kinetics")
     assert resolve(GRPOConfig(data="rows.jsonl")).tasks == tasks.REASONING
 
