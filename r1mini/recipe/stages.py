@@ -99,8 +99,9 @@ def recipe(cfg: Config, seed: int, out: Path) -> list[Stage]:
     for number in range(1, cfg.rounds + 1):
         n = f"-{number}" if number > 1 else ""
         # Rejection sampling, and SFT from the base again [R1 §2.3.3]. From round 2 on, the model
-        # writes the answers to general prompts, too.
-        reject(f"rows{n}", best, problems=scaled(120), **(by_model if number > 1 else {}))
+        # writes the answers to general prompts, too, and has more tries at what is still hard.
+        later = by_model | {"samples": 8} if number > 1 else {}
+        reject(f"rows{n}", best, problems=scaled(120), **later)
         sft(f"dev3{n}", "base", data=f"rows{n}", rows=0, epochs=3)
         # RL for all scenarios: rules for reasoning, a reward model for general prompts. One serves
         # all rounds. [R1 §2.3.4] DEVIATES: R1's counts in the last 400 of 1,700 steps.
