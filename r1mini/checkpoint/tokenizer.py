@@ -9,7 +9,7 @@ end. One attempt of a search then takes half as many tokens as it has characters
 
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise, takewhile
 
 from tokenizers import Encoding, Regex, decoders, models, pre_tokenizers, trainers
@@ -65,7 +65,7 @@ class Tokenizer:
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self._encodings(texts)]
 
-    def encode_segments(self, rows: list[list[str]]) -> list[list[list[int]]]:
+    def encode_segments(self, rows: Sequence[Sequence[str]]) -> list[list[list[int]]]:
         """The ids of each row's whole text, cut where its segments meet.
 
         Context and learned segments alternate; a token with a character of both is learned. A

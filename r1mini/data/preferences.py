@@ -141,16 +141,18 @@ def encode_pairs(
     texts = {}  # of the two sides of pair i
     for i, pair in enumerate(pairs):
         try:
-            texts[i] = [reply_texts(pair.prompt, reply, template) for reply in pair[1:3]]
+            texts[i] = [tuple(reply_texts(pair.prompt, reply, template)) for reply in pair[1:3]]
         except ValueError as error:
             errors.report(f"{places[i]}: {error}")
-    segments = tokenizer.encode_segments(list(chain.from_iterable(texts.values())))
+    distinct = list(dict.fromkeys(chain.from_iterable(texts.values())))  # most are in many pairs
+    segments = dict(zip(distinct, tokenizer.encode_segments(distinct)))
     encoded = [None] * len(pairs)
-    for i, *sides in zip(texts, segments[::2], segments[1::2]):
+    for i, sides in texts.items():
         row = {"prompt": pairs[i].prompt}
         try:
             chosen, rejected = (
-                complete(row, *side, tokenizer, template, context) for side in zip(texts[i], sides)
+                complete(row, side, [*segments[side]], tokenizer, template, context)
+                for side in sides
             )
             if (ids := sum(chosen, [])) == sum(rejected, []):
                 raise ValueError(f"chosen and rejected are the same {len(ids)} tokens")

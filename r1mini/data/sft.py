@@ -95,7 +95,7 @@ def encode_rows(
 
 def complete(
     row: Row,
-    texts: list[str],
+    texts: Sequence[str],
     segments: list[list[int]],
     tokenizer: Tokenizer,
     template: ChatTemplate,

@@ -436,6 +436,12 @@ def test_text_ends_with_eos_once(tokens):
     assert chosen[0] + chosen[1] == [*tokens.encode("a b"), tokens.eos_id]
 
 
+def test_a_reply_in_several_pairs_has_the_same_ids_in_each(tokens):
+    pairs = [Pair("a", " b", " c", {}), Pair("a", " d", " b", {}), Pair("a", " b", " e", {})]
+    alone = [encode_pairs([pair], tokens, PLAIN, 99)[0] for pair in pairs]
+    assert encode_pairs(pairs, tokens, PLAIN, 99) == alone
+
+
 @pytest.mark.parametrize("prompt", ["a ", "a<think>", "a\n<think>\n", "天"])
 def test_the_ids_are_those_of_the_whole_text(tokens, prompt):
     [sides] = encode_pairs([Pair(prompt, "two", "3", {})], tokens, PLAIN, 99)
