@@ -6,7 +6,7 @@ embedded size, Muon is clearly better.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,18 +16,47 @@ from r1mini.infra.distributed import is_sharded, replicate
 
 
 class Muon(torch.optim.Muon):
-    """torch's Muon, also for sharded matrices. Newton-Schulz needs whole matrices, and in bfloat16
-    the order of its sums would change the result. So every rank gathers the gradient and the
-    momentum, and updates its own shard."""
+    """torch's Muon with two differences. On a CPU, Newton-Schulz is in fp32: it is more exact, and
+    20 times as fast where the CPU has no bfloat16 products. For sharded matrices, every rank
+    gathers gradient and momentum, since Newton-Schulz needs whole matrices, and updates its own
+    shard."""
 
+    @torch.no_grad()
     def step(self, closure=None):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    parameter.grad = replicate(parameter.grad)
-                for name, value in self.state.get(parameter, {}).items():
-                    self.state[parameter][name] = replicate(value)
-        return super().step(closure)
+                    self.update(parameter, group)
+
+    def update(self, parameter: nn.Parameter, group: Mapping[str, Any]) -> None:
+        gradient, state = replicate(parameter.grad), self.state[parameter]
+        momentum = replicate(state.get("momentum_buffer", torch.zeros_like(gradient)))
+        momentum.lerp_(gradient, 1 - group["momentum"])
+        state["momentum_buffer"] = momentum
+        nesterov = gradient.lerp(momentum, group["momentum"])
+        dtype = torch.float32 if parameter.device.type == "cpu" else torch.bfloat16
+        update = orthogonalize(nesterov, dtype, group["ns_coefficients"], group["ns_steps"])
+        # match_rms_adamw: an update of AdamW's usual size [Moonlight §2.2]
+        rate = group["lr"] * 0.2 * math.sqrt(max(parameter.shape))
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        parameter.add_(update, alpha=-rate)
+
+
+def orthogonalize(
+    matrix: Tensor, dtype: torch.dtype, coefficients: Sequence[float], steps: int
+) -> Tensor:
+    """The matrix with singular values near 1 (0.7 to 1.2), by the quintic Newton-Schulz iteration
+    of Muon (Jordan et al. 2024), computed in this dtype."""
+    a, b, c = coefficients
+    x = matrix.to(dtype)
+    is_tall = x.shape[0] > x.shape[1]
+    if is_tall:
+        x = x.T
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if is_tall else x
 
 
 class CPUOffload:

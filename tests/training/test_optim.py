@@ -43,6 +43,46 @@ def test_norms_and_biases_are_never_decayed(kind):
     assert decay == {name: 0.1 if p.ndim == 2 else 0.0 for name, p in model.named_parameters()}
 
 
+def test_orthogonalized_diagonal_matrix_by_hand():
+    """Newton-Schulz acts on each singular value alone: x → a x + b x³ + c x⁵."""
+    a, b, c = 3.4445, -4.775, 2.0315
+    values = [0.6, 0.8]  # of diag(3, 4), whose norm is 5
+    for _ in range(5):
+        values = [a * x + b * x**3 + c * x**5 for x in values]
+    expected = torch.zeros(2, 3)
+    expected[0, 0], expected[1, 1] = values
+    wide = torch.tensor([[3.0, 0, 0], [0, 4, 0]])
+    for matrix, result in ((wide, expected), (wide.T, expected.T)):
+        torch.testing.assert_close(
+            optim.orthogonalize(matrix, torch.float32, (a, b, c), 5), result, atol=1e-5, rtol=0
+        )
+    assert all(0.68 < x < 1.15 for x in values)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_muon_is_torchs_but_for_the_dtype_of_newton_schulz(monkeypatch, dtype):
+    def trained(muon):
+        generator = torch.Generator().manual_seed(0)
+        shapes = (24, 16), (16, 24), (16, 16)
+        weights = [torch.nn.Parameter(torch.randn(x, generator=generator)) for x in shapes]
+        optimizer = muon(weights, lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+        for _ in range(4):
+            for weight in weights:
+                weight.grad = torch.randn(weight.shape, generator=generator)
+            optimizer.step()
+        return torch.cat([weight.flatten() for weight in weights]), optimizer.state_dict()
+
+    orthogonalize = optim.orthogonalize
+    monkeypatch.setattr(optim, "orthogonalize", lambda x, _, *rest: orthogonalize(x, dtype, *rest))
+    (ours, our_state), (torchs, state) = trained(optim.Muon), trained(torch.optim.Muon)
+    difference = (ours - torchs).abs().max() / 0.01  # in learning rates
+    assert difference == 0 if dtype == torch.bfloat16 else 0 < difference < 0.1
+    assert our_state["param_groups"] == state["param_groups"]
+    for number, values in state["state"].items():
+        assert our_state["state"][number].keys() == values.keys()
+        assert our_state["state"][number]["momentum_buffer"].equal(values["momentum_buffer"])
+
+
 def test_unknown_optimizer_names_the_flag():
     with pytest.raises(ValueError, match="--optimizer sgd: must be muon or adamw"):
         validate(TrainOptions(optimizer="sgd"))
