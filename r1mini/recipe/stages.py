@@ -54,6 +54,8 @@ class Config:
 
 LONGEST = 512  # tokens of a completion; the longest demonstration has 432
 RULES = "accuracy,format:0.5,language:2"
+ANNOTATION = {"problems": 2000, "samples": 14, "judgements": 10, "margin": 1.0}
+REWARD_MODEL = {"epochs": 3, "batch_pairs": 384, "learning_rate": 9e-3}
 PRESETS = {"quick": {"out": "runs/quick", "scale": 0.04}}
 
 
@@ -72,59 +74,63 @@ def recipe(cfg: Config, seed: int, out: Path) -> list[Stage]:
     def scaled(count: int) -> int:
         return max(2, round(count * cfg.scale))
 
-    def add(script: str, name: str, model: str = "", **settings) -> None:
+    def add(script: str, name: str, model: str = "", rm: str = "", **settings) -> None:
         # Each stage has its own seed: no two see the same problems.
         settings = {
             **worker_flags(script, cfg.device),
             "seed": seed * 1000 + len(stages),
             **settings,
         }
-        stages.append(make_stage(out, script, name, model, settings))
+        stages.append(make_stage(out, script, name, model, rm, settings))
 
     sft = partial(add, "train_sft")
     grpo = partial(add, "train_grpo", minibatch_of="problems", max_new_tokens=LONGEST)
     sample = partial(add, "sample", tasks=cfg.tasks, max_new_tokens=LONGEST)
-    reject = partial(sample, reject=True, samples=4, plain_rows=scaled(1800))
+    reject = partial(sample, reject=True, samples=4)
     evaluate = partial(sample, eval=True, samples=8, problems=scaled(32), seed=seed)
-    make_pairs = partial(add, "r1mini.reward_model.pairs", tasks=general)
-    train_reward_model = partial(add, "r1mini.reward_model.training")
+    annotation = ANNOTATION | {"problems": scaled(ANNOTATION["problems"]), "tasks": general}
+    make_pairs = partial(add, "r1mini.reward_model.pairs", **annotation)
+    train_reward_model = partial(add, "r1mini.reward_model.training", **REWARD_MODEL)
 
     # Cold start [R1 §2.3.1]
     sft("dev1", "base", tasks=reasoning, rows=scaled(1200), epochs=2)
     # Reasoning RL [R1 §2.3.2]
-    grpo("dev2", "dev1", steps=scaled(22), problems=24, tasks=on_reasoning)
-    best = "dev2"
-    annotation = {"problems": scaled(2000), "samples": 16, "judgements": 10, "margin": 1.0}
-    by_model = {"reward": "helpful=rm"} if general else {}
+    grpo("dev2", "dev1", steps=scaled(18), problems=24, tasks=on_reasoning)
+    best, rm, compared = "dev2", "", ("dev1", "dev2")
+    tries = {"problems": scaled(120), "plain_rows": scaled(1800)}
+    by_model = {"reward": "helpful={rm}"} if general else {}
     for number in range(1, cfg.rounds + 1):
         n = f"-{number}" if number > 1 else ""
-        # Rejection sampling, and SFT from the base again [R1 §2.3.3]. From round 2 on, the model
-        # writes the answers to general prompts, too, and has more tries at what is still hard.
-        later = by_model | {"samples": 8} if number > 1 else {}
-        reject(f"rows{n}", best, problems=scaled(120), **later)
+        # Rejection sampling, and SFT from the base again [R1 §2.3.3].
+        reject(f"rows{n}", best, rm, **tries)
         sft(f"dev3{n}", "base", data=f"rows{n}", rows=0, epochs=3)
-        # RL for all scenarios: rules for reasoning, a reward model for general prompts. One serves
-        # all rounds. [R1 §2.3.4] DEVIATES: R1's counts in the last 400 of 1,700 steps.
-        if general and number == 1:
-            make_pairs("pairs", models=("dev1", "dev2", "dev3"), **annotation)
-            train_reward_model(
-                "rm", "dev3", data="pairs", epochs=2, batch_pairs=768, learning_rate=1.2e-2
-            )
+        # RL for all scenarios: rules for reasoning, a reward model for general prompts.
+        # [R1 §2.3.4] DEVIATES: R1's counts in the last 400 of 1,700 steps.
+        if general:
+            rm = f"rm{n}"
+            make_pairs(f"pairs{n}", models=(*compared, f"dev3{n}"))
+            train_reward_model(rm, f"dev3{n}", data=f"pairs{n}")
         best = f"r1{n}"
         grpo(
             best,
             f"dev3{n}",
+            rm,
             steps=scaled(22),
             tasks=by_rules + len(by_rules) * general,
             temperature=0.7,
-            reward=RULES + ",helpful=rm:1@0.25" * bool(general),
+            reward=RULES + ",helpful={rm}:1@0.25" * bool(general),
             learning_rate=6e-4,
         )
+        # In the next round, the model writes the answers to general prompts, too, and has more
+        # tries at what is still hard. The reward model learns from its answers.
+        compared = ("dev3", best)
+        tries = {"problems": scaled(240), "plain_rows": scaled(900), "samples": 8, **by_model}
     # Distillation: R1's samples train the student. [R1 §2.4]
-    reject(f"distill-rows{n}", best, problems=scaled(80), **by_model)
+    distilled = {"problems": scaled(100), "plain_rows": scaled(900), "samples": 2, **by_model}
+    reject(f"distill-rows{n}", best, rm, **distilled)
     sft(f"distilled{n}", "student-base", data=f"distill-rows{n}", rows=0, epochs=5)
     # R1-Zero: accuracy and format alone; the language reward came with R1. [R1 §2.2.2]
-    grpo("r1-zero", "base", steps=scaled(24), tasks=by_rules, reward="accuracy,format:0.5")
+    grpo("r1-zero", "base", steps=scaled(20), tasks=by_rules, reward="accuracy,format:0.5")
     # The student trained directly by RL, to compare with distillation
     grpo("student-rl", "student-base", steps=scaled(30), tasks=reasoning + facts)
     for model in model_titles(cfg.rounds):
@@ -132,9 +138,9 @@ def recipe(cfg: Config, seed: int, out: Path) -> list[Stage]:
     return stages
 
 
-def make_stage(out: Path, script: str, name: str, model: str, settings: dict) -> Stage:
+def make_stage(out: Path, script: str, name: str, model: str, rm: str, settings: dict) -> Stage:
     """A stage whose `settings` name no paths, but for stages: `data`, the one that writes the rows,
-    `models` and, in `reward`, a reward model."""
+    and `models`. In `reward`, {rm} is the folder of the reward model `rm`."""
     output, target = out / name / "run.json", out / name
     if script in ("sample", "r1mini.reward_model.pairs"):
         output = target = out / f"{name}.{'json' if 'eval' in settings else 'jsonl'}"
@@ -153,8 +159,8 @@ def make_stage(out: Path, script: str, name: str, model: str, settings: dict) ->
     if "data" in settings:
         inputs.append(out / f"{settings['data']}.jsonl")
         paths["data"] = str(inputs[-1])
-    if "helpful=" in settings.get("reward", ""):
-        paths["reward"] = settings["reward"].replace("helpful=rm", f"helpful={path_of('rm')}")
+    if "{rm}" in settings.get("reward", ""):
+        paths["reward"] = settings["reward"].replace("{rm}", path_of(rm))
     return Stage(name, script, settings | paths, output, tuple(inputs))
 
 

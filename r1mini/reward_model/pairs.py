@@ -74,11 +74,9 @@ def main(cfg: Config) -> dict:
     rows, counts = [], Counter()
     for number, (problem, same_prompt) in enumerate(zip(problems, answers)):
         rng = Random(f"{cfg.seed} judge {number}")
-        for row in judge_pairs(problem, same_prompt, cfg.judgements, cfg.pairs, rng):
-            counts["judged"] += 1
-            wins, losses = row["votes"]
-            if wins - losses >= cfg.margin * cfg.judgements:
-                rows.append(row)
+        chosen = random_pairs(same_prompt, cfg.pairs, rng)
+        rows += clear_pairs(problem, chosen, cfg.judgements, cfg.margin, rng)
+        counts["judged"] += len(chosen)
     counts["clear"] = len(rows)
     rows = balance_lengths(rows, Random(f"{cfg.seed} balance"))
     counts["kept"] = len(rows)
@@ -135,18 +133,31 @@ def read_answers(model: str, rollouts: Sequence[Rollout], tokenizer: Tokenizer) 
     ]
 
 
-def judge_pairs(
-    problem: Problem, answers: Sequence[Answer], judgements: int, limit: int, rng: Random
-) -> Iterator[dict]:
-    """A row for every two different answers, for a random `limit` of such pairs. They are annotated
-    twice: the first annotation chooses, the second tells how far one can trust it."""
+def random_pairs(answers: Sequence[Answer], limit: int, rng: Random) -> list[tuple[Answer, Answer]]:
+    """Every two different answers, or a random `limit` of such pairs."""
     different = {answer.text: answer for answer in answers}
-    appeals = {text: annotator.appeal(problem, text) for text in different}
     pairs = list(combinations(different.values(), 2))
-    for first, second in rng.sample(pairs, min(limit, len(pairs))):
-        looks = appeals[first.text], appeals[second.text]
-        votes, again = judge(*looks, judgements, rng), judge(*looks, judgements, rng)
-        likelier = looks[0] - looks[1]
+    return rng.sample(pairs, min(limit, len(pairs)))
+
+
+def clear_pairs(
+    problem: Problem,
+    pairs: Sequence[tuple[Answer, Answer]],
+    judgements: int,
+    margin: float,
+    rng: Random,
+) -> Iterator[dict]:
+    """The rows of the pairs whose verdicts differ by at least this share of the judgements. These
+    are annotated once more, which tells how far one can trust the first annotation."""
+    texts = {answer.text for pair in pairs for answer in pair}
+    appeals = {text: annotator.appeal(problem, text) for text in sorted(texts)}
+    for first, second in pairs:
+        appeal, other = appeals[first.text], appeals[second.text]
+        votes = judge(appeal, other, judgements, rng)
+        if abs(votes[0] - votes[1]) < margin * judgements:
+            continue
+        again = judge(appeal, other, judgements, rng)
+        likelier = appeal - other
         if votes[1] > votes[0]:
             first, second, likelier = second, first, -likelier
             votes, again = votes[::-1], again[::-1]

@@ -30,6 +30,8 @@ class ModelReward:
     def __init__(self, name: str, folder: str, scores_thinking: bool = False):
         """Reads the tokenizer and the template; `load` reads the weights."""
         self.name, self.folder = f"--reward {name}={folder}", folder
+        if not checkpoint.resolve(folder).is_dir():
+            raise ValueError(f"{self.name}: no such folder")
         self.scores_thinking = scores_thinking
         self.config = read_config(checkpoint.resolve(folder) / "config.json")
         self.template = answer_template(load_chat_template(folder))

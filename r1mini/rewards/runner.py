@@ -101,6 +101,11 @@ def parse_spec(text: str) -> tuple[Term, ...]:
     return tuple(terms.values())
 
 
+def model_folders(text: str) -> list[str]:
+    """The folders of the reward models of a `--reward`."""
+    return [term.folder for term in parse_spec(text) if term.folder]
+
+
 def read_term(match: re.Match) -> Term:
     """ValueError for an unknown or reserved name, or an invalid weight or start."""
     part = match.groupdict("")

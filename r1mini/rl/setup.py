@@ -17,7 +17,7 @@ from r1mini.model.config import ModelConfig
 from r1mini.model.transformer import Transformer
 from r1mini.records import Group, Problem, Rollout
 from r1mini.reward_model.scoring import open_rewards, parameter_bytes
-from r1mini.rewards.runner import Rewards, parse_spec
+from r1mini.rewards.runner import Rewards, model_folders
 from r1mini.rl.config import GRPOConfig
 from r1mini.rl.learner import accumulate_gradient
 from r1mini.rl.metrics import bf16_weights
@@ -55,7 +55,7 @@ def load_problems(
         instruction=cfg.instruction,
         skip_bad=cfg.skip_bad,
         decontaminate=cfg.decontaminate,
-        general=any(term.folder for term in parse_spec(cfg.reward)),
+        general=bool(model_folders(cfg.reward)),
     )
 
 
@@ -71,7 +71,7 @@ def memory_needed(cfg: GRPOConfig, device: torch.device, config: ModelConfig) ->
     if cache > sizes["learner"]:  # sampler and learner take turns
         del sizes["learner"]
         sizes["sampler"] = cache
-    if folders := [term.folder for term in parse_spec(cfg.reward) if term.folder]:
+    if folders := model_folders(cfg.reward):
         sizes["reward models"] = sum(parameter_bytes(folder, cfg.bf16) for folder in folders)
     return sizes
 

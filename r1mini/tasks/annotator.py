@@ -58,15 +58,19 @@ def utility(problem: Problem, answer: str | None) -> float:
 
     Four useful facts are enough; each other line costs half of one.
     """
-    kinds = Counter(line_kinds(problem, answer or ""))
+    return utility_of(Counter(line_kinds(problem, answer or "")))
+
+
+def utility_of(kinds: Counter[str]) -> float:
+    """The utility of an answer with these kinds of lines."""
     useful = kinds["useful"]
     return max(0.0, min(ENOUGH, useful) - BAD_LINE * (kinds.total() - useful)) / ENOUGH
 
 
 def appeal(problem: Problem, answer: str | None) -> float:
     """What an answer looks like to the annotator, as a logit: its utility, and its length."""
-    lines = sum(1 for _ in line_kinds(problem, answer or ""))
-    return utility(problem, answer) / NOISE + LENGTH_BIAS * lines
+    kinds = Counter(line_kinds(problem, answer or ""))
+    return utility_of(kinds) / NOISE + LENGTH_BIAS * kinds.total()
 
 
 def preference(first: float, second: float) -> float:

@@ -49,6 +49,15 @@ def test_rounds_repeat_rejection_sampling_sft_and_rl(tmp_path):
     assert stages["dev3-2"].settings["model"] == stages["dev3"].settings["model"]  # the base again
     assert stages["r1-2"].settings["model"] == str(tmp_path / "dev3-2")
     assert stages["distill-rows-2"].settings["model"] == str(tmp_path / "r1-2")
+    # Each round has a reward model of its own, which has read answers of the last R1.
+    assert stages["rm-2"].settings["data"] == str(stages["pairs-2"].output)
+    models = [str(tmp_path / name) for name in ("dev3", "r1", "dev3-2")]
+    assert sorted(stages["pairs-2"].settings["models"]) == sorted(models)
+    rm = {"rows-2": "rm", "r1-2": "rm-2", "distill-rows-2": "rm-2"}
+    for name, folder in rm.items():
+        [*_, term] = parse_spec(stages[name].settings["reward"])
+        assert term.folder == str(tmp_path / folder)
+        assert tmp_path / folder / "run.json" in stages[name].inputs
 
 
 def test_last_stage_has_a_reward_model_for_general_prompts(tmp_path):

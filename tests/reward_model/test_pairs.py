@@ -10,7 +10,13 @@ from r1mini import tasks
 from r1mini.data.preferences import read_pairs
 from r1mini.records import Rollout
 from r1mini.reward_model import pairs
-from r1mini.reward_model.pairs import Answer, balance_lengths, judge_pairs, read_answers
+from r1mini.reward_model.pairs import (
+    Answer,
+    balance_lengths,
+    clear_pairs,
+    random_pairs,
+    read_answers,
+)
 from r1mini.tasks import annotator, describe
 
 PROBLEM = tasks.problem("describe", 0, 0, "train")
@@ -20,7 +26,11 @@ def answers(*texts):
     return [Answer(text, len(text), f"model {n}") for n, text in enumerate(texts)]
 
 
-def judged(monkeypatch, texts, prefers_first, judgements=4, limit=99):
+def every_pair(answers):
+    return random_pairs(answers, 99, Random(0))
+
+
+def judged(monkeypatch, texts, prefers_first, judgements=4, margin=0.0):
     """The rows of a judge who prefers the first of two texts if `prefers_first(first, second)`,
     to whom the first in the alphabet should appeal more."""
     calls = []
@@ -32,7 +42,8 @@ def judged(monkeypatch, texts, prefers_first, judgements=4, limit=99):
 
     monkeypatch.setattr(annotator, "prefers_first", judge)
     monkeypatch.setattr(annotator, "appeal", lambda problem, text: -ord(text[0]))
-    rows = judge_pairs(PROBLEM, answers(*texts), judgements, limit, Random(0))
+    pairs = every_pair(answers(*texts))
+    rows = clear_pairs(PROBLEM, pairs, judgements, margin, Random(0))
     return list(rows), Counter(calls)
 
 
@@ -73,7 +84,7 @@ def test_three_votes_to_one(monkeypatch):
 def test_answers_that_are_alike_to_the_annotator_have_no_likelier_one():
     """Both are worth nothing, and equally long: the best guess is right half of the time."""
     some = [Answer(text, 2, "m") for text in ("iron is", "lead is")]
-    [row] = judge_pairs(PROBLEM, some, 4, 9, Random(0))
+    [row] = clear_pairs(PROBLEM, every_pair(some), 4, 0, Random(0))
     assert row["chosen_is_likelier"] is None and sum(row["votes"]) == 4
 
 
@@ -83,21 +94,41 @@ def test_every_two_different_answers_are_a_pair_once(monkeypatch):
     assert sum(calls.values()) == 2 * 2 * 3
 
 
-def test_some_pairs_are_judged_at_random(monkeypatch):
-    rows, _ = judged(monkeypatch, "abcdef", lambda first, second: first < second, limit=5)
-    pairs = [row["chosen"] + row["rejected"] for row in rows]
-    assert len(set(pairs)) == 5 and set(pairs) != {"ab", "ac", "ad", "ae", "af"}
+def test_pairs_are_chosen_at_random():
+    some = answers(*"abcdef")
+    pairs = random_pairs(some, 5, Random(0))
+    texts = [first.text + second.text for first, second in pairs]
+    assert len(set(texts)) == 5 and set(texts) != {"ab", "ac", "ad", "ae", "af"}
+    assert pairs == random_pairs(some, 5, Random(0)) != random_pairs(some, 5, Random(1))
+
+
+def test_unclear_pair_is_left_out_and_not_annotated_again(monkeypatch):
+    verdicts = iter([True, False, True, False])  # of a and b; c is liked less by everybody
+
+    def prefers_first(first, second):
+        return second == "c" if "c" in first + second else next(verdicts)
+
+    rows, calls = judged(monkeypatch, "abc", prefers_first, margin=0.5)
+    assert sorted(row["chosen"] + row["rejected"] for row in rows) == ["ac", "bc"]
+    assert calls["ab"] + calls["ba"] == 4 and calls["ac"] + calls["ca"] == 8
+
+
+@pytest.mark.parametrize(("margin", "kept"), [(0.5, 1), (0.51, 0)])
+def test_margin_is_the_difference_of_the_votes(monkeypatch, margin, kept):
+    verdicts = iter([True, True, True, False] * 2)  # of a b, a b, b a, b a: three votes for a
+    rows, _ = judged(monkeypatch, "ab", lambda first, second: next(verdicts), margin=margin)
+    assert len(rows) == kept and all(row["votes"] == [3, 1] for row in rows)
 
 
 def test_simulated_annotator_prefers_the_useful_answer():
     useful = max((describe.write(PROBLEM, Random(n)) for n in range(20)), key=utility)
     assert utility(useful) > 0.9
     some = [Answer("lead is tall", 3, "weak"), Answer(useful, 40, "strong")]
-    [row] = judge_pairs(PROBLEM, some, 8, 9, Random(0))
+    [row] = clear_pairs(PROBLEM, every_pair(some), 8, 1, Random(0))
     assert row["chosen"] == useful and row["votes"] == [8, 0] and row["chosen_is_likelier"]
     # What is broken is read as it is: these lines are no statements.
     broken = Answer(useful.replace("\n", ".\n"), 40, "broken")
-    [row] = judge_pairs(PROBLEM, [broken, some[1]], 8, 9, Random(0))
+    [row] = clear_pairs(PROBLEM, [(broken, some[1])], 8, 1, Random(0))
     assert row["models"] == ["strong", "broken"]
 
 

@@ -179,7 +179,7 @@ def test_text_that_is_too_long_ends_the_run_with_one_line(script, tmp_path, fold
         ({"reward": "helpful={rm}@0.5"}, "no reward counts from the start of the run"),
         ({"score_thinking": ("other",)}, "--score-thinking other: no reward model of --reward"),
         ({"score_thinking": ("format",)}, "--score-thinking format: no reward model"),
-        ({"reward": "format,helpful=absent"}, "absent"),
+        ({"reward": "format,helpful=absent"}, "--reward helpful=absent: no such folder"),
         ({"reward": "format,helpful={lm}"}, "LlamaForCausalLM is not a reward model"),
         ({"reward": "helpful={rm}"}, "none of these rewards applies to .* task 'countdown'"),
     ],

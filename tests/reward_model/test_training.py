@@ -114,11 +114,23 @@ def test_answer_in_several_pairs_is_computed_once(reward_model, pairs, monkeypat
     assert sum(collate(batches[0][:3]).lengths) == 6 + 5 + 9 + 2
 
 
+def star(prompt):
+    """Three pairs of four answers of 7 tokens, the first of which is in all of them."""
+    answers = [((1,) * 3, (n,) * 4) for n in range(4)]
+    return [Pair(prompt, answers[0], answers[n], {}) for n in (1, 2, 3)]
+
+
 def test_micro_batch_counts_an_answer_once():
-    answers = [((1,) * 3, (n,) * 4) for n in range(4)]  # 7 tokens each
-    pairs = [Pair("p", answers[0], answers[n], {}) for n in (1, 2, 3)]
-    assert [len(part) for part in data.micro_batches(pairs, 21)] == [2, 1]  # 14, 7 | 7
-    assert [len(part) for part in data.micro_batches(pairs, 28)] == [3]
+    assert [len(part) for part in data.micro_batches(star("p"), 21)] == [2, 1]  # 14, 7 | 7
+    assert [len(part) for part in data.micro_batches(star("p"), 28)] == [3]
+
+
+def test_micro_batches_are_cut_between_prompts_if_a_prompt_fits():
+    pairs = star("p") + star("q") + star("r")
+    assert data.micro_batches(pairs, 55) == [star("p"), star("q"), star("r")]  # 28 tokens each
+    assert data.micro_batches(pairs, 56) == [star("p") + star("q"), star("r")]
+    # What is left of a prompt over the budget stands alone.
+    assert [len(part) for part in data.micro_batches(pairs, 21)] == [2, 1] * 3
 
 
 # -- held-out prompts and batches ------------------------------------------------------------------
@@ -172,8 +184,15 @@ def test_batches_keep_the_pairs_of_a_prompt_together():
     assert [len(batch) for batch in batches] == [6] * 10
     assert all(len({pair.prompt for pair in batch}) == 2 for batch in batches)
     assert sorted(sum(batches, [])) == sorted(pairs) and sum(batches, []) != pairs
+    assert [len(batch) for batch in data.make_batches(pairs, 8, Random(0))] == [6] * 10
     assert batches == data.make_batches(pairs, 6, Random(0))
     assert batches != data.make_batches(pairs, 6, Random(1))
+
+
+def test_prompt_with_more_pairs_than_a_batch_is_cut_into_equal_parts():
+    batches = data.make_batches(some_pairs(4, per_prompt=9), 5, Random(0))
+    assert [len(batch) for batch in batches] == [4, 5] * 4
+    assert sorted(sum(batches, [])) == sorted(some_pairs(4, per_prompt=9))
 
 
 # -- the figures of held-out pairs -----------------------------------------------------------------
