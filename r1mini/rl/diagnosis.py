@@ -124,6 +124,7 @@ def diagnose(
         yield "the learning rate is 0: nothing is learned; raise --learning-rate"
     yield from diagnose_completions(rows, cfg, weights, context)
     yield from diagnose_groups(rows, cfg, weights)
+    yield from diagnose_weights(rows, weights)
     row, first = rows[-1], rows[0]["entropy"]
     if first > 0 and persists(rows, "entropy", below=0.1 * first):
         yield (
@@ -144,6 +145,21 @@ def diagnose(
         yield (
             f"a step changes {row['weights/moved_in_bf16']:.2%} of the weights in bf16; the rest "
             "is lost in rounding until it adds up: raise --learning-rate, or use --no-bf16"
+        )
+
+
+def diagnose_weights(rows: Rows, weights: Mapping[str, float]) -> Iterator[str]:
+    """While right answers are rare, a reward that differs in more completions is learned first."""
+    if not weights.get("accuracy", 0) > 0 or not persists(rows, "rewards/accuracy/mean", below=0.1):
+        return
+    row = rows[-1]
+    spreads = {name: x * row.get(f"rewards/{name}/std", 0.0) for name, x in weights.items()}
+    largest = max(spreads, key=spreads.__getitem__)
+    if spreads[largest] > 2 * spreads["accuracy"]:
+        yield (
+            f"{row['rewards/accuracy/mean']:.0%} of answers are right, so {largest}, with its "
+            f"weight of {weights[largest]:g}, decides the advantages and is learned first: lower "
+            "its weight in --reward, or choose easier problems or a model that is right more often"
         )
 
 

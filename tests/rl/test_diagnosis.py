@@ -193,6 +193,10 @@ def test_healthy_run_gets_no_advice():
         ({"frac_reward_zero_std": 0.9, "rewards/accuracy/mean": 0.0}, "too hard.*--resample"),
         ({"frac_reward_zero_std": 0.9, "rewards/accuracy/mean": 0.99}, "too easy.*--resample"),
         ({"frac_reward_zero_std": 0.9}, "little is learned.*--completions.*--resample"),
+        (
+            {"rewards/accuracy/mean": 0.05, "rewards/accuracy/std": 0.2, "rewards/format/std": 0.9},
+            "5% of answers are right, so format, with its weight of 0.5, .*--reward",
+        ),
         ({"entropy": 0.01}, "entropy fell from 0.40 to 0.01.*--learning-rate"),
         ({"kl": 5.0}, "KL.*--beta"),
         ({"approx_kl": 0.3}, "one step move the policy by 0.30 nats.*--learning-rate"),
@@ -272,6 +276,20 @@ def test_large_mean_gap_between_sampler_and_learner_ends_the_run(mean, options):
 
 def test_equal_rewards_are_no_problem_without_a_baseline():
     assert not advice([{**HEALTHY, "frac_reward_zero_std": 0.9}] * 5, baseline="none", scale="none")
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "spread", "language", "weighting"),
+    [
+        (0.3, 0.45, 0.5, {"accuracy": 1.0, "language": 2.0}),  # right answers are not rare
+        (0.05, 0.22, 0.21, {"accuracy": 1.0, "language": 2.0}),  # 0.42 is less than twice 0.22
+        (0.05, 0.22, 0.5, {"accuracy": 1.0}),  # language is logged, and does not count
+        (0.05, 0.22, 0.5, {"accuracy": 0.0, "language": 2.0}),  # accuracy does not count
+    ],
+)
+def test_weights_are_left_alone(accuracy, spread, language, weighting):
+    row = {**HEALTHY, "rewards/accuracy/mean": accuracy, "rewards/accuracy/std": spread}
+    assert not advice([row | {"rewards/language/std": language}] * 5, weighting=weighting)
 
 
 def test_single_bad_step_is_not_reported():
