@@ -10,7 +10,8 @@ from r1mini.recipe import stages as recipe
 from r1mini.rewards.runner import parse_spec
 
 
-def test_tiny_recipe_end_to_end_and_second_run_does_nothing(tmp_path, capsys):
+def test_tiny_recipe_end_to_end_and_second_run_does_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(recipe.ANNOTATION, "samples", 4)
     cfg = recipe.Config(
         out=str(tmp_path / "r1"),
         tasks=("kinetics", "elements", "describe"),
