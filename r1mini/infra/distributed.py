@@ -24,6 +24,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from r1mini.infra import signals
+from r1mini.model import lora
 from r1mini.model.transformer import Transformer
 
 # A rank may sample far longer than another. torchrun notices a dead rank at once.
@@ -225,13 +226,11 @@ def gather_model(model: Transformer) -> Transformer:
     different numbers of tokens. Called by all ranks."""
     if world_size() == 1:
         return model
-    with torch.device("meta"):
-        copy = type(model)(model.config)
+    copy = lora.like(model)
     weights = {name: p.detach().full_tensor() for name, p in model.named_parameters()}
     copy.load_state_dict(weights, strict=False, assign=True)
     if model.config.tie_word_embeddings:
         copy.lm_head.weight = copy.model.embed_tokens.weight
-    copy.hf_config = model.hf_config
     return copy.to(copy.device).requires_grad_(False)
 
 

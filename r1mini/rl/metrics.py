@@ -10,6 +10,7 @@ from torch import Tensor
 
 from r1mini.infra import files
 from r1mini.infra.distributed import replicate
+from r1mini.model.lora import own_parameters
 from r1mini.model.transformer import Transformer
 from r1mini.records import Group
 from r1mini.rewards.completion import extract_answer, extract_thinking, words
@@ -104,8 +105,8 @@ def learning_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]
 
 
 def bf16_weights(policy: Transformer) -> list[Tensor]:
-    """The weights as bf16 compute sees them."""
-    return [parameter.detach().bfloat16() for parameter in policy.parameters()]
+    """The trained weights as bf16 compute sees them."""
+    return [parameter.detach().bfloat16() for parameter in own_parameters(policy).values()]
 
 
 def changed_fraction(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:

@@ -2,7 +2,8 @@
 
 The parameters and the result are those of model/transformer.py (tests/sampler/test_kv_cache.py).
 Projections of one input are one matrix product, and a residual is added inside the product. In a
-small model with few rows, the overhead of modules and operators is most of a step's time.
+small model with few rows, the overhead of modules and operators is most of a step's time. LoRA's
+adapters stay beside the frozen weights, as in the learner: merged into bf16 they would be lost.
 """
 
 import math
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from r1mini.model.attention import Attend
+from r1mini.model.lora import stack_adapters
 from r1mini.model.rope import rope_tables
 from r1mini.model.transformer import Layer, Transformer
 
@@ -47,18 +49,42 @@ def follows(x: Tensor, previous: Tensor) -> bool:
     return same_storage and x.storage_offset() == previous.storage_offset() + previous.numel()
 
 
+class FusedLinear:
+    """Linear layers of one input as one product in `dtype`, and their adapters as another two."""
+
+    def __init__(self, linears: Sequence[nn.Linear], dtype: torch.dtype):
+        weight, bias = fuse_linears(linears)
+        self.weight = weight.to(dtype)  # [out, in]
+        self.bias = None if bias is None else bias.to(dtype)
+        self.adapters = stack_adapters(linears, dtype)  # A [R, in], B [out, R]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[B, out] of x [B, in], each layer's outputs after the other's."""
+        y = F.linear(x, self.weight, self.bias)
+        return y if self.adapters is None else y + self.update(x)
+
+    def update(self, x: Tensor) -> Tensor:
+        A, B = self.adapters
+        return F.linear(F.linear(x, A), B)
+
+    def add_to(self, x_BD: Tensor, y: Tensor) -> Tensor:
+        """x + the projection of y."""
+        y = y.to(self.weight.dtype)
+        if x_BD.dtype != self.weight.dtype:
+            return x_BD + self(y)
+        x_BD = torch.addmm(x_BD, y, self.weight.t())
+        return x_BD if self.adapters is None else x_BD + self.update(y)
+
+
 class FusedLayer:
     """The parameters of one layer, its matrices in `dtype`."""
 
     def __init__(self, layer: Layer, dtype: torch.dtype):
         attention, mlp = layer.self_attn, layer.mlp
-        qkv, bias = fuse_linears((attention.q_proj, attention.k_proj, attention.v_proj))
-        self.qkv = qkv.to(dtype)  # [(H + 2K) * C, D]
-        self.qkv_bias = None if bias is None else bias.to(dtype)
-        self.output = attention.o_proj.weight.to(dtype)  # [D, H * C]
-        gate_up, _ = fuse_linears((mlp.gate_proj, mlp.up_proj))
-        self.gate_up = gate_up.to(dtype)  # [2 * intermediate, D]
-        self.down = mlp.down_proj.weight.to(dtype)
+        self.qkv = FusedLinear((attention.q_proj, attention.k_proj, attention.v_proj), dtype)
+        self.output = FusedLinear([attention.o_proj], dtype)
+        self.gate_up = FusedLinear((mlp.gate_proj, mlp.up_proj), dtype)
+        self.down = FusedLinear([mlp.down_proj], dtype)
         self.attention_norm = layer.input_layernorm.weight
         self.mlp_norm = layer.post_attention_layernorm.weight
         self.q_norm, self.k_norm = attention.q_norm, attention.k_norm
@@ -82,20 +108,20 @@ class FusedDecoder:
         """[B, V] of the tokens that follow."""
         config, dtype = self.config, self.head.dtype
         H, K, C = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-        x_BD = F.embedding(token_B, self.model.model.embed_tokens.weight)
+        x_BD = self.model.model.embed_tokens(token_B)
         cos, sin = self.rope(position_B, x_BD.dtype)
         for index, layer in enumerate(self.layers):
             normed_BD = self.norm(x_BD, layer.attention_norm).to(dtype)
-            qkv = F.linear(normed_BD, layer.qkv, layer.qkv_bias).view(len(x_BD), -1, C)
+            qkv = layer.qkv(normed_BD).view(len(x_BD), -1, C)
             if config.qk_norm:
                 q, k, v = qkv.split((H, K, K), 1)
                 qkv = torch.cat((layer.q_norm(q), layer.k_norm(k), v), 1)
             qkv = torch.addcmul(qkv * cos, qkv.roll(C // 2, -1), sin)
             y_BHC = attend(index, *qkv.split((H, K, K), 1))
-            x_BD = residual_linear(x_BD, y_BHC.flatten(1), layer.output)
+            x_BD = layer.output.add_to(x_BD, y_BHC.flatten(1))
             normed_BD = self.norm(x_BD, layer.mlp_norm).to(dtype)
-            gate, up = F.linear(normed_BD, layer.gate_up).chunk(2, -1)
-            x_BD = residual_linear(x_BD, F.silu(gate) * up, layer.down)
+            gate, up = layer.gate_up(normed_BD).chunk(2, -1)
+            x_BD = layer.down.add_to(x_BD, F.silu(gate) * up)
         return F.linear(self.norm(x_BD, self.model.model.norm.weight).to(dtype), self.head)
 
     def rope(self, position_B: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -115,11 +141,3 @@ class FusedDecoder:
         length_B1 = torch.linalg.vector_norm(x_BD, dim=-1, keepdim=True, dtype=torch.float32)
         normed_BD = (x_BD / torch.hypot(length_B1, self.norm_floor)) * size
         return normed_BD.to(x_BD.dtype) * weight_D
-
-
-def residual_linear(x_BD: Tensor, y: Tensor, weight: Tensor) -> Tensor:
-    """x + the projection of y."""
-    y = y.to(weight.dtype)
-    if x_BD.dtype == weight.dtype:
-        return torch.addmm(x_BD, y, weight.t())
-    return x_BD + F.linear(y, weight)

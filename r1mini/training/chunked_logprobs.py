@@ -49,8 +49,9 @@ class ChunkedLogprobs(torch.autograd.Function):
         hidden_QD, weight_VD, target_ids_Q = ctx.saved_tensors
         if not ctx.with_entropy:
             grad_entropy_Q = grad_logp_Q  # not read
-        grad_hidden = []
-        grad_weight_VD = torch.zeros(weight_VD.shape, device=weight_VD.device)
+        grad_hidden, grad_weight_VD = [], None
+        if ctx.needs_input_grad[1]:  # not of a frozen head
+            grad_weight_VD = torch.zeros(weight_VD.shape, device=weight_VD.device)
         for hidden_qD, target_ids_q, grad_logp_q, grad_entropy_q in chunks(
             len(weight_VD), hidden_QD, target_ids_Q, grad_logp_Q, grad_entropy_Q
         ):
@@ -66,7 +67,8 @@ class ChunkedLogprobs(torch.autograd.Function):
             grad_qV.scatter_add_(-1, target_ids_q[:, None], grad_logp_q[:, None])
             grad_qV = grad_qV.to(hidden_qD.dtype)
             grad_hidden.append(grad_qV @ weight_VD)
-            grad_weight_VD += grad_qV.T @ hidden_qD
+            if grad_weight_VD is not None:
+                grad_weight_VD += grad_qV.T @ hidden_qD
         return torch.cat(grad_hidden) / ctx.temperature, grad_weight_VD, None, None, None
 
 

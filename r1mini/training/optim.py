@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from r1mini.infra.distributed import is_sharded, replicate
+from r1mini.model.lora import own_parameters
 
 
 class Muon(torch.optim.Muon):
@@ -128,9 +129,10 @@ def build_optimizers(
 ) -> list[torch.optim.Optimizer]:
     """`kind`: "adamw" or "muon". With Muon, AdamW updates embeddings, head, norms and biases, at
     `adamw_scale` times the learning rate. `state_on`: where to keep the state between steps,
-    "device" or "cpu". No weight decay for norms and biases. `step` sets the learning rate."""
+    "device" or "cpu". No weight decay for norms and biases. `step` sets the learning rate. Of a model
+    with LoRA's adapters, only these are updated."""
     matrices, embeddings, vectors = [], [], []
-    for name, parameter in model.named_parameters():
+    for name, parameter in own_parameters(model).items():
         if parameter.ndim < 2:
             vectors.append(parameter)
         elif "embed" in name or name in ("lm_head.weight", "score.weight"):
@@ -229,6 +231,7 @@ class NonFiniteSteps:
 
 @torch.no_grad()
 def lerp_(reference: nn.Module, policy: nn.Module, mix: float) -> None:
-    """Move the reference towards the policy, all the way with mix 1."""
-    for old, new in zip(reference.parameters(), policy.parameters(), strict=True):
-        old.lerp_(new, mix)
+    """Move the reference towards the policy, all the way with mix 1. They share a frozen base."""
+    old, new = own_parameters(reference), own_parameters(policy)
+    for name, parameter in old.items():
+        parameter.lerp_(new[name], mix)
