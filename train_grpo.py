@@ -6,7 +6,6 @@ model), normalises the rewards within each group, and updates the policy. All ra
 by (seed, step, attempt, row), so an interrupted run resumes bit-identically.
 """
 
-import copy
 from dataclasses import asdict
 from functools import partial
 
@@ -16,6 +15,7 @@ from r1mini.config import run_script
 from r1mini.data.files import fingerprint
 from r1mini.infra import distributed
 from r1mini.infra.device import pick_device
+from r1mini.model.lora import frozen_copy
 from r1mini.reward_model.scoring import load_reward_models, reward_models_fingerprint
 from r1mini.rl.config import PRESETS, GRPOConfig, fraction_done, resolve
 from r1mini.rl.grpo import group_advantages
@@ -31,7 +31,7 @@ from r1mini.rl.setup import (
 )
 from r1mini.training import memory, optim
 from r1mini.training.run_state import Run
-from r1mini.training.setup import load_model, prepare
+from r1mini.training.setup import load_policy, peak_rate, prepare
 
 Config = GRPOConfig  # as in every script
 
@@ -48,15 +48,15 @@ def main(cfg: GRPOConfig) -> dict:
     device = pick_device(cfg.device, cfg.threads, cfg.deterministic)
     free = memory.available(device)
     needed = partial(memory_needed, cfg, device)
-    policy, tokenizer, template = load_model(cfg, run, device, needed)
+    policy, tokenizer, template = load_policy(cfg, run, device, needed)
     cfg = fit_micro_batches(cfg, device, policy.config, free)
     load_reward_models(rewards, device, cfg.bf16, cfg.learner_tokens)
     data = load_problems(cfg, template, policy, tokenizer)
     reference = None
     if cfg.beta:
-        reference = distributed.shard(copy.deepcopy(policy).requires_grad_(False))
+        reference = distributed.shard(frozen_copy(policy))
     policy, optimizers = prepare(policy, cfg, cfg.rest_lr)
-    non_finite = optim.NonFiniteSteps()
+    peak, non_finite = peak_rate(cfg, policy), optim.NonFiniteSteps()
     worst_case = partial(worst_case_step, cfg, policy, reference, tokenizer, data)
     memory.dry_run(worst_case, memory_needed(cfg, device, policy.config), free, device)
     run.start(policy, tokenizer, optimizers, {"reference": reference} if reference else {})
@@ -83,7 +83,7 @@ def main(cfg: GRPOConfig) -> dict:
             # 5. Update the policy, one minibatch after another. [R1 Eq. 1]
             run.values["spent"] = spent = spent + len(drawn) * cfg.completions
             fraction = fraction_done(cfg, step, spent)
-            rate = optim.learning_rate_at(fraction, cfg.learning_rate, cfg.warmup, cfg.final_lr)
+            rate = optim.learning_rate_at(fraction, peak, cfg.warmup, cfg.final_lr)
             stats = update_policy(
                 cfg, policy, reference, optimizers, groups, adv_NG, step, rate, non_finite
             )

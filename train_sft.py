@@ -21,7 +21,7 @@ from r1mini import tasks
 from r1mini.checkpoint.chat_template import ChatTemplate, plain_template
 from r1mini.checkpoint.tokenizer import END_OF_TEXT, Tokenizer
 from r1mini.checkpoint.tokenizer import train as train_tokenizer
-from r1mini.config import TrainOptions, option, run_script, validate
+from r1mini.config import PolicyOptions, option, run_script, validate
 from r1mini.data.files import RowErrors, fingerprint
 from r1mini.data.sft import Segments, encode_rows, sft_rows
 from r1mini.infra import distributed
@@ -34,7 +34,7 @@ from r1mini.training import memory, optim
 from r1mini.training.logprobs import collate, token_logprobs
 from r1mini.training.micro_batches import length_bucketed, pack_greedily, packed_batches
 from r1mini.training.run_state import Run
-from r1mini.training.setup import load_model, prepare
+from r1mini.training.setup import load_policy, peak_rate, prepare, trains_adapters
 
 Finite = Sequence[tuple[list[Segments], Tensor]]  # rows, and whether the loss of each is finite
 CORPUS_WINDOW = 16_384  # rows of the endless corpus to generate, sort and batch at a time
@@ -42,7 +42,7 @@ NEW = "model=new"
 
 
 @dataclass(frozen=True)
-class Config(TrainOptions):
+class Config(PolicyOptions):
     out: str = option("runs/sft", "folder for the trained model")
     data: str = option(
         "cold-start",
@@ -68,7 +68,7 @@ class Config(TrainOptions):
     batch_tokens: int = option(1024, "padded tokens per optimizer step", bounds="1 <= x")
     pack: bool = option(False, "fill each batch with rows of any length, not of similar length")
     train_on_prompt: bool = option(False, "also learn the prompt's tokens, as in pre-training")
-    learning_rate: float = option(2e-3, "peak learning rate", bounds="0 <= x")
+    learning_rate: float = option(2e-3, "peak learning rate", bounds="0 <= x", when="!lora_rank")
     save_every: int = option(
         500,
         "steps between saved states; an interrupted run resumes from the last (0: save only on "
@@ -128,11 +128,12 @@ def main(cfg: Config) -> dict:
     free = memory.available(device)
     needed = partial(memory.training_bytes, tokens=cfg.batch_tokens, cfg=cfg)
     if cfg.model == "new":
+        trains_adapters(cfg)  # checks the flags
         model, tokenizer, template = new_model(cfg)
     else:
-        model, tokenizer, template = load_model(cfg, run, device, needed)
+        model, tokenizer, template = load_policy(cfg, run, device, needed)
     model, optimizers = prepare(model.to(device), cfg)
-    non_finite = optim.NonFiniteSteps()
+    peak, non_finite = peak_rate(cfg, model), optim.NonFiniteSteps()
     context = model.config.max_position_embeddings
     rows = None if cfg.data == "corpus" else load_rows(cfg, tokenizer, template, context)
     worst_case = partial(worst_case_step, cfg, model, rows)
@@ -154,7 +155,7 @@ def main(cfg: Config) -> dict:
             loss, count, finite = memory.retry_with_half(
                 partial(accumulate_gradient, cfg, model, batch), cfg.batch_tokens, model, cfg
             )
-            rate = optim.learning_rate_at(progress, cfg.learning_rate, cfg.warmup, cfg.final_lr)
+            rate = optim.learning_rate_at(progress, peak, cfg.warmup, cfg.final_lr)
             run.begin_update()  # from here on, a signal waits for the end of the step
             norm = optim.step(optimizers, model.parameters(), rate, cfg.max_grad_norm, loss)
             non_finite.check(norm, f"{run.name}: step {step}", bad_rows(tokenizer, batch, finite))
@@ -198,6 +199,8 @@ def check(cfg: Config) -> None:
     tasks.usable(cfg.tasks, judged=False)
     if cfg.rows < 1 and cfg.data in ("corpus", "cold-start"):
         raise ValueError(f"--rows {cfg.rows}: must be at least 1 with --data {cfg.data}")
+    if cfg.model == "new" and cfg.lora_rank:
+        raise ValueError(f"--lora-rank {cfg.lora_rank}: --model new has no weights to freeze")
     if cfg.heads % cfg.kv_heads:
         raise ValueError(f"--kv-heads {cfg.kv_heads}: must divide --heads {cfg.heads}")
     if cfg.hidden_size % (2 * cfg.heads):

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from r1mini.infra import signals
+from r1mini.model.config import LINEAR
 
 Config = TypeVar("Config")
 Presets = Mapping[str, Mapping[str, Any]]  # name -> field -> value
@@ -115,6 +116,48 @@ class TrainOptions(DataOptions, DeviceOptions):
         False,
         "resume the run in --out with other flags or data, for example with smaller micro-batches "
         "after it ran out of memory; every change is printed",
+    )
+
+
+@dataclass(frozen=True)
+class PolicyOptions(TrainOptions):
+    """What trains of a language model: all of it, or LoRA's adapters."""
+
+    base: str = option(
+        "", "base model of the adapter folder --model, if it is not where the folder says"
+    )
+    lora_rank: int = option(
+        0,
+        "train LoRA adapters of this rank, beside the frozen model (0: all weights; the adapters, "
+        "if --model is an adapter folder)",
+        bounds="0 <= x",
+    )
+    lora_alpha: float = option(
+        32.0,
+        "scale of the adapters, which is divided by their rank",
+        bounds="0 < x",
+        when="lora_rank",
+    )
+    lora_targets: tuple[str, ...] = option(
+        LINEAR, "linear layers that get an adapter", choices=LINEAR, when="lora_rank"
+    )
+    lora_learning_rate: float = option(
+        5e-3, "peak learning rate of adapters, in place of --learning-rate", bounds="0 <= x"
+    )
+    base_dtype: str = option(
+        "auto",
+        "dtype of the frozen weights under adapters: float32, or bfloat16, which needs --bf16; "
+        "auto: bfloat16 with --bf16",
+        choices=("auto", "float32", "bfloat16"),
+    )
+    merge: bool = option(
+        False, "also save base and adapters as one plain model, in the folder OUT/merged"
+    )
+    merge_dtype: str = option(
+        "float32",
+        "dtype of the merged model; bfloat16 rounds small updates away",
+        choices=("float32", "bfloat16"),
+        when="merge",
     )
 
 

@@ -1,7 +1,8 @@
 """Model folders in Hugging Face's layout: `load` and `save`.
 
 A folder holds config.json, generation_config.json, safetensors, tokenizer.json and further files of
-the tokenizer. The embedded base models are such folders. Left out: quantised weights.
+the tokenizer. The embedded base models are such folders. A folder of LoRA's adapters (adapter.py)
+loads with its base model. Left out: quantised weights.
 Only `load` and `save` import torch; rendering a prompt does not need it.
 """
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 ASSETS = Path(__file__).parent.parent / "assets"
 EMBEDDED = ("base", "student-base")
+ADAPTER_CONFIG = "adapter_config.json"
 TOKENIZER_FILES = (  # saved unchanged
     "generation_config.json",
     "tokenizer_config.json",
@@ -40,7 +42,9 @@ TOKENIZER_FILES = (  # saved unchanged
 SLOW_TOKENIZERS = ("tokenizer.model", "vocab.json", "tekken.json")  # without tokenizer.json
 HUB_FILES = [
     "config.json",
-    "adapter_config.json",
+    ADAPTER_CONFIG,
+    "adapter_model.safetensors",
+    "base_model.json",
     "model*.safetensors",
     "model.safetensors.index.json",
     "tokenizer.json",
@@ -70,17 +74,58 @@ def resolve(name: str | Path) -> Path:
         ) from None
 
 
+def is_adapter(model: str | Path) -> bool:
+    """Whether a folder holds LoRA's adapters and no model. Downloads a hub id."""
+    folder = resolve(model)
+    is_model = any(folder.glob("model*.safetensors"))
+    return (folder / ADAPTER_CONFIG).is_file() and not is_model
+
+
+def base_name(model: str | Path, base: str = "") -> str:
+    """The base model of an adapter folder: `base`, or else the one that its adapter_config.json
+    names. Of any other model its own name; then `base` raises ValueError."""
+    if not is_adapter(model):
+        if base:
+            raise ValueError(f"--base {base}: {model} is not a LoRA adapter, so it has no base")
+        return str(model)
+    path = resolve(model) / ADAPTER_CONFIG
+    name = base or read_json(path).get("base_model_name_or_path")
+    if not name or not isinstance(name, str):
+        raise ValueError(f"{path}: it names no base_model_name_or_path: give one with --base")
+    folder = resolve(name)
+    if is_adapter(folder):
+        raise ValueError(f"{path}: its base {name} is itself a LoRA adapter: merge that one first")
+    if not folder.is_dir():
+        where = f"--base {base}" if base else f"{path}: its base {name}"
+        raise ValueError(f"{where}: no such model folder: name the base model with --base")
+    return name
+
+
+def tokenizer_folder(model: str | Path, base: str = "") -> Path:
+    """The folder with the tokenizer and the chat template of a model: an adapter folder without a
+    tokenizer has its base's."""
+    folder = resolve(model)
+    if is_adapter(folder) and not (folder / "tokenizer.json").is_file():
+        return resolve(base_name(folder, base))
+    return folder
+
+
 def load(
     folder: str | Path,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     check_config: Callable[[ModelConfig], None] | None = None,
     kind: type[Transformer] | None = None,
+    base: str = "",
+    vector_dtype: torch.dtype | None = None,
 ) -> tuple[Transformer, Tokenizer]:
-    """(model, tokenizer) of a folder, an embedded model ("base", "student-base") or a hub id.
+    """(model, tokenizer) of a folder, an embedded model ("base", "student-base") or a hub id. Of a
+    folder with LoRA's adapters, the base model with the adapters beside its frozen weights.
 
-    `dtype` is float32 by default. `check_config` may refuse the model before its weights are read.
-    `kind`: Transformer, a language model, by default; or RewardModel.
+    `dtype` is float32 by default; adapters are always float32, and norms and biases have
+    `vector_dtype` if it is given. `check_config` may refuse the model before its weights are read.
+    `kind`: Transformer, a language model, by default; or RewardModel. `base`: the base model of an
+    adapter folder, if it is not where the folder says.
     ValueError naming the file, and what is missing, unknown or misshaped.
     """
     import torch
@@ -88,41 +133,45 @@ def load(
     from r1mini.checkpoint.weights import load_model, read_config
     from r1mini.model.transformer import Transformer
 
-    folder = resolve(folder)
+    folder, kind = resolve(folder), kind or Transformer
     if not folder.is_dir():
         raise ValueError(
             f"{folder}: no such model folder (embedded models: {', '.join(EMBEDDED)}; "
             "a Hugging Face hub id is owner/name)"
         )
-    adapter = folder / "adapter_config.json"
-    if adapter.is_file() and not any(folder.glob("model*.safetensors")):
-        base = read_json(adapter).get("base_model_name_or_path") or "an unnamed model"
-        raise ValueError(
-            f"{folder}: a LoRA adapter of {base}, not a model; merge the two (in peft: "
-            "merge_and_unload) and give the merged model's folder"
-        )
-    config = read_config(folder / "config.json")
+    base_model = base_name(folder, base)
+    adapter = folder if is_adapter(folder) else None
+    if adapter and kind is not Transformer:
+        raise ValueError(f"{folder}: a LoRA adapter, not a reward model")
+    model_folder = resolve(base_model)
+    config = read_config(model_folder / "config.json")
     if check_config:
         check_config(config)
-    tokenizer = load_tokenizer(folder)
-    ids_of = {"tokenizer.json": tokenizer.backend.get_vocab().values(), **read_stop_ids(folder)}
-    for name, ids in ids_of.items():
+    with_tokenizer = tokenizer_folder(folder, base)
+    tokenizer = load_tokenizer(with_tokenizer, model_folder)
+    vocabulary = {with_tokenizer / "tokenizer.json": tokenizer.backend.get_vocab().values()}
+    for path, ids in (vocabulary | read_stop_ids(with_tokenizer, model_folder)).items():
         if max(ids, default=0) >= config.vocab_size:
             raise ValueError(
-                f"{folder / name}: token id {max(ids)}, "
-                f"but the model has embeddings for {config.vocab_size}"
+                f"{path}: token id {max(ids)}, but the model has embeddings for {config.vocab_size}"
             )
-    dtype, kind = dtype or torch.float32, kind or Transformer
-    return load_model(folder, config, device, dtype, kind), tokenizer
+    dtype = dtype or torch.float32
+    model = load_model(model_folder, config, device, dtype, kind, vector_dtype)
+    if adapter:
+        from r1mini.checkpoint.adapter import load_adapter
+
+        load_adapter(adapter, model, base_model, model_folder)
+    return model, tokenizer
 
 
 def save(folder: str | Path, model: Transformer, tokenizer: Tokenizer) -> None:
-    """Write a model folder, with all fields and files that the model was loaded with.
+    """Write a model folder, with all fields and files that the model was loaded with; of a model
+    with LoRA's adapters, an adapter folder without the base.
 
-    The weights keep their dtype. Call it on all ranks; the main rank writes. config.json is written
-    last.
+    The weights keep their dtype. Call it on all ranks; the main rank writes. config.json, or
+    adapter_config.json, is written last.
     """
-    from r1mini.checkpoint.weights import model_files
+    from r1mini.checkpoint.adapter import saved_files
     from r1mini.infra.distributed import main_rank_only
 
     folder = Path(folder)
@@ -130,17 +179,33 @@ def save(folder: str | Path, model: Transformer, tokenizer: Tokenizer) -> None:
     @main_rank_only
     def write_model() -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        files = model_files(model, tokenizer)
-        # The shards of an earlier model would be loaded with this one, or instead of it.
-        shard = r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?"
+        files = saved_files(model, tokenizer)
+        # The weights of an earlier model would be loaded with this one, or instead of it.
+        weights = r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?|adapter_(model|config)\..*"
         others = [path for path in folder.iterdir() if path.name not in files]
-        replace_files(folder, files, [path for path in others if re.fullmatch(shard, path.name)])
+        replace_files(folder, files, [path for path in others if re.fullmatch(weights, path.name)])
 
     write_model()
 
 
-def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """The tokenizer of a model folder.
+def save_merged(folder: str | Path, adapter: str | Path, dtype_name: str = "float32") -> None:
+    """Write a plain model folder: the model of an adapter folder, merged in fp32 and rounded to
+    this dtype. Prints which share of the update the rounding keeps. Call it on all ranks."""
+    import torch
+
+    from r1mini.infra.distributed import is_main_rank
+    from r1mini.model.lora import kept, merged
+
+    model, tokenizer = load(adapter)
+    dtype = getattr(torch, dtype_name)
+    share = f"; of the update, {kept(model, dtype):.0%} survives the rounding to {dtype_name}"
+    save(folder, merged(model, dtype), tokenizer)
+    if is_main_rank():
+        print(f"{folder}: merged{share if dtype != torch.float32 else ''}", flush=True)
+
+
+def load_tokenizer(folder: str | Path, base_folder: Path | None = None) -> Tokenizer:
+    """The tokenizer of a model folder; of an adapter folder, with its base's stop tokens.
 
     It stops at the end token of tokenizer_config.json and at all of config.json's and
     generation_config.json's. The padding token is unused: masks come from lengths.
@@ -162,7 +227,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         raise
     except BaseException as error:  # tokenizers' panics are not Exceptions
         raise ValueError(f"{path}: not a tokenizer ({error})") from None
-    stop_ids = chain(*read_stop_ids(folder).values())
+    stop_ids = chain(*read_stop_ids(folder, base_folder).values())
     path = folder / "tokenizer_config.json"
     eos = read_json(path).get("eos_token") if path.is_file() else None
     if isinstance(eos, dict):
@@ -186,14 +251,16 @@ def eos_token_ids(config: Mapping[str, Any]) -> list[Any]:
     return [] if ids is None else [ids]
 
 
-def read_stop_ids(folder: Path) -> dict[str, list[int]]:
-    """The eos_token_ids of each JSON file that may name some."""
+def read_stop_ids(folder: Path, base_folder: Path | None = None) -> dict[Path, list[int]]:
+    """The eos_token_ids of each JSON file that may name some. An adapter folder that r1mini wrote
+    has a generation_config.json with all of them; others have none, and the base's count."""
     ids_of = {}
-    for name in ("config.json", "generation_config.json"):
-        path = folder / name
-        ids = ids_of[name] = eos_token_ids(read_json(path)) if path.is_file() else []
-        if not all(type(i) is int and i >= 0 for i in ids):
-            raise ValueError(f"{path}: eos_token_id {ids!r} is not a token id")
+    complete = (folder / "generation_config.json").is_file()
+    for place in [folder] if complete or base_folder is None else [folder, base_folder]:
+        for path in (place / "config.json", place / "generation_config.json"):
+            ids = ids_of[path] = eos_token_ids(read_json(path)) if path.is_file() else []
+            if not all(type(i) is int and i >= 0 for i in ids):
+                raise ValueError(f"{path}: eos_token_id {ids!r} is not a token id")
     return ids_of
 
 

@@ -295,9 +295,10 @@ def load_model(
     device: str | torch.device,
     dtype: torch.dtype,
     kind: type[Transformer] = Transformer,
+    vector_dtype: torch.dtype | None = None,
 ) -> Transformer:
     """The model with a folder's weights: a language model, or a RewardModel. Checks names, shapes
-    and dtypes before it reads tensors.
+    and dtypes before it reads tensors. `vector_dtype`: of norms and biases, if it is another one.
 
     ValueError naming the file, and each tensor that is missing, unknown or misshaped.
     """
@@ -316,7 +317,8 @@ def load_model(
             tensor = file.get_tensor(name)
             if not is_finite(tensor):
                 raise ValueError(f"{file_of[name]}: {name} contains NaN or infinity")
-            return tensor.to(device, dtype, copy=True)
+            own = dtype if tensor.ndim > 1 else vector_dtype or dtype
+            return tensor.to(device, own, copy=True)
 
     model.load_state_dict({name: read(name) for name in shapes}, strict=False, assign=True)
     if config.tie_word_embeddings:
@@ -381,17 +383,22 @@ def is_finite(tensor: torch.Tensor) -> bool:
 
 def model_files(model: Transformer, tokenizer: Tokenizer) -> dict[str, Content]:
     """The files of a model folder by name; config.json is the last."""
-    files = {**shards(model), **tokenizer.files}
-    files["tokenizer.json"] = tokenizer.backend.to_str(pretty=True).encode()
-    generation = json.loads(files.get("generation_config.json", "{}"))
-    if set(eos_token_ids(generation)) != tokenizer.stop_ids:
-        generation["eos_token_id"] = sorted(tokenizer.stop_ids)
-        files["generation_config.json"] = json_text(generation).encode()
+    files = {**shards(model), **tokenizer_files(tokenizer)}
     config = config_json(model, tokenizer.stop_ids)
     if isinstance(model, RewardModel):
         config["pad_token_id"] = padding_id(config, tokenizer)
         files = with_padding(files, tokenizer.backend.id_to_token(config["pad_token_id"]))
     files["config.json"] = json_text(config).encode()
+    return files
+
+
+def tokenizer_files(tokenizer: Tokenizer) -> dict[str, Content]:
+    files = dict(tokenizer.files)
+    files["tokenizer.json"] = tokenizer.backend.to_str(pretty=True).encode()
+    generation = json.loads(files.get("generation_config.json", "{}"))
+    if set(eos_token_ids(generation)) != tokenizer.stop_ids:
+        generation["eos_token_id"] = sorted(tokenizer.stop_ids)
+        files["generation_config.json"] = json_text(generation).encode()
     return files
 
 

@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
+# The linear layers of a decoder layer: four of the attention, three of the MLP.
+LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
 
 @dataclass(frozen=True)
 class ModelConfig:

@@ -15,11 +15,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from r1mini.model.config import LINEAR
 from r1mini.model.transformer import Transformer
 
-# All linear layers of the decoder.
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 Plan = Mapping[str, tuple[int, float]]  # name of a linear layer -> (rank, scale)
+
+
+def linear_names(layers: int) -> list[str]:
+    """
+    >>> linear_names(1)[2:5]
+    ['model.layers.0.self_attn.v_proj', 'model.layers.0.self_attn.o_proj', \
+'model.layers.0.mlp.gate_proj']
+    """
+    parents = ["self_attn"] * 4 + ["mlp"] * 3
+    names = [f"{parent}.{target}" for parent, target in zip(parents, LINEAR)]
+    return [f"model.layers.{layer}.{name}" for layer in range(layers) for name in names]
 
 
 class LoRALinear(nn.Linear):
@@ -53,16 +63,18 @@ class FP32Embedding(nn.Embedding):
         return super().forward(tokens).float()
 
 
-def attach(model: Transformer, plan: Plan, fp32_stream: bool = False) -> None:
-    """Freezes the model and puts an adapter beside each linear layer of the plan. `fp32_stream`:
-    the residual stream stays in fp32, whatever the dtype of the embeddings; needs autocast."""
+def attach(model: Transformer, plan: Plan) -> None:
+    """Freezes the model and puts an adapter beside each linear layer of the plan."""
     model.requires_grad_(False)
     for name, (rank, scale) in plan.items():
         parent, _, child = name.rpartition(".")
         linear = LoRALinear(model.get_submodule(name), rank, scale)
         setattr(model.get_submodule(parent), child, linear)
-    if fp32_stream:
-        model.model.embed_tokens.__class__ = FP32Embedding
+
+
+def keep_stream_in_fp32(model: Transformer) -> None:
+    """Whatever the dtype of the embeddings. Needs autocast."""
+    model.model.embed_tokens.__class__ = FP32Embedding
 
 
 @torch.no_grad()
@@ -100,8 +112,9 @@ def like(model: Transformer) -> Transformer:
     plan = {name: (len(x.lora_A), x.scale) for name, x in adapters(model).items()}
     with torch.device("meta"):
         empty = type(model)(model.config)
-        attach(empty, plan, isinstance(model.model.embed_tokens, FP32Embedding))
-    empty.hf_config = model.hf_config
+        attach(empty, plan)
+    empty.model.embed_tokens.__class__ = type(model.model.embed_tokens)
+    empty.hf_config, empty.adapter_files = model.hf_config, model.adapter_files
     return empty
 
 
@@ -137,7 +150,9 @@ def kept(model: Transformer, dtype: torch.dtype) -> float:
 
 
 @torch.no_grad()
-def stack_adapters(linears: Sequence[nn.Linear], dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
+def stack_adapters(
+    linears: Sequence[nn.Linear], dtype: torch.dtype
+) -> tuple[Tensor, Tensor] | None:
     """(A [R, in], B [out, R]) of linear layers with one input and their outputs concatenated: one
     A below the other, and the scaled Bs as blocks of a diagonal. None without adapters."""
     parts = [linear for linear in linears if isinstance(linear, LoRALinear)]

@@ -111,6 +111,7 @@ class Transformer(nn.Module):
         self.register_buffer("rope_bits", frequency.view(torch.int32), persistent=False)
         self.gradient_checkpointing = False  # save only layer inputs; recompute the rest
         self.hf_config = {}  # the config.json it was loaded from, unused fields too
+        self.adapter_files = {}  # file name -> JSON, if it has adapters (model/lora.py)
 
     @property
     def head(self) -> nn.Linear:

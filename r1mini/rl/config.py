@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from r1mini import tasks
-from r1mini.config import TrainOptions, option, validate
+from r1mini.config import PolicyOptions, option, validate
 from r1mini.rewards.runner import check_terms
 from r1mini.rl import corrections, grpo
 
@@ -14,7 +14,7 @@ SAPO = "objective=sapo and minibatches!=1"
 
 
 @dataclass(frozen=True)
-class GRPOConfig(TrainOptions):
+class GRPOConfig(PolicyOptions):
     out: str = option("runs/grpo", "folder for the trained model, metrics and rollouts")
     tasks: tuple[str, ...] = option(
         tasks.REASONING,
@@ -172,13 +172,13 @@ class GRPOConfig(TrainOptions):
         bounds="0 <= x < max_new_tokens",
     )
     learning_rate: float = option(
-        4e-4, "peak learning rate; R1, with AdamW at 671B: 3e-6", bounds="0 <= x"
+        4e-4, "peak learning rate; R1, with AdamW at 671B: 3e-6", bounds="0 <= x", when="!lora_rank"
     )
     rest_lr: float = option(
         1.0,
         "with muon, learning rate of embeddings, head and norms, as a fraction of --learning-rate",
         bounds="0 <= x",
-        when="optimizer=muon",
+        when="optimizer=muon and !lora_rank",
     )
     learner_tokens: int = option(
         4096,

@@ -20,9 +20,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from r1mini.checkpoint.adapter import planned_adapters
 from r1mini.config import TrainOptions, memory_flags
 from r1mini.infra import distributed
+from r1mini.model import lora
 from r1mini.model.config import ModelConfig
+from r1mini.model.lora import Plan
 from r1mini.model.transformer import Transformer
 from r1mini.training.chunked_logprobs import MAX_LOGITS
 
@@ -33,10 +36,13 @@ USABLE = 0.9  # share of the free memory that --learner-tokens 0 fills; the rest
 BUDGETS = {"cuda": [2**k for k in range(8, 17)], "cpu": [2**k for k in range(8, 13)]}
 
 
-def activation_bytes(config: ModelConfig, tokens: int, gradient_checkpointing: bool = False) -> int:
-    """Bytes in fp32 that a forward pass over so many tokens keeps for the backward pass."""
+def activation_bytes(
+    config: ModelConfig, tokens: int, gradient_checkpointing: bool = False, adapters: Plan = {}
+) -> int:
+    """Bytes in fp32 that a forward pass over so many tokens keeps for the backward pass. Frozen
+    layers, those under `adapters` and the rest beside them, keep less."""
+    model = planned_model(config, adapters).to("meta")
     with torch.device("meta"):
-        model = Transformer(config).to("meta")
         tokens_M = torch.zeros(tokens, dtype=torch.long)
     parameters = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     kept = {}
@@ -57,34 +63,57 @@ def activation_bytes(config: ModelConfig, tokens: int, gradient_checkpointing: b
         model.hidden(tokens_M, tokens_M, attend)
     total = sum(storage.nbytes() for storage in kept.values())
     if gradient_checkpointing:  # and one layer at a time in full
-        total += activation_bytes(dataclasses.replace(config, num_hidden_layers=1), tokens)
+        one_layer = dataclasses.replace(config, num_hidden_layers=1)
+        total += activation_bytes(one_layer, tokens, adapters=adapters)
     return total
+
+
+def planned_model(config: ModelConfig, adapters: Plan) -> Transformer:
+    """The model on the meta device, with those of the adapters that fit its number of layers."""
+    with torch.device("meta"):
+        model = Transformer(config)
+        if adapters:
+            names = lora.linear_names(config.num_hidden_layers)
+            lora.attach(model, {name: x for name, x in adapters.items() if name in names})
+    return model
 
 
 def training_bytes(
     config: ModelConfig, tokens: int, cfg: TrainOptions, reference: bool = False
 ) -> dict[str, int]:
     """Bytes by purpose, on each rank's device, for micro-batches of this many tokens. The
-    learner's passes need a fifth more than the activations that they keep."""
-    with torch.device("meta"):
-        model = Transformer(config)
-    weights = sum(p.numel() for p in model.parameters())
-    matrices = sum(p.numel() for p in model.model.layers.parameters() if p.ndim > 1)
-    moments = 2 * weights - (matrices if cfg.optimizer == "muon" else 0)  # Muon has one per matrix
+    learner's passes need a fifth more than the activations that they keep. With LoRA, the base has
+    neither gradients nor moments, and the reference shares it (with several ranks, a shard of its
+    own)."""
+    adapters = planned_adapters(cfg, config)
+    model, ranks = planned_model(config, adapters), distributed.world_size()
+    own = sum(x.numel() for x in lora.own_parameters(model).values())
+    total = sum(x.numel() for x in model.parameters())
+    layers = lora.own_parameters(model.model.layers) if own == total else lora.own_parameters(model)
+    matrices = sum(x.numel() for x in layers.values() if x.ndim > 1)
+    moments = 2 * own - (matrices if cfg.optimizer == "muon" else 0)  # Muon has one per matrix
+    frozen = (total - own) * (base_dtype(cfg).itemsize if adapters else 4)
+    copies = 2 if reference else 1
     numbers = {
-        "weights": weights * (2 if reference else 1),
-        "gradients": weights,
-        "optimizer": moments if cfg.optimizer_on == "device" else 0,
+        "weights": 4 * own * copies + frozen * (copies if ranks > 1 else 1),
+        "gradients": 4 * own,
+        "optimizer": 4 * moments if cfg.optimizer_on == "device" else 0,
     }
-    ranks = distributed.world_size()
-    sizes = {name: 4 * -(-count // ranks) for name, count in numbers.items()}
+    sizes = {name: -(-count // ranks) for name, count in numbers.items()}
     if ranks > 1:  # whole weights to sample from and to save; Muon's matrices
-        sizes["whole weights"] = 4 * weights + (8 * matrices if cfg.optimizer == "muon" else 0)
-    activations = activation_bytes(config, tokens, cfg.gradient_checkpointing)
-    # Logits, their softmax, its gradient and a copy; the gradient of the head.
-    head = config.vocab_size * config.hidden_size
+        muon = 8 * matrices if cfg.optimizer == "muon" else 0
+        sizes["whole weights"] = 4 * own + frozen + muon
+    activations = activation_bytes(config, tokens, cfg.gradient_checkpointing, adapters)
+    # Logits, their softmax, its gradient and a copy; the gradient of the head, if it is trained.
+    head = 0 if adapters else config.vocab_size * config.hidden_size
     logits = 4 * min(MAX_LOGITS, tokens * config.vocab_size) + head
     return {**sizes, "learner": round(1.2 * activations) + 4 * logits}
+
+
+def base_dtype(cfg: Any) -> torch.dtype:
+    """Of the frozen weights under adapters (--base-dtype)."""
+    auto = "bfloat16" if cfg.bf16 else "float32"
+    return getattr(torch, auto if cfg.base_dtype == "auto" else cfg.base_dtype)
 
 
 def available(device: torch.device) -> int | None:

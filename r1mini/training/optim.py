@@ -129,8 +129,8 @@ def build_optimizers(
 ) -> list[torch.optim.Optimizer]:
     """`kind`: "adamw" or "muon". With Muon, AdamW updates embeddings, head, norms and biases, at
     `adamw_scale` times the learning rate. `state_on`: where to keep the state between steps,
-    "device" or "cpu". No weight decay for norms and biases. `step` sets the learning rate. Of a model
-    with LoRA's adapters, only these are updated."""
+    "device" or "cpu". No weight decay for norms and biases. `step` sets the learning rate. With
+    LoRA, only the adapters are updated, all of which are matrices."""
     matrices, embeddings, vectors = [], [], []
     for name, parameter in own_parameters(model).items():
         if parameter.ndim < 2:

@@ -1,10 +1,10 @@
 """A training run's folder: its lock and record, its logs, the saved states that it resumes from,
 and the signals that end it. It is independent of the loss; both training scripts use it.
 
-A state is a folder `OUT/checkpoints/step-00000040`: the model as any model folder, what else
-decides the run's next bits (other models and optimizer moments as safetensors, plain values as
-JSON), and a manifest with the size and SHA-256 of each file. It gets its name when all of it is on
-the disk, and it is verified before it is read. It holds no state of a random generator: everything
+A state is a folder `OUT/checkpoints/step-00000040`: the model as any model folder (with LoRA, its
+adapters alone), what else decides the run's next bits (other models and optimizer moments as
+safetensors, plain values as JSON), and a manifest with the size and SHA-256 of each file. It gets
+its name when all of it is on the disk, and it is verified before it is read. It holds no state of a random generator: everything
 random is a function of (seed, step, row). docs/survival.md has the rest.
 """
 
@@ -24,8 +24,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from r1mini import checkpoint
+from r1mini.checkpoint.adapter import ADAPTER_WEIGHTS, BASE_MODEL, check_base, own_name, saved_files
 from r1mini.checkpoint.tokenizer import Tokenizer
-from r1mini.checkpoint.weights import model_files, weight_files, write_tensors
+from r1mini.checkpoint.weights import weight_files, write_tensors
 from r1mini.infra import distributed, signals
 from r1mini.infra.distributed import main_rank_only, shard_like
 from r1mini.infra.files import (
@@ -39,6 +40,7 @@ from r1mini.infra.files import (
     write_file,
     write_json,
 )
+from r1mini.model.lora import own_parameters
 from r1mini.model.transformer import Transformer
 
 MANIFEST, VALUES, MOMENTS = "manifest.json", "state.json", "optimizer.safetensors"
@@ -46,7 +48,8 @@ MANIFEST, VALUES, MOMENTS = "manifest.json", "state.json", "optimizer.safetensor
 IGNORED = {"out", "progress", "show", "save_every", "keep", "allow_changes"}
 # Flags that decide which tensors a state has: --allow-changes does not cover them.
 SHAPE = {"hidden_size", "layers", "heads", "kv_heads", "intermediate_size", "vocab_size"}
-FIXED = {"model", "optimizer", "beta", *SHAPE}
+LORA = {"lora_rank", "lora_alpha", "lora_targets"}
+FIXED = {"model", "optimizer", "beta", *SHAPE, *LORA}
 NAMES = {
     "data_sha256": "the content of --data",
     "reward_models_sha256": "the files of the reward models of --reward",
@@ -151,10 +154,9 @@ class Run:
                 )
             for change in changes(self.out, state["config"], self.settings):
                 print(f"{self.out}: {change}", flush=True)
-            weights = {}
-            for path in weight_files(folder)[1]:
-                weights |= load_file(path)
-            load_weights(self.model, weights)
+            if own := self.model.adapter_files:
+                check_base(folder, own[BASE_MODEL])
+            load_weights(self.model, read_weights(folder))
             for name, other in self.others.items():
                 load_weights(other, load_file(folder / f"{name}.safetensors"))
             load_moments(self.optimizers, load_file(folder / MOMENTS))
@@ -248,10 +250,10 @@ class Run:
                 for name, value in values.items():
                     key = f"{number}.{parameter}.{name}"
                     moments[key] = distributed.gather_tensor(value)
-        files = model_files(distributed.gather_model(self.model), self.tokenizer)
+        files = saved_files(distributed.gather_model(self.model), self.tokenizer)
         files[MOMENTS] = partial(write_tensors, moments)
         for name, other in self.others.items():
-            weights = dict(distributed.gather_model(other).named_parameters())
+            weights = own_parameters(distributed.gather_model(other))
             files[f"{name}.safetensors"] = partial(write_tensors, weights)
         return files
 
@@ -310,8 +312,11 @@ class Run:
                 unlock(self.out)
 
     def finish(self, **summary: Any) -> dict[str, Any]:
-        """Save the trained model, record the run as finished, and delete its states."""
+        """Save the trained model, with `--merge` also merged with its base, record the run as
+        finished, and delete its states."""
         checkpoint.save(self.out, distributed.gather_model(self.model), self.tokenizer)
+        if self.settings.get("merge"):
+            checkpoint.save_merged(self.out / "merged", self.out, self.settings["merge_dtype"])
         summary["seconds"] = round(self.seconds, 1)
         finish_run(self.out, **summary)
         return summary
@@ -424,11 +429,25 @@ def latest_valid(out: Path) -> Path | None:
     return None
 
 
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """A state's weights: of a model, or of its adapters alone."""
+    adapter = folder / ADAPTER_WEIGHTS
+    if adapter.is_file():
+        return {own_name(name): x for name, x in load_file(adapter).items()}
+    weights = {}
+    for path in weight_files(folder)[1]:
+        weights |= load_file(path)
+    return weights
+
+
 def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Loads all that is trained: the whole model, or its adapters."""
+    assert weights.keys() == own_parameters(model).keys()
     if model.config.tie_word_embeddings:  # stored once
-        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+        weights["lm_head.weight"] = weights.get("model.embed_tokens.weight")
     current = model.state_dict()
-    model.load_state_dict({name: shard_like(current.get(name), x) for name, x in weights.items()})
+    own = {name: shard_like(current.get(name), x) for name, x in weights.items() if x is not None}
+    model.load_state_dict(own, strict=not model.adapter_files)
 
 
 def load_moments(optimizers: Sequence[torch.optim.Optimizer], moments: dict[str, Tensor]) -> None:

@@ -1,16 +1,19 @@
-"""Set-up that both training scripts share: from a configuration to a model ready for training."""
+"""Set-up that the training scripts share: from a configuration to a model ready for training."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import date
+from functools import partial
 
 import torch
 
 from r1mini import checkpoint
+from r1mini.checkpoint.adapter import add_adapter
 from r1mini.checkpoint.chat_template import ChatTemplate, load_chat_template
 from r1mini.checkpoint.tokenizer import Tokenizer
-from r1mini.config import TrainOptions
+from r1mini.config import PolicyOptions, TrainOptions, flag, format_value
 from r1mini.infra import distributed
+from r1mini.model import lora
 from r1mini.model.config import ModelConfig
 from r1mini.model.transformer import Transformer
 from r1mini.training import memory, optim
@@ -28,17 +31,76 @@ def load_model(
 
     Raises ValueError, before a weight is read, if the run would not fit the device's memory.
     """
+    base = cfg.base if isinstance(cfg, PolicyOptions) else ""
+    if not isinstance(cfg, PolicyOptions) and checkpoint.is_adapter(cfg.model):
+        raise ValueError(
+            f"--model {cfg.model}: a LoRA adapter; save a merged model with --merge when training "
+            "it, and give that one's folder"
+        )
 
     def check_memory(config):
         memory.require(memory_needed(config), device, cfg)
 
     model, tokenizer = load(cfg.model, device, check_config=check_memory)
-    template = load_chat_template(cfg.model, cfg.template)
+    template = load_chat_template(checkpoint.tokenizer_folder(cfg.model, base), cfg.template)
     if template.shows_date:
         day = run.settings.get("date") or date.today().isoformat()
         run.settings["date"] = distributed.all_gather([day])[0]
         template = replace(template, date=run.settings["date"])
     return model, template.adapt_tokenizer(tokenizer), template
+
+
+def load_policy(
+    cfg: PolicyOptions,
+    run: Run,
+    device: torch.device,
+    memory_needed: Callable[[ModelConfig], Mapping[str, int]],
+) -> tuple[Transformer, Tokenizer, ChatTemplate]:
+    """The language model that a run trains: all of it, or with `--lora-rank` new adapters beside
+    it; an adapter folder's adapters train on. Raises ValueError as `load_model`, and for flags
+    that have no effect without adapters, or with them."""
+    adapted = trains_adapters(cfg)
+    if not adapted:
+        return load_model(cfg, run, device, memory_needed)
+    options = {"base": cfg.base, "dtype": memory.base_dtype(cfg), "vector_dtype": torch.float32}
+    load = partial(checkpoint.load, **options)
+    policy, tokenizer, template = load_model(cfg, run, device, memory_needed, load)
+    if cfg.lora_rank:
+        targets, alpha = cfg.lora_targets, cfg.lora_alpha
+        add_adapter(policy, cfg.model, cfg.lora_rank, alpha, targets, cfg.seed)
+    if options["dtype"] != torch.float32:
+        lora.keep_stream_in_fp32(policy)
+    return policy, tokenizer, template
+
+
+def trains_adapters(cfg: PolicyOptions) -> bool:
+    """Whether a run trains adapters, new ones or an adapter folder's. Raises ValueError for flags
+    that then have no effect, or only then have one."""
+    loaded = cfg.model != "new" and checkpoint.is_adapter(cfg.model)
+    if loaded and cfg.lora_rank:
+        raise ValueError(
+            f"--lora-rank {cfg.lora_rank}: {cfg.model} is a LoRA adapter already and trains on as "
+            "it is; leave --lora-rank out, or start from a merged model"
+        )
+    adapted = bool(loaded or cfg.lora_rank)
+    only_adapters = ("base", "lora_learning_rate", "base_dtype", "merge")
+    without_effect = ("learning_rate", "rest_lr") if adapted else only_adapters
+    why = "when adapters are trained" if adapted else "without --lora-rank or an adapter folder"
+    why += " (--lora-learning-rate has)" if adapted else " as --model"
+    for name in without_effect:
+        value = getattr(cfg, name, None)
+        if value != getattr(type(cfg), name, None):
+            raise ValueError(f"{flag(name)} {format_value(value)}: has no effect {why}")
+    if cfg.base and not loaded:
+        raise ValueError(f"--base {cfg.base}: has no effect: {cfg.model} is not a LoRA adapter")
+    if cfg.base_dtype == "bfloat16" and not cfg.bf16:
+        raise ValueError("--base-dtype bfloat16: needs --bf16, which computes in bfloat16")
+    return adapted
+
+
+def peak_rate(cfg: PolicyOptions, model: Transformer) -> float:
+    """The peak learning rate of what is trained: adapters need a larger one."""
+    return cfg.lora_learning_rate if lora.adapters(model) else cfg.learning_rate
 
 
 def prepare(
