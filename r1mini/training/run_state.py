@@ -4,8 +4,9 @@ and the signals that end it. It is independent of the loss; both training script
 A state is a folder `OUT/checkpoints/step-00000040`: the model as any model folder (with LoRA, its
 adapters alone), what else decides the run's next bits (other models and optimizer moments as
 safetensors, plain values as JSON), and a manifest with the size and SHA-256 of each file. It gets
-its name when all of it is on the disk, and it is verified before it is read. It holds no state of a random generator: everything
-random is a function of (seed, step, row). docs/survival.md has the rest.
+its name when all of it is on the disk, and it is verified before it is read. It holds no state of a
+random generator: everything random is a function of (seed, step, row). docs/survival.md has the
+rest.
 """
 
 import hashlib
