@@ -189,6 +189,11 @@ def weights_hash(folder: Path) -> str:
     return sha256.hexdigest()
 
 
+def lasting_name(base: str) -> str:
+    """A folder's absolute path, because the next run may start elsewhere; or a name as it is."""
+    return str(Path(base).resolve()) if Path(base).is_dir() else base
+
+
 def base_record(name: str, folder: Path) -> dict[str, str]:
     """What base_model.json says of a base: its name and the hash of its weights."""
     return {"name_or_path": name, "sha256": weights_hash(folder)}
@@ -211,6 +216,7 @@ def check_base(folder: Path, base: Mapping[str, str]) -> None:
 
 def load_adapter(folder: Path, model: Transformer, base: str, base_folder: Path) -> None:
     """Attaches a folder's adapters to their base model."""
+    base = lasting_name(base)
     raw, record = read_adapter_config(folder), base_record(base, base_folder)
     check_base(folder, record)
     lora.attach(model, read_plan(folder, model.config))
@@ -233,8 +239,7 @@ def add_adapter(
     model: Transformer, base: str, rank: int, alpha: float, targets: Sequence[str], seed: int
 ) -> None:
     """Attaches new adapters to a model that was loaded from `base`: they add nothing yet."""
-    folder = resolve(base)
-    name = str(folder.resolve()) if Path(base).is_dir() else base  # a run may start elsewhere
+    folder, name = resolve(base), lasting_name(base)
     raw = new_config(name, rank, alpha, targets)
     lora.attach(model, dict(planned(raw, model.config)))
     lora.init_adapters(model, seed)
