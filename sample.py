@@ -43,8 +43,9 @@ def main(cfg: SampleConfig) -> dict:
         if cfg.eval:
             check_writable(completions_path(Path(cfg.out)))
     dtype = torch.bfloat16 if cfg.bf16 else torch.float32
-    model, tokenizer = checkpoint.load(cfg.model, device, dtype)
-    template = load_chat_template(cfg.model, cfg.template)
+    model, tokenizer = checkpoint.load(cfg.model, device, dtype, base=cfg.base)
+    folder = checkpoint.tokenizer_folder(cfg.model, cfg.base)
+    template = load_chat_template(folder, cfg.template)
     if template.shows_date:
         template = replace(template, date=jobs.first_day(cfg))
     tokenizer = template.adapt_tokenizer(tokenizer)

@@ -264,10 +264,15 @@ def read_stop_ids(folder: Path, base_folder: Path | None = None) -> dict[Path, l
     return ids_of
 
 
-def weights_fingerprint(model: str) -> list:
-    """Name, size and time of each file of a model folder: quicker than reading gigabytes."""
+def weights_fingerprint(model: str, base: str = "") -> list:
+    """Name, size and time of each file of a model folder, and of an adapter's base: quicker than
+    reading gigabytes."""
+    folders = [resolve(model)]
+    if is_adapter(model):
+        folders.append(resolve(base_name(model, base)))
     return [
         [file.name, file.stat().st_size, int(file.stat().st_mtime)]
-        for file in sorted(resolve(model).glob("*"))
+        for folder in folders
+        for file in sorted(folder.glob("*"))
         if file.suffix in (".safetensors", ".json", ".jinja") and file.name != "run.json"
     ]

@@ -10,6 +10,9 @@ from r1mini.rewards.runner import check_terms
 @dataclass(frozen=True)
 class SampleConfig(DataOptions, DeviceOptions):
     model: str = option("base", "model folder, embedded model or hub id")
+    base: str = option(
+        "", "base model of the adapter folder --model, if it is not where the folder says"
+    )
     prompt: str = option(
         "",
         "prompt to answer; if --prompt, --prompts, --eval and --reject are all missing: chat in "

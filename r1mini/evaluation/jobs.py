@@ -147,7 +147,7 @@ def job_settings(session: Session, **others: Any) -> dict:
         "seed": cfg.seed,
         "samples": cfg.samples,
         "model": cfg.model,
-        "weights": checkpoint.weights_fingerprint(cfg.model),
+        "weights": checkpoint.weights_fingerprint(cfg.model, cfg.base),
         "bf16": cfg.bf16,
         **({"date": session.template.date} if session.template.date else {}),
         **others,

@@ -151,6 +151,11 @@ def moved():
     return metrics.changed_fraction(before, metrics.bf16_weights(policy))
 
 
+# With the default rate of the base model, which is not used.
+LORA = {"lora_rank": 3, "lora_learning_rate": 1e-4, "learning_rate": 4e-4}
+SFT_LORA = LORA | {"learning_rate": 2e-3}
+
+
 def on_two(cfg):
     """What each of the two ranks runs: everything that is compared, in one launch."""
     folder, out = cfg.model, Path(cfg.out).parent
@@ -164,6 +169,9 @@ def on_two(cfg):
         train_sft.main(sft(folder, out / "sft-2"))
         train_grpo.main(grpo(folder, out / "grpo-2"))
         training.main(reward_model(folder, out / "rm-2"))
+        train_sft.main(sft(folder, out / "sft-lora-2", **SFT_LORA))
+        train_grpo.main(grpo(folder, out / "grpo-lora-2", **LORA))
+        train_grpo.main(grpo(folder, out / "bf16-lora-2", **LORA, bf16=True))
     train_grpo.main(grpo(folder, out / "from-1"))
     interrupted(out / "from-2", folder)
     with pytest.MonkeyPatch.context() as patch:
@@ -202,7 +210,7 @@ def runs(folder, tmp_path_factory):
         [*torchrun, __file__, folder, out],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         env=os.environ | {"OMP_NUM_THREADS": "1", "MOVED": str(moved())},
     )
     assert done.returncode == 0, done.stderr[-3000:]
@@ -210,6 +218,8 @@ def runs(folder, tmp_path_factory):
     train_sft.main(sft(folder, out / "sft-1"))
     train_grpo.main(grpo(folder, out / "grpo-1"))
     training.main(reward_model(folder, out / "rm-1"))
+    train_sft.main(sft(folder, out / "sft-lora-1", **SFT_LORA))
+    train_grpo.main(grpo(folder, out / "grpo-lora-1", **LORA))
     return out
 
 
@@ -229,6 +239,29 @@ def test_two_ranks_give_the_gradients_and_metrics_of_one(runs, beta):
     for name, gradient in expected.items():
         assert torch.allclose(saved["gradients"][name], gradient, rtol=1e-5, atol=1e-6), name
     assert saved["metrics"] == pytest.approx(stats, rel=1e-5)
+
+
+def trained_adapters(run):
+    return load_file(run / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["sft-lora", "grpo-lora"])
+def test_adapters_trained_on_two_ranks_equal_those_of_one(runs, kind):
+    one, two = (trained_adapters(runs / f"{kind}-{ranks}") for ranks in (1, 2))
+    assert one.keys() == two.keys() and len(one) == 28
+    for name, x in one.items():
+        assert x.any() and torch.allclose(x, two[name], atol=1e-6, rtol=1e-3), name
+    first, second = (jsonl(runs / f"{kind}-{ranks}/metrics.jsonl") for ranks in (1, 2))
+    assert [row["loss"] for row in first] == pytest.approx(
+        [row["loss"] for row in second], rel=1e-3, abs=1e-5
+    )
+
+
+def test_bf16_base_is_sharded_with_its_fp32_adapters(runs):
+    adapters = trained_adapters(runs / "bf16-lora-2")
+    assert all(x.dtype == torch.float32 and x.any() for x in adapters.values())
+    kl = [row["kl"] for row in jsonl(runs / "bf16-lora-2/metrics.jsonl")]
+    assert len(kl) == 3 and max(kl) < 0.1
 
 
 @pytest.mark.parametrize("kind", ["sft", "grpo", "rm"])
