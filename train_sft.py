@@ -68,7 +68,9 @@ class Config(PolicyOptions):
     batch_tokens: int = option(1024, "padded tokens per optimizer step", bounds="1 <= x")
     pack: bool = option(False, "fill each batch with rows of any length, not of similar length")
     train_on_prompt: bool = option(False, "also learn the prompt's tokens, as in pre-training")
-    learning_rate: float = option(2e-3, "peak learning rate", bounds="0 <= x", when="!lora_rank")
+    learning_rate: float = option(
+        2e-3, "peak learning rate", bounds="0 <= x", when="!lora_learning_rate"
+    )
     save_every: int = option(
         500,
         "steps between saved states; an interrupted run resumes from the last (0: save only on "

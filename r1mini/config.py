@@ -142,7 +142,7 @@ class PolicyOptions(TrainOptions):
         LINEAR, "linear layers that get an adapter", choices=LINEAR, when="lora_rank"
     )
     lora_learning_rate: float = option(
-        5e-3, "peak learning rate of adapters, in place of --learning-rate", bounds="0 <= x"
+        0.0, "peak learning rate of adapters (0: ten times --learning-rate)", bounds="0 <= x"
     )
     base_dtype: str = option(
         "auto",

@@ -172,7 +172,10 @@ class GRPOConfig(PolicyOptions):
         bounds="0 <= x < max_new_tokens",
     )
     learning_rate: float = option(
-        4e-4, "peak learning rate; R1, with AdamW at 671B: 3e-6", bounds="0 <= x", when="!lora_rank"
+        4e-4,
+        "peak learning rate; R1, with AdamW at 671B: 3e-6",
+        bounds="0 <= x",
+        when="!lora_learning_rate",
     )
     rest_lr: float = option(
         1.0,
@@ -228,8 +231,10 @@ PRESETS = {
     "gspo": {"loss_per": "sequence", "ratio": "sequence", "clip_low": 3e-4, "clip_high": 4e-4},
     # ScaleRL: ratios up to 5
     "cispo": {"loss_per": "token", "objective": "cispo", "clip_high": 4.0},
-    # 0.5 billion parameters in 24 GB: 8 GB of weights, gradients and Adam, 4 GB for 1,024 tokens.
+    # Up to 3 billion parameters in 24 GB: 6 GB of bf16 weights, 10 GB for 1,024 tokens. All weights
+    # of 0.5 billion fit, too: --lora-rank 0.
     "small-gpu": {
+        "lora_rank": 16,
         "problems": 16,
         "completions": 8,
         "minibatches": 2,
@@ -239,6 +244,20 @@ PRESETS = {
         "final_lr": 1.0,
         "bf16": True,
         "learner_tokens": 1024,
+        "sampler_rows": 128,
+    },
+    # 7 billion parameters in 80 GB: 15 GB of bf16 weights, 52 GB for 4,096 tokens.
+    "lora-7b": {
+        "lora_rank": 16,
+        "problems": 32,
+        "completions": 8,
+        "minibatches": 2,
+        "max_new_tokens": 4096,
+        "optimizer": "adamw",
+        "learning_rate": 1e-6,
+        "final_lr": 1.0,
+        "bf16": True,
+        "learner_tokens": 4096,
         "sampler_rows": 128,
     },
 }

@@ -19,6 +19,8 @@ from r1mini.model.transformer import Transformer
 from r1mini.training import memory, optim
 from r1mini.training.run_state import Run
 
+LORA_RATE = 10  # times --learning-rate
+
 
 def load_model(
     cfg: TrainOptions,
@@ -75,7 +77,7 @@ def load_policy(
 
 def trains_adapters(cfg: PolicyOptions) -> bool:
     """Whether a run trains adapters, new ones or an adapter folder's. Raises ValueError for flags
-    that then have no effect, or only then have one."""
+    that only then have an effect."""
     loaded = cfg.model != "new" and checkpoint.is_adapter(cfg.model)
     if loaded and cfg.lora_rank:
         raise ValueError(
@@ -83,14 +85,12 @@ def trains_adapters(cfg: PolicyOptions) -> bool:
             "it is; leave --lora-rank out, or start from a merged model"
         )
     adapted = bool(loaded or cfg.lora_rank)
-    only_adapters = ("base", "lora_learning_rate", "base_dtype", "merge")
-    without_effect = ("learning_rate", "rest_lr") if adapted else only_adapters
-    why = "when adapters are trained" if adapted else "without --lora-rank or an adapter folder"
-    why += " (--lora-learning-rate has)" if adapted else " as --model"
-    for name in without_effect:
-        value = getattr(cfg, name, None)
-        if value != getattr(type(cfg), name, None):
-            raise ValueError(f"{flag(name)} {format_value(value)}: has no effect {why}")
+    for name in () if adapted else ("lora_learning_rate", "base_dtype", "merge"):
+        if getattr(cfg, name) != getattr(type(cfg), name):
+            raise ValueError(
+                f"{flag(name)} {format_value(getattr(cfg, name))}: has no effect without "
+                "--lora-rank or an adapter folder as --model"
+            )
     if cfg.base and not loaded:
         raise ValueError(f"--base {cfg.base}: has no effect: {cfg.model} is not a LoRA adapter")
     if cfg.base_dtype == "bfloat16" and not cfg.bf16:
@@ -99,8 +99,14 @@ def trains_adapters(cfg: PolicyOptions) -> bool:
 
 
 def peak_rate(cfg: PolicyOptions, model: Transformer) -> float:
-    """The peak learning rate of what is trained: adapters need a larger one."""
-    return cfg.lora_learning_rate if lora.adapters(model) else cfg.learning_rate
+    """The peak learning rate of what is trained. Adapters need about ten times the rate of full
+    fine-tuning [Schulman et al. 2025, LoRA Without Regret]."""
+    if not lora.adapters(model):
+        return cfg.learning_rate
+    rate = cfg.lora_learning_rate or LORA_RATE * cfg.learning_rate
+    count = sum(x.numel() for x in lora.own_parameters(model).values())
+    print(f"training {count:,} parameters of adapters at a peak learning rate of {rate:g}")
+    return rate
 
 
 def prepare(

@@ -151,7 +151,6 @@ def moved():
     return metrics.changed_fraction(before, metrics.bf16_weights(policy))
 
 
-# With the default rate of the base model, which is not used.
 LORA = {"lora_rank": 3, "lora_learning_rate": 1e-4, "learning_rate": 4e-4}
 SFT_LORA = LORA | {"learning_rate": 2e-3}
 

@@ -13,12 +13,14 @@ import train_grpo
 import train_sft
 from r1mini import checkpoint
 from r1mini.checkpoint.adapter import weights_hash
+from r1mini.config import parse
 from r1mini.model import lora
-from r1mini.rl import metrics
+from r1mini.rl import config, metrics
 from r1mini.rl import rollouts as rl_rollouts
 from r1mini.rl.config import GRPOConfig
 from r1mini.rl.learner import accumulate_gradient
 from r1mini.training import run_state as state
+from r1mini.training.setup import trains_adapters
 
 WEIGHTS = "adapter_model.safetensors"
 TIMES = {"seconds", "step_time", "time/sample", "time/update"}
@@ -242,14 +244,14 @@ def test_adapter_can_be_sampled_from_and_evaluated(grpo, script, folder, tmp_pat
         ({"lora_targets": ("q_proj",), "lora_rank": 0}, "--lora-targets q_proj: has no effect"),
         ({"lora_targets": ("lm_head",)}, "--lora-targets lm_head: must be q_proj, k_proj"),
         ({"lora_rank": -1}, "--lora-rank -1: must be at least 0"),
-        ({"learning_rate": 1e-2}, "--learning-rate 0.01: has no effect with --lora-rank 3"),
+        ({"learning_rate": 1e-3}, "--learning-rate 0.001: has no effect with --lora-learning-rate"),
         ({"lora_rank": 0}, "--lora-learning-rate 0.01: has no effect without --lora-rank or an"),
         (
-            {"lora_rank": 0, "lora_learning_rate": 5e-3, "merge": True},
+            {"lora_rank": 0, "lora_learning_rate": 0.0, "merge": True},
             "--merge True: has no effect without --lora-rank",
         ),
         (
-            {"lora_rank": 0, "lora_learning_rate": 5e-3, "base_dtype": "float32"},
+            {"lora_rank": 0, "lora_learning_rate": 0.0, "base_dtype": "float32"},
             "--base-dtype float32: has no effect without",
         ),
         ({"base": "elsewhere"}, "--base elsewhere: has no effect: .* is not a LoRA adapter"),
@@ -267,8 +269,6 @@ def test_flags_that_do_not_fit_an_adapter_folder(grpo, tmp_path):
     one = {"model": str(tmp_path / "one")}
     with pytest.raises(ValueError, match="--lora-rank 3: .*one is a LoRA adapter already"):
         grpo("two", **one)
-    with pytest.raises(ValueError, match=r"--learning-rate 0.01: has no effect when adapters are"):
-        grpo("two", **one, lora_rank=0, learning_rate=1e-2)
     with pytest.raises(ValueError, match="--base nowhere: no such model folder"):
         grpo("two", **one, lora_rank=0, base="nowhere")
 
@@ -297,3 +297,31 @@ def test_reward_model_of_an_adapter_is_refused(grpo, tmp_path):
     options = {"model": str(tmp_path / "one"), "data": str(pairs), "out": str(tmp_path / "rm")}
     with pytest.raises(ValueError, match="--model .*one: a LoRA adapter; save a merged model with"):
         training.main(training.Config(**options))
+
+
+def test_diagnosis_names_the_rate_of_adapters(grpo, capsys, monkeypatch):
+    monkeypatch.setattr(metrics.diagnosis, "diagnose", lambda *_: ["lower --learning-rate"])
+    grpo("one", steps=1)
+    assert "one: lower --lora-learning-rate" in capsys.readouterr().out
+    grpo("two", steps=1, lora_learning_rate=0.0)
+    assert "two: lower --learning-rate" in capsys.readouterr().out
+
+
+def test_adapters_train_at_ten_times_the_rate(train, tmp_path, capsys):
+    rates = []
+    for changes in ({"lora_learning_rate": 0.0}, {}, {"lora_rank": 0, "lora_learning_rate": 0.0}):
+        train(f"out-{len(rates)}", **changes)
+        out = capsys.readouterr().out
+        rates.append(
+            float(out.split("peak learning rate of ")[1].split()[0]) if "peak" in out else 0
+        )
+    default = 4e-4 if train.__qualname__.startswith("grpo") else 2e-3
+    assert rates == [10 * default, 1e-2, 0]
+
+
+@pytest.mark.parametrize("rank", [0, 8])
+def test_presets_work_with_and_without_adapters(rank):
+    for name in ("small-gpu", "lora-7b"):
+        flags = ["--preset", name, "--lora-rank", str(rank)]
+        cfg = config.resolve(parse(GRPOConfig, flags, config.PRESETS))
+        assert trains_adapters(cfg) == bool(rank) and cfg.learning_rate == 1e-6

@@ -7,7 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sampler.test_cuda_graphs import Taped
 
+from r1mini import checkpoint
+from r1mini.checkpoint.adapter import add_adapter
 from r1mini.config import TrainOptions
+from r1mini.model import lora
 from r1mini.rl.config import GRPOConfig
 from r1mini.rl.setup import memory_needed
 from r1mini.sampler import sampler
@@ -91,6 +94,65 @@ def test_bytes_of_weights_and_moments_by_hand(monkeypatch):
         cache_bytes(dataclasses.replace(config, num_key_value_heads=2), 3, 5, 2)
         == 3 * 5 * 2 * 2 * 2 * 8 * 2
     )
+
+
+LORA = {"lora_rank": 4, "optimizer": "adamw"}
+
+
+def test_bytes_of_adapters_by_hand():
+    config, model = shape(), random_model()
+    base = sum(p.numel() for p in model.parameters())
+    # A [4, in] and B [out, 4] of q, k, v, o, gate, up and down in each of 2 layers
+    shapes = [(32, 32), (32, 16), (32, 16), (32, 32), (32, 48), (32, 48), (48, 32)]
+    own = 2 * 4 * sum(map(sum, shapes))
+    sizes = memory.training_bytes(config, 10, GRPOConfig(**LORA))
+    assert sizes["weights"] == 4 * base + 4 * own
+    assert (sizes["gradients"], sizes["optimizer"]) == (4 * own, 8 * own)
+    # The reference has adapters of its own, and the same base.
+    with_reference = memory.training_bytes(config, 10, GRPOConfig(**LORA), reference=True)
+    assert with_reference["weights"] == sizes["weights"] + 4 * own
+    bf16 = memory.training_bytes(config, 10, GRPOConfig(**LORA, bf16=True))
+    assert bf16["weights"] == 2 * base + 4 * own
+    fp32 = memory.training_bytes(config, 10, GRPOConfig(**LORA, bf16=True, base_dtype="float32"))
+    assert fp32["weights"] == sizes["weights"]
+    muon = memory.training_bytes(config, 10, GRPOConfig(lora_rank=4))
+    assert muon["optimizer"] == 4 * own  # all adapters are matrices
+    some = memory.training_bytes(config, 10, GRPOConfig(**LORA, lora_targets=("q_proj", "k_proj")))
+    assert some["gradients"] == 4 * 2 * 4 * (64 + 48)
+
+
+def test_bytes_of_an_adapter_folder_are_read_from_its_files(folder, tmp_path):
+    model, tokenizer = checkpoint.load(folder)
+    add_adapter(model, folder, 5, 8.0, ("q_proj", "up_proj"), seed=0)
+    checkpoint.save(tmp_path / "adapter", model, tokenizer)
+    cfg = GRPOConfig(model=str(tmp_path / "adapter"), optimizer="adamw")
+    own = sum(x.numel() for x in lora.own_parameters(model).values())
+    assert memory.training_bytes(model.config, 10, cfg)["gradients"] == 4 * own
+
+
+def test_base_and_reference_have_a_shard_on_each_rank(monkeypatch):
+    monkeypatch.setattr(memory.distributed, "world_size", lambda: 2)
+    base = sum(p.numel() for p in random_model().parameters())
+    cfg = GRPOConfig(**LORA, lora_targets=("q_proj",), bf16=True)
+    own = 2 * 4 * (32 + 32)
+    sizes = memory.training_bytes(shape(), 10, cfg, reference=True)
+    assert sizes["weights"] == 2 * (2 * base + 4 * own) // 2
+    assert sizes["whole weights"] == 2 * base + 4 * own
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_activation_bytes_of_frozen_layers_match_a_real_pass(checkpointing):
+    model, tokens, trained = random_model(), 100, random_model()
+    plan = {name: (4, 1.0) for name in lora.linear_names(2)}
+    lora.attach(model, plan)
+    model.gradient_checkpointing = checkpointing
+    counted = memory.activation_bytes(model.config, tokens, checkpointing, plan)
+    if not checkpointing:
+        assert kept_by_a_pass(model, tokens) == pytest.approx(counted, rel=0.15)
+    only_q = {name: x for name, x in plan.items() if "q_proj" in name}
+    fewer = memory.activation_bytes(model.config, tokens, checkpointing, only_q)
+    everything = memory.activation_bytes(trained.config, tokens, checkpointing)
+    assert fewer < counted <= 1.1 * everything
 
 
 def test_run_that_does_not_fit_is_refused_with_sizes_and_flags(monkeypatch):
