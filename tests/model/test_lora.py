@@ -190,6 +190,18 @@ def test_gradient_checkpointing_changes_no_gradient():
     assert all(a.equal(b) for a, b in zip(*gradients))
 
 
+def test_compiled_layers_compute_the_same():
+    rows, gradients = collate([([1], some_tokens(1, 9)[0].tolist())]), []
+    for compiled in (False, True):
+        model = adapted(0.1, num_hidden_layers=1)
+        if compiled:
+            model.compile_layers(backend="eager")
+        token_logprobs(model, rows).sum().backward()
+        gradients.append([x.grad for x in own_parameters(model).values()])
+    for one, other in zip(*gradients):
+        torch.testing.assert_close(one, other)
+
+
 def test_gradients_are_those_of_the_merged_product():
     """d/dB = scale * dW A^T and d/dA = scale * B^T dW, with the full gradient dW."""
     rows, model = collate([([1], some_tokens(1, 9)[0].tolist())]), adapted(0.1)
