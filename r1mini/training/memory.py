@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from r1mini.checkpoint import is_adapter
 from r1mini.checkpoint.adapter import planned_adapters
 from r1mini.config import TrainOptions, memory_flags
 from r1mini.infra import distributed
@@ -110,6 +111,12 @@ def training_bytes(
     return {**sizes, "learner": round(1.2 * activations) + 4 * logits}
 
 
+def trains_all_weights(cfg: TrainOptions) -> bool:
+    """Whether --lora-rank would train adapters instead."""
+    full = getattr(cfg, "lora_rank", 1) == 0 and cfg.model != "new"
+    return full and not is_adapter(cfg.model)
+
+
 def base_dtype(cfg: Any) -> torch.dtype:
     """Of the frozen weights under adapters (--base-dtype)."""
     auto = "bfloat16" if cfg.bf16 else "float32"
@@ -151,6 +158,8 @@ def require(sizes: Mapping[str, int], device: torch.device, cfg: Any) -> None:
         when, advice = "with any other flags", "use more ranks"
         if sizes["optimizer"] and distributed.world_size() == 1:
             advice = f"add --optimizer-on cpu, or {advice}"
+    if trains_all_weights(cfg):
+        advice = f"add --lora-rank 16, or {advice}"
     needed = sum(sizes.values())
     if free is not None and needed > free:
         large = (f"{name} {size / GIB:.1f}" for name, size in sizes.items() if size >= 0.05 * GIB)

@@ -161,7 +161,7 @@ def test_run_that_does_not_fit_is_refused_with_sizes_and_flags(monkeypatch):
     fits(cfg)
     with pytest.raises(
         ValueError,
-        match=r"needs about .* GiB \(.*sampler .*\) .* but only 1.0 GiB are free: lower --sampler-rows.*checkpoint",
+        match=r"needs about .* GiB \(.*sampler .*\) .* but only 1.0 GiB are free: add --lora-rank 16, or lower --sampler-rows.*checkpoint",
     ):
         fits(
             dataclasses.replace(cfg, problems=512, sampler_rows=4096, max_new_tokens=10_000),
@@ -182,15 +182,19 @@ def test_offloaded_moments_take_no_device_memory():
 def test_gpu_estimate_refuses_only_what_can_never_fit(monkeypatch):
     """On a GPU, the dry run decides everything else."""
     parts = memory.training_bytes(shape(), 4096, TrainOptions(optimizer="adamw"))
+    large = dataclasses.replace(shape(), num_hidden_layers=80)
     monkeypatch.setattr(memory, "raises_oom", lambda device: True)
     monkeypatch.setattr(
         memory, "available", lambda device: sum(parts[name] for name in memory.CERTAIN)
     )
     fits(GRPOConfig(optimizer="adamw"))
     with pytest.raises(
-        ValueError, match=r"at least .* GiB .* but only .* are free: add --optimizer-on cpu, or"
+        ValueError,
+        match=r"at least .* are free: add --lora-rank 16, or add --optimizer-on cpu, or use more ranks",
     ):
         fits(GRPOConfig(optimizer="adamw", beta=0.1))
+    with pytest.raises(ValueError, match="are free: add --optimizer-on cpu"):  # adapters already
+        fits(GRPOConfig(optimizer="adamw", beta=0.1, lora_rank=4), large)
     fits(GRPOConfig(optimizer="adamw", optimizer_on="cpu", beta=0.1))
 
 
