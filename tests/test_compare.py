@@ -43,7 +43,7 @@ def test_folder_of_another_comparison_is_refused(tmp_path, folder):
 @pytest.mark.parametrize(
     "changes, named",
     [
-        ({"presets": ("ppo",)}, "--presets ppo: must be default, .* or small-gpu"),
+        ({"presets": ("ppo",)}, "--presets ppo: must be default, .* or lora-7b"),
         ({"tasks": ("chess",)}, "chess"),
         ({"seeds": 0}, "--seeds"),
         ({"model": "absent"}, "absent"),
