@@ -198,10 +198,12 @@ def save_merged(folder: str | Path, adapter: str | Path, dtype_name: str = "floa
 
     model, tokenizer = load(adapter)
     dtype = getattr(torch, dtype_name)
-    share = f"; of the update, {kept(model, dtype):.0%} survives the rounding to {dtype_name}"
+    share = ""
+    if dtype != torch.float32:
+        share = f"; of the update, {kept(model, dtype):.0%} survives the rounding to {dtype_name}"
     save(folder, merged(model, dtype), tokenizer)
     if is_main_rank():
-        print(f"{folder}: merged{share if dtype != torch.float32 else ''}", flush=True)
+        print(f"{folder}: merged{share}", flush=True)
 
 
 def load_tokenizer(folder: str | Path, base_folder: Path | None = None) -> Tokenizer:

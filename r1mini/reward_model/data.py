@@ -1,12 +1,13 @@
 """Encoded preference pairs: those to train on and those held out, batches, micro-batches."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby, pairwise
 from random import Random
 from typing import Any, NamedTuple
 
 from r1mini.data.preferences import Tokens
+from r1mini.training.micro_batches import pack_greedily
 
 
 class Pair(NamedTuple):
@@ -38,13 +39,9 @@ def make_batches(pairs: Sequence[Pair], size: int, rng: Random) -> list[list[Pai
     by_prompt = {}
     for pair in pairs:
         by_prompt.setdefault(pair.prompt, []).append(pair)
-    batches = []
-    for prompt in rng.sample(list(by_prompt), len(by_prompt)):
-        for part in equal_parts(by_prompt[prompt], size):
-            if not batches or len(batches[-1]) + len(part) > size:
-                batches.append([])
-            batches[-1] += part
-    return batches
+    order = rng.sample(list(by_prompt), len(by_prompt))
+    parts = [part for prompt in order for part in equal_parts(by_prompt[prompt], size)]
+    return join_greedily(parts, [len(part) for part in parts], size)
 
 
 def equal_parts(pairs: Sequence[Pair], size: int) -> list[list[Pair]]:
@@ -58,32 +55,37 @@ def micro_batches(pairs: Sequence[Pair], token_budget: int) -> list[list[Pair]]:
     """Pairs in this order, cut between prompts so that their answers, each counted once, stay
     within the budget. A prompt over the budget is cut between its pairs; a pair over it stands
     alone."""
-    parts, free = [], 0
-    for _, group in groupby(pairs, key=lambda pair: pair.prompt):
-        same_prompt = list(group)
-        tokens = sum(map(row_tokens, {row for pair in same_prompt for row in pair[1:3]}))
-        if parts and tokens <= free:
-            parts[-1] += same_prompt
-        else:
-            parts += cut_prompt(same_prompt, token_budget)
-            free = token_budget
-        free -= tokens
-    return parts
+    prompts = [list(group) for _, group in groupby(pairs, key=lambda pair: pair.prompt)]
+    batches = join_greedily(prompts, [answer_tokens(group) for group in prompts], token_budget)
+    return [part for batch in batches for part in cut(batch, token_budget)]
 
 
-def cut_prompt(pairs: Sequence[Pair], token_budget: int) -> list[list[Pair]]:
-    """The pairs of one prompt, in this order, cut where their answers exceed the budget."""
+def join_greedily(
+    parts: Sequence[list[Pair]], sizes: Sequence[int], budget: int
+) -> list[list[Pair]]:
+    """Parts in this order, joined while their sizes are within the budget."""
+    batches = pack_greedily(sizes, range(len(parts)), budget)
+    return [[pair for i in batch for pair in parts[i]] for batch in batches]
+
+
+def cut(pairs: Sequence[Pair], token_budget: int) -> list[list[Pair]]:
+    """Pairs in this order, cut where their answers exceed the budget."""
     parts, answers, free = [], set(), 0
     for pair in pairs:
         new = {pair.chosen, pair.rejected} - answers
-        if not parts or sum(map(row_tokens, new)) > free:
+        if not parts or count_tokens(new) > free:
             parts.append([])
             new, answers, free = {pair.chosen, pair.rejected}, set(), token_budget
         parts[-1].append(pair)
         answers |= new
-        free -= sum(map(row_tokens, new))
+        free -= count_tokens(new)
     return parts
 
 
-def row_tokens(row: Tokens) -> int:
-    return sum(map(len, row))
+def answer_tokens(pairs: Sequence[Pair]) -> int:
+    """The tokens of the answers, each counted once, with their prompts."""
+    return count_tokens({row for pair in pairs for row in (pair.chosen, pair.rejected)})
+
+
+def count_tokens(rows: Iterable[Tokens]) -> int:
+    return sum(len(segment) for row in rows for segment in row)

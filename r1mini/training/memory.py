@@ -90,8 +90,8 @@ def training_bytes(
     model, ranks = planned_model(config, adapters), distributed.world_size()
     own = sum(x.numel() for x in lora.own_parameters(model).values())
     total = sum(x.numel() for x in model.parameters())
-    layers = lora.own_parameters(model.model.layers) if own == total else lora.own_parameters(model)
-    matrices = sum(x.numel() for x in layers.values() if x.ndim > 1)
+    layers = lora.own_parameters(model.model.layers).values()
+    matrices = sum(x.numel() for x in layers if x.ndim > 1)
     moments = 2 * own - (matrices if cfg.optimizer == "muon" else 0)  # Muon has one per matrix
     frozen = (total - own) * (base_dtype(cfg).itemsize if adapters else 4)
     copies = 2 if reference else 1

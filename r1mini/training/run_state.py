@@ -444,10 +444,10 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
     """Loads all that is trained: the whole model, or its adapters."""
     assert weights.keys() == own_parameters(model).keys()
-    if model.config.tie_word_embeddings:  # stored once
-        weights["lm_head.weight"] = weights.get("model.embed_tokens.weight")
+    if model.config.tie_word_embeddings and "model.embed_tokens.weight" in weights:  # stored once
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
     current = model.state_dict()
-    own = {name: shard_like(current.get(name), x) for name, x in weights.items() if x is not None}
+    own = {name: shard_like(current.get(name), x) for name, x in weights.items()}
     model.load_state_dict(own, strict=not model.adapter_files)
 
 
