@@ -1,18 +1,21 @@
-"""Compares presets: `python -m r1mini.compare --model runs/r1/dev1`.
+"""Compares presets and flags of train_grpo.py: `python -m r1mini.compare --model runs/r1/dev1`.
 
-Every preset of train_grpo.py starts from the same model and samples the same number of completions,
-with several seeds. Each run is evaluated on held-out problems, including the KL from that model. A
-preset with settings for a larger model changes nothing here: it shows how much equal runs differ.
+    --runs default dapo "dapo --learning-rate 8e-4" "default --lora-rank 8"
+
+All runs start from the same model and sample the same number of completions, with several seeds.
+Each is evaluated on held-out problems, including the KL from that model. A preset with settings for
+a larger model changes nothing here: it shows how much equal runs differ.
 """
 
 import math
+import shlex
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import fmean
 
 from r1mini import checkpoint, tasks
-from r1mini.config import option, run_script, validate
+from r1mini.config import any_of, flag, option, parse, run_script, validate
 from r1mini.evaluation.figures import (
     MISSING,
     Figures,
@@ -26,16 +29,16 @@ from r1mini.recipe.scheduler import Stage, claim_folder, default_workers, schedu
 from r1mini.rl.config import PRESETS, GRPOConfig
 
 COLUMNS = ("pass@1", "pass@16", "length", "entropy", "kl")
+SHARED = ("model", "tasks", "out", "seed", "steps", "sample_budget")  # the same in all runs
 
 
 @dataclass(frozen=True)
 class Config:
     out: str = option("runs/compare", "folder for the runs and the table")
     model: str = option("runs/r1/dev1", "model folder that every run starts from")
-    presets: tuple[str, ...] = option(
+    runs: tuple[str, ...] = option(
         ("default", *(name for name in PRESETS if name != "lora-7b")),  # its steps are too large
-        "presets of train_grpo.py; default: none",
-        choices=("default", *PRESETS),
+        "what to compare: each a preset of train_grpo.py (default: none) and flags, in quotes",
     )
     sample_budget: int = option(8192, "completions that each run samples", bounds="1 <= x")
     tasks: tuple[str, ...] = option(tasks.REASONING, "tasks to train and evaluate on")
@@ -48,15 +51,36 @@ class Config:
     )
 
 
-def preset_settings(preset: str, budget: int) -> dict:
-    """A preset's flags, with the number of steps that sample `budget` completions without
-    resampling."""
-    settings = dict(PRESETS.get(preset, {}))
-    cfg = GRPOConfig(**settings)
+def run_settings(run: str, budget: int) -> dict:
+    """The settings of a run, with the number of steps that sample `budget` completions without
+    resampling.
+
+    >>> run_settings("grpo --problems 8 --completions 16", 1000)["steps"]
+    8
+    """
+    preset, *argv = shlex.split(run) or [""]
+    if preset not in ("default", *PRESETS):
+        raise ValueError(f"--runs {run!r}: must begin with {any_of(('default', *PRESETS))}")
+    for name in SHARED:
+        if flag(name) in (word.split("=")[0] for word in argv):
+            raise ValueError(f"--runs {run!r}: {flag(name)} is the same in all runs")
+    if preset != "default":
+        argv += ["--preset", preset]
+    cfg = parse(GRPOConfig, argv, PRESETS, prog=f"python -m r1mini.compare: --runs {run!r}")
+    validate(cfg)
+    values = {f.name: getattr(cfg, f.name) for f in fields(cfg)}
+    settings = {name: x for name, x in values.items() if x != getattr(GRPOConfig, name)}
     settings["steps"] = math.ceil(budget / (cfg.problems * cfg.completions))
-    if cfg.resample:
-        settings["sample_budget"] = budget
-    return settings
+    return settings | ({"sample_budget": budget} if cfg.resample else {})
+
+
+def folder_name(run: str) -> str:
+    """
+    >>> folder_name("dapo --learning-rate 8e-4")
+    'dapo-learning-rate-8e-4'
+    """
+    words = (word.lstrip("-").replace("/", "-") for word in shlex.split(run))
+    return "-".join(words)
 
 
 def stages(cfg: Config, out: Path) -> list[Stage]:
@@ -71,11 +95,11 @@ def stages(cfg: Config, out: Path) -> list[Stage]:
 
     plan = [evaluation("start", start, cfg.seed)]
     for seed in range(cfg.seed, cfg.seed + cfg.seeds):
-        for preset in cfg.presets:
-            name = f"{preset}-{seed}"
+        for run in cfg.runs:
+            name = f"{folder_name(run)}-{seed}"
             folder, record = str(out / name), out / name / "run.json"
             settings = worker_flags("train_grpo", cfg.device)
-            settings |= preset_settings(preset, cfg.sample_budget)
+            settings |= run_settings(run, cfg.sample_budget)
             settings |= {"model": start, "tasks": cfg.tasks, "out": folder, "seed": seed}
             plan.append(Stage(name, "train_grpo", settings, record))
             plan.append(evaluation(name, folder, seed, record))
@@ -85,18 +109,18 @@ def stages(cfg: Config, out: Path) -> list[Stage]:
 def table(cfg: Config, out: Path) -> str:
     start = read_mean(out, "start")
     rows = [["start", "0", *(format_figure(start[name], name) for name in COLUMNS), MISSING]]
-    for preset in cfg.presets:
-        names = [f"{preset}-{cfg.seed + i}" for i in range(cfg.seeds)]
+    for run in cfg.runs:
+        names = [f"{folder_name(run)}-{cfg.seed + i}" for i in range(cfg.seeds)]
         means = [read_mean(out, name) for name in names]
         figures = [spread([mean[column] for mean in means], column) for column in COLUMNS]
         costs = [completions_and_seconds(out / name) for name in names]
         completions, seconds = map(fmean, zip(*costs))
-        rows.append([preset, f"{completions:.0f}", *figures, f"{seconds:.0f}"])
+        rows.append([run, f"{completions:.0f}", *figures, f"{seconds:.0f}"])
     deviation = "; ± is the standard deviation over seeds" if cfg.seeds > 1 else ""
     return (
         f"From {cfg.model}; held-out problems: {start['problems']} in {len(cfg.tasks)} tasks, "
         f"{start['samples']} samples each at temperature 1; seeds: {cfg.seeds}{deviation}.\n\n"
-        + markdown_table(["preset", "completions", *COLUMNS, "seconds"], rows)
+        + markdown_table(["run", "completions", *COLUMNS, "seconds"], rows)
         + "\n"
     )
 
@@ -116,7 +140,11 @@ def completions_and_seconds(folder: Path) -> tuple[int, float]:
 def main(cfg: Config) -> None:
     validate(cfg)
     cfg = replace(cfg, tasks=tasks.usable(cfg.tasks))
-    checkpoint.load(cfg.model)  # report an error before any run starts
+    for run in cfg.runs:  # report an error before any run starts
+        run_settings(run, cfg.sample_budget)
+        if cfg.runs.count(run) > 1:
+            raise ValueError(f"--runs {run}: given twice")
+    checkpoint.load(cfg.model)
     out = Path(cfg.out)
     settings = {"model": cfg.model, "sample-budget": cfg.sample_budget}
     settings |= {"tasks": " ".join(cfg.tasks), "problems": cfg.problems}

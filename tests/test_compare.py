@@ -9,7 +9,7 @@ def test_comparison_end_to_end(tmp_path, folder, capsys):
         compare.Config(
             out=str(out),
             model=folder,
-            presets=("dapo", "small-gpu"),
+            runs=("dapo", "small-gpu --lora-rank 2"),
             sample_budget=256,
             seeds=2,
             tasks=("elements",),
@@ -26,12 +26,23 @@ def test_comparison_end_to_end(tmp_path, folder, capsys):
             line.strip("|").split("|") for line in table.split("\n") if line.startswith("| ")
         )
     }
-    assert list(rows) == ["preset", "start", "dapo", "small-gpu"]
+    assert list(rows) == ["run", "start", "dapo", "small-gpu --lora-rank 2"]
     assert len({len(row) for row in rows.values()}) == 1
     # 256 completions: one step of 32 x 8, with no budget left for resampling; or two of 16 x 8.
-    assert rows["start"][0] == "0" and rows["dapo"][0] == rows["small-gpu"][0] == "256"
-    assert rows["start"][rows["preset"].index("kl")] == "0.000"
-    assert "±" in rows["dapo"][rows["preset"].index("kl")]
+    assert (
+        rows["start"][0] == "0" and rows["dapo"][0] == rows["small-gpu --lora-rank 2"][0] == "256"
+    )
+    assert rows["start"][rows["run"].index("kl")] == "0.000"
+    assert "±" in rows["dapo"][rows["run"].index("kl")]
+
+
+def test_unknown_flag_of_a_run_is_named(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        compare.main(compare.Config(out=str(tmp_path), runs=("default --lora-rnk 8",)))
+    assert (
+        "--runs 'default --lora-rnk 8': unrecognized arguments: --lora-rnk"
+        in capsys.readouterr().err
+    )
 
 
 def test_folder_of_another_comparison_is_refused(tmp_path, folder):
@@ -43,7 +54,10 @@ def test_folder_of_another_comparison_is_refused(tmp_path, folder):
 @pytest.mark.parametrize(
     "changes, named",
     [
-        ({"presets": ("ppo",)}, "--presets ppo: must be default, .* or lora-7b"),
+        ({"runs": ("ppo",)}, "--runs 'ppo': must begin with default, .* or lora-7b"),
+        ({"runs": ("dapo --steps=3",)}, "--runs 'dapo --steps=3': --steps is the same in all runs"),
+        ({"runs": ("default --lora-alpha 8",)}, "--lora-alpha 8.0: has no effect"),
+        ({"runs": ("default", "default")}, "--runs default: given twice"),
         ({"tasks": ("chess",)}, "chess"),
         ({"seeds": 0}, "--seeds"),
         ({"model": "absent"}, "absent"),
