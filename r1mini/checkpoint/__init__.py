@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,10 +63,15 @@ def resolve(name: str | Path) -> Path:
         return ASSETS / name
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) or Path(name).parent.is_dir():
         return Path(name)
+    return download(str(name))
+
+
+@cache  # asks the hub once in a run, which then reads one version of the model
+def download(name: str) -> Path:
     from huggingface_hub import snapshot_download  # comes with tokenizers; slow to import
 
     try:
-        return Path(snapshot_download(str(name), allow_patterns=HUB_FILES))
+        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
     except Exception as error:  # the hub's own errors, its HTTP library's and the system's
         reason = str(error).strip().split("\n")[0]
         raise ValueError(

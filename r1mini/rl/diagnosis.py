@@ -120,46 +120,58 @@ def diagnose(
     """What the last steps' metrics suggest, each in one sentence with the flag to change. `rows`:
     the metrics of the run so far; `weights`: the rewards' weights; `context`: the model's context
     length."""
-    if not cfg.learning_rate:
+    rate = cfg.lora_learning_rate or cfg.learning_rate
+    rate_flag = "--lora-learning-rate" if cfg.lora_learning_rate else "--learning-rate"
+    if not rate:
         yield "the learning rate is 0: nothing is learned; raise --learning-rate"
     yield from diagnose_completions(rows, cfg, weights, context)
     yield from diagnose_groups(rows, cfg, weights)
-    yield from diagnose_weights(rows, weights)
+    yield from diagnose_weights(rows, cfg, weights)
     row, first = rows[-1], rows[0]["entropy"]
     if first > 0 and persists(rows, "entropy", below=0.1 * first):
         yield (
             f"entropy fell from {first:.2f} to {row['entropy']:.2f}: the policy samples only one "
-            "answer; lower --learning-rate or set --entropy-bonus 0.003"
+            f"answer; lower {rate_flag} or set --entropy-bonus 0.003"
         )
     if row.get("kl", 0.0) > 1.0:
         yield (
             f"the KL to the reference is {row['kl']:.2f} nats per token: the policy drifts too far "
-            "away; lower --learning-rate or raise --beta"
+            f"away; lower {rate_flag} or raise --beta"
         )
     if persists(rows, "approx_kl", above=0.1):
         yield (
             f"the updates of one step move the policy by {row['approx_kl']:.2f} nats per token: "
-            "lower --learning-rate or --minibatches"
+            f"lower {rate_flag} or --minibatches"
         )
-    if cfg.learning_rate and persists(rows, "weights/moved_in_bf16", below=1e-3):
+    if rate and persists(rows, "weights/moved_in_bf16", below=1e-3):
         yield (
             f"a step changes {row['weights/moved_in_bf16']:.2%} of the weights in bf16; the rest "
-            "is lost in rounding until it adds up: raise --learning-rate, or use --no-bf16"
+            f"is lost in rounding until it adds up: raise {rate_flag}, or use --no-bf16"
         )
 
 
-def diagnose_weights(rows: Rows, weights: Mapping[str, float]) -> Iterator[str]:
+def diagnose_weights(rows: Rows, cfg: GRPOConfig, weights: Mapping[str, float]) -> Iterator[str]:
     """While right answers are rare, a reward that differs in more completions is learned first."""
     if not weights.get("accuracy", 0) > 0 or not persists(rows, "rewards/accuracy/mean", below=0.1):
         return
     row = rows[-1]
+    right = row["rewards/accuracy/mean"]
     spreads = {name: x * row.get(f"rewards/{name}/std", 0.0) for name, x in weights.items()}
-    largest = max(spreads, key=spreads.__getitem__)
-    if spreads[largest] > 2 * spreads["accuracy"]:
+    accuracy = spreads.pop("accuracy")
+    largest = max(spreads, key=spreads.__getitem__, default=None)
+    if largest is None:
+        return
+    advice = []
+    if spreads[largest] > 2 * accuracy:
+        advice.append(f"lower its weight of {weights[largest]:g} in --reward")
+    # The deviation of a group without a right answer scales up whatever is left in it.
+    if cfg.scale == "group" and (1 - right) ** cfg.completions > 0.5 and spreads[largest]:
+        advice.append("set --scale batch, which keeps the weights of rewards")
+    if advice:
         yield (
-            f"{row['rewards/accuracy/mean']:.0%} of answers are right, so {largest}, with its "
-            f"weight of {weights[largest]:g}, decides the advantages and is learned first: lower "
-            "its weight in --reward, or choose easier problems or a model that is right more often"
+            f"{right:.0%} of answers are right, so {largest} decides the advantages and is learned "
+            f"first: {' and '.join(advice)}, or choose easier problems or a model that is right "
+            "more often"
         )
 
 

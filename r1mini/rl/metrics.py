@@ -141,7 +141,6 @@ class StepLog:
         self, run: Run, cfg: GRPOConfig, weights: Mapping[str, float], policy: Transformer
     ):
         self.run, self.cfg, self.reward_weights, self.policy = run, cfg, weights, policy
-        self.rate_flag = "--lora-learning-rate" if cfg.lora_learning_rate else "--learning-rate"
         self.context = policy.config.max_position_embeddings
         self.rows = files.read_metrics(run.out / "metrics.jsonl", *NEEDED)
 
@@ -193,7 +192,6 @@ class StepLog:
             for advice in diagnosis.diagnose(
                 self.rows, self.cfg, self.reward_weights, self.context
             ):
-                advice = advice.replace("--learning-rate", self.rate_flag)
                 print(f"{self.run.name}: {advice}", flush=True)
 
     def print_step(self, row: Mapping[str, Any], groups: Sequence[Group]) -> None:

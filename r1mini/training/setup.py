@@ -91,8 +91,8 @@ def trains_adapters(cfg: PolicyOptions) -> bool:
                 f"{flag(name)} {format_value(getattr(cfg, name))}: has no effect without "
                 "--lora-rank or an adapter folder as --model"
             )
-    if cfg.base and not loaded:
-        raise ValueError(f"--base {cfg.base}: has no effect: {cfg.model} is not a LoRA adapter")
+    if cfg.base:
+        checkpoint.base_name(cfg.model, cfg.base)
     if cfg.base_dtype == "bfloat16" and not cfg.bf16:
         raise ValueError("--base-dtype bfloat16: needs --bf16, which computes in bfloat16")
     return adapted

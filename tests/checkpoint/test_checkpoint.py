@@ -718,6 +718,7 @@ def hub(tmp_path, monkeypatch, folder):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.chdir(tmp_path)
+    checkpoint.download.cache_clear()
     cached = tmp_path / "hub/models--someone--model"
     shutil.copytree(folder, cached / "snapshots" / ("0" * 40))
     (cached / "refs").mkdir()
@@ -726,6 +727,14 @@ def hub(tmp_path, monkeypatch, folder):
 
 def test_hub_id_is_loaded_from_the_cache_offline(hub, model):
     assert checkpoint.load("someone/model")[0].lm_head.weight.equal(model.lm_head.weight)
+
+
+def test_hub_is_asked_once(hub, monkeypatch):
+    import huggingface_hub
+
+    folder = checkpoint.resolve("someone/model")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", None)
+    assert checkpoint.resolve("someone/model") == folder
 
 
 def test_hub_id_that_cannot_be_downloaded_is_a_one_line_error(hub):

@@ -194,8 +194,8 @@ def test_healthy_run_gets_no_advice():
         ({"frac_reward_zero_std": 0.9, "rewards/accuracy/mean": 0.99}, "too easy.*--resample"),
         ({"frac_reward_zero_std": 0.9}, "little is learned.*--completions.*--resample"),
         (
-            {"rewards/accuracy/mean": 0.05, "rewards/accuracy/std": 0.2, "rewards/format/std": 0.9},
-            "5% of answers are right, so format, with its weight of 0.5, .*--reward",
+            {"rewards/accuracy/mean": 0.08, "rewards/accuracy/std": 0.2, "rewards/format/std": 0.9},
+            "8% of answers are right, so format decides .* weight of 0.5 in --reward, or choose",
         ),
         ({"entropy": 0.01}, "entropy fell from 0.40 to 0.01.*--learning-rate"),
         ({"kl": 5.0}, "KL.*--beta"),
@@ -221,6 +221,7 @@ def test_each_problem_is_reported_once_with_the_flag_to_change(change, flag):
         ),
         ({}, {"learning_rate": 0.0}, "raise --learning-rate"),
         ({"weights/moved_in_bf16": 0.0}, {"learning_rate": 0.0}, "raise --learning-rate"),
+        ({"kl": 5.0}, {"lora_rank": 8, "lora_learning_rate": 1e-3}, "lower --lora-learning-rate"),
         ({"frac_reward_zero_std": 0.9}, {"resample": 3}, "raise --completions$"),
         (
             {"frac_reward_zero_std": 0.9, "rewards/accuracy/mean": 0.99},
@@ -290,6 +291,27 @@ def test_equal_rewards_are_no_problem_without_a_baseline():
 def test_weights_are_left_alone(accuracy, spread, language, weighting):
     row = {**HEALTHY, "rewards/accuracy/mean": accuracy, "rewards/accuracy/std": spread}
     assert not advice([row | {"rewards/language/std": language}] * 5, weighting=weighting)
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "completions", "scale", "spread", "found"),
+    [
+        # (1 - .05)^8 = .66 of the groups have no right answer, (1 - .05)^16 = .44
+        (0.05, 8, "group", 0.3, "format decides the advantages .* first: set --scale batch, which"),
+        (0.05, 8, "group", 3.0, "lower its weight of 0.5 in --reward and set --scale batch"),
+        (0.05, 16, "group", 0.3, None),
+        (0.05, 8, "batch", 0.3, None),
+        (0.05, 8, "batch", 3.0, "lower its weight of 0.5 in --reward, or choose"),
+        (0.05, 8, "group", 0.0, None),
+        (0.3, 8, "group", 3.0, None),
+    ],
+)
+def test_small_weight_that_the_group_scales_up(accuracy, completions, scale, spread, found):
+    row = {**HEALTHY, "rewards/accuracy/mean": accuracy, "rewards/accuracy/std": 0.22}
+    row["rewards/format/std"] = spread
+    sentences = advice([row] * 4, completions=completions, scale=scale)
+    assert len(sentences) == bool(found)
+    assert not found or re.search(found, sentences[0])
 
 
 def test_single_bad_step_is_not_reported():
