@@ -1,7 +1,10 @@
 """The torch device of a run, and the precision of its compute."""
 
 import os
+import platform
 import re
+import sys
+from functools import cache
 
 import torch
 
@@ -42,4 +45,16 @@ def pick_device(name: str, threads: int, deterministic: bool = False) -> torch.d
 def autocast(device: torch.device, bf16: bool) -> torch.autocast:
     """A context for a model's compute on `device`: autocast to bfloat16, or in the weights' own
     precision."""
+    if bf16 and device.type == "cpu":
+        warn_of_slow_bf16()
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+
+
+@cache  # once in a process
+def warn_of_slow_bf16() -> None:
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    if x86 and not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
+        print(
+            "--bf16: this CPU has no bfloat16 products: several times slower than fp32",
+            file=sys.stderr,
+        )
