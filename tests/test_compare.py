@@ -5,12 +5,14 @@ from r1mini import compare
 
 def test_comparison_end_to_end(tmp_path, folder, capsys):
     out = tmp_path / "out"
+    dapo = "dapo --problems 8 --completions 4 --max-new-tokens 16 --overlong-cache 4"
+    small = "small-gpu --lora-rank 2 --problems 4 --completions 4 --max-new-tokens 16"
     compare.main(
         compare.Config(
             out=str(out),
             model=folder,
-            runs=("dapo", "small-gpu --lora-rank 2"),
-            sample_budget=256,
+            runs=(dapo, small),
+            sample_budget=32,
             seeds=2,
             tasks=("elements",),
             problems=2,
@@ -26,14 +28,12 @@ def test_comparison_end_to_end(tmp_path, folder, capsys):
             line.strip("|").split("|") for line in table.split("\n") if line.startswith("| ")
         )
     }
-    assert list(rows) == ["run", "start", "dapo", "small-gpu --lora-rank 2"]
+    assert list(rows) == ["run", "start", dapo, small]
     assert len({len(row) for row in rows.values()}) == 1
-    # 256 completions: one step of 32 x 8, with no budget left for resampling; or two of 16 x 8.
-    assert (
-        rows["start"][0] == "0" and rows["dapo"][0] == rows["small-gpu --lora-rank 2"][0] == "256"
-    )
+    # 32 completions: one step of 8 x 4, with no budget left for resampling; or two of 4 x 4.
+    assert rows["start"][0] == "0" and rows[dapo][0] == rows[small][0] == "32"
     assert rows["start"][rows["run"].index("kl")] == "0.000"
-    assert "±" in rows["dapo"][rows["run"].index("kl")]
+    assert "±" in rows[dapo][rows["run"].index("kl")]
 
 
 def test_unknown_flag_of_a_run_is_named(tmp_path, capsys):

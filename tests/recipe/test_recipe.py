@@ -12,6 +12,7 @@ from r1mini.rewards.runner import parse_spec
 
 def test_tiny_recipe_end_to_end_and_second_run_does_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(recipe.ANNOTATION, "samples", 4)
+    monkeypatch.setattr(recipe, "LONGEST", 64)
     cfg = recipe.Config(
         out=str(tmp_path / "r1"),
         tasks=("kinetics", "elements", "describe"),

@@ -63,8 +63,9 @@ def test_problem_is_a_function_of_task_seed_index_and_split(task):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_no_training_problem_is_held_out(task):
+    # Of 200 problems that were not filtered, about 20 would be held out.
     held_out = {p.key for p in problems(task, 60, "heldout", "evaluation")}
-    trained = {p.key for seed in (0, 1) for p in problems(task, 500, seed=seed)}
+    trained = {p.key for seed in (0, 1) for p in problems(task, 100, seed=seed)}
     assert held_out and not held_out & trained
 
 
