@@ -8,6 +8,7 @@ import json
 import runpy
 import signal
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -216,8 +217,10 @@ def tiny_grpo(tmp_path, folder, monkeypatch):
     return call
 
 
-def interrupt_at_call(monkeypatch, where, name, number):
-    """Call `number` (from 1) of the function raises KeyboardInterrupt, like Ctrl-C."""
+@contextmanager
+def interrupt(where, name, number):
+    """Call `number` (from 1) of the function raises KeyboardInterrupt, like Ctrl-C, which ends the
+    block."""
     real, calls = getattr(where, name), []
 
     def wrapped(*args, **kwargs):
@@ -226,4 +229,6 @@ def interrupt_at_call(monkeypatch, where, name, number):
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(where, name, wrapped)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(where, name, wrapped)
+        yield

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import interrupt_at_call, jsonl, replace_rewards
+from conftest import interrupt, jsonl, replace_rewards
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -300,17 +300,13 @@ def test_rewarded_behaviour_is_learned(run, tmp_path, monkeypatch):
     [((rl_rollouts, "sample"), 5), ((metrics, "rollout_rows"), 4)],
     ids=["sampling", "logging"],
 )
-def test_resumed_run_is_bit_identical_to_an_uninterrupted_one(
-    run, tmp_path, monkeypatch, changes, where, call
-):
+def test_resumed_run_is_bit_identical_to_an_uninterrupted_one(run, tmp_path, changes, where, call):
     # The reference is replaced in step 2, the state saved before step 3, the reference replaced again in step 4.
     changes = {"steps": 5, "save_every": 3, **changes}
     run("whole", **changes)
-    with monkeypatch.context() as patch:
-        # In step 4 before it samples, or in step 3 when only one of its logs has been written.
-        interrupt_at_call(patch, *where, call)
-        with pytest.raises(KeyboardInterrupt):
-            run("cut", **changes)
+    # In step 4 before it samples, or in step 3 when only one of its logs has been written.
+    with interrupt(*where, call):
+        run("cut", **changes)
     # During sampling, the weights are those after a complete step and are saved; during logging, they are not.
     assert (
         state.latest_valid(tmp_path / "cut").name
@@ -332,11 +328,9 @@ def test_resumed_run_is_bit_identical_to_an_uninterrupted_one(
     assert any(row["grad_norm"] for row in whole)
 
 
-def test_run_interrupted_before_its_first_saved_state_starts_over(run, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        interrupt_at_call(patch, optim, "step", 1)
-        with pytest.raises(KeyboardInterrupt):
-            run("out")
+def test_run_interrupted_before_its_first_saved_state_starts_over(run, tmp_path):
+    with interrupt(optim, "step", 1):
+        run("out")
     assert state.latest_valid(tmp_path / "out") is None
     run("out")
     assert [row["step"] for row in jsonl(tmp_path / "out/metrics.jsonl")] == [0, 1]
@@ -463,10 +457,8 @@ def test_run_ends_when_its_sample_budget_is_spent(run, tmp_path, monkeypatch):
 
 def test_spent_budget_survives_a_resume_with_other_group_sizes(run, tmp_path, monkeypatch):
     replace_rewards(monkeypatch, lambda *_: {"accuracy": 0.0, "format": 0.0, "language": None})
-    with monkeypatch.context() as patch:
-        interrupt_at_call(patch, train_grpo, "collect_groups", 3)
-        with pytest.raises(KeyboardInterrupt):
-            run("out", steps=9, save_every=1, sample_budget=60)
+    with interrupt(train_grpo, "collect_groups", 3):
+        run("out", steps=9, save_every=1, sample_budget=60)
     # Two steps of 3 groups of 4 are done (24); then steps of 3 groups of 8: 48, 72.
     assert (
         run("out", steps=9, save_every=1, sample_budget=60, completions=8, allow_changes=True)[
@@ -700,13 +692,11 @@ def test_learner_tokens_0_equals_the_number_that_it_prints(run, tmp_path, monkey
     assert run("fitted", learner_tokens=0)["config"]["learner_tokens"] == 0  # the same command
 
 
-def test_offloaded_moments_give_the_same_run_and_files(run, tmp_path, monkeypatch):
+def test_offloaded_moments_give_the_same_run_and_files(run, tmp_path):
     changes = {"steps": 3, "save_every": 1, "device": "auto"}
     run("there", **changes)
-    with monkeypatch.context() as patch:
-        interrupt_at_call(patch, metrics.StepLog, "print_step", 3)
-        with pytest.raises(KeyboardInterrupt):
-            run("away", optimizer_on="cpu", **changes)
+    with interrupt(metrics.StepLog, "print_step", 3):
+        run("away", optimizer_on="cpu", **changes)
     run("away", optimizer_on="cpu", **changes)
     assert weights_of(tmp_path / "away") == weights_of(tmp_path / "there")
 
@@ -787,9 +777,7 @@ def test_metrics_have_trls_names(logged):
     assert "rewards/language/mean" not in metrics[0]  # None: the reward did not apply
 
 
-def test_num_tokens_counts_prompts_and_completions_of_the_whole_run(
-    run, tmp_path, monkeypatch, tokens
-):
+def test_num_tokens_counts_prompts_and_completions_of_the_whole_run(run, tmp_path, tokens):
     run("out")
     rows, lines = jsonl(tmp_path / "out/metrics.jsonl"), jsonl(tmp_path / "out/rollouts.jsonl")
     for row in rows:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import interrupt_at_call, jsonl
+from conftest import interrupt, jsonl
 
 import train_sft
 from r1mini import checkpoint, config
@@ -153,10 +153,8 @@ def interrupted(folder, tmp_path_factory):
         )
 
     go("whole")
-    with pytest.MonkeyPatch.context() as patch:
-        interrupt_at_call(patch, optim, "step", 17)
-        with pytest.raises(KeyboardInterrupt):
-            go("cut")
+    with interrupt(optim, "step", 17):
+        go("cut")
     assert state.latest_valid(out / "cut").name == "step-00000014"
     go("cut")
     return out / "whole", out / "cut"
@@ -350,7 +348,7 @@ def on_day(monkeypatch):
     return lambda day: monkeypatch.setattr(Day, "today_is", day)
 
 
-def test_run_keeps_the_first_day_of_its_template(run, chatting, on_day, tmp_path, monkeypatch):
+def test_run_keeps_the_first_day_of_its_template(run, chatting, on_day, tmp_path):
     dated = "Today: {{ strftime_now('%d %b %Y') }}\n"
     (chatting / "chat_template.jinja").write_text(dated + CHATML.replace("<|im_end|>", END_OF_TEXT))
     rows = tmp_path / "chat.jsonl"
@@ -361,10 +359,8 @@ def test_run_keeps_the_first_day_of_its_template(run, chatting, on_day, tmp_path
     run("whole", **flags)
     record = json.loads((tmp_path / "whole/run.json").read_text())
     assert record["config"]["date"] == "2026-02-03"
-    with monkeypatch.context() as patch:
-        interrupt_at_call(patch, optim, "step", 4)
-        with pytest.raises(KeyboardInterrupt):
-            run("cut", **flags)
+    with interrupt(optim, "step", 4):
+        run("cut", **flags)
     on_day("2026-02-04")
     run("cut", **flags)
     run("other", **flags)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import interrupt_at_call, shape
+from conftest import interrupt, shape
 
 from r1mini.bench import __main__ as bench
 from r1mini.bench import reference, timing
@@ -93,8 +93,7 @@ def test_shapes_have_as_many_parameters_as_their_names_say(name, parameters):
 
 def test_each_row_is_written_before_the_next_measurement(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(reference, "versions", dict)
-    interrupt_at_call(monkeypatch, bench, "prefill", 1)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupt(bench, "prefill", 1):
         bench.main(
             bench.Config(**SMALL, what=("decode", "prefill"), json=str(tmp_path / "figures.json"))
         )

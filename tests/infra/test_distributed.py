@@ -14,7 +14,7 @@ sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import ROOT, interrupt_at_call, jsonl, random_model
+from conftest import ROOT, interrupt, jsonl, random_model
 from safetensors.torch import load_file
 
 import train_grpo
@@ -182,10 +182,8 @@ def on_two(cfg):
 
 
 def interrupted(out, folder):
-    with pytest.MonkeyPatch.context() as patch:
-        interrupt_at_call(patch, metrics.StepLog, "print_step", 3)
-        with pytest.raises(KeyboardInterrupt):
-            train_grpo.main(grpo(folder, out))
+    with interrupt(metrics.StepLog, "print_step", 3):
+        train_grpo.main(grpo(folder, out))
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from statistics import fmean, pstdev, pvariance
 
 import pytest
 import torch
-from conftest import interrupt_at_call, jsonl
+from conftest import interrupt, jsonl
 
 import train_grpo
 from r1mini import checkpoint
@@ -100,10 +100,8 @@ def test_first_look_prints_the_spread(run, capsys):
 @pytest.mark.parametrize("step", [2, 4])  # before and after the reward model's start
 def test_resumed_run_gives_the_same_bits(run, step):
     whole = run("whole")
-    with pytest.MonkeyPatch.context() as patch:
-        interrupt_at_call(patch, metrics.StepLog, "updated", step)
-        with pytest.raises(KeyboardInterrupt):
-            run("cut")
+    with interrupt(metrics.StepLog, "updated", step):
+        run("cut")
     cut = whole.parent / "cut"
     assert run_state.latest_valid(cut).name == f"step-0000000{step - 1}"
     run("cut")

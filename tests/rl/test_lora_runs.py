@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import interrupt_at_call, jsonl, some_tokens
+from conftest import interrupt, jsonl, some_tokens
 from safetensors.torch import load_file, save_file
 
 import sample
@@ -110,13 +110,11 @@ def test_same_command_gives_the_same_bits(grpo, tmp_path):
 @pytest.mark.parametrize(
     ("where", "call"), [((rl_rollouts, "sample"), 5), ((metrics, "rollout_rows"), 4)]
 )
-def test_resumed_run_is_bit_identical(grpo, tmp_path, monkeypatch, changes, where, call):
+def test_resumed_run_is_bit_identical(grpo, tmp_path, changes, where, call):
     changes = {"steps": 5, "save_every": 3, **changes}
     grpo("whole", **changes)
-    with monkeypatch.context() as patch:
-        interrupt_at_call(patch, *where, call)
-        with pytest.raises(KeyboardInterrupt):
-            grpo("cut", **changes)
+    with interrupt(*where, call):
+        grpo("cut", **changes)
     saved = state.latest_valid(tmp_path / "cut")
     files = {path.name for path in saved.iterdir()}
     assert WEIGHTS in files and "model.safetensors" not in files
@@ -129,24 +127,20 @@ def test_resumed_run_is_bit_identical(grpo, tmp_path, monkeypatch, changes, wher
     assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
 
 
-def test_resumed_sft_run_is_bit_identical(sft, tmp_path, monkeypatch):
+def test_resumed_sft_run_is_bit_identical(sft, tmp_path):
     changes = {"rows": 60, "save_every": 2}
     sft("whole", **changes)
-    with monkeypatch.context() as patch:
-        interrupt_at_call(patch, train_sft, "accumulate_gradient", 4)
-        with pytest.raises(KeyboardInterrupt):
-            sft("cut", **changes)
+    with interrupt(train_sft, "accumulate_gradient", 4):
+        sft("cut", **changes)
     sft("cut", **changes)
     assert (tmp_path / "cut" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
 
 
-def test_resumed_run_notices_another_base(grpo, folder, tmp_path, monkeypatch):
+def test_resumed_run_notices_another_base(grpo, folder, tmp_path):
     base = tmp_path / "base"
     checkpoint.save(base, *checkpoint.load(folder))
-    with monkeypatch.context() as patch:
-        interrupt_at_call(patch, rl_rollouts, "sample", 2)
-        with pytest.raises(KeyboardInterrupt):
-            grpo("cut", model=str(base), save_every=1)
+    with interrupt(rl_rollouts, "sample", 2):
+        grpo("cut", model=str(base), save_every=1)
     tensors = load_file(base / "model.safetensors")
     tensors["model.norm.weight"] += 1
     save_file(tensors, base / "model.safetensors")
@@ -154,11 +148,9 @@ def test_resumed_run_notices_another_base(grpo, folder, tmp_path, monkeypatch):
         grpo("cut", model=str(base), save_every=1)
 
 
-def test_state_is_an_adapter_folder(grpo, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        interrupt_at_call(patch, rl_rollouts, "sample", 2)
-        with pytest.raises(KeyboardInterrupt):
-            grpo("cut", save_every=1)
+def test_state_is_an_adapter_folder(grpo, tmp_path):
+    with interrupt(rl_rollouts, "sample", 2):
+        grpo("cut", save_every=1)
     model, _ = checkpoint.load(tmp_path / "cut/checkpoints/step-00000001")
     assert len(lora.adapters(model)) == 14
 
@@ -278,11 +270,9 @@ def test_new_model_has_no_weights_to_freeze(sft):
         sft(model="new")
 
 
-def test_shape_of_the_adapters_is_fixed_on_resume(grpo, monkeypatch):
-    with monkeypatch.context() as patch:
-        interrupt_at_call(patch, rl_rollouts, "sample", 2)
-        with pytest.raises(KeyboardInterrupt):
-            grpo("cut", save_every=1)
+def test_shape_of_the_adapters_is_fixed_on_resume(grpo):
+    with interrupt(rl_rollouts, "sample", 2):
+        grpo("cut", save_every=1)
     for changes in ({"lora_rank": 4}, {"lora_alpha": 3.0}, {"lora_targets": ("q_proj",)}):
         with pytest.raises(ValueError, match="holds another run .--lora-"):
             grpo("cut", save_every=1, allow_changes=True, **changes)
