@@ -492,7 +492,7 @@ def test_files_that_the_recipe_reads(name, finished):
 )
 def test_files_that_the_comparison_reads(name, finished):
     path = finished / name
-    cfg = compare.Config(presets=("default",), seeds=1, tasks=("kinetics", "elements"))
+    cfg = compare.Config(runs=("default",), seeds=1, tasks=("kinetics", "elements"))
 
     @examples(15)
     @given(damaged(path))
