@@ -7,7 +7,7 @@ r1: .venv/ready
 	$(BIN)/python -m r1mini
 
 test: .venv/ready-dev
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests
 
 .venv/ready: requirements.txt
 	$(PYTHON) -m venv .venv

@@ -63,9 +63,9 @@ def test_problem_is_a_function_of_task_seed_index_and_split(task):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_no_training_problem_is_held_out(task):
-    # Of 200 problems that were not filtered, about 20 would be held out.
-    held_out = {p.key for p in problems(task, 60, "heldout", "evaluation")}
-    trained = {p.key for seed in (0, 1) for p in problems(task, 100, seed=seed)}
+    # Of 100 problems that were not filtered, about 10 would be held out.
+    held_out = {p.key for p in problems(task, 30, "heldout", "evaluation")}
+    trained = {p.key for seed in (0, 1) for p in problems(task, 50, seed=seed)}
     assert held_out and not held_out & trained
 
 
@@ -149,9 +149,9 @@ def test_no_document_of_the_corpus_shows_a_held_out_problem(monkeypatch):
 def test_no_cold_start_row_shows_a_held_out_problem(monkeypatch):
     seen = recorded(monkeypatch)
     for task in TASKS:
-        for index in range(300):
+        for index in range(100):
             corpus.cold_start_row(task, 0, index)
-    assert len(seen) == 300 * len(TASKS) and not any(tasks.is_held_out(p) for p in seen)
+    assert len(seen) == 100 * len(TASKS) and not any(tasks.is_held_out(p) for p in seen)
 
 
 def test_stages_draw_different_problems_with_the_same_seed():
