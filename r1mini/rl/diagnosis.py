@@ -124,6 +124,9 @@ def diagnose(
     rate_flag = "--lora-learning-rate" if cfg.lora_learning_rate else "--learning-rate"
     if not rate:
         yield "the learning rate is 0: nothing is learned; raise --learning-rate"
+    if collapse := describe_collapse(rows, weights):
+        yield f"{collapse}: the updates are too large; start again with a lower {rate_flag}"
+        return  # cut completions and equal rewards follow from it
     yield from diagnose_completions(rows, cfg, weights, context)
     yield from diagnose_groups(rows, cfg, weights)
     yield from diagnose_weights(rows, cfg, weights)
@@ -148,6 +151,22 @@ def diagnose(
             f"a step changes {row['weights/moved_in_bf16']:.2%} of the weights in bf16; the rest "
             f"is lost in rounding until it adds up: raise {rate_flag}, or use --no-bf16"
         )
+
+
+def describe_collapse(rows: Rows, weights: Mapping[str, float]) -> str:
+    """What a policy looks like that updates have torn apart; "" if it has not. More entropy alone
+    may be exploration, and a lower reward chance."""
+    first = rows[0]["entropy"]
+    name = "rewards/accuracy/mean" if weights.get("accuracy", 0) > 0 else "reward"
+    best = max((x for row in rows if isinstance(x := row.get(name), float)), default=0.0)
+    if not persists(rows, "entropy", above=3 * first) or not persists(
+        rows, name, below=0.75 * best
+    ):
+        return ""
+    return (
+        f"entropy rose from {first:.2f} to {rows[-1]['entropy']:.2f}, and "
+        f"{'accuracy' if 'accuracy' in name else name} fell from {best:.2f} to {rows[-1][name]:.2f}"
+    )
 
 
 def diagnose_weights(rows: Rows, cfg: GRPOConfig, weights: Mapping[str, float]) -> Iterator[str]:

@@ -198,6 +198,17 @@ def test_healthy_run_gets_no_advice():
             "8% of answers are right, so format decides .* weight of 0.5 in --reward, or choose",
         ),
         ({"entropy": 0.01}, "entropy fell from 0.40 to 0.01.*--learning-rate"),
+        (  # as measured with a rate that was six times too high
+            {
+                "entropy": 3.58,
+                "rewards/accuracy/mean": 0.0,
+                "completions/clipped_ratio": 0.97,
+                "frac_reward_zero_std": 1.0,
+                "kl": 5.0,
+            },
+            "^entropy rose from 0.40 to 3.58, and accuracy fell from 0.50 to 0.00: .* lower "
+            "--learning-rate$",
+        ),
         ({"kl": 5.0}, "KL.*--beta"),
         ({"approx_kl": 0.3}, "one step move the policy by 0.30 nats.*--learning-rate"),
         (
@@ -273,6 +284,24 @@ def test_large_mean_gap_between_sampler_and_learner_ends_the_run(mean, options):
         diagnosis.check_sampler_gap(
             {"step": 3, **dict(zip(GAPS, (0.5, mean)))}, replace(CONFIG, **options)
         )
+
+
+@pytest.mark.parametrize(
+    ("entropy", "accuracy", "reward", "weighting", "found"),
+    [
+        (1.3, 0.3, 1.0, {"accuracy": 1.0}, "accuracy fell from 0.50 to 0.30"),
+        (1.3, 0.4, 0.0, {"accuracy": 1.0}, None),  # 0.4 is more than three quarters of 0.5
+        (1.1, 0.0, 0.0, {"accuracy": 1.0}, None),  # 1.1 is less than three times 0.4
+        (1.3, 0.5, 0.7, {"mine": 1.0}, "reward fell from 1.00 to 0.70"),
+        (1.3, 0.0, 0.8, {"mine": 1.0}, None),
+    ],
+)
+def test_collapse_needs_more_entropy_and_less_reward(entropy, accuracy, reward, weighting, found):
+    row = {**HEALTHY, "reward": 1.0}
+    bad = {"entropy": entropy, "rewards/accuracy/mean": accuracy, "reward": reward}
+    sentences = advice([row, row] + [row | bad] * 3, weighting=weighting)
+    assert not found or re.search(found, sentences[0])
+    assert any("too large" in sentence for sentence in sentences) == bool(found)
 
 
 def test_equal_rewards_are_no_problem_without_a_baseline():
