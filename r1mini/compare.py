@@ -26,7 +26,8 @@ from r1mini.evaluation.figures import (
 )
 from r1mini.infra import files
 from r1mini.recipe.scheduler import Stage, claim_folder, default_workers, schedule, worker_flags
-from r1mini.rl.config import PRESETS, GRPOConfig
+from r1mini.rl.config import PRESETS, GRPOConfig, resolve
+from r1mini.training.setup import trains_adapters
 
 COLUMNS = ("pass@1", "pass@16", "length", "entropy", "kl")
 SHARED = ("model", "tasks", "out", "seed", "steps", "sample_budget")  # the same in all runs
@@ -51,13 +52,8 @@ class Config:
     )
 
 
-def run_settings(run: str, budget: int) -> dict:
-    """The settings of a run, with the number of steps that sample `budget` completions without
-    resampling.
-
-    >>> run_settings("grpo --problems 8 --completions 16", 1000)["steps"]
-    8
-    """
+def parse_run(run: str) -> GRPOConfig:
+    """The flags of a run. Raises ValueError, or exits as a command line does."""
     preset, *argv = shlex.split(run) or [""]
     if preset not in ("default", *PRESETS):
         raise ValueError(f"--runs {run!r}: must begin with {any_of(('default', *PRESETS))}")
@@ -66,8 +62,30 @@ def run_settings(run: str, budget: int) -> dict:
             raise ValueError(f"--runs {run!r}: {flag(name)} is the same in all runs")
     if preset != "default":
         argv += ["--preset", preset]
-    cfg = parse(GRPOConfig, argv, PRESETS, prog=f"python -m r1mini.compare: --runs {run!r}")
-    validate(cfg)
+    return parse(GRPOConfig, argv, PRESETS, prog=f"python -m r1mini.compare: --runs {run!r}")
+
+
+def check_runs(cfg: Config) -> None:
+    """Raises ValueError for what train_grpo.py would refuse when the run starts."""
+    folders = [folder_name(run) for run in cfg.runs]
+    for run in cfg.runs:
+        if folders.count(folder_name(run)) > 1:
+            raise ValueError(f"--runs {run!r}: given twice")
+        settings = parse_run(run)
+        try:
+            trains_adapters(resolve(replace(settings, model=cfg.model, tasks=cfg.tasks)))
+        except ValueError as error:
+            raise ValueError(f"--runs {run!r}: {error}") from None
+
+
+def run_settings(run: str, budget: int) -> dict:
+    """The settings of a run, with the number of steps that sample `budget` completions without
+    resampling.
+
+    >>> run_settings("grpo --problems 8 --completions 16", 1000)["steps"]
+    8
+    """
+    cfg = parse_run(run)
     values = {f.name: getattr(cfg, f.name) for f in fields(cfg)}
     settings = {name: x for name, x in values.items() if x != getattr(GRPOConfig, name)}
     settings["steps"] = math.ceil(budget / (cfg.problems * cfg.completions))
@@ -140,11 +158,8 @@ def completions_and_seconds(folder: Path) -> tuple[int, float]:
 def main(cfg: Config) -> None:
     validate(cfg)
     cfg = replace(cfg, tasks=tasks.usable(cfg.tasks))
-    for run in cfg.runs:  # report an error before any run starts
-        run_settings(run, cfg.sample_budget)
-        if cfg.runs.count(run) > 1:
-            raise ValueError(f"--runs {run}: given twice")
-    checkpoint.load(cfg.model)
+    checkpoint.load(cfg.model)  # report an error before any run starts
+    check_runs(cfg)
     out = Path(cfg.out)
     settings = {"model": cfg.model, "sample-budget": cfg.sample_budget}
     settings |= {"tasks": " ".join(cfg.tasks), "problems": cfg.problems}

@@ -38,7 +38,9 @@ def test_comparison_end_to_end(tmp_path, folder, capsys):
 
 def test_unknown_flag_of_a_run_is_named(tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
-        compare.main(compare.Config(out=str(tmp_path), runs=("default --lora-rnk 8",)))
+        compare.main(
+            compare.Config(out=str(tmp_path), model="base", runs=("default --lora-rnk 8",))
+        )
     assert (
         "--runs 'default --lora-rnk 8': unrecognized arguments: --lora-rnk"
         in capsys.readouterr().err
@@ -56,8 +58,16 @@ def test_folder_of_another_comparison_is_refused(tmp_path, folder):
     [
         ({"runs": ("ppo",)}, "--runs 'ppo': must begin with default, .* or lora-7b"),
         ({"runs": ("dapo --steps=3",)}, "--runs 'dapo --steps=3': --steps is the same in all runs"),
-        ({"runs": ("default --lora-alpha 8",)}, "--lora-alpha 8.0: has no effect"),
-        ({"runs": ("default", "default")}, "--runs default: given twice"),
+        (
+            {"runs": ("default --lora-alpha 8",)},
+            "--runs 'default --lora-alpha 8': --lora-alpha 8.0: has no effect",
+        ),
+        ({"runs": ("default --problems 8", "default  --problems 8")}, "--problems 8': given twice"),
+        ({"runs": ("default --merge",)}, "--runs 'default --merge': --merge True: has no effect"),
+        (
+            {"runs": ("default --completions 1",)},
+            "--runs 'default --completions 1': --completions 1",
+        ),
         ({"tasks": ("chess",)}, "chess"),
         ({"seeds": 0}, "--seeds"),
         ({"model": "absent"}, "absent"),
@@ -65,4 +75,4 @@ def test_folder_of_another_comparison_is_refused(tmp_path, folder):
 )
 def test_bad_flag_value_is_named(tmp_path, changes, named):
     with pytest.raises(ValueError, match=named):
-        compare.main(compare.Config(out=str(tmp_path), **changes))
+        compare.main(compare.Config(**{"out": str(tmp_path), "model": "base", **changes}))

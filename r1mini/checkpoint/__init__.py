@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 ASSETS = Path(__file__).parent.parent / "assets"
 EMBEDDED = ("base", "student-base")
 ADAPTER_CONFIG = "adapter_config.json"
+MERGE_IT = "merge it with its base (python -m r1mini.checkpoint --adapter …), and use that model"
 TOKENIZER_FILES = (  # saved unchanged
     "generation_config.json",
     "tokenizer_config.json",
@@ -100,7 +101,7 @@ def base_name(model: str | Path, base: str = "") -> str:
         raise ValueError(f"{path}: it names no base_model_name_or_path: give one with --base")
     folder = resolve(name)
     if is_adapter(folder):
-        raise ValueError(f"{path}: its base {name} is itself a LoRA adapter: merge that one first")
+        raise ValueError(f"{path}: its base {name} is itself a LoRA adapter: {MERGE_IT}")
     if not folder.is_dir():
         where = f"--base {base}" if base else f"{path}: its base {name}"
         raise ValueError(f"{where}: no such model folder: name the base model with --base")
@@ -161,11 +162,13 @@ def load(
             raise ValueError(
                 f"{path}: token id {max(ids)}, but the model has embeddings for {config.vocab_size}"
             )
+    if adapter:  # report an error before the weights of the base are read
+        from r1mini.checkpoint.adapter import load_adapter, read_plan
+
+        read_plan(adapter, config)
     dtype = dtype or torch.float32
     model = load_model(model_folder, config, device, dtype, kind, vector_dtype)
     if adapter:
-        from r1mini.checkpoint.adapter import load_adapter
-
         load_adapter(adapter, model, base_model, model_folder)
     return model, tokenizer
 
@@ -177,39 +180,45 @@ def save(folder: str | Path, model: Transformer, tokenizer: Tokenizer) -> None:
     The weights keep their dtype. Call it on all ranks; the main rank writes. config.json, or
     adapter_config.json, is written last.
     """
-    from r1mini.checkpoint.adapter import saved_files
     from r1mini.infra.distributed import main_rank_only
 
-    folder = Path(folder)
-
-    @main_rank_only
-    def write_model() -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        files = saved_files(model, tokenizer)
-        # The weights of an earlier model would be loaded with this one, or instead of it.
-        weights = r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?|adapter_(model|config)\..*"
-        others = [path for path in folder.iterdir() if path.name not in files]
-        replace_files(folder, files, [path for path in others if re.fullmatch(weights, path.name)])
-
-    write_model()
+    main_rank_only(write_model)(Path(folder), model, tokenizer)
 
 
-def save_merged(folder: str | Path, adapter: str | Path, dtype_name: str = "float32") -> None:
+def write_model(folder: Path, model: Transformer, tokenizer: Tokenizer) -> None:
+    from r1mini.checkpoint.adapter import saved_files
+
+    folder.mkdir(parents=True, exist_ok=True)
+    files = saved_files(model, tokenizer)
+    # The weights of an earlier model would be loaded with this one, or instead of it.
+    weights = r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?|adapter_(model|config)\..*"
+    others = [path for path in folder.iterdir() if path.name not in files]
+    replace_files(folder, files, [path for path in others if re.fullmatch(weights, path.name)])
+
+
+def save_merged(
+    folder: str | Path, adapter: str | Path, dtype: str = "float32", base: str = ""
+) -> None:
     """Write a plain model folder: the model of an adapter folder, merged in fp32 and rounded to
-    this dtype. Prints which share of the update the rounding keeps. Call it on all ranks."""
+    this dtype. Prints which share of the update the rounding keeps. Needs memory for the model
+    twice, on the CPU. Call it on all ranks; the main rank works."""
+    from r1mini.infra.distributed import main_rank_only
+
+    main_rank_only(write_merged)(Path(folder), adapter, dtype, base)
+
+
+def write_merged(folder: Path, adapter: str | Path, dtype_name: str, base: str) -> None:
     import torch
 
-    from r1mini.infra.distributed import is_main_rank
-    from r1mini.model.lora import kept, merged
+    from r1mini.model.lora import merged, surviving_share
 
-    model, tokenizer = load(adapter)
-    dtype = getattr(torch, dtype_name)
-    share = ""
+    model, tokenizer = load(adapter, base=base)
+    dtype, share = getattr(torch, dtype_name), ""
     if dtype != torch.float32:
-        share = f"; of the update, {kept(model, dtype):.0%} survives the rounding to {dtype_name}"
-    save(folder, merged(model, dtype), tokenizer)
-    if is_main_rank():
-        print(f"{folder}: merged{share}", flush=True)
+        survives = surviving_share(model, dtype)
+        share = f"; of the update, {survives:.0%} survives the rounding to {dtype_name}"
+    write_model(folder, merged(model, dtype), tokenizer)
+    print(f"{folder}: merged{share}", flush=True)
 
 
 def load_tokenizer(folder: str | Path, base_folder: Path | None = None) -> Tokenizer:

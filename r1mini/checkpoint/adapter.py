@@ -39,7 +39,7 @@ PREFIX = "base_model.model."  # before the names of the base's modules
 READ = ("peft_type", "base_model_name_or_path", "r", "lora_alpha", "target_modules", "use_rslora")
 PATTERNS = ("rank_pattern", "alpha_pattern")
 # Without effect on a trained adapter's output. --lora-* flags decide how one is trained.
-WITHOUT_EFFECT = ("peft_version", "auto_mapping", "inference_mode", "lora_dropout")
+WITHOUT_EFFECT = ("peft_version", "auto_mapping", "inference_mode", "lora_dropout", "eva_config")
 NEUTRAL = {  # values that change nothing, besides null, false and empty ones
     "task_type": ("CAUSAL_LM",),
     "bias": ("none",),
@@ -111,8 +111,9 @@ def planned(raw: Mapping[str, Any], config: ModelConfig) -> Iterator[tuple[str, 
         rank, alpha = lookup(ranks, name, raw.get("r")), lookup(alphas, name, raw.get("lora_alpha"))
         if type(rank) is not int or rank < 1:
             raise ValueError(f"rank {rank!r} of {name} is not a positive integer")
-        if type(alpha) not in (int, float) or not math.isfinite(alpha):
-            raise ValueError(f"alpha {alpha!r} of {name} is not a number")
+        if type(alpha) not in (int, float) or not math.isfinite(alpha) or not alpha:
+            # With 0, nothing would be learned, and everything would look alive.
+            raise ValueError(f"alpha {alpha!r} of {name} is not a number other than 0")
         yield name, (rank, alpha / (math.sqrt(rank) if raw.get("use_rslora") else rank))
 
 
@@ -208,6 +209,23 @@ def check_base(folder: Path, base: Mapping[str, str]) -> None:
             f"{path}: the adapter was trained on other weights than those of its base "
             f"{base['name_or_path']} now: name the right model with --base, or delete this file to "
             "use the adapter all the same"
+        )
+
+
+def check_state(folder: Path, model: Transformer) -> None:
+    """ValueError if a saved state's adapters do not fit the model that is to resume from it: its
+    base has other weights now, or its `--model` other adapters."""
+    advice = "since this state was saved: restore it, or choose another --out"
+    path = folder / BASE_MODEL
+    if (
+        path.is_file()
+        and read_json(path).get("sha256") != model.adapter_files[BASE_MODEL]["sha256"]
+    ):
+        raise ValueError(f"{path}: the weights of the base model have changed {advice}")
+    if read_plan(folder, model.config) != lora.plan_of(model):
+        raise ValueError(
+            f"{folder / ADAPTER_CONFIG}: the adapter at --model has another rank, alpha or other "
+            f"targets {advice}"
         )
 
 

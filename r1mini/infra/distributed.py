@@ -226,7 +226,7 @@ def gather_model(model: Transformer) -> Transformer:
     different numbers of tokens. Called by all ranks."""
     if world_size() == 1:
         return model
-    copy = lora.like(model)
+    copy = lora.empty_copy(model)
     weights = {name: p.detach().full_tensor() for name, p in model.named_parameters()}
     copy.load_state_dict(weights, strict=False, assign=True)
     if model.config.tie_word_embeddings:

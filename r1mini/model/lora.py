@@ -107,12 +107,16 @@ def frozen_copy(model: Transformer) -> Transformer:
     return copy.deepcopy(model, shared).requires_grad_(False)
 
 
-def like(model: Transformer) -> Transformer:
+def plan_of(model: nn.Module) -> dict[str, tuple[int, float]]:
+    """Rank and scale of each adapter of a model."""
+    return {name: (len(x.lora_A), x.scale) for name, x in adapters(model).items()}
+
+
+def empty_copy(model: Transformer) -> Transformer:
     """A model of the same shape, with the same adapters, on the meta device."""
-    plan = {name: (len(x.lora_A), x.scale) for name, x in adapters(model).items()}
     with torch.device("meta"):
         empty = type(model)(model.config)
-        attach(empty, plan)
+        attach(empty, plan_of(model))
     empty.model.embed_tokens.__class__ = type(model.model.embed_tokens)
     empty.hf_config, empty.adapter_files = model.hf_config, model.adapter_files
     return empty
@@ -137,7 +141,7 @@ def merged(model: Transformer, dtype: torch.dtype = torch.float32) -> Transforme
 
 
 @torch.no_grad()
-def kept(model: Transformer, dtype: torch.dtype) -> float:
+def surviving_share(model: Transformer, dtype: torch.dtype) -> float:
     """The share of the adapters' update that is left when the merged weights are rounded to
     `dtype`: the rounded update's projection on the update, over all layers."""
     inner = total = 0.0

@@ -32,6 +32,8 @@ class ModelReward:
         self.name, self.folder = f"--reward {name}={folder}", folder
         if not checkpoint.resolve(folder).is_dir():
             raise ValueError(f"{self.name}: no such folder")
+        if checkpoint.is_adapter(folder):
+            raise ValueError(f"{self.name}: a LoRA adapter: {checkpoint.MERGE_IT}")
         self.scores_thinking = scores_thinking
         self.config = read_config(checkpoint.resolve(folder) / "config.json")
         self.template = answer_template(load_chat_template(folder))

@@ -159,9 +159,8 @@ def describe_collapse(rows: Rows, weights: Mapping[str, float]) -> str:
     first = rows[0]["entropy"]
     name = "rewards/accuracy/mean" if weights.get("accuracy", 0) > 0 else "reward"
     best = max((x for row in rows if isinstance(x := row.get(name), float)), default=0.0)
-    if not persists(rows, "entropy", above=3 * first) or not persists(
-        rows, name, below=0.75 * best
-    ):
+    low = best - abs(best) / 4  # of a reward model, rewards may be negative
+    if not persists(rows, "entropy", above=3 * first) or not persists(rows, name, below=low):
         return ""
     return (
         f"entropy rose from {first:.2f} to {rows[-1]['entropy']:.2f}, and "

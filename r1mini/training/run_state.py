@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from r1mini import checkpoint
-from r1mini.checkpoint.adapter import ADAPTER_WEIGHTS, BASE_MODEL, check_base, own_name, saved_files
+from r1mini.checkpoint.adapter import ADAPTER_WEIGHTS, check_state, own_name, saved_files
 from r1mini.checkpoint.tokenizer import Tokenizer
 from r1mini.checkpoint.weights import weight_files, write_tensors
 from r1mini.infra import distributed, signals
@@ -101,6 +101,7 @@ class Run:
         finished = self.is_recorded_as_finished()
         distributed.require_same(f"the content of {self.out}", finished)
         if finished:
+            self.save_merged()
             print(
                 f"{self.out}: this run has finished already; nothing to do; to go on from it: "
                 f"--model {self.out} and another --out"
@@ -155,8 +156,8 @@ class Run:
                 )
             for change in changes(self.out, state["config"], self.settings):
                 print(f"{self.out}: {change}", flush=True)
-            if own := self.model.adapter_files:
-                check_base(folder, own[BASE_MODEL])
+            if self.model.adapter_files:
+                check_state(folder, self.model)
             load_weights(self.model, read_weights(folder))
             for name, other in self.others.items():
                 load_weights(other, load_file(folder / f"{name}.safetensors"))
@@ -313,14 +314,19 @@ class Run:
                 unlock(self.out)
 
     def finish(self, **summary: Any) -> dict[str, Any]:
-        """Save the trained model, with `--merge` also merged with its base, record the run as
-        finished, and delete its states."""
+        """Save the trained model, record the run as finished and delete its states; with `--merge`,
+        save the merged model, too."""
         checkpoint.save(self.out, distributed.gather_model(self.model), self.tokenizer)
-        if self.settings.get("merge"):
-            checkpoint.save_merged(self.out / "merged", self.out, self.settings["merge_dtype"])
         summary["seconds"] = round(self.seconds, 1)
         finish_run(self.out, **summary)
+        self.save_merged()
         return summary
+
+    def save_merged(self) -> None:
+        """With `--merge`, what a finished run still owes."""
+        folder = self.out / "merged"
+        if self.settings.get("merge") and not (folder / "config.json").is_file():
+            checkpoint.save_merged(folder, self.out, self.settings["merge_dtype"])
 
 
 # -- the folder's lock and record ------------------------------------------------------------------

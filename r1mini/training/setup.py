@@ -36,8 +36,7 @@ def load_model(
     base = cfg.base if isinstance(cfg, PolicyOptions) else ""
     if not isinstance(cfg, PolicyOptions) and checkpoint.is_adapter(cfg.model):
         raise ValueError(
-            f"--model {cfg.model}: a LoRA adapter; save a merged model with --merge when training "
-            "it, and give that one's folder"
+            f"--model {cfg.model}: a LoRA adapter, and not all its weights: {checkpoint.MERGE_IT}"
         )
 
     def check_memory(config):
@@ -82,7 +81,7 @@ def trains_adapters(cfg: PolicyOptions) -> bool:
     if loaded and cfg.lora_rank:
         raise ValueError(
             f"--lora-rank {cfg.lora_rank}: {cfg.model} is a LoRA adapter already and trains on as "
-            "it is; leave --lora-rank out, or start from a merged model"
+            "it is: --lora-rank 0; for new adapters, start from a merged model"
         )
     adapted = bool(loaded or cfg.lora_rank)
     for name in () if adapted else ("lora_learning_rate", "base_dtype", "merge"):
@@ -91,6 +90,11 @@ def trains_adapters(cfg: PolicyOptions) -> bool:
                 f"{flag(name)} {format_value(getattr(cfg, name))}: has no effect without "
                 "--lora-rank or an adapter folder as --model"
             )
+    # No effect, or another one than promised: adapters are matrices alone, and the mean of two
+    # factors A and B is not that of their products.
+    for name in ("rest_lr", "reference_mix") if adapted else ():
+        if getattr(cfg, name, 1.0) != 1.0:
+            raise ValueError(f"{flag(name)} {getattr(cfg, name)}: is for full fine-tuning")
     if cfg.base:
         checkpoint.base_name(cfg.model, cfg.base)
     if cfg.base_dtype == "bfloat16" and not cfg.bf16:

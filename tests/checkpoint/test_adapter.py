@@ -179,7 +179,7 @@ def test_hash_does_not_depend_on_the_files(base, tmp_path, monkeypatch):
 def test_adapter_of_an_adapter_is_refused(saved, tmp_path):
     second = Path(shutil.copytree(saved, tmp_path / "second"))
     change(second, base_model_name_or_path=str(saved))
-    with pytest.raises(ValueError, match="its base .* is itself a LoRA adapter: merge that one"):
+    with pytest.raises(ValueError, match="its base .* is itself a LoRA adapter: merge it with its base"):
         checkpoint.load(second)
 
 
@@ -300,6 +300,7 @@ def test_target_modules_may_be_names_or_a_regular_expression(tmp_path, targets, 
         ({"rank_pattern": {"up_proj": "a"}}, "rank 'a' of model.layers.0.mlp.up_proj"),
         ({"rank_pattern": [3]}, "rank_pattern"),
         ({"lora_alpha": None}, "alpha None of "),
+        ({"lora_alpha": 0}, "alpha 0 of .* is not a number other than 0"),
     ],
 )
 def test_unsupported_keys_are_refused_by_name(tmp_path, keys, message):

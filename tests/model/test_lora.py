@@ -158,20 +158,10 @@ def test_reference_of_a_model_without_adapters_is_a_copy():
         assert x.data_ptr() != model.get_parameter(name).data_ptr()
 
 
-def test_reference_moves_part_of_the_way():
-    model = adapted()
-    reference = lora.frozen_copy(model)
-    moved(model, 0.1)
-    optim.lerp_(reference, model, 0.25)
-    for name, x in own_parameters(reference).items():
-        if name.endswith("B"):
-            torch.testing.assert_close(x, 0.25 * model.get_parameter(name))
-
-
 def test_empty_model_of_the_same_shape():
     model = adapted(0.1)
     model.hf_config, model.adapter_files = {"a": 1}, {"b": 2}
-    empty = lora.like(model)
+    empty = lora.empty_copy(model)
     assert {n: x.shape for n, x in empty.named_parameters()} == {
         n: x.shape for n, x in model.named_parameters()
     }
@@ -230,8 +220,8 @@ def test_share_of_an_update_that_bf16_keeps(size, least, most):
     model = adapted(size, hidden_size=128, intermediate_size=256)
     for linear in lora.adapters(model).values():
         linear.weight.data = linear.weight.data.bfloat16().float()
-    assert least <= lora.kept(model, torch.bfloat16) <= most
-    assert lora.kept(model, torch.float32) == pytest.approx(1, abs=1e-3)
+    assert least <= lora.surviving_share(model, torch.bfloat16) <= most
+    assert lora.surviving_share(model, torch.float32) == pytest.approx(1, abs=1e-3)
 
 
 def test_training_loop_has_no_branch_for_adapters():

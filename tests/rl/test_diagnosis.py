@@ -294,6 +294,7 @@ def test_large_mean_gap_between_sampler_and_learner_ends_the_run(mean, options):
         (1.1, 0.0, 0.0, {"accuracy": 1.0}, None),  # 1.1 is less than three times 0.4
         (1.3, 0.5, 0.7, {"mine": 1.0}, "reward fell from 1.00 to 0.70"),
         (1.3, 0.0, 0.8, {"mine": 1.0}, None),
+        (1.3, 0.0, -0.1, {"mine": 1.0}, "reward fell from 1.00 to -0.10"),
     ],
 )
 def test_collapse_needs_more_entropy_and_less_reward(entropy, accuracy, reward, weighting, found):
@@ -302,6 +303,14 @@ def test_collapse_needs_more_entropy_and_less_reward(entropy, accuracy, reward, 
     sentences = advice([row, row] + [row | bad] * 3, weighting=weighting)
     assert not found or re.search(found, sentences[0])
     assert any("too large" in sentence for sentence in sentences) == bool(found)
+
+
+def test_negative_rewards_that_rise_are_no_collapse():
+    rows = [{**HEALTHY, "reward": x, "entropy": 1.3} for x in (-3.0, -2.5, -2.2, -2.0)]
+    rows[0]["entropy"] = 0.4
+    assert not advice(rows, weighting={"mine": 1.0})
+    rows += [{**HEALTHY, "reward": -2.6, "entropy": 1.3}] * 3
+    assert "reward fell from -2.00 to -2.60" in advice(rows, weighting={"mine": 1.0})[0]
 
 
 def test_equal_rewards_are_no_problem_without_a_baseline():

@@ -12,6 +12,7 @@ import sample
 import train_grpo
 import train_sft
 from r1mini import checkpoint
+from r1mini.checkpoint import __main__ as merge_command
 from r1mini.checkpoint.adapter import weights_hash
 from r1mini.config import parse
 from r1mini.model import lora
@@ -144,7 +145,10 @@ def test_resumed_run_notices_another_base(grpo, folder, tmp_path):
     tensors = load_file(base / "model.safetensors")
     tensors["model.norm.weight"] += 1
     save_file(tensors, base / "model.safetensors")
-    with pytest.raises(ValueError, match="base_model.json: the adapter was trained on other"):
+    with pytest.raises(
+        ValueError,
+        match="base_model.json: the weights of the base model have changed since .* another --out$",
+    ):
         grpo("cut", model=str(base), save_every=1)
 
 
@@ -263,6 +267,44 @@ def test_flags_that_do_not_fit_an_adapter_folder(grpo, tmp_path):
         grpo("two", **one)
     with pytest.raises(ValueError, match="--base nowhere: no such model folder"):
         grpo("two", **one, lora_rank=0, base="nowhere")
+    with pytest.raises(ValueError, match="--rest-lr 0.5: is for full fine-tuning"):
+        grpo("two", **one, lora_rank=0, rest_lr=0.5)
+
+
+def test_reference_is_not_a_mean_of_factors(grpo):
+    mean = {"beta": 0.1, "reference_every": 1, "reference_mix": 0.5, "steps": 2}
+    with pytest.raises(ValueError, match="--reference-mix 0.5: is for full fine-tuning"):
+        grpo("out", **mean)
+
+
+def test_resumed_run_notices_another_adapter_at_model(grpo, tmp_path):
+    """The state has A and B, and their scale would be that of the folder."""
+    grpo("one")
+    two = {"model": str(tmp_path / "one"), "lora_rank": 0, "save_every": 1}
+    with interrupt(rl_rollouts, "sample", 2):
+        grpo("two", **two)
+    path = tmp_path / "one/adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"lora_alpha": 5}))
+    with pytest.raises(ValueError, match="adapter at --model has another rank, alpha or other"):
+        grpo("two", **two)
+
+
+def test_merge_that_failed_is_made_up_for(grpo, folder, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
+        patch.setattr(checkpoint, "save_merged", raise_disk_full)
+        grpo("out", merge=True)
+    assert not (tmp_path / "out/merged").exists()
+    grpo("out", merge=True)  # the run has finished; the merge is left
+    merged = tmp_path / "out/merged/model.safetensors"
+    command = ["--adapter", str(tmp_path / "out"), "--out", str(tmp_path / "other")]
+    merge_command.main(parse(merge_command.Config, command))
+    assert merged.read_bytes() == (tmp_path / "other/model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="not a folder of LoRA's adapters"):
+        merge_command.main(merge_command.Config(adapter=folder))
+
+
+def raise_disk_full(*_):
+    raise OSError("disk full")
 
 
 def test_new_model_has_no_weights_to_freeze(sft):
@@ -285,7 +327,7 @@ def test_reward_model_of_an_adapter_is_refused(grpo, tmp_path):
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text(json.dumps({"prompt": "a", "chosen": "b", "rejected": "c"}) + "\n")
     options = {"model": str(tmp_path / "one"), "data": str(pairs), "out": str(tmp_path / "rm")}
-    with pytest.raises(ValueError, match="--model .*one: a LoRA adapter; save a merged model with"):
+    with pytest.raises(ValueError, match="--model .*one: a LoRA adapter, .* -m r1mini.checkpoint"):
         training.main(training.Config(**options))
 
 
