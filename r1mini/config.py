@@ -56,7 +56,7 @@ class DeviceOptions:
     device: str = option("auto", "auto, cpu or cuda[:n]")
     threads: int = option(1, "CPU threads (0: torch's choice)", bounds="0 <= x")
     progress: bool = option(True, "show progress bars")
-    bf16: bool = option(False, "compute in bfloat16; the weights stay fp32")
+    bf16: bool = option(False, "compute in bfloat16; trained weights stay fp32")
 
 
 @dataclass(frozen=True)

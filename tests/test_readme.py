@@ -56,6 +56,7 @@ def test_every_python_command_in_the_docs_parses(command):
         mains = {
             "r1mini": "r1mini.recipe.stages",
             "r1mini.bench": "r1mini.bench.__main__",
+            "r1mini.checkpoint": "r1mini.checkpoint.__main__",
             "r1mini.reward_model": "r1mini.reward_model.training",
         }
         name, flags = mains.get(words[1], words[1]), words[2:]

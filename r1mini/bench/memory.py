@@ -39,7 +39,7 @@ class Config:
 def main(cfg: Config) -> None:
     validate(cfg)
     heads = [f"{tokens:,} tokens" for tokens in cfg.tokens]
-    print(table_head(["model", "what is trained", "recomputed", "base and optimizer", *heads]))
+    print(table_head(["model", "training", "gradient checkpointing", "base and optimizer", *heads]))
     for row in table(cfg):
         print(table_row(row))
 
@@ -52,8 +52,8 @@ def table(cfg: Config) -> Iterator[list[str]]:
                 cells = [step_bytes(cfg, shape, rank, recompute, tokens) for tokens in cfg.tokens]
                 fixed = sum(cells[0][name] for name in ("weights", "gradients", "optimizer"))
                 totals = [format_total(sum(sizes.values())) for sizes in cells]
-                kind = f"LoRA, rank {rank}" if rank else "all weights"
-                recomputed = "layers" if recompute else "–"
+                kind = f"LoRA, rank {rank}" if rank else "full fine-tuning"
+                recomputed = "yes" if recompute else "–"
                 yield [shape, kind, recomputed, f"{fixed / GIB:.1f}", *totals]
 
 

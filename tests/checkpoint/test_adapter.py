@@ -179,7 +179,9 @@ def test_hash_does_not_depend_on_the_files(base, tmp_path, monkeypatch):
 def test_adapter_of_an_adapter_is_refused(saved, tmp_path):
     second = Path(shutil.copytree(saved, tmp_path / "second"))
     change(second, base_model_name_or_path=str(saved))
-    with pytest.raises(ValueError, match="its base .* is itself a LoRA adapter: merge it with its base"):
+    with pytest.raises(
+        ValueError, match="its base .* is itself a LoRA adapter: merge it with its base"
+    ):
         checkpoint.load(second)
 
 
