@@ -253,6 +253,11 @@ def shard_like(like: Any, value: Any) -> Any:
     return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
 
 
+def own_shard(x: Tensor, like: Tensor) -> Tensor:
+    """The part of a tensor, the same on every rank, that belongs to this rank's shard of `like`."""
+    return x.redistribute(placements=like.placements) if is_sharded(x) else x
+
+
 def replicate(x: Tensor) -> Tensor:
     """The same tensor, unsharded on every rank. Called by all ranks."""
     if not is_sharded(x):

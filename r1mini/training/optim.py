@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from r1mini.infra.distributed import is_sharded, replicate
+from r1mini.infra.distributed import is_sharded, own_shard, replicate
 from r1mini.model.lora import own_parameters
 
 
@@ -40,7 +40,7 @@ class Muon(torch.optim.Muon):
         # match_rms_adamw: an update of AdamW's usual size [Moonlight §2.2]
         rate = group["lr"] * 0.2 * math.sqrt(max(parameter.shape))
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.add_(update, alpha=-rate)
+        parameter.add_(own_shard(update, parameter), alpha=-rate)
 
 
 def orthogonalize(

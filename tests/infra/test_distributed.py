@@ -152,7 +152,8 @@ def moved():
 
 
 LORA = {"lora_rank": 3, "lora_learning_rate": 1e-4, "learning_rate": 4e-4}
-SFT_LORA = LORA | {"learning_rate": 2e-3}
+SFT_LORA = LORA | {"learning_rate": 2e-3, "merge": True}
+THIN = LORA | {"lora_rank": 1, "steps": 1}  # A cannot be divided between two ranks
 
 
 def on_two(cfg):
@@ -170,6 +171,7 @@ def on_two(cfg):
         training.main(reward_model(folder, out / "rm-2"))
         train_sft.main(sft(folder, out / "sft-lora-2", **SFT_LORA))
         train_grpo.main(grpo(folder, out / "grpo-lora-2", **LORA))
+        train_grpo.main(grpo(folder, out / "grpo-thin-2", **THIN))
         train_grpo.main(grpo(folder, out / "bf16-lora-2", **LORA, bf16=True))
     train_grpo.main(grpo(folder, out / "from-1"))
     interrupted(out / "from-2", folder)
@@ -217,6 +219,7 @@ def runs(folder, tmp_path_factory):
     training.main(reward_model(folder, out / "rm-1"))
     train_sft.main(sft(folder, out / "sft-lora-1", **SFT_LORA))
     train_grpo.main(grpo(folder, out / "grpo-lora-1", **LORA))
+    train_grpo.main(grpo(folder, out / "grpo-thin-1", **THIN))
     return out
 
 
@@ -242,7 +245,7 @@ def trained_adapters(run):
     return load_file(run / "adapter_model.safetensors")
 
 
-@pytest.mark.parametrize("kind", ["sft-lora", "grpo-lora"])
+@pytest.mark.parametrize("kind", ["sft-lora", "grpo-lora", "grpo-thin"])
 def test_adapters_trained_on_two_ranks_equal_those_of_one(runs, kind):
     one, two = (trained_adapters(runs / f"{kind}-{ranks}") for ranks in (1, 2))
     assert one.keys() == two.keys() and len(one) == 28
@@ -252,6 +255,10 @@ def test_adapters_trained_on_two_ranks_equal_those_of_one(runs, kind):
     assert [row["loss"] for row in first] == pytest.approx(
         [row["loss"] for row in second], rel=1e-3, abs=1e-5
     )
+
+
+def test_two_ranks_merge_as_one_does(runs):
+    assert 0 < difference(runs / "sft-lora-1/merged", runs / "sft-lora-2/merged") < 1e-5
 
 
 def test_bf16_base_is_sharded_with_its_fp32_adapters(runs):
