@@ -200,15 +200,20 @@ def base_record(name: str, folder: Path) -> dict[str, str]:
     return {"name_or_path": name, "sha256": weights_hash(folder)}
 
 
+def is_trained_on(folder: Path, base: Mapping[str, str]) -> bool:
+    """Whether the folder's adapter was trained on these weights, as far as base_model.json says."""
+    path = folder / BASE_MODEL
+    return not path.is_file() or read_json(path).get("sha256") == base["sha256"]
+
+
 def check_base(folder: Path, base: Mapping[str, str]) -> None:
     """ValueError if the folder's adapter was trained on a base with other weights. Adapters from
     elsewhere have no base_model.json, and are not checked."""
-    path = folder / BASE_MODEL
-    if path.is_file() and read_json(path).get("sha256") != base["sha256"]:
+    if not is_trained_on(folder, base):
         raise ValueError(
-            f"{path}: the adapter was trained on other weights than those of its base "
-            f"{base['name_or_path']} now: name the right model with --base, or delete this file to "
-            "use the adapter all the same"
+            f"{folder / BASE_MODEL}: the adapter was trained on other weights than those of its "
+            f"base {base['name_or_path']} now: name the right model with --base, or delete this "
+            "file to use the adapter all the same"
         )
 
 
@@ -216,12 +221,10 @@ def check_state(folder: Path, model: Transformer) -> None:
     """ValueError if a saved state's adapters do not fit the model that is to resume from it: its
     base has other weights now, or its `--model` other adapters."""
     advice = "since this state was saved: restore it, or choose another --out"
-    path = folder / BASE_MODEL
-    if (
-        path.is_file()
-        and read_json(path).get("sha256") != model.adapter_files[BASE_MODEL]["sha256"]
-    ):
-        raise ValueError(f"{path}: the weights of the base model have changed {advice}")
+    if not is_trained_on(folder, model.adapter_files[BASE_MODEL]):
+        raise ValueError(
+            f"{folder / BASE_MODEL}: the weights of the base model have changed {advice}"
+        )
     if read_plan(folder, model.config) != lora.plan_of(model):
         raise ValueError(
             f"{folder / ADAPTER_CONFIG}: the adapter at --model has another rank, alpha or other "
