@@ -329,7 +329,7 @@ def test_resumed_run_is_bit_identical_to_an_uninterrupted_one(run, tmp_path, cha
 
 
 def test_run_interrupted_before_its_first_saved_state_starts_over(run, tmp_path):
-    with interrupt(optim, "step", 1):
+    with interrupt(optim, "update", 1):
         run("out")
     assert state.latest_valid(tmp_path / "out") is None
     run("out")

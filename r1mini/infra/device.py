@@ -4,9 +4,11 @@ import os
 import platform
 import re
 import sys
+from collections.abc import Sequence
 from functools import cache
 
 import torch
+from torch import Tensor
 
 from r1mini.infra import distributed
 
@@ -40,6 +42,18 @@ def pick_device(name: str, threads: int, deterministic: bool = False) -> torch.d
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first product
         torch.use_deterministic_algorithms(True, warn_only=True)
     return torch.device(name)
+
+
+def to_device(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """CPU tensors of one dtype, moved to the device. On CUDA this is one copy, from pinned memory,
+    and the host does not wait for it."""
+    if device.type == "cpu":
+        return list(tensors)
+    flat = torch.cat([x.flatten() for x in tensors])
+    if device.type == "cuda":
+        flat = flat.pin_memory()
+    parts = flat.to(device, non_blocking=True).split([x.numel() for x in tensors])
+    return [part.view(x.shape) for part, x in zip(parts, tensors)]
 
 
 def autocast(device: torch.device, bf16: bool) -> torch.autocast:

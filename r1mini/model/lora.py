@@ -162,8 +162,9 @@ def stack_adapters(
     parts = [linear for linear in linears if isinstance(linear, LoRALinear)]
     if not parts:
         return None
-    B = torch.zeros(sum(x.out_features for x in linears), sum(len(x.lora_A) for x in parts))
-    B, row, column = B.to(parts[0].weight.device, dtype), 0, 0
+    shape = sum(x.out_features for x in linears), sum(len(x.lora_A) for x in parts)
+    B = torch.zeros(shape, device=parts[0].weight.device, dtype=dtype)
+    row = column = 0
     for linear in linears:
         if isinstance(linear, LoRALinear):
             rank = len(linear.lora_A)

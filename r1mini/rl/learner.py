@@ -21,7 +21,7 @@ from r1mini.model.transformer import Transformer
 from r1mini.records import Batch, Group
 from r1mini.rl import corrections, grpo
 from r1mini.rl.config import GRPOConfig
-from r1mini.rl.samples import LossInputs, Sample, loss_inputs, make_samples, minibatches
+from r1mini.rl.samples import LossInputs, PassResult, Sample, loss_inputs, make_samples, minibatches
 from r1mini.training import memory, optim
 from r1mini.training.logprobs import collate, token_logprobs, token_logprobs_and_entropy
 from r1mini.training.micro_batches import by_prompt
@@ -70,11 +70,12 @@ def update_minibatch(
     # Called with the tokens per micro-batch; again with half of them if a GPU runs out of memory.
     accumulate = partial(accumulate_gradient, cfg, policy, reference, samples)
     exact = cfg.loss_per != "microbatch"
-    stats = memory.retry_with_half(accumulate, cfg.learner_tokens, policy, cfg, exact=exact)
-    if stats["tokens"]:
-        stats["grad_norm"] = optim.step(
-            optimizers, policy.parameters(), learning_rate, cfg.max_grad_norm, stats["loss"]
-        )
+    results = memory.retry_with_half(accumulate, cfg.learner_tokens, policy, cfg, exact=exact)
+    if not results:
+        return {"loss": 0.0, "gap": 0.0, "tokens": 0}
+    norm = optim.clip_gradient(policy.parameters(), cfg.max_grad_norm)
+    stats = add_up(results, norm)
+    optim.update(optimizers, learning_rate, stats["grad_norm"])
     return stats
 
 
@@ -84,15 +85,15 @@ def accumulate_gradient(
     reference: Reference,
     samples: Sequence[Sample],
     token_budget: int,
-) -> Stats:
+) -> list[PassResult]:
     """Accumulate the gradient of a minibatch over micro-batches of at most `token_budget` tokens.
-    Returns its metrics; `bad`: the rows responsible if the loss is not finite. Rows of zero
-    advantage are skipped, but count in the denominators of the weights."""
+    Returns what `add_up` needs of each. Rows of zero advantage are skipped, but count in the
+    denominators of the weights."""
     kept = [sample.rollout.finished or cfg.overlong == "keep" for sample in samples]
     all_rows = cfg.beta or cfg.entropy_bonus or cfg.loss_per == "microbatch"
     active = [b for b, s in enumerate(samples) if kept[b] and (all_rows or s.advantage != 0)]
     if not active:
-        return {"loss": 0.0, "gap": 0.0, "tokens": 0}
+        return []
     parts = by_prompt([samples[b].ids for b in active], token_budget)
     micro_batches = [[active[i] for i in part] for part in parts]  # indices of samples
     inputs = loss_inputs(cfg, policy, samples, torch.tensor(kept), micro_batches)
@@ -103,14 +104,9 @@ def accumulate_gradient(
         selected = inputs.select(chosen, batch.tokens_BT.shape[1], policy.device)
         loss, metrics, finite_B = micro_batch_loss(cfg, policy, reference, batch, selected)
         (rank_weight * loss).backward()  # 0 for a dummy one, to keep FSDP in sync
-        results.append((rank_weight, metrics, chosen, finite_B))
-    stats, bad = add_up(results)
-    if cfg.correction != "none":
-        ratio = inputs.correction_BT[inputs.mask_BT].mean()
-        stats["sampling/importance_sampling_ratio/mean"] = float(ratio)
-    if not math.isfinite(stats["loss"]):
-        stats["bad"] = sorted({*distributed.all_gather(bad)}) or active
-    return stats
+        metrics = {name: rank_weight * value for name, value in metrics.items()}
+        results.append(PassResult(metrics, rank_weight * len(batch.target_Q), chosen, finite_B))
+    return results
 
 
 def micro_batch_loss(
@@ -140,30 +136,35 @@ def micro_batch_loss(
         delta=cfg.delta or math.inf,
         **{name: getattr(cfg, name) for name in LOSS_OPTIONS},
     )
+    if cfg.correction != "none":
+        ratio_BT = inputs.correction_BT * inputs.mask_BT
+        metrics["sampling/importance_sampling_ratio/mean"] = ratio_BT.sum()
     if cfg.entropy_bonus:
         loss = loss - (inputs.entropy_weight_BT * entropy_BT).sum()
     logp_BT = logp_BT.detach()
     gap_BT = (logp_BT - inputs.sampler_logp_BT).abs()  # learner against sampler
     metrics["loss"] = loss.detach()
-    metrics |= {"tokens": batch.target_BT.sum(), "gap_mean": gap_BT.sum(), "gap": gap_BT.max()}
+    metrics |= {"gap_mean": gap_BT.sum(), "gap": gap_BT.max()}
     return loss, metrics, logp_BT.isfinite().all(-1)
 
 
-def add_up(
-    results: Sequence[tuple[float, Stats, Sequence[int], Tensor]],
-) -> tuple[Stats, list[int]]:
-    """(metrics of a minibatch, rows with non-finite log-probabilities), from those of its
-    micro-batches. Read only here, to avoid a GPU sync for each of them."""
-    stats: Stats = {"loss": 0.0, "gap": 0.0, "tokens": 0}
-    bad = []
-    for rank_weight, metrics, chosen, finite_B in results:
-        gap = float(metrics.pop("gap"))
-        stats["gap"] = max(stats["gap"], gap)
-        for name, value in metrics.items():
-            stats[name] = stats.get(name, 0.0) + rank_weight * float(value)
-        stats["loss"] += optim.nan_if_not_finite(gap)  # a clamp can hide such a value
-        bad += [b for b, finite in zip(chosen, finite_B.tolist()) if not finite]
+def add_up(results: Sequence[PassResult], norm: Tensor) -> Stats:
+    """The metrics of a minibatch and its gradient's norm, NaN if a loss is not finite; `bad`, then:
+    the rows responsible. The only time in an update that the host waits for a GPU."""
+    names = list(results[0].metrics)
+    sums_PK = torch.stack([torch.stack(list(result.metrics.values())) for result in results])
+    total_K, largest_K = sums_PK.sum(0), sums_PK.amax(0)
+    *totals, norm = torch.cat([total_K, largest_K, norm[None]]).tolist()
+    stats: Stats = dict(zip(names, totals)) | {"tokens": sum(result.tokens for result in results)}
+    stats["gap"] = dict(zip(names, totals[len(names) :]))["gap"]
+    stats["loss"] += optim.nan_if_not_finite(stats["gap"])  # a clamp can hide such a value
     stats = distributed.reduce_metrics(stats, maxima=["gap"])
     for name in stats.keys() - {"loss", "tokens", "gap"}:  # sums until here
         stats[name] /= stats["tokens"]
-    return stats, bad
+    stats["grad_norm"] = norm + optim.nan_if_not_finite(stats["loss"])
+    if not math.isfinite(stats["loss"]):
+        finite = [zip(result.rows, result.finite_B.tolist()) for result in results]
+        bad = [row for rows in finite for row, is_finite in rows if not is_finite]
+        if bad := distributed.all_gather(bad):
+            stats["bad"] = sorted(set(bad))
+    return stats

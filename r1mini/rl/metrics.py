@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from r1mini.infra import files
@@ -110,8 +111,8 @@ def bf16_weights(policy: Transformer) -> list[Tensor]:
 
 
 def changed_fraction(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
-    changed = [int(replicate((old != new).sum())) for old, new in zip(before, after)]
-    return sum(changed) / sum(old.numel() for old in before)
+    changed = [replicate((old != new).sum()) for old, new in zip(before, after)]
+    return int(torch.stack(changed).sum()) / sum(old.numel() for old in before)
 
 
 def rollout_rows(step: int, groups: Sequence[Group], adv_NG: Tensor) -> Iterator[dict[str, Any]]:

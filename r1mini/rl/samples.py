@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,13 +43,19 @@ def make_samples(
     old = [(rollout.logprobs, [0.0] * len(rollout.logprobs)) for rollout in rollouts]
     if cfg.correction != "none" or cfg.top_entropy < 1:
         rows = [(rollout.prompt_ids, rollout.completion_ids) for rollout in rollouts]
-        computed = []
+        order, values_Q = [], []  # indices of the rows; (log-probability, entropy) of each token
         for chosen, _ in distributed.assign_micro_batches(by_prompt(rows, cfg.learner_tokens)):
             batch = collate([rows[b] for b in chosen]).to(policy.device)
             with torch.no_grad(), autocast(policy.device, cfg.bf16):
-                logp_BT, entropy_BT = token_logprobs_and_entropy(policy, batch, cfg.temperature)
-            for b, logp_T, entropy_T, target_T in zip(chosen, logp_BT, entropy_BT, batch.target_BT):
-                computed.append((b, (logp_T[target_T].tolist(), entropy_T[target_T].tolist())))
+                values = token_logprobs_and_entropy(policy, batch, cfg.temperature)
+            order += chosen
+            values_Q.append(torch.stack([x.flatten()[batch.target_Q] for x in values]))
+        logp_Q, entropy_Q = torch.cat(values_Q, 1).cpu()  # a GPU is waited for once
+        lengths = [len(rollouts[b].completion_ids) for b in order]
+        computed = [
+            (b, (logp.tolist(), entropy.tolist()))
+            for b, logp, entropy in zip(order, logp_Q.split(lengths), entropy_Q.split(lengths))
+        ]
         for b, values in distributed.all_gather(computed):
             old[b] = values
     return [
@@ -90,6 +97,15 @@ class LossInputs:
         tensors = [x[rows] for x in vars(self).values()]
         tensors = [x if x.ndim == 1 else x[:, :T] for x in tensors]
         return LossInputs(*(x.to(device, non_blocking=True) for x in tensors))
+
+
+class PassResult(NamedTuple):
+    """Of a micro-batch, besides its gradient. Nothing of it has been read from the device."""
+
+    metrics: Mapping[str, Tensor]  # sums over tokens, but for `gap`, a maximum
+    tokens: int  # learned
+    rows: Sequence[int]  # indices of its samples in the minibatch
+    finite_B: Tensor  # whether the log-probabilities of each row are finite
 
 
 def loss_inputs(

@@ -5,11 +5,13 @@ one than the GPU to run it. A CUDA graph launches them all at once. It holds the
 shapes of the tensors that the step reads and writes, so a step writes its state in place, shapes
 are rounded up, and a tensor that moves makes all graphs invalid.
 
-Graphs live as long as their sampler. R1MINI_GRAPHS=0 in the environment turns them off. Left out:
+Graphs live as long as their sampler. R1MINI_GRAPHS=0 in the environment turns them off. If a
+capture or a replay is refused, the process goes on without graphs, to the same tokens. Left out:
 graphs kept from one call of `sample` to the next, and graphs for prefill, whose shapes always vary.
 """
 
 import os
+import sys
 from collections.abc import Callable, Hashable, Sequence
 from functools import cache
 
@@ -19,6 +21,7 @@ from torch import Tensor
 Tensors = tuple[Tensor, ...]
 Step = Callable[[], Tensors]
 Captured = tuple[Callable[[], None], Tensors]  # replay, and what it writes to
+refused: set[torch.device] = set()  # devices on which a graph failed
 
 
 def next_bucket(n: int) -> int:
@@ -38,7 +41,7 @@ def round_up(length: int, multiple: int = 16) -> int:
 
 def graphs_enabled(device: torch.device) -> bool:
     """Not with deterministic kernels: some of them may synchronize with the host."""
-    allowed = os.environ.get("R1MINI_GRAPHS") != "0"
+    allowed = os.environ.get("R1MINI_GRAPHS") != "0" and device not in refused
     return device.type == "cuda" and allowed and not torch.are_deterministic_algorithms_enabled()
 
 
@@ -82,6 +85,8 @@ class GraphRunner(EagerRunner):
 
         Steps of one name differ only in the contents of the tensors that they read.
         """
+        if self.device in refused:
+            return step()
         layout = [(x.data_ptr(), x.shape) for x in reads]
         if layout != self.layout:
             self.graphs.clear()
@@ -89,9 +94,23 @@ class GraphRunner(EagerRunner):
         if name not in self.graphs:
             self.graphs[name] = None
             return self.warm_up(step)
-        replay, outputs = self.graphs[name] = self.graphs[name] or self.capture(step)
-        replay()
+        try:
+            replay, outputs = self.graphs[name] = self.graphs[name] or self.capture(step)
+            replay()
+        except RuntimeError as error:  # also out of memory
+            self.refuse(str(error).partition("\n")[0])
+            return step()  # a failed capture has computed nothing
         return tuple(x.clone() for x in outputs)  # the next replay overwrites them
+
+    def refuse(self, reason: str) -> None:
+        """No more graphs in this process."""
+        refused.add(self.device)
+        self.graphs.clear()
+        print(
+            f"CUDA graphs are off: a decoding step could not be captured ({reason}); sampling goes "
+            "on without them",
+            file=sys.stderr,
+        )
 
     def new_pool(self):
         return torch.cuda.graph_pool_handle()
@@ -107,9 +126,13 @@ class GraphRunner(EagerRunner):
     def capture(self, step: Step) -> Captured:
         """Records the step, without computing anything yet."""
         graph, stream = torch.cuda.CUDAGraph(), capture_stream(self.device)
-        # thread_local: other threads, of rewards or of NCCL, may use CUDA during the capture.
-        with torch.cuda.graph(graph, self.pool, stream, capture_error_mode="thread_local"):
-            outputs = step()
+        main = torch.cuda.current_stream(self.device)
+        try:
+            # thread_local: other threads, of rewards or of NCCL, may use CUDA during the capture.
+            with torch.cuda.graph(graph, self.pool, stream, capture_error_mode="thread_local"):
+                outputs = step()
+        finally:
+            torch.cuda.set_stream(main)  # torch leaves the other one current after an error
         return graph.replay, outputs
 
 

@@ -101,7 +101,7 @@ class FusedDecoder:
         dtype = torch.get_autocast_dtype(device.type) if autocast else model.lm_head.weight.dtype
         self.head = model.lm_head.weight.to(dtype)
         epsilon = self.config.hidden_size * self.config.rms_norm_eps
-        self.norm_floor = torch.tensor(math.sqrt(epsilon), device=device)
+        self.norm_floor = torch.full((), math.sqrt(epsilon), device=device)
         self.layers = [FusedLayer(layer, dtype) for layer in model.model.layers]
 
     def logits(self, token_B: Tensor, position_B: Tensor, attend: Attend) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from r1mini.infra.device import to_device
 from r1mini.model.attention import Attend
 from r1mini.model.config import ModelConfig
 
@@ -78,16 +79,18 @@ class KVCache:
         self.lengths = [self.lengths[p] for p in keep] + lengths
         L, P, K, T, C = self.prompt_key.shape
         P, T = self.rounded(len(self.lengths), P), self.rounded(max(1, *self.lengths), T)
+        place_M = [(p, t) for p, length in enumerate(lengths, len(keep)) for t in range(length)]
+        indices = [torch.tensor(x, dtype=torch.long) for x in (keep, *zip(*place_M))]
+        keep, *prompt_and_position_M = to_device(indices, self.key.device)
 
         def repacked(pool, new):
             """The kept prompts, then the new ones, padded to P and T; in place if possible."""
-            kept = pool[:, keep, :, :T]
+            old = pool.index_select(1, keep)[:, :, :, :T]
             in_place = pool.shape == (L, P, K, T, C)
             pool = pool.zero_() if in_place else pool.new_zeros(L, P, K, T, C)
-            pool[:, : len(keep), :, : kept.shape[3]] = kept
-            for layer, x_MKC in enumerate(new):
-                for p, x_TKC in enumerate(x_MKC.split(lengths), len(keep)):
-                    pool[layer, p, :, : len(x_TKC)] = x_TKC.transpose(0, 1)
+            pool[:, : len(keep), :, : old.shape[3]] = old
+            for pool_PKTC, x_MKC in zip(pool, new):
+                pool_PKTC.transpose(1, 2)[tuple(prompt_and_position_M)] = x_MKC.to(pool.dtype)
             return pool
 
         keys, values = zip(*kv) if kv else ((), ())
@@ -110,15 +113,18 @@ class KVCache:
         prompt_order = row_PG[:, None] * K + torch.arange(K)[:, None]  # [P, K, G]
         prompt_BK = torch.tensor(prompt_B)[:, None] * K + torch.arange(K)
         by_row_BK = prompt_BK * G + torch.tensor(g_B)[:, None]
-        length_B = torch.tensor([self.lengths[prompt] for prompt in prompt_B], device=device)
+        length_B = torch.tensor([self.lengths[prompt] for prompt in prompt_B])
+        prompt_order, by_row_BK, length_B = to_device(
+            [prompt_order.flatten(), by_row_BK.flatten(), length_B], device
+        )
         position_T = torch.arange(self.prompt_key.shape[3], device=device)
         visible = position_T < length_B.repeat_interleave(K)[:, None]
 
-        self.prompt_order = copy_or_replace(self.prompt_order, prompt_order.flatten().to(device))
-        self.by_row_BK = copy_or_replace(self.by_row_BK, by_row_BK.flatten().to(device))
+        self.prompt_order = copy_or_replace(self.prompt_order, prompt_order)
+        self.by_row_BK = copy_or_replace(self.by_row_BK, by_row_BK)
         self.prompt_visible = copy_or_replace(self.prompt_visible, visible)
 
-    def select_rows(self, rows: list[int]) -> None:
+    def select_rows(self, rows: Tensor) -> None:
         self.key, self.value = self.key[:, rows], self.value[:, rows]
 
     def grow(self, capacity: int) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from r1mini.checkpoint.tokenizer import Tokenizer
+from r1mini.infra.device import to_device
 from r1mini.model.attention import PackedAttention
 from r1mini.model.transformer import Transformer
 from r1mini.records import Rollout
@@ -201,7 +202,9 @@ class Sampler:
         self.admit()
         length = max(len(row.ids) for row in self.slots if row) + self.steps_per_sync
         self.ensure_capacity(length)
-        tokens, logprobs = (torch.stack(x).tolist() for x in zip(*self.decode(length)))
+        tokens, logprobs = map(torch.stack, zip(*self.decode(length)))
+        drawn = torch.stack((tokens.double(), logprobs.double())).tolist()  # exact, in one copy
+        tokens, logprobs = [list(map(int, token_B)) for token_B in drawn[0]], drawn[1]
         self.append(tokens, logprobs)
         return tokens
 
@@ -236,11 +239,14 @@ class Sampler:
             last.append(ids[-1])
             position.append(len(ids) - 1)
             number.append((self.first_prompt + n) * self.completions + g)
-        self.token_B[slots] = torch.tensor(last, device=self.device)
-        self.position_B[slots] = torch.tensor(position, device=self.device)
-        self.count_B[slots] = 0
         count = max(self.slots[slot].max_tokens for slot in slots)
-        self.uniform_BT[slots, :count] = self.uniforms(number, count).to(self.device)
+        [uniform_BT] = to_device([self.uniforms(number, count)], self.device)
+        rows = torch.tensor([slots, last, position])
+        slot_B, last_B, position_B = to_device([rows], self.device)[0]
+        self.token_B.index_copy_(0, slot_B, last_B)
+        self.position_B.index_copy_(0, slot_B, position_B)
+        self.count_B.index_fill_(0, slot_B, 0)
+        self.uniform_BT[:, :count].index_copy_(0, slot_B, uniform_BT)
 
     def shrink(self) -> bool:
         """Drops idle slots if there are many of them. Returns whether it did."""
@@ -250,7 +256,8 @@ class Sampler:
             return False
         idle = size - len(used)
         self.slots = [self.slots[slot] for slot in used] + [None] * idle
-        kept = used + used[:1] * idle  # the contents of an idle slot do not matter
+        # The contents of an idle slot do not matter.
+        [kept] = to_device([torch.tensor(used + used[:1] * idle)], self.device)
         self.cache.select_rows(kept)
         self.token_B, self.position_B = self.token_B[kept], self.position_B[kept]
         self.count_B, self.uniform_BT = self.count_B[kept], self.uniform_BT[kept]
@@ -264,9 +271,9 @@ class Sampler:
             prefixes = [self.prompt_ids[n][:-1] for n in numbers]
             attend = PackedAttention(list(map(len, prefixes)), keep_kv=True, device=self.device)
             if any(prefixes):
-                token_M = torch.tensor(sum(prefixes, [])).to(self.device)
+                token_M = torch.tensor(sum(prefixes, []))
                 position_M = torch.cat([torch.arange(len(ids)) for ids in prefixes])
-                self.model.hidden(token_M, position_M.to(self.device), attend)
+                self.model.hidden(*to_device([token_M, position_M], self.device), attend)
             self.replace_unused(numbers, attend.kept_kv, attend.lengths)
 
     def replace_unused(self, new: list[int], kv: Sequence, lengths: list[int]) -> None:

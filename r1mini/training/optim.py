@@ -175,6 +175,24 @@ def nan_if_not_finite(x: Tensor | float) -> Tensor | float:
     return 0.0 * x
 
 
+def clip_gradient(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
+    """Clips the gradients. Returns their norm before that, on the device."""
+    norm = nn.utils.clip_grad_norm_(parameters, max_norm)
+    return norm.full_tensor() if is_sharded(norm) else norm
+
+
+def update(
+    optimizers: Iterable[torch.optim.Optimizer], learning_rate: float, grad_norm: float
+) -> None:
+    """One update, and no gradients. If the norm is not finite, no weight and no state changes."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * group.get("share", 1.0)
+        if math.isfinite(grad_norm):
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+
 def step(
     optimizers: Iterable[torch.optim.Optimizer],
     parameters: Iterable[Tensor],
@@ -185,16 +203,9 @@ def step(
     """One update with clipped gradients; clears the gradients. Returns their norm before clipping.
     If that norm or the loss is not finite, no weight and no optimizer state changes, and the
     returned norm is not finite."""
-    norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm)
-    if is_sharded(norm):
-        norm = norm.full_tensor()
-    norm = float(norm + nan_if_not_finite(loss))  # one number, so the device synchronizes once
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * group.get("share", 1.0)
-        if math.isfinite(norm):
-            optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+    norm = clip_gradient(parameters, max_grad_norm)
+    norm = float(norm + nan_if_not_finite(loss))  # one number: the host waits for a GPU once
+    update(optimizers, learning_rate, norm)
     return norm
 
 

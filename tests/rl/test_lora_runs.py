@@ -19,7 +19,7 @@ from r1mini.model import lora
 from r1mini.rl import config, metrics
 from r1mini.rl import rollouts as rl_rollouts
 from r1mini.rl.config import GRPOConfig
-from r1mini.rl.learner import accumulate_gradient
+from r1mini.rl.learner import update_minibatch
 from r1mini.training import run_state as state
 from r1mini.training.setup import trains_adapters
 
@@ -165,11 +165,11 @@ def test_kl_is_exactly_zero_before_the_first_update(grpo, tmp_path, monkeypatch,
     kls = []
 
     def recorded(*args):
-        stats = accumulate_gradient(*args)
+        stats = update_minibatch(*args)
         kls.append(stats["kl"])
         return stats
 
-    monkeypatch.setattr("r1mini.rl.learner.accumulate_gradient", recorded)
+    monkeypatch.setattr("r1mini.rl.learner.update_minibatch", recorded)
     options = {"beta": 0.1, "minibatches": 1, "steps": 2, "reference_every": 0, "bf16": bf16}
     grpo("one", **options)
     assert kls[0] == 0.0 < kls[1]

@@ -15,16 +15,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from r1mini.checkpoint.tokenizer import Tokenizer
-from r1mini.records import Group, Problem, Rollout
-from r1mini.rl import learner
-from r1mini.rl.config import GRPOConfig
-from r1mini.rl.samples import make_samples
 from r1mini.sampler import sampler as sampler_module
 from r1mini.sampler.cuda_graphs import GraphRunner, graphs_enabled
 from r1mini.sampler.sampler import Sampler, encode_prompts
 from r1mini.sampler.sampling import SamplingParams
-from r1mini.training.logprobs import collate, token_logprobs, token_logprobs_and_entropy
-from r1mini.training.optim import build_optimizers
+from r1mini.training.logprobs import collate, token_logprobs
 
 PROMPTS = ["Make 24 from 3, 5, 9.\n", "x\n", "Balance H2 + O2 -> H2O\n"]
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -232,40 +227,6 @@ def test_step_reads_no_tensor_values(model, tokens, monkeypatch):
         sampler.admit()
         drawn, logp = sampler.decode_step(16)
     assert drawn.shape == logp.shape == (12,) and drawn.is_meta and logp.is_meta
-
-
-@pytest.mark.parametrize("logprobs", [token_logprobs, token_logprobs_and_entropy])
-def test_learner_micro_batch_never_waits_for_the_device(logprobs):
-    model = random_model()
-    batch = collate([([3, 4], [5, 6, 7]), ([3, 4], [5]), ([1], [2] * 30), ([], [4, 4, 1])])
-    with NoWait():
-        rollouts = logprobs(model, batch)
-        (rollouts if logprobs is token_logprobs else rollouts[0] + rollouts[1]).sum().backward()
-
-
-def test_update_reads_no_tensor_values_before_its_last_micro_batch(monkeypatch):
-    events, real, policy = [], learner.collate, random_model()
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            events.extend(["read"] * (func is torch.ops.aten._local_scalar_dense.default))
-            return func(*args, **(kwargs or {}))
-
-    monkeypatch.setattr(learner, "collate", lambda rows: events.append("collate") or real(rows))
-    rollouts = [Rollout((3, 4), (5, 6, 7 + i), (-1.0,) * 3, "", True) for i in range(6)]
-    with Watch():
-        cfg = GRPOConfig(learner_tokens=8)
-        group = Group(Problem("", "", "", ""), rollouts, [], ())
-        samples = make_samples(cfg, policy, [group], torch.arange(1.0, 7)[None])
-        events.clear()
-        optimizers = build_optimizers(policy, "adamw", 0.0)
-        learner.update_minibatch(cfg, policy, None, optimizers, samples, 1e-3)
-    micro = [i for i, event in enumerate(events) if event == "collate"]
-    assert (
-        len(micro) == 3
-        and "read" not in events[micro[0] : micro[-1]]
-        and "read" in events[micro[-1] :]
-    )
 
 
 class Eager(GraphRunner):
