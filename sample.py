@@ -37,7 +37,7 @@ Config = SampleConfig
 def main(cfg: SampleConfig) -> dict:
     """Returns the figures of `--eval`, or the counts of `--reject`."""
     cfg = resolve(cfg)
-    device = pick_device(cfg.device, cfg.threads)
+    device = pick_device(cfg.device, cfg.threads, tf32=cfg.tf32)
     if cfg.out:
         check_writable(Path(cfg.out))
         if cfg.eval:

@@ -45,7 +45,7 @@ def main(cfg: GRPOConfig) -> dict:
     run = Run(cfg.out, asdict(cfg) | inputs, LOGS)
     if run.has_finished():
         return run.record()
-    device = pick_device(cfg.device, cfg.threads, cfg.deterministic)
+    device = pick_device(cfg.device, cfg.threads, cfg.deterministic, cfg.tf32)
     free = memory.available(device)
     needed = partial(memory_needed, cfg, device)
     policy, tokenizer, template = load_policy(cfg, run, device, needed)

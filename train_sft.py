@@ -126,7 +126,7 @@ def main(cfg: Config) -> dict:
     run = Run(cfg.out, asdict(cfg) | fingerprint(cfg.data), logs=("metrics.jsonl",))
     if run.has_finished():
         return run.record()
-    device = pick_device(cfg.device, cfg.threads, cfg.deterministic)
+    device = pick_device(cfg.device, cfg.threads, cfg.deterministic, cfg.tf32)
     free = memory.available(device)
     needed = partial(memory.training_bytes, tokens=cfg.batch_tokens, cfg=cfg)
     if cfg.model == "new":

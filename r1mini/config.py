@@ -57,6 +57,11 @@ class DeviceOptions:
     threads: int = option(1, "CPU threads (0: torch's choice)", bounds="0 <= x")
     progress: bool = option(True, "show progress bars")
     bf16: bool = option(False, "compute in bfloat16; trained weights stay fp32")
+    tf32: bool = option(
+        False,
+        "on CUDA, multiply what stays fp32 in TF32: faster, with 10 of 23 bits",
+        when="device!=cpu",
+    )
 
 
 @dataclass(frozen=True)

@@ -210,14 +210,13 @@ def apply_on_gpu(cls, *args):
 
 
 def group_by_dtype(tensor_lists, with_indices=False):
-    """Of torch's foreach optimizers: one device. Below Python it would be the CPU."""
+    """For torch's optimizers: all tensors are on one device. Below Python it would be the CPU."""
     groups = {}
-    for index, row in enumerate(zip(*tensor_lists)):
-        key = next(x.device for x in row), row[0].dtype
-        lists, indices = groups.setdefault(key, ([[] for _ in row], []))
+    for index, first in enumerate(tensor_lists[0]):
+        lists, indices = groups.setdefault((CUDA, first.dtype), ([[] for _ in tensor_lists], []))
         indices.append(index)
-        for items, x in zip(lists, row):
-            items.append(x)
+        for chosen, tensors in zip(lists, tensor_lists):
+            chosen += tensors[index : index + 1]  # a list may be empty
     return groups
 
 
@@ -274,7 +273,7 @@ def pretend_gpu(capture=pretended_capture):
         stack.enter_context(patch.object(cuda_graphs, "refused", set()))
         stack.enter_context(patch.multiple(torch.cuda, **gpu))
         stack.enter_context(patch.multiple(torch, **autocast))
-        for module in (torch.nn.utils.clip_grad, torch.utils._foreach_utils):
+        for module in (torch.nn.utils.clip_grad, sys.modules["torch.optim.optimizer"]):
             name = "_group_tensors_by_device_and_dtype"
             stack.enter_context(patch.object(module, name, group_by_dtype))
         stack.enter_context(patch.object(torch.autograd, "_engine_run_backward", run_backward))

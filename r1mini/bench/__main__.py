@@ -10,7 +10,7 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain, count, islice
@@ -64,7 +64,7 @@ SHAPES = {  # vocabulary, width, layers, query heads, key heads, MLP width, head
     "0.5b": ModelConfig(LARGE_VOCABULARY, 896, 24, 14, 2, 4864, 64, **QWEN),
     "1.5b": ModelConfig(LARGE_VOCABULARY, 1536, 28, 12, 2, 8960, 128, **QWEN),
 }
-PROBLEMS, COMPLETIONS = 8, 8  # of a GRPO step
+SAME_PROMPT = 8  # rows of a prompt in decode
 SFT_ROWS, SFT_LENGTHS = 32, (64, 256)
 MEAN_LENGTH = 64  # of ragged completions: one token id in 64 is an end token
 LEARNING_RATE = 1e-6  # too small to change the lengths of completions during the benchmark
@@ -88,6 +88,8 @@ class Config:
         "length of a completion; in ragged decode, 64 on average and up to 8 times that",
         bounds="1 <= x",
     )
+    problems: int = option(8, "problems of a GRPO step", bounds="1 <= x")
+    completions: int = option(8, "completions of a problem in a GRPO step", bounds="1 <= x")
     learner_tokens: int = option(
         4096, "tokens per micro-batch of the GRPO step; a GPU is faster with more", bounds="1 <= x"
     )
@@ -162,13 +164,10 @@ class Subject:
         self.alternate = partial(alternate, repeats=cfg.repeats, device=device)
 
     def tokenizer(self, case: str) -> Tokenizer:
-        """A word for each id (`w3` is 3), so that any ids have a text. A completion ends at a stop
-        id in a ragged case, and never in an equal one: no model can sample the id of <end>."""
+        """A completion ends at a stop id in a ragged case, and never in an equal one: no model can
+        sample the id of <end>."""
         vocab_size = self.model.config.vocab_size
-        vocabulary = {f"w{i}": i for i in range(vocab_size)} | {"<end>": vocab_size}
-        backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="w0"))
-        backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-        return Tokenizer(backend, self.stop_ids if case == "ragged" else [vocab_size])
+        return word_tokenizer(vocab_size, self.stop_ids if case == "ragged" else [vocab_size])
 
     def prompts(self, number: int, length: int) -> list[list[int]]:
         """Random ids; for the embedded model, text like its training data."""
@@ -196,6 +195,14 @@ class Subject:
         )
 
 
+def word_tokenizer(vocab_size: int, stop_ids: Iterable[int]) -> Tokenizer:
+    """A word for each id (`w3` is 3), so that any ids have a text, and <end> after the last."""
+    vocabulary = {f"w{i}": i for i in range(vocab_size)} | {"<end>": vocab_size}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="w0"))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    return Tokenizer(backend, stop_ids)
+
+
 @torch.no_grad()
 def random_model(config: ModelConfig, seed: int, device: torch.device) -> Transformer:
     """A model with small output weights, so that next tokens are nearly uniform. At full size, a
@@ -219,7 +226,7 @@ def measure_decode(s: Subject) -> Iterator[tuple]:
         hf_model = s.libraries and reference.to_transformers(s.model, stop_ids)
         for rows in s.cfg.batch:
             total = queue * rows
-            completions = COMPLETIONS if rows % COMPLETIONS == 0 else 1  # of a prompt, as in RL
+            completions = SAME_PROMPT if rows % SAME_PROMPT == 0 else 1  # of a prompt, as in RL
             ids = s.prompts(total // completions, length)
             prompts = list(map(tokenizer.decode, ids))
             prompts_BT = torch.tensor(ids, device=s.model.device).repeat_interleave(completions, 0)
@@ -259,15 +266,15 @@ def measure_sft(s: Subject) -> Iterator[tuple]:
 
 
 def index_reward(completions: list, **_) -> list[float]:
-    """A completion's index in its group: rewards are never equal and cost nothing."""
-    return [float(i % COMPLETIONS) for i in range(len(completions))]
+    """Rewards that cost nothing, and are never all equal in a group of more than one."""
+    return [float(i % 2) for i in range(len(completions))]
 
 
 def measure_grpo(s: Subject) -> Iterator[tuple]:
-    length, new, B = s.cfg.prompt_tokens, s.cfg.new_tokens, PROBLEMS * COMPLETIONS
+    length, new, N, G = s.cfg.prompt_tokens, s.cfg.new_tokens, s.cfg.problems, s.cfg.completions
     cfg = GRPOConfig(
         progress=False,
-        completions=COMPLETIONS,
+        completions=G,
         minibatches=1,
         max_new_tokens=new,
         bf16=s.cfg.bf16,
@@ -275,7 +282,7 @@ def measure_grpo(s: Subject) -> Iterator[tuple]:
     )
     rewards = Rewards({"index": index_reward}, {"index": 1.0})
     optimizers = optim.build_optimizers(s.model, "adamw", 0.0)
-    prompts = list(map(s.tokenizer("equal").decode, s.prompts(PROBLEMS, length)))
+    prompts = list(map(s.tokenizer("equal").decode, s.prompts(N, length)))
     problems = [Problem("", "", "", prompt) for prompt in prompts]
 
     def step(tokenizer, runs):
@@ -288,14 +295,14 @@ def measure_grpo(s: Subject) -> Iterator[tuple]:
 
     for case in ("equal", "ragged"):
         tokenizer = s.tokenizer(case)
-        args = prompts, index_reward, COMPLETIONS, new
+        args = prompts, index_reward, G, new
         sides = s.train(partial(step, tokenizer), tokenizer, reference.grpo, *args)
-        rows = [(length, median(sides[0].amounts) / B)] * B
+        rows = [(length, median(sides[0].amounts) / (N * G))] * (N * G)
         # Each prompt is computed once for all its completions.
-        saved = s.least_seconds([(length, 0)] * (B - PROBLEMS))
-        sampling = s.least_seconds(rows, B) - saved
+        saved = s.least_seconds([(length, 0)] * (N * G - N))
+        sampling = s.least_seconds(rows, N * G) - saved
         learner = TRAINING_PASSES * (s.least_seconds(rows) - saved)
-        size = f"{PROBLEMS} × {COMPLETIONS} × ({length} + {new})"
+        size = f"{N} × {G} × ({length} + {new})"
         yield f"GRPO step, {size}, {case}", sides, sampling + learner
         yield f"GRPO sampling, {case}", sides, sampling, SAMPLING
         yield f"GRPO learner, {case}", sides, learner, LEARNER

@@ -13,12 +13,15 @@ from torch import Tensor
 from r1mini.infra import distributed
 
 
-def pick_device(name: str, threads: int, deterministic: bool = False) -> torch.device:
+def pick_device(
+    name: str, threads: int, deterministic: bool = False, tf32: bool = False
+) -> torch.device:
     """The device of `--device auto|cpu|cuda[:n]`; sets the number of CPU threads (0: torch's
     choice).
 
     deterministic  on CUDA, use deterministic kernels; torch warns where there are none. This
                    setting is never reset.
+    tf32           on CUDA, multiply fp32 matrices in TF32
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -38,6 +41,9 @@ def pick_device(name: str, threads: int, deterministic: bool = False) -> torch.d
         torch.cuda.set_device(name)  # also for NCCL, CUDA graphs, and tensors on plain "cuda"
     if threads:
         torch.set_num_threads(threads)
+    # Less memory is lost to fragments of odd sizes; read when CUDA starts.
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first product
         torch.use_deterministic_algorithms(True, warn_only=True)

@@ -59,7 +59,7 @@ class Config:
     seeds: int = option(3, "runs of each kind", bounds="1 <= x")
     device: str = option("auto", "auto, cpu or cuda[:n]")
     workers: int = option(
-        0, "processes to run in parallel (0: one per core on a CPU, one on a GPU)", bounds="0 <= x"
+        0, "processes to run in parallel (0: one per core; on a GPU at most four)", bounds="0 <= x"
     )
 
 

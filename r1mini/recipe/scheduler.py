@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from r1mini.infra import files, signals
 from r1mini.infra.device import pick_device
-from r1mini.training import run_state
+from r1mini.training import memory, run_state
 
 # These flags change only memory and speed: small batches stay in a core's cache, large ones fill a
 # GPU.
@@ -29,6 +29,9 @@ ON_GPU = {
     "train_grpo": {"sampler_rows": 4096, "learner_tokens": 65_536},
     "sample": {"sampler_rows": 4096},
 }
+# Stages that may run side by side on a GPU, and the bytes that each may take: its CUDA context, a
+# micro-batch of 65,536 tokens of the embedded base, and the cache of the sampler's rows.
+GPU_WORKERS, GPU_MEMORY = 4, 16 * 2**30
 
 
 def worker_flags(script: str, device: str) -> dict:
@@ -158,7 +161,12 @@ def claim_folder(root: Path, file: str, settings: dict) -> None:
 
 
 def default_workers(device: str) -> int:
-    """One worker on a GPU, one per core on a CPU."""
-    if pick_device(device, 0).type == "cuda":
-        return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """One worker per core. On a GPU, which one stage of a tiny model leaves mostly idle, as many as
+    fit its free memory, but no more than `GPU_WORKERS`."""
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    picked = pick_device(device, 0)
+    if picked.type == "cpu":
+        return cores
+    return max(1, min(cores, GPU_WORKERS, memory.available(picked) // GPU_MEMORY))

@@ -48,7 +48,7 @@ class Config:
     )
     device: str = option("auto", "auto, cpu or cuda[:n]")
     workers: int = option(
-        0, "processes to run in parallel (0: one per core on a CPU, one on a GPU)", bounds="0 <= x"
+        0, "processes to run in parallel (0: one per core; on a GPU at most four)", bounds="0 <= x"
     )
 
 

@@ -107,7 +107,7 @@ def check(cfg: Config) -> None:
 def sample_answers(
     cfg: Config, model: str, number: int, problems: Sequence[Problem]
 ) -> list[list[Answer]]:
-    device = pick_device(cfg.device, cfg.threads)
+    device = pick_device(cfg.device, cfg.threads, tf32=cfg.tf32)
     policy, tokenizer = checkpoint.load(model, device)
     with autocast(device, cfg.bf16):
         groups = sample(

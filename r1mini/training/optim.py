@@ -99,14 +99,10 @@ class CPUOffload:
             }
 
     def to_device(self, value: Tensor, device: torch.device) -> Tensor:
-        if not value.ndim:  # AdamW's step count is always on the CPU
-            return value
         return value.to(device, non_blocking=True)
 
     def to_cpu(self, value: Tensor, out: Tensor | None = None, pinned: bool = False) -> Tensor:
         """Copies into `out`, or into new memory; pinned, so that a GPU copies at full speed."""
-        if not value.ndim:
-            return value
         if out is None:
             out = torch.empty_like(value, device="cpu", pin_memory=pinned or value.is_cuda)
         return out.copy_(value, non_blocking=True)
@@ -149,7 +145,8 @@ def build_optimizers(
         {"params": decayed, "weight_decay": weight_decay, "share": scale},
         {"params": vectors, "weight_decay": 0.0, "share": scale},
     ]
-    optimizers = [AdamW(groups, betas=(0.9, 0.95))]
+    fused = all(x.is_cuda for x in embeddings + matrices + vectors)  # one kernel for all of them
+    optimizers = [AdamW(groups, betas=(0.9, 0.95), fused=fused or None)]
     if kind == "muon":
         muon = OffloadedMuon if offload else Muon
         optimizers.append(muon(matrices, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))

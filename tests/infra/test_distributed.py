@@ -175,6 +175,8 @@ def on_two(cfg):
         train_grpo.main(grpo(folder, out / "bf16-lora-2", **LORA, bf16=True))
     train_grpo.main(grpo(folder, out / "from-1"))
     interrupted(out / "from-2", folder)
+    train_grpo.main(grpo(folder, out / "lora-from-1", **LORA))
+    interrupted(out / "lora-from-2", folder, **LORA)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             signals, "first_time", None if distributed.is_main_rank() else 0.0
@@ -183,9 +185,9 @@ def on_two(cfg):
             train_grpo.main(grpo(folder, out / "asked"))
 
 
-def interrupted(out, folder):
+def interrupted(out, folder, **changes):
     with interrupt(metrics.StepLog, "print_step", 3):
-        train_grpo.main(grpo(folder, out))
+        train_grpo.main(grpo(folder, out, **changes))
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +199,7 @@ def runs(folder, tmp_path_factory):
             sides = {"chosen": f"{n} gold", "rejected": f"lead {n}" + "." * (n % 7)}
             file.write(json.dumps({"prompt": f"{n // 2}\n", **sides}) + "\n")
     interrupted(out / "from-1", folder)
+    interrupted(out / "lora-from-1", folder, **LORA)
     torchrun = [
         sys.executable,
         "-m",
@@ -312,6 +315,16 @@ def test_saved_state_is_independent_of_the_number_of_ranks(runs, folder, tmp_pat
     train_grpo.main(grpo(folder, runs / "from-2"))
     assert difference(runs / "from-2", runs / "grpo-1") < 1e-5
     assert difference(runs / "from-1", runs / "grpo-1") < 1e-5
+
+
+def test_adapters_resume_on_another_number_of_ranks(runs, folder):
+    train_grpo.main(grpo(folder, runs / "lora-from-2", **LORA))
+    expected = trained_adapters(runs / "grpo-lora-1")
+    for name in ("lora-from-1", "lora-from-2"):
+        resumed = trained_adapters(runs / name)
+        assert resumed.keys() == expected.keys()
+        for key, value in expected.items():
+            torch.testing.assert_close(resumed[key], value, atol=1e-5, rtol=0)
 
 
 def test_signal_to_one_rank_ends_all_after_the_same_step(runs):
