@@ -93,6 +93,8 @@ def call(func, args, kwargs):
             new_device = on_gpu(args[0]) != target
             dtype = kwargs.get("dtype", host(args[0]).dtype)
             result = host(args[0]).to(dtype, copy=new_device or kwargs.get("copy", False))
+        elif name == "_scaled_dot_product_efficient_attention":
+            result = efficient_attention(*host(args))
         else:
             result = func(*host(args), **host(kwargs))
     same = {id(x.host): x for x in inside} | {id(x): x for x in outside if not target}
@@ -133,6 +135,17 @@ def move(parameter, value):
     parameter.__class__ = OnGPU
     parameter.host = value.host.detach().requires_grad_(grad)
     parameter._is_param = True
+
+
+def efficient_attention(q, k, v, bias, compute_lse):
+    """The operator's demands on a GPU, and its padded result, by the one for CPUs."""
+    aligned = 16 // q.element_size()
+    assert bias.stride(-1) == 1 and all(x % aligned == 0 for x in bias.stride()[:-1]), bias.stride()
+    assert bias.dtype == q.dtype == k.dtype and q.shape[-1] % aligned == 0
+    aten = torch.ops.aten
+    y, lse = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=bias)
+    padding = -lse.shape[-1] % 32
+    return y, torch.nn.functional.pad(lse, (0, padding), value=torch.inf), None, None
 
 
 def check_devices(func, name, inside, outside):

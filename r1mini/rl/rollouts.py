@@ -100,6 +100,7 @@ def sample_groups(
             attempt=attempt,
             first_prompt=part.start,
             max_rows=cfg.sampler_rows,
+            compile=cfg.compile,
             progress=f"step {step} sampling" if cfg.progress else None,
             on_finished=start_scoring,
         )

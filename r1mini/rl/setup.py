@@ -107,7 +107,9 @@ def worst_case_step(
     params = SamplingParams(cfg.max_new_tokens, cfg.temperature)
     with autocast(policy.device, cfg.bf16):
         whole = distributed.gather_model(policy)
-        sampler.dry_run(whole, tokenizer, prompts, cfg.completions, params, cfg.sampler_rows)
+        sampler.dry_run(
+            whole, tokenizer, prompts, cfg.completions, params, cfg.sampler_rows, cfg.compile
+        )
     limit = policy.config.max_completion(cfg.max_new_tokens, len(prompt))
     size = len(minibatches(cfg, cfg.problems, "")[0])
     same_prompt = cfg.completions if cfg.minibatch_of == "problems" else size // cfg.problems

@@ -50,6 +50,7 @@ class EagerRunner:
 
     shrink_below = 0.8  # drop idle slots when less than this share of the slots is in use
     idle_prompt = 0  # an idle slot computes an extra row of this prompt
+    prompt_multiple = 1  # the cached length of prompts is a multiple of this
 
     def rounded_length(self, length: int) -> int:
         """The cache length that a step reads when rows have at most `length` tokens."""
@@ -68,6 +69,7 @@ class GraphRunner(EagerRunner):
 
     shrink_below = 0.5
     idle_prompt = -1
+    prompt_multiple = 8  # torch's attention wants rows of a bias aligned to 16 bytes
 
     def __init__(self, device: torch.device):
         self.device = device

@@ -17,6 +17,8 @@ from r1mini.model.attention import Attend
 from r1mini.model.lora import stack_adapters
 from r1mini.model.rope import rope_tables
 from r1mini.model.transformer import Layer, Transformer
+from r1mini.sampler.kv_cache import KVCache
+from r1mini.sampler.sampling import SamplingParams, draw
 
 
 @torch.inference_mode(False)
@@ -103,6 +105,23 @@ class FusedDecoder:
         epsilon = self.config.hidden_size * self.config.rms_norm_eps
         self.norm_floor = torch.full((), math.sqrt(epsilon), device=device)
         self.layers = [FusedLayer(layer, dtype) for layer in model.model.layers]
+
+    def next_tokens(
+        self,
+        cache: KVCache,
+        token_B: Tensor,
+        position_B: Tensor,
+        count_B: Tensor,
+        length: int,
+        uniform_B: Tensor,
+        params: SamplingParams,
+    ) -> tuple[Tensor, Tensor]:
+        """(the tokens after these, their log-probabilities), drawn with these uniform numbers. Each
+        of `token_B` is number `count_B` after its prompt, and below `length`."""
+        # Autocast would only add casts: the dtypes were chosen at construction.
+        with torch.autocast(token_B.device.type, enabled=False):
+            logits_BV = self.logits(token_B, position_B, cache.attention(count_B, length))
+            return draw(logits_BV, uniform_B, params)
 
     def logits(self, token_B: Tensor, position_B: Tensor, attend: Attend) -> Tensor:
         """[B, V] of the tokens that follow."""

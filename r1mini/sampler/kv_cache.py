@@ -48,8 +48,10 @@ class KVCache:
         device=None,
         dtype=None,
         rounded: Callable[[int, int], int] = lambda needed, current: needed,
+        multiple: int = 1,
     ):
         self.kv_heads, self.rounded = config.num_key_value_heads, rounded
+        self.multiple = multiple  # of T
         shape = config.num_hidden_layers, rows, self.kv_heads, capacity, config.head_dim
         self.key = torch.zeros(shape, device=device, dtype=dtype)
         self.value = torch.zeros_like(self.key)
@@ -60,14 +62,19 @@ class KVCache:
         # sorted by prompt, each prompt padded to G = rows_per_prompt of them [P*K*G].
         self.prompt_order = self.by_row_BK = self.key[:0]
         self.prompt_visible = self.key[:0]  # [B*K, T] bool
+        self.length_P = self.key[:0]  # as `lengths`, and zeros
 
     @property
     def capacity(self) -> int:
         return self.key.shape[3]
 
+    def pools(self) -> tuple[Tensor, ...]:
+        """One [layer] of each is what a layer reads."""
+        return self.key, self.value, self.prompt_key, self.prompt_value
+
     def tensors(self) -> tuple[Tensor, ...]:
-        pools = self.key, self.value, self.prompt_key, self.prompt_value
-        return *pools, self.prompt_order, self.by_row_BK, self.prompt_visible
+        orders = self.prompt_order, self.by_row_BK
+        return *self.pools(), *orders, self.prompt_visible, self.length_P
 
     def add_prompts(
         self, keep: list[int], kv: Sequence[tuple[Tensor, Tensor]], lengths: list[int]
@@ -78,7 +85,8 @@ class KVCache:
         """
         self.lengths = [self.lengths[p] for p in keep] + lengths
         L, P, K, T, C = self.prompt_key.shape
-        P, T = self.rounded(len(self.lengths), P), self.rounded(max(1, *self.lengths), T)
+        P, blocks = self.rounded(len(self.lengths), P), -(-max(1, *self.lengths) // self.multiple)
+        T = self.multiple * self.rounded(blocks, T // self.multiple)
         place_M = [(p, t) for p, length in enumerate(lengths, len(keep)) for t in range(length)]
         indices = [torch.tensor(x, dtype=torch.long) for x in (keep, *zip(*place_M))]
         keep, *prompt_and_position_M = to_device(indices, self.key.device)
@@ -114,8 +122,10 @@ class KVCache:
         prompt_BK = torch.tensor(prompt_B)[:, None] * K + torch.arange(K)
         by_row_BK = prompt_BK * G + torch.tensor(g_B)[:, None]
         length_B = torch.tensor([self.lengths[prompt] for prompt in prompt_B])
-        prompt_order, by_row_BK, length_B = to_device(
-            [prompt_order.flatten(), by_row_BK.flatten(), length_B], device
+        length_P = torch.zeros(len(rows_of_prompt), dtype=torch.long)
+        length_P[: len(self.lengths)] = torch.tensor(self.lengths)
+        prompt_order, by_row_BK, length_B, length_P = to_device(
+            [prompt_order.flatten(), by_row_BK.flatten(), length_B, length_P], device
         )
         position_T = torch.arange(self.prompt_key.shape[3], device=device)
         visible = position_T < length_B.repeat_interleave(K)[:, None]
@@ -123,6 +133,7 @@ class KVCache:
         self.prompt_order = copy_or_replace(self.prompt_order, prompt_order)
         self.by_row_BK = copy_or_replace(self.by_row_BK, by_row_BK)
         self.prompt_visible = copy_or_replace(self.prompt_visible, visible)
+        self.length_P = copy_or_replace(self.length_P, length_P)
 
     def select_rows(self, rows: Tensor) -> None:
         self.key, self.value = self.key[:, rows], self.value[:, rows]

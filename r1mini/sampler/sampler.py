@@ -25,15 +25,11 @@ from r1mini.infra.device import to_device
 from r1mini.model.attention import PackedAttention
 from r1mini.model.transformer import Transformer
 from r1mini.records import Rollout
+from r1mini.sampler.compiled import CompiledDecoder
 from r1mini.sampler.cuda_graphs import EagerRunner, GraphRunner, graphs_enabled, round_up
 from r1mini.sampler.decode import FusedDecoder
 from r1mini.sampler.kv_cache import INITIAL_CAPACITY, KVCache
-from r1mini.sampler.sampling import (
-    SamplingParams,
-    inverse_cdf_sample,
-    next_token_probs,
-    row_uniforms,
-)
+from r1mini.sampler.sampling import SamplingParams, row_uniforms
 from r1mini.training.micro_batches import pack_greedily
 
 PREFILL_TOKENS = 8192  # prompt tokens in one forward pass
@@ -52,6 +48,7 @@ def sample(
     attempt: int = 0,
     first_prompt: int = 0,
     max_rows: int = 256,
+    compile: bool = False,
     progress: str | None = None,
     on_finished: Callable[[int, list[Rollout]], None] = lambda n, rollouts: None,
 ) -> list[list[Rollout]]:
@@ -59,8 +56,9 @@ def sample(
 
     `first_prompt` is the number of the first, if the prompts are a later part of a longer list;
     `attempt` draws other rollouts in the same step. `max_rows` limits the rows that decode in
-    parallel. `progress` names a progress bar. `on_finished(n, rollouts)` is called for each prompt,
-    in order, as soon as all its rollouts are complete.
+    parallel. `compile`: torch.compile the decoding step, on CUDA. `progress` names a progress bar.
+    `on_finished(n, rollouts)` is called for each prompt, in order, as soon as all its rollouts are
+    complete.
 
     Raises ValueError for a prompt that leaves no room in the context.
     """
@@ -76,6 +74,7 @@ def sample(
         attempt,
         first_prompt,
         max_rows,
+        compile=compile,
     )
     reported = 0
     total, hidden = len(prompts) * completions, None if progress else True
@@ -164,6 +163,7 @@ class Sampler:
         max_rows: int = 256,
         steps_per_sync: int | None = None,
         runner: EagerRunner | None = None,
+        compile: bool = False,
     ):
         self.model, self.tokenizer, self.params = model, tokenizer, params
         self.prompt_ids, self.completions, self.first_prompt = prompt_ids, completions, first_prompt
@@ -172,7 +172,8 @@ class Sampler:
         on_gpu = device.type == "cuda"
         self.steps_per_sync = steps_per_sync or (16 if on_gpu else 1)
         self.runner = runner or (GraphRunner(device) if graphs_enabled(device) else EagerRunner())
-        self.decoder = FusedDecoder(model)
+        # On a CPU the plain step is faster.
+        self.decoder = (CompiledDecoder if compile and on_gpu else FusedDecoder)(model)
 
         self.waiting = deque(product(range(len(prompt_ids)), range(completions)))  # (n, g)
         self.slots = [None] * min(max_rows, len(self.waiting))  # Rows; None: idle
@@ -186,7 +187,15 @@ class Sampler:
         self.max_length = max_tokens + self.steps_per_sync
         capacity = round_up(min(max_tokens, INITIAL_CAPACITY) + self.steps_per_sync)
         dtype = self.decoder.head.dtype if on_gpu else torch.float32
-        self.cache = KVCache(model.config, B, capacity, device, dtype, self.runner.rounded)
+        self.cache = KVCache(
+            model.config,
+            B,
+            capacity,
+            device,
+            dtype,
+            self.runner.rounded,
+            self.runner.prompt_multiple,
+        )
         self.token_B = torch.zeros(B, dtype=torch.long, device=device)
         self.position_B = torch.zeros_like(self.token_B)
         self.count_B = torch.zeros_like(self.token_B)
@@ -301,17 +310,14 @@ class Sampler:
         # Idle slots keep counting; the clamp keeps them inside the cache.
         limit = min(self.cache.capacity, self.max_length)
         count_B = self.count_B.clamp(max=limit - 1)
-        # Autocast would only add casts: FusedDecoder chose its dtypes at construction.
-        with torch.autocast(self.device.type, enabled=False):
-            attend = self.cache.attention(count_B, length)
-            logits_BV = self.decoder.logits(self.token_B, self.position_B, attend)
-        p_BV = next_token_probs(logits_BV, self.params)
-        uniform_B1 = self.uniform_BT.gather(1, count_B[:, None])
-        token_B = inverse_cdf_sample(p_BV, uniform_B1[:, 0])
+        uniform_B = self.uniform_BT.gather(1, count_B[:, None])[:, 0]
+        token_B, logp_B = self.decoder.next_tokens(
+            self.cache, self.token_B, self.position_B, count_B, length, uniform_B, self.params
+        )
         self.token_B.copy_(token_B)
         self.position_B += 1
         self.count_B += 1
-        return token_B, p_BV.gather(-1, token_B[:, None])[:, 0].log()
+        return token_B, logp_B
 
     def append(self, tokens: Sequence[Sequence[int]], logprobs: Sequence[Sequence[float]]) -> None:
         """Appends what was drawn, [steps_per_sync][B], to the rows. Finished rows leave their
@@ -350,10 +356,13 @@ def dry_run(
     completions: int,
     params: SamplingParams,
     max_rows: int,
+    compile: bool = False,
 ) -> Sampler:
     """Uses as much memory as `sample` ever can: fills every slot, grows the cache to its limit, and
     decodes once up to a sync, which reads all of it, also as a CUDA graph."""
-    sampler = Sampler(model, tokenizer, prompt_ids, completions, params, seed=0, max_rows=max_rows)
+    sampler = Sampler(
+        model, tokenizer, prompt_ids, completions, params, 0, max_rows=max_rows, compile=compile
+    )
     sampler.admit()
     sampler.ensure_capacity(sampler.max_length)
     sampler.decode(sampler.max_length)

@@ -57,6 +57,13 @@ def next_token_probs(logits_BV: Tensor, params: SamplingParams) -> Tensor:
     return logits_BV.softmax(-1)
 
 
+def draw(logits_BV: Tensor, uniform_B: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
+    """(the next tokens, their log-probabilities) by these uniform numbers."""
+    p_BV = next_token_probs(logits_BV, params)
+    token_B = inverse_cdf_sample(p_BV, uniform_B)
+    return token_B, p_BV.gather(-1, token_B[:, None])[:, 0].log()
+
+
 def inverse_cdf_sample(p_BV: Tensor, uniform_B: Tensor) -> Tensor:
     """The first token at which the cumulative probability exceeds the uniform number.
 
