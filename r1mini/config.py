@@ -111,7 +111,10 @@ class TrainOptions(DataOptions, DeviceOptions):
     gradient_checkpointing: bool = option(
         False, "recompute each layer in the backward pass: less memory, a third more time"
     )
-    compile: bool = option(False, "torch.compile the model (on a CPU it needs a C++ compiler)")
+    compile: bool = option(
+        False,
+        "torch.compile the model, and on CUDA the sampler's step (on a CPU it needs a C++ compiler)",
+    )
     keep: int = option(
         2,
         "saved states to keep; if the last is damaged, the run resumes from the previous one",

@@ -1,11 +1,11 @@
 """The decoding step for torch.compile: `--compile` on CUDA.
 
-It computes what decode.py and kv_cache.py compute, in 11 calls a layer instead of 41: norms, the
-rotation of queries and keys, and the MLP's gate fuse. Attention is two calls of torch's kernel: to
-the prompts, whose keys are read once for all rows that continue them, and to the rows' own tokens.
-Each also returns the logarithm of its sum of exponentials, which combines the two exactly
-[Hydragen §3.1]. All layers share one program, and so do all lengths and numbers of rows: a second
-size is compiled as a variable. On a CPU the plain step is faster (docs/speed.md).
+It computes what decode.py and kv_cache.py compute, in 11 calls a layer instead of 32 operators:
+norms, the rotation of queries and keys, and the MLP's gate fuse. Attention is two calls of torch's
+kernel: to the prompts, whose keys are read once for all rows that continue them, and to the rows'
+own tokens. Each also returns the logarithm of its sum of exponentials, which combines the two
+exactly [Hydragen §3.1]. All layers share one program, and so do all lengths and numbers of rows: a
+second size is compiled as a variable. On a CPU the plain step is faster (docs/speed.md).
 """
 
 import math
