@@ -113,7 +113,7 @@ class TrainOptions(DataOptions, DeviceOptions):
     )
     compile: bool = option(
         False,
-        "torch.compile the model, and on CUDA the sampler's step (on a CPU it needs a C++ compiler)",
+        "torch.compile the model, and on CUDA the sampler's step; on a CPU it needs a C++ compiler",
     )
     keep: int = option(
         2,
