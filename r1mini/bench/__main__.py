@@ -3,7 +3,7 @@
 Each figure is compared with a limit measured in the same run: matrix products of the model's
 shapes, and memory copies. If transformers and TRL are installed, they and r1mini take turns on the
 same weights and prompts, and each ratio compares two consecutive runs. docs/speed.md says what is
-counted. Left out: several GPUs, torch.compile.
+counted. Left out: several GPUs.
 """
 
 import os
@@ -101,6 +101,9 @@ class Config:
     bf16: bool = option(
         False, "bfloat16: weights in decode and prefill, compute over fp32 weights elsewhere"
     )
+    compile: bool = option(
+        False, "torch.compile r1mini's learner, and on CUDA its decoding step, in the untimed runs"
+    )
 
 
 # -- what r1mini runs; a timed run returns its number of tokens ------------------------------------
@@ -113,10 +116,11 @@ def decode(
     completions: int,
     new_tokens: int,
     rows: int,
+    compile: bool,
     runs: Runs,
 ) -> int:
-    params = SamplingParams(new_tokens)
-    groups = sample(model, tokenizer, prompts, completions, params, seed=0, max_rows=rows)
+    params, options = SamplingParams(new_tokens), {"max_rows": rows, "compile": compile}
+    groups = sample(model, tokenizer, prompts, completions, params, seed=0, **options)
     return sum(len(rollout.completion_ids) for group in groups for rollout in group)
 
 
@@ -159,6 +163,8 @@ class Subject:
         else:
             self.model = random_model(SHAPES[name], cfg.seed, device)
             self.stop_ids = frozenset(range(self.model.config.vocab_size // MEAN_LENGTH))
+        if cfg.compile:
+            self.model.compile_layers()
         self.limits = machine_limits(self.model)
         self.least_seconds = partial(least_seconds, self.model, self.limits, cfg.bf16)
         self.alternate = partial(alternate, repeats=cfg.repeats, device=device)
@@ -230,7 +236,8 @@ def measure_decode(s: Subject) -> Iterator[tuple]:
             ids = s.prompts(total // completions, length)
             prompts = list(map(tokenizer.decode, ids))
             prompts_BT = torch.tensor(ids, device=s.model.device).repeat_interleave(completions, 0)
-            ours = partial(decode, s.model, tokenizer, prompts, completions, new, rows)
+            args = prompts, completions, new, rows, s.cfg.compile
+            ours = partial(decode, s.model, tokenizer, *args)
             other = partial(reference.decode, hf_model, prompts_BT, new, rows, stop_ids)
             sides = s.alternate(ours, hf_model and other)
             mean = median(sides[0].amounts) / total
@@ -278,6 +285,7 @@ def measure_grpo(s: Subject) -> Iterator[tuple]:
         minibatches=1,
         max_new_tokens=new,
         bf16=s.cfg.bf16,
+        compile=s.cfg.compile,
         learner_tokens=s.cfg.learner_tokens,
     )
     rewards = Rewards({"index": index_reward}, {"index": 1.0})

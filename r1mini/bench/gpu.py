@@ -25,7 +25,15 @@ from r1mini.infra.device import pick_device
 
 TINY_SHAPE = BENCH_SHAPES["1m"]
 LAST_LINES = 40  # of a part's output, in the summary
-TINY = "--shapes embedded --repeats 1 --new-tokens 4 --prompt-tokens 8 --problems 2 --completions 2"
+TINY = (
+    "--shapes embedded --repeats 1 --new-tokens 4 --prompt-tokens 8 --problems 2 --completions 2 "
+    "--batch 1 --no-compare"
+)
+DECODE = "--shapes 1.5b --what decode prefill --repeats 2 --no-compare"
+STEP = (
+    "--shapes 0.5b --what grpo --problems 16 --completions 16 --prompt-tokens 128 "
+    "--new-tokens 256 --learner-tokens 32768 --repeats 2"
+)
 GRPO = "train_grpo.py --no-progress --show 0 --optimizer adamw --bf16"
 
 
@@ -60,18 +68,13 @@ PARTS = {
     "tests": Part(
         180, ("-m pytest -q -k gpu tests",), ("-m pytest -q -k gpu tests/test_config.py",)
     ),
-    "decode": bench(
-        "--shapes 1.5b --what decode prefill --batch 1 16 64 256 --repeats 2 --no-compare",
-        f"{TINY} --what decode prefill --batch 1 2 --no-compare",
-    ),
-    "grpo": bench(
-        "--shapes 0.5b --what grpo --problems 16 --completions 16 --prompt-tokens 128 "
-        "--new-tokens 256 --learner-tokens 32768 --repeats 2",
-        f"{TINY} --what grpo --no-compare",
-    ),
+    "decode": bench(f"{DECODE} --batch 1 16 64 256", f"{TINY} --what decode prefill"),
+    "decode-compiled": bench(f"{DECODE} --compile --batch 1 16 64 256", f"{TINY} --what decode"),
+    "grpo": bench(STEP, f"{TINY} --what grpo"),
+    "grpo-compiled": bench(f"{STEP} --compile --no-compare", f"{TINY} --what grpo"),
     "learner": bench(
         "--shapes 1.5b --what sft logprobs --learner-tokens 32768 --repeats 2 --no-compare",
-        f"{TINY} --what sft --no-compare",
+        f"{TINY} --what sft",
     ),
     "memory-0.5B": memory("0.5B", "--learner-tokens 8192"),
     "memory-1.5B": memory("1.5B", "--learner-tokens 8192"),

@@ -200,9 +200,9 @@ def test_ragged_completions_have_the_stated_mean_length(tiny):
     ids = s.prompts(400, 5)
     ragged, equal = s.tokenizer("ragged"), s.tokenizer("equal")
     prompts = list(map(equal.decode, ids))
-    count = bench.decode(s.model, ragged, prompts, 1, 64, 400, None)
+    count = bench.decode(s.model, ragged, prompts, 1, 64, 400, False, None)
     assert abs(count / 400 - 4) < 4 * 0.17
-    assert bench.decode(s.model, equal, prompts[:7], 1, 9, 4, None) == 63
+    assert bench.decode(s.model, equal, prompts[:7], 1, 9, 4, False, None) == 63
 
 
 def test_words_of_the_tokenizer_are_ids(tiny):

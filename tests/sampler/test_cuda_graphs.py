@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from r1mini.checkpoint.tokenizer import Tokenizer
 from r1mini.sampler import sampler as sampler_module
+from r1mini.sampler.compiled import CompiledDecoder
 from r1mini.sampler.cuda_graphs import GraphRunner, graphs_enabled
 from r1mini.sampler.sampler import Sampler, encode_prompts
 from r1mini.sampler.sampling import SamplingParams
@@ -260,6 +261,16 @@ def test_cuda_graphs_give_the_same_rollouts_as_eager_steps(tokens, params, kind,
     with torch.autocast("cuda", torch.bfloat16, enabled=bf16):
         same(run(runner=runner), run(runner=Eager(device)), 0)
     assert any(runner.graphs.values()) and len(runner.graphs) <= 2 * math.log2(128)
+
+
+@needs_gpu
+@pytest.mark.parametrize("kind", [{}, {"qk_norm": True, "attention_bias": True}])
+def test_compiled_graphs_on_a_gpu_give_the_same_rollouts(tokens, kind):
+    device, tokenizer = torch.device("cuda"), stopping(tokens, 16)
+    model = random_model(vocab_size=tokens.vocab_size, **kind).requires_grad_(False).to(device)
+    run = partial(sampled, model, tokenizer, PROMPTS * 6, 8, SamplingParams(90), max_rows=64)
+    same(run(compile=True), run(runner=Eager(device)))
+    assert not CompiledDecoder.refused
 
 
 @needs_gpu
