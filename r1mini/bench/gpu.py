@@ -173,4 +173,5 @@ def write_random_model(shape: str, folder: Path, device: torch.device) -> None:
 
 
 if __name__ == "__main__":
+    sys.argv[0] = "python -m r1mini.bench.gpu"
     run_script(main, Config, description=__doc__)

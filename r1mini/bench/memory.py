@@ -4,6 +4,7 @@ Calculated as a run calculates it before it starts (training/memory.py), for Qwe
 fine-tuning and LoRA, with and without gradient checkpointing, by the tokens of a micro-batch.
 """
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -81,4 +82,5 @@ def format_total(size: int) -> str:
 
 
 if __name__ == "__main__":
+    sys.argv[0] = "python -m r1mini.bench.memory"
     run_script(main, Config, description=__doc__)
