@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from r1mini.config import option, run_script, validate
+from r1mini.infra import files
 from r1mini.look.page import page_html, read_all, within_size
 from r1mini.look.sources import find_folders
-from r1mini.infra import files
 
 
 @dataclass(frozen=True)

@@ -200,8 +200,13 @@ def check_rollout(row: Row, where: str) -> None:
     kinds |= {"tokens": int, "finished": bool, "rewards": dict}
     for name, kind in kinds.items():
         if type(row.get(name)) is not kind:
-            raise ValueError(f"{where}: {name} {row.get(name)!r:.60} is not of type {kind.__name__}")
-    numbers = [*row["rewards"].items(), *((name, row.get(name)) for name in ("reward", "advantage"))]
+            raise ValueError(
+                f"{where}: {name} {row.get(name)!r:.60} is not of type {kind.__name__}"
+            )
+    numbers = [
+        *row["rewards"].items(),
+        *((name, row.get(name)) for name in ("reward", "advantage")),
+    ]
     for name, value in numbers:
         applies = value is not None or name not in row["rewards"]
         if applies and not files.is_finite_number(value):

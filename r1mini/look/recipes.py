@@ -89,7 +89,9 @@ def check_answer(row: Mapping[str, Any], where: str) -> None:
     """ValueError for a line of an evaluation without what the page shows."""
     for name, kind in {"task": str, "prompt": str, "completion": str, "rewards": dict}.items():
         if type(row.get(name)) is not kind:
-            raise ValueError(f"{where}: {name} {row.get(name)!r:.60} is not of type {kind.__name__}")
+            raise ValueError(
+                f"{where}: {name} {row.get(name)!r:.60} is not of type {kind.__name__}"
+            )
     for name, value in {**row["rewards"], "utility": row.get("utility")}.items():
         if value is not None and not files.is_finite_number(value):
             raise ValueError(f"{where}: {name[:60]} {value!r:.60} is not a finite number")

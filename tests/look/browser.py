@@ -56,10 +56,11 @@ class Browser:
         return self.request("/se/log", {"type": kind})
 
     def requested(self):
-        """The addresses that the page asked for since the last call."""
+        """The addresses that pages from files asked for since the last call."""
         messages = [json.loads(entry["message"])["message"] for entry in self.log("performance")]
         sent = [m for m in messages if m["method"] == "Network.requestWillBeSent"]
-        return [message["params"]["request"]["url"] for message in sent]
+        sent = [m["params"] for m in sent if m["params"]["documentURL"].startswith("file:")]
+        return [params["request"]["url"] for params in sent]
 
     def screenshot(self, path):
         Path(path).write_bytes(base64.b64decode(self.request("/screenshot", method="GET")))
