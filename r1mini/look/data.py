@@ -273,14 +273,15 @@ def arithmetic(
 def formula(cfg: GRPOConfig) -> dict[str, str]:
     """Which formula a run's settings choose, in words."""
     baselines = {
-        "group": "the mean of the group",
-        "leave-one-out": "the mean of the group's other completions",
-        "none": "nothing",
+        "group": "The mean of the group is subtracted from each reward",
+        "leave-one-out": "The mean of the group's other completions is subtracted from each reward",
+        "none": "No baseline is subtracted",
     }
     scales = {
-        "group": f"the standard deviation of the group, plus {EPSILON:g}",
-        "batch": f"the standard deviation of all rewards of the step, plus {EPSILON:g}",
-        "none": "nothing",
+        "group": f"the result is divided by the group's standard deviation plus {EPSILON:g}",
+        "batch": "the result is divided by the standard deviation of all rewards of the step plus "
+        f"{EPSILON:g}",
+        "none": "nothing is divided",
     }
     losses = {
         "token": "Every token of a minibatch has the same weight in the loss.",
@@ -295,7 +296,6 @@ def formula(cfg: GRPOConfig) -> dict[str, str]:
     return {
         "advantage": f"A_i = ({numerator}){division}" if division else f"A_i = {numerator}",
         "settings": f"--baseline {cfg.baseline}, --scale {cfg.scale}, --loss-per {cfg.loss_per}",
-        "baseline": baselines[cfg.baseline],
-        "scale": scales[cfg.scale],
+        "words": f"{baselines[cfg.baseline]}, and {scales[cfg.scale]}.",
         "loss": losses[cfg.loss_per],
     }

@@ -13,6 +13,7 @@ from r1mini.recipe.report import model_titles, stage_figures
 from r1mini.tasks import GENERAL
 
 COLUMNS = ("pass@1", "hard", "general", "format", "language", "length")
+PAIRS = "held-out pairs right"  # of a reward model
 
 
 def read_recipe(recipe: Recipe, runs: Mapping[str, Path]) -> dict[str, Any]:
@@ -26,9 +27,11 @@ def read_recipe(recipe: Recipe, runs: Mapping[str, Path]) -> dict[str, Any]:
         if not seeds and not records:
             continue
         columns = [column for column in COLUMNS if seeds and column in seeds[0]]
+        ranked = [{PAIRS: record.get("held_out_accuracy")} for record in records]
         stages[name] = {
             "title": title,
-            "figures": {column: figure_cell(seeds, column) for column in columns},
+            "figures": {column: figure_cell(seeds, column) for column in columns}
+            | ({PAIRS: figure_cell(ranked, PAIRS)} if name.startswith("rm") and ranked else {}),
             "seconds": mean_known([record.get("seconds") for record in records]),
             "finished": all(record["finished"] for record in records),
             "runs": [

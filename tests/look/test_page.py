@@ -6,6 +6,7 @@ import time
 import pytest
 
 from r1mini.look.__main__ import Config, main
+from r1mini.look.page import TEMPLATE
 
 from .browser import CHROMIUM, DRIVER, browser
 from .conftest import rollout, write_run
@@ -68,6 +69,13 @@ def test_the_command_writes_one_file_and_prints_its_path(recipe, script, tmp_pat
     assert code == 2 and f"RUN {tmp_path / 'none'}: no such folder" in error
     code, _, error = script("r1mini/look/__main__.py", recipe, "--out", tmp_path / "no/look.html")
     assert code == 2 and "must be a file in a folder that exists" in error
+
+
+def test_the_template_never_makes_markup_from_text():
+    template = TEMPLATE.read_text(encoding="utf-8")
+    for name in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "srcdoc"):
+        assert name not in template
+    assert "default-src 'none'" in template  # the browser refuses requests
 
 
 class Page:
