@@ -73,7 +73,14 @@ def test_the_command_writes_one_file_and_prints_its_path(recipe, script, tmp_pat
 
 def test_the_template_never_makes_markup_from_text():
     template = TEMPLATE.read_text(encoding="utf-8")
-    for name in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "srcdoc"):
+    for name in (
+        "innerHTML",
+        "outerHTML",
+        "insertAdjacentHTML",
+        "document.write",
+        "eval(",
+        "srcdoc",
+    ):
         assert name not in template
     assert "default-src 'none'" in template  # the browser refuses requests
 
