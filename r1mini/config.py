@@ -33,7 +33,13 @@ FROM_FILE = "data and data!=cold-start|corpus"  # the rows come from a file
 
 
 def option(
-    default: Any, help: str, *, choices: Sequence[str] = (), bounds: str = "", when: str = ""
+    default: Any,
+    help: str,
+    *,
+    choices: Sequence[str] = (),
+    bounds: str = "",
+    when: str = "",
+    positional: bool = False,
 ) -> Any:
     """A flag.
 
@@ -42,8 +48,10 @@ def option(
     when     conditions joined by " and ", without which it has no effect: "data" (is set),
              "eval|reject" (one is set), "!data" (is not), "objective=clip|cispo",
              "objective!=reinforce", "minibatches>1", "reference_every<steps"
+    positional  one or more values without a flag's name (for a tuple)
     """
     metadata = {"help": help, "choices": tuple(choices), "bounds": bounds, "when": when}
+    metadata["positional"] = positional
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -194,7 +202,7 @@ def validate(config: Any) -> None:
             raise ValueError(f"{flag(name)} {format_value(value)}: has no effect {reason}")
 
 
-def invalid_reason(config: Any, value: Any, choices: Sequence[str], bounds: str, **_: str) -> str:
+def invalid_reason(config: Any, value: Any, choices: Sequence[str], bounds: str, **_: Any) -> str:
     """What is wrong with one value; "" if nothing is."""
     if isinstance(value, float) and not math.isfinite(value):
         return "must be a finite number"
@@ -336,8 +344,14 @@ def add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field, kind: An
         text += f"; {describe_bounds(None, field.metadata['bounds'])}"
     if field.metadata["when"]:
         text += f"; only with {field.metadata['when']}"
-    text = f"{text} (default: {format_value(field.default) or 'none'})".replace("%", "%%")
+    if not field.metadata["positional"]:
+        text += f" (default: {format_value(field.default) or 'none'})"
+    text = text.replace("%", "%%")
     metavar = "{" + ",".join(choices) + "}" if choices else field.name.upper()
+    if field.metadata["positional"]:
+        kind, metavar = typing.get_args(kind)[0], field.name.upper().removesuffix("S")
+        parser.add_argument(field.name, nargs="+", type=kind, metavar=metavar, help=text)
+        return
     if kind is bool:
         options = {"action": argparse.BooleanOptionalAction}
     elif typing.get_origin(kind) is tuple:

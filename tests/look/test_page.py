@@ -1,0 +1,248 @@
+"""The command, and the page in a headless Chromium."""
+
+import json
+import time
+
+import pytest
+
+from r1mini.look.__main__ import Config, main
+from r1mini.look.page import TEMPLATE
+
+from .browser import CHROMIUM, DRIVER, browser
+from .conftest import rollout, write_run
+from .test_data import HOSTILE
+
+KEY_SECONDS = 2.0  # generous: the machine may be busy
+needs_browser = pytest.mark.skipif(
+    not (CHROMIUM.exists() and DRIVER.exists()), reason="no Chromium or chromedriver"
+)
+
+
+def write_evaluation(folder, name, rewarded):
+    figures = {"problems": 2, "samples": 2, "pass@1": 0.5, "pass@1_se": 0.1, "pass@2": 0.5}
+    figures |= {"cons@2": 0.5, "format": 1.0, "language": None, "length": 10.0, "truncated": 0.0}
+    figures |= {"unparsed": 0.0, "entropy": 0.1}
+    (folder / f"{name}.json").write_text(json.dumps({"countdown": figures, "mean": figures}))
+    rows = [
+        {
+            **{"task": "countdown", "prompt": f"Held-out {n}\n", "sample": sample, "tokens": 3},
+            **{"completion": f"{name} answers {n}", "answer": "1", "finished": True},
+            "rewards": {"accuracy": rewarded, "format": 1.0, "language": None, "code": None},
+        }
+        for n in range(2)
+        for sample in range(2)
+    ]
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """A recipe that is still running: two RL runs with hostile text, and three evaluations."""
+    root = tmp_path / "recipe"
+    hostile = list(HOSTILE.values())
+    rows = [
+        rollout(step, n, g, hostile[(g + 4 * n) % 6], task="<b>task</b>")
+        for step in range(3)
+        for n in range(2)
+        for g in range(4)
+    ]
+    for row in rows[:4]:  # all rewards of the first group are equal
+        row |= {"reward": 1.0, "advantage": 0.0, "completion": "needle 你好"}
+        row["rewards"] = {"accuracy": 1.0, "format": 1.0, "language": 0.5}
+    rows[7]["finished"] = False
+    for name in ("r1-zero", "r1"):
+        write_run(root / name, rows, steps=3, learning_rate=0.0)
+    (root / "eval").mkdir()
+    for name in ("base", "r1-zero", "r1"):
+        write_evaluation(root / "eval", name, float(name != "base"))
+    return root
+
+
+def test_the_command_writes_one_file_and_prints_its_path(recipe, script, tmp_path):
+    out = tmp_path / "look.html"
+    code, printed, _ = script("r1mini/look/__main__.py", recipe, "--out", out)
+    assert (code, printed.strip()) == (0, str(out))
+    text = out.read_text(encoding="utf-8")
+    assert "http://" not in text.replace("http://www.w3.org/2000/svg", "")
+    assert "https://" not in text
+    code, _, error = script("r1mini/look/__main__.py", tmp_path / "none", "--out", out)
+    assert code == 2 and f"RUN {tmp_path / 'none'}: no such folder" in error
+    code, _, error = script("r1mini/look/__main__.py", recipe, "--out", tmp_path / "no/look.html")
+    assert code == 2 and "must be a file in a folder that exists" in error
+
+
+def test_the_template_never_makes_markup_from_text():
+    template = TEMPLATE.read_text(encoding="utf-8")
+    for name in (
+        "innerHTML",
+        "outerHTML",
+        "insertAdjacentHTML",
+        "document.write",
+        "eval(",
+        "srcdoc",
+    ):
+        assert name not in template
+    assert "default-src 'none'" in template  # the browser refuses requests
+
+
+class Page:
+    """Questions to the page."""
+
+    def __init__(self, browser):
+        self.browser, self.run = browser, browser.run
+
+    def text(self, selector):
+        return self.run("return document.querySelector(arguments[0]).textContent", selector)
+
+    def all(self, selector):
+        script = "return [...document.querySelectorAll(arguments[0])].map(e => e.textContent)"
+        return self.run(script, selector)
+
+    def choose(self, label, value):
+        self.run(
+            "const label = [...document.querySelectorAll('label')].find("
+            "  e => e.firstChild.textContent === arguments[0]);"
+            "const select = label.querySelector('select'); select.value = arguments[1];"
+            "select.dispatchEvent(new Event('change'));",
+            *(label, value),
+        )
+
+    def press(self, key, expected, selector):
+        """Press a key and wait for an element's text; fails if it takes too long."""
+        self.browser.press(key)
+        start = time.monotonic()
+        while expected not in self.text(selector):
+            assert time.monotonic() - start < KEY_SECONDS, f"{key}: {self.text(selector)}"
+
+
+@pytest.fixture
+def page(recipe, tmp_path):
+    out = main(Config(runs=(str(recipe),), out=str(tmp_path / "look.html")))
+    with browser(tmp_path / "profile") as driven:
+        driven.open(out)
+        yield Page(driven)
+        assert set(driven.requested()) <= {out.as_uri(), "data:,"}
+        assert driven.log("browser") == []
+        assert driven.run("return window.alerted || null") is None
+
+
+@needs_browser
+def test_the_page_in_a_browser(page):
+    page.run("window.alert = () => window.alerted = true")
+    check_recipe_and_problems(page)
+    check_curves(page)
+    check_steps(page)
+    check_filters(page)
+    check_search(page)
+    check_hostile_text(page)
+
+
+def check_recipe_and_problems(page):
+    assert "pass@1 0.50" in page.text("svg a[href='#steps/0']")
+    assert "not finished yet" in page.text(".picture")
+    page.press("4", "Held-out problems", "h2")
+    assert page.all("#problem .card strong") == ["base", "R1-Zero", "R1: RL for all scenarios"]
+    assert "✗ wrong" in page.all("#problem .card")[0] and "✓ right" in page.all("#problem .card")[2]
+    page.press("j", "Held-out 1", "#problem .text")
+    page.choose("Show", "lost")
+    assert page.text("#problem-count") == "0 problems"
+
+
+def check_curves(page):
+    page.press("2", "Curves", "h2")
+    assert len(page.all(".charts .panel")) == 4
+    page.run("document.querySelector('.charts svg').focus()")
+    page.press("ArrowRight", "step 0:", ".readout")
+    page.press("ArrowRight", "step 1:", ".readout")
+    page.run("document.activeElement.blur()")
+    page.press("5", "the learning rate is 0", "main")
+
+
+def check_steps(page):
+    page.press("3", "step 0 of 2", "#step-label")
+    page.press("ArrowRight", "step 1 of 2", "#step-label")
+    page.press("ArrowRight", "step 2 of 2", "#step-label")
+    assert "the learning rate is 0" in page.text("#step-figures")  # said at the last step
+    page.press("ArrowLeft", "step 1 of 2", "#step-label")
+    page.run(
+        "const slider = document.getElementById('slider'); slider.value = 0;"
+        "slider.dispatchEvent(new Event('input'));"
+    )
+    assert page.text("#step-label") == "step 0 of 2"
+    page.press("j", "Problem 1 of step 0", "#group h3")
+    assert page.all("#arithmetic .computed") == page.all("#arithmetic .logged")
+    assert page.all("#arithmetic .logged")[1] == "0.8659"
+    page.press("k", "every advantage is 0", "#group .note")
+
+
+def check_filters(page):
+    counts = {"equal": 1, "differ": 1, "mixed": 1, "cut": 1, "wrong": 1, "right": 2, "": 2}
+    for name, count in counts.items():
+        page.choose("Show", name)
+        assert page.text("#list-count").startswith(f"{count} group"), name
+    page.choose("Show", "cut")
+    assert page.all("#group .card .head > strong:first-child") == ["Completion 4"]
+    page.choose("Show", "")
+    page.choose("Completions by", "reward")
+    page.choose("In", "1")
+    assert page.text("#list-count") == "6 groups in all steps"
+    page.choose("In", "0")
+
+
+def check_search(page):
+    page.browser.press("/")
+    page.browser.press(*"needle")
+    start = time.monotonic()
+    while page.text("#list-count") != "1 group in all steps":
+        assert time.monotonic() - start < KEY_SECONDS
+    assert page.text("#group mark") == "needle"
+    page.browser.press("Escape")
+    page.run(
+        "const search = document.getElementById('search'); search.value = '';"
+        "search.dispatchEvent(new Event('input'));"
+    )
+
+
+def check_hostile_text(page):
+    page.run("openSteps(0, 1)")
+    page.choose("Completions by", "sample")
+    shown = page.all("#group .text")
+    assert shown[1] == HOSTILE["script"] and shown[2] == HOSTILE["quotes"]
+    assert "U+202E" in shown[3] and "שלום 你好" in shown[3]
+    assert "U+2028" in shown[4] and "U+0000" in shown[4]
+    page.browser.press("j")
+    shown = page.all("#group .text")
+    assert shown[1] == "U+D800 and U+DFFF"
+    assert len(shown[2]) == 3000
+    page.run("document.querySelector('#group .more').click()")
+    assert len(page.all("#group .text")[2]) == 23_000
+    assert "800,000 characters of this text are not in the page" in page.text("#group")
+    widths = page.run("return [document.documentElement.scrollWidth, innerWidth]")
+    assert widths[0] <= widths[1]
+    assert page.all("b") == []  # a task's name is text, too
+
+
+@needs_browser
+def test_colours_follow_the_system_and_the_button(page):
+    def background():
+        return page.run("return getComputedStyle(document.body).backgroundColor")
+
+    light = background()
+    dark_mode = [{"name": "prefers-color-scheme", "value": "dark"}]
+    page.browser.devtools("Emulation.setEmulatedMedia", features=dark_mode)
+    dark = background()
+    assert light == "rgb(255, 255, 255)" != dark
+    page.run("theme.click()")
+    page.run("theme.click()")
+    page.browser.devtools("Emulation.setEmulatedMedia", features=[])
+    assert background() in (light, dark)
+
+
+@needs_browser
+def test_no_view_is_wider_than_a_phone(page):
+    size = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+    page.browser.devtools("Emulation.setDeviceMetricsOverride", **size)
+    for name in ("recipe", "curves", "steps", "problems", "diagnosis"):
+        page.run("go(arguments[0])", name)
+        page.run("return 1")  # the view changes after this script's turn
+        assert page.run("return document.documentElement.scrollWidth") <= 390, name
