@@ -94,5 +94,8 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         names = ("tokens_BT", "target_BT", "token_of_flat_M", "flat_of_token_BT", "target_Q")
-        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
-        return replace(self, **moved)
+        tensors = [getattr(self, name) for name in names]
+        if device.type == "cuda":
+            tensors = [x.pin_memory() for x in tensors]  # or the host would wait
+        moved = [x.to(device, non_blocking=True) for x in tensors]
+        return replace(self, **dict(zip(names, moved)))

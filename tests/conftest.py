@@ -55,6 +55,17 @@ NO_SANDBOX = no_sandbox()
 sandbox.close()
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "gpu: needs a CUDA GPU")
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
     """On a machine without a sandbox, a test that fails because of it is skipped."""

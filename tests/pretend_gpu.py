@@ -27,7 +27,10 @@ CUDA, T = torch.device("cuda", 0), torch.Tensor
 MEMORY = 80 * 2**30  # bytes, all of them free
 VALUE_ON_HOST = {T.item, T.tolist, T.__bool__, T.__int__, T.__float__, T.__index__}
 VALUE_ON_HOST |= {T.equal, torch.equal, T.allclose, torch.allclose, T.__contains__}
-SIZE_FROM_VALUES = {T.nonzero, torch.nonzero, T.masked_select, torch.masked_select, torch.unique}
+SIZE_FROM_VALUES = {T.nonzero, torch.nonzero, T.masked_select, torch.masked_select}
+SIZE_FROM_VALUES |= {T.argwhere, torch.argwhere, T.bincount, torch.bincount, T.unique, torch.unique}
+SIZE_FROM_VALUES |= {T.unique_consecutive, torch.unique_consecutive}
+REPEATS = {T.repeat_interleave, torch.repeat_interleave}
 COPIES = {T.to, T.cpu, T.cuda, T.copy_, T.__setitem__, T.__getitem__}
 waits = Counter()
 
@@ -82,10 +85,12 @@ def call(func, args, kwargs):
     if inside and outside and owner is T.data and name == "__set__":
         return move(args[0], args[1])
     args, device = without_device(func, args, kwargs)
-    kwargs.pop("pin_memory", False)
+    pinned = kwargs.pop("pin_memory", False)
     target = bool(inside) if device is None else torch.device(device).type == "cuda"
-    if func in (T.pin_memory, T.is_pinned):
-        return args[0] if func is T.pin_memory else True
+    if func is T.is_pinned:
+        return is_pinned(args[0])
+    if func is T.pin_memory:
+        func, pinned = T.clone, True
     check_devices(func, name, inside, outside)
     count_waits(func, name, args, kwargs, inside, outside, target)
     with torch._C.DisableTorchFunction():
@@ -108,7 +113,14 @@ def call(func, args, kwargs):
             else (OnGPU(x) if target else x)
         )
 
-    return tree_map(wrap, result)
+    result = tree_map(wrap, result)
+    if pinned:
+        result.is_pinned_memory = True
+    return result
+
+
+def is_pinned(x):
+    return getattr(x, "is_pinned_memory", False)
 
 
 def without_device(func, args, kwargs):
@@ -156,12 +168,21 @@ def check_devices(func, name, inside, outside):
         )
 
 
+def is_where(func, args):
+    """With one argument: `nonzero`."""
+    return func in (T.where, torch.where) and len(args) == 1
+
+
 def count_waits(func, name, args, kwargs, inside, outside, target):
-    non_blocking = kwargs.get("non_blocking")
-    if func in (T.to, T.cpu, T.cuda) and on_gpu(args[0]) != target and not non_blocking:
-        wait("copy to the GPU" if target else "copy to the host")
-    elif func is T.copy_ and inside and outside and not non_blocking:
-        wait("copy between devices")
+    non_blocking = kwargs.get("non_blocking", func is T.copy_ and args[2:] == (True,))
+    if func in (T.to, T.cpu, T.cuda) and on_gpu(args[0]) != target:
+        if not (non_blocking and is_pinned(args[0])):
+            wait("copy to the GPU" if target else "copy to the host")
+    elif func is T.copy_ and inside and outside:
+        if not (non_blocking and is_pinned(outside[0])):
+            wait("copy between devices")
+    elif inside and (func in REPEATS and not isinstance(args[1], int) or is_where(func, args)):
+        wait(name)
     elif func in (torch.tensor, torch.as_tensor) and target and not inside:
         wait("copy to the GPU")
     elif inside and (func in VALUE_ON_HOST or func in SIZE_FROM_VALUES):
@@ -270,6 +291,8 @@ def pretend_gpu(capture=pretended_capture):
         "device_count": lambda: 1,
         "mem_get_info": lambda device=None: (MEMORY, MEMORY),
         "empty_cache": lambda: None,
+        "is_current_stream_capturing": lambda: False,
+        "max_memory_reserved": lambda device=None: 0,
         "current_stream": lambda device=None: Stream(),
         "Stream": lambda device=None: Stream(),
         "stream": lambda stream: nullcontext(),

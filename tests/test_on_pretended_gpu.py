@@ -11,6 +11,7 @@ from pretend_gpu import pretend_gpu
 import train_sft
 from r1mini import checkpoint
 from r1mini.checkpoint.tokenizer import Tokenizer
+from r1mini.recipe import scheduler
 from r1mini.records import Group, Problem, Rollout
 from r1mini.rl import learner
 from r1mini.rl.config import GRPOConfig
@@ -57,6 +58,12 @@ def test_tensors_of_two_devices_do_not_mix(mix):
         lambda x: x.__setitem__([0], 1.0),
         lambda x: torch.tensor([1.0], device=x.device),
         lambda x: torch.ones(3).to(x.device),
+        lambda x: torch.ones(3).to(x.device, non_blocking=True),  # not pinned
+        lambda x: x.to("cpu", non_blocking=True),
+        lambda x: torch.ones(2, 3).copy_(x, non_blocking=True),
+        lambda x: torch.where(x > 0),
+        lambda x: x.repeat_interleave(torch.ones(2, dtype=torch.long, device=x.device), 0),
+        lambda x: x.unique(),
     ],
 )
 def test_what_makes_the_host_wait_is_counted_with_its_line(read):
@@ -74,6 +81,8 @@ def test_what_makes_nobody_wait_is_not_counted():
         y = x + 1 + torch.tensor(2.0)  # a CPU scalar may be mixed in
         y[:, torch.arange(2, device="cuda")] = 0
         y += torch.ones(3).pin_memory().to("cuda", non_blocking=True)
+        torch.empty(2, 3, pin_memory=True).copy_(y, non_blocking=True)
+        y.repeat_interleave(2, 0), torch.where(y > 0, y, 0)
         assert y.device == x.device == torch.device("cuda:0") and y.is_cuda
     assert not waits and y.host.tolist() == [[1.0, 1.0, 5.0]] * 2
 
@@ -138,8 +147,8 @@ def test_run_goes_on_without_graphs_if_one_is_refused(model, tokens, error, when
         assert groups == expected
         assert not graphs_enabled(torch.device("cuda"))  # from now on: the next call does not try
     assert capsys.readouterr().err == (
-        "CUDA graphs are off: a decoding step could not be captured (CUDA error: operation not "
-        "permitted); sampling goes on without them\n"
+        "CUDA graphs are off: a decoding step could not be captured or replayed (CUDA error: "
+        "operation not permitted); sampling goes on without them\n"
     )
 
 
@@ -232,6 +241,18 @@ def test_a_tensor_left_on_the_cpu_would_be_seen(monkeypatch):
     )
     with pretend_gpu(), pytest.raises(RuntimeError, match="same device"):
         update("cuda", {}, steps=1)
+
+
+def test_stages_side_by_side_fit_the_gpu(monkeypatch):
+    monkeypatch.setattr(scheduler.os, "sched_getaffinity", lambda _: range(16), raising=False)
+    with pretend_gpu():
+        workers = []
+        for free in (80, 40, 10):
+            monkeypatch.setattr(
+                torch.cuda, "mem_get_info", lambda device, free=free: (free * 2**30, 0)
+            )
+            workers.append(scheduler.default_workers("cuda"))
+    assert workers == [4, 2, 1]
 
 
 # -- whole runs --------------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ class Part:
 
 def bench(flags: str, tiny: str) -> Part:
     command = "-m r1mini.bench --device {device} --bf16"
-    return Part(150, (f"{command} {flags}",), (f"-m r1mini.bench --device {{device}} {tiny}",))
+    return Part(300, (f"{command} {flags}",), (f"-m r1mini.bench --device {{device}} {tiny}",))
 
 
 def memory(shape: str, flags: str) -> Part:
@@ -66,7 +66,7 @@ def memory(shape: str, flags: str) -> Part:
 
 PARTS = {
     "tests": Part(
-        180, ("-m pytest -q -k gpu tests",), ("-m pytest -q -k gpu tests/test_config.py",)
+        180, ("-m pytest -q -m gpu tests",), ("-m pytest -q -k gpu tests/test_config.py",)
     ),
     "decode": bench(f"{DECODE} --batch 1 16 64 256", f"{TINY} --what decode prefill"),
     "decode-compiled": bench(f"{DECODE} --compile --batch 1 16 64 256", f"{TINY} --what decode"),

@@ -37,13 +37,14 @@ def pick_device(
         name = f"cuda:{os.environ.get('LOCAL_RANK', distributed.rank())}"
     if name != "cpu" and int(name[5:] or 0) >= torch.cuda.device_count():
         raise ValueError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices")
+    if name != "cpu" and not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
+        # Less memory is lost to fragments. The second name is the older one. Read when CUDA starts.
+        os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
     if ":" in name:
         torch.cuda.set_device(name)  # also for NCCL, CUDA graphs, and tensors on plain "cuda"
     if threads:
         torch.set_num_threads(threads)
-    # Less memory is lost to fragments of odd sizes; read when CUDA starts.
-    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.set_float32_matmul_precision("high" if tf32 and name != "cpu" else "highest")
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first product
         torch.use_deterministic_algorithms(True, warn_only=True)

@@ -35,8 +35,11 @@ class PackedAttention:
         self.kept_kv = [] if keep_kv else None  # (k_MKC, v_MKC) of each layer
         parent = list(parent) or [-1] * len(lengths)
         batches, output_of_token = padded_batches(self.lengths, parent)
-        self.batches_BT = [index_BT.to(device, non_blocking=True) for index_BT in batches]
-        self.output_of_token_M = output_of_token.to(device, non_blocking=True)
+        indices = [*batches, output_of_token]
+        if device is not None and device.type == "cuda":
+            indices = [index.pin_memory() for index in indices]  # or the host would wait
+        indices = [index.to(device, non_blocking=True) for index in indices]
+        self.batches_BT, self.output_of_token_M = indices[:-1], indices[-1]
 
     def __call__(self, layer: int, q_MHC: Tensor, k_MKC: Tensor, v_MKC: Tensor) -> Tensor:
         if self.kept_kv is not None:

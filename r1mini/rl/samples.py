@@ -96,6 +96,8 @@ class LossInputs:
         """These rows, cut to T columns, on the device."""
         tensors = [x[rows] for x in vars(self).values()]
         tensors = [x if x.ndim == 1 else x[:, :T] for x in tensors]
+        if device.type == "cuda":
+            tensors = [x.pin_memory() for x in tensors]  # or the host would wait
         return LossInputs(*(x.to(device, non_blocking=True) for x in tensors))
 
 

@@ -1,6 +1,6 @@
 """The decoding step for torch.compile: `--compile` on CUDA.
 
-It computes what decode.py and kv_cache.py compute, in 11 calls a layer instead of 32 operators:
+It computes what decode.py and kv_cache.py compute, in 12 calls a layer instead of 32 operators:
 norms, the rotation of queries and keys, and the MLP's gate fuse. Attention is two calls of torch's
 kernel: to the prompts, whose keys are read once for all rows that continue them, and to the rows'
 own tokens. Each also returns the logarithm of its sum of exponentials, which combines the two
@@ -33,7 +33,7 @@ class StepTensors(NamedTuple):
 
     cos: Tensor  # [B, 1, C]
     sin: Tensor  # [B, 1, C], negative in the first half: `roll` swaps the halves, without a sign
-    target_BK: Tensor  # where the new keys and values go in a layer's flattened cache
+    count_B1: Tensor  # the position of the new keys and values in the cache
     query_row: Tensor  # [B*K + P*K*G] the row of each query: row by row, then prompt by prompt
     query_head: Tensor  # [B*K + P*K*G] its key head
     by_row_BK: Tensor  # the place of each row's queries among those sorted by prompt
@@ -51,13 +51,15 @@ class CompiledDecoder(FusedDecoder):
                 return self.compiled_tokens(*args)
             except torch.OutOfMemoryError:
                 raise
-            except RuntimeError as error:  # a step that fails has changed nothing that is read
-                CompiledDecoder.refused = True
+            except Exception as error:  # of torch's compiler: of any kind
+                if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+                    raise  # it was compiled before: the capture failed
                 reason = str(error).partition("\n")[0]
-                print(
-                    f"--compile: not for the sampler ({reason}); sampling goes on without it",
-                    file=sys.stderr,
-                )
+            CompiledDecoder.refused = True  # what has failed has changed nothing that is read again
+            print(
+                f"--compile: not for the sampler ({reason}); sampling goes on without it",
+                file=sys.stderr,
+            )
         return super().next_tokens(*args)
 
     def compiled_tokens(
@@ -97,7 +99,7 @@ def first_tensors(
 ) -> tuple[Tensor, StepTensors]:
     """The embeddings of the last tokens, and what all layers read."""
     x_BD = model.model.embed_tokens(token_B)
-    _, B, K, S, C = cache.key.shape
+    _, B, K, _, C = cache.key.shape
     T, R = cache.prompt_key.shape[3], config.num_attention_heads // K
     G, dtype, device = cache.rows_per_prompt, cache.key.dtype, x_BD.device
     frequency = model.rope_bits.view(torch.float32)
@@ -113,7 +115,7 @@ def first_tensors(
     return x_BD, StepTensors(
         cos,
         sin * sign,
-        rows_BK * S + count_B.repeat_interleave(K),
+        count_B[:, None],
         query // K,
         query % K,
         cache.by_row_BK,
@@ -127,7 +129,7 @@ def bias(visible: Tensor, K: int, queries: int, dtype: torch.dtype) -> Tensor:
     """[_, K, queries, X] of visible [_, X]."""
     zeros = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
     masked = zeros.masked_fill(~visible, -torch.inf)[:, None, None]
-    return masked.expand(-1, K, queries, -1).contiguous()
+    return masked.expand(-1, K, queries, -1)
 
 
 def layer_step(
@@ -148,8 +150,11 @@ def layer_step(
     q, k, v = qkv.view(B, H + 2 * K, C).split((H, K, K), 1)
     if config.qk_norm:
         q, k = layer.q_norm(q), layer.k_norm(k)
+    # On the pools themselves, not on views of them, which torch 2.11 would copy as a whole.
+    row_B1 = torch.arange(B, device=x_BD.device)[:, None]
+    head_K = torch.arange(K, device=x_BD.device)
     for pool, new in ((key, rotated(k, step)), (value, v)):
-        pool.view(-1, C).index_copy_(0, step.target_BK, new.reshape(B * K, C).to(dtype))
+        pool.index_put_((row_B1, head_K, step.count_B1), new.to(dtype))
     q = rotated(q, step).view(B, K, R, C)[step.query_row, step.query_head].to(dtype)
     own_q, prompt_q = q[: B * K].view(B, K, R, C), q[B * K :].view(P, K, -1, C)
     length = step.own_bias.shape[-1]

@@ -1,6 +1,6 @@
 """Runs the sampler's decoding steps: directly, or as CUDA graphs.
 
-A step launches some forty kernels a layer. Most are so small that the CPU needs longer to launch
+A step launches some thirty kernels a layer. Most are so small that the CPU needs longer to launch
 one than the GPU to run it. A CUDA graph launches them all at once. It holds the addresses and
 shapes of the tensors that the step reads and writes, so a step writes its state in place, shapes
 are rounded up, and a tensor that moves makes all graphs invalid.
@@ -13,6 +13,7 @@ graphs kept from one call of `sample` to the next, and graphs for prefill, whose
 import os
 import sys
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
 from functools import cache
 
 import torch
@@ -99,18 +100,20 @@ class GraphRunner(EagerRunner):
         try:
             replay, outputs = self.graphs[name] = self.graphs[name] or self.capture(step)
             replay()
+            return tuple(x.clone() for x in outputs)  # the next replay overwrites them
         except RuntimeError as error:  # also out of memory
-            self.refuse(str(error).partition("\n")[0])
-            return step()  # a failed capture has computed nothing
-        return tuple(x.clone() for x in outputs)  # the next replay overwrites them
+            reason = str(error).partition("\n")[0]
+        # Outside the handler, which would keep the tensors of the failed capture alive.
+        self.refuse(reason)
+        return step()  # a failed capture has computed nothing
 
     def refuse(self, reason: str) -> None:
         """No more graphs in this process."""
         refused.add(self.device)
         self.graphs.clear()
         print(
-            f"CUDA graphs are off: a decoding step could not be captured ({reason}); sampling goes "
-            "on without them",
+            f"CUDA graphs are off: a decoding step could not be captured or replayed ({reason}); "
+            "sampling goes on without them",
             file=sys.stderr,
         )
 
@@ -133,8 +136,12 @@ class GraphRunner(EagerRunner):
             # thread_local: other threads, of rewards or of NCCL, may use CUDA during the capture.
             with torch.cuda.graph(graph, self.pool, stream, capture_error_mode="thread_local"):
                 outputs = step()
-        finally:
-            torch.cuda.set_stream(main)  # torch leaves the other one current after an error
+        except RuntimeError:
+            # torch leaves the stream current, and memory allocated for the pool, after an error.
+            torch.cuda.set_stream(main)
+            with suppress(RuntimeError):
+                torch._C._cuda_endAllocateToPool(stream.device_index, self.pool)
+            raise
         return graph.replay, outputs
 
 

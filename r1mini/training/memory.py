@@ -214,8 +214,9 @@ def dry_run(
         return
     moments = torch.empty(sizes["optimizer"], dtype=torch.uint8, device=device)
     worst_case_step()
-    torch.empty_like(moments)  # the optimizer's step: gradients and AdamW's denominators
-    peak = free - available(device)
+    torch.empty(sizes["gradients"], dtype=torch.uint8, device=device)  # in the optimizer's step
+    on_gpu = device.type == "cuda"  # others may use it, too
+    peak = torch.cuda.max_memory_reserved(device) if on_gpu else free - available(device)
     print(
         f"peak memory in the dry run: {peak / GIB:.1f} GiB of {free / GIB:.1f}, "
         f"{sum(sizes.values()) / GIB:.1f} estimated",

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from r1mini.checkpoint.tokenizer import Tokenizer
+from r1mini.sampler import cuda_graphs
 from r1mini.sampler import sampler as sampler_module
 from r1mini.sampler.compiled import CompiledDecoder
 from r1mini.sampler.cuda_graphs import GraphRunner, graphs_enabled
@@ -23,7 +24,6 @@ from r1mini.sampler.sampling import SamplingParams
 from r1mini.training.logprobs import collate, token_logprobs
 
 PROMPTS = ["Make 24 from 3, 5, 9.\n", "x\n", "Balance H2 + O2 -> H2O\n"]
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 CPU = torch.device("cpu")
 TO_HOST = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
@@ -242,7 +242,7 @@ class Eager(GraphRunner):
             torch.cuda.set_sync_debug_mode(before)
 
 
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize(
     "params",
     [
@@ -263,17 +263,32 @@ def test_cuda_graphs_give_the_same_rollouts_as_eager_steps(tokens, params, kind,
     assert any(runner.graphs.values()) and len(runner.graphs) <= 2 * math.log2(128)
 
 
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("kind", [{}, {"qk_norm": True, "attention_bias": True}])
-def test_compiled_graphs_on_a_gpu_give_the_same_rollouts(tokens, kind):
+def test_compiled_graphs_give_the_same_rollouts(tokens, kind):
     device, tokenizer = torch.device("cuda"), stopping(tokens, 16)
     model = random_model(vocab_size=tokens.vocab_size, **kind).requires_grad_(False).to(device)
     run = partial(sampled, model, tokenizer, PROMPTS * 6, 8, SamplingParams(90), max_rows=64)
     same(run(compile=True), run(runner=Eager(device)))
-    assert not CompiledDecoder.refused
+    with torch.autocast("cuda", torch.bfloat16):
+        run(compile=True)
+    assert not CompiledDecoder.refused and device not in cuda_graphs.refused
 
 
-@needs_gpu
+@pytest.mark.gpu
+def test_refused_capture_leaves_a_working_allocator(monkeypatch):
+    monkeypatch.setattr(cuda_graphs, "refused", set())
+    device = torch.device("cuda", 0)
+    x, runner = torch.ones(3, device=device), GraphRunner(device)
+    step = lambda: (x * x.sum().item(),)  # reads a value: cannot be captured
+    for _ in range(3):
+        assert runner.run(step, "a", [x])[0].tolist() == [3.0] * 3
+    assert device in cuda_graphs.refused
+    torch.cuda.empty_cache()
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+
+
+@pytest.mark.gpu
 def test_gpu_samples_the_same_tokens_as_cpu(tokens):
     model = random_model(vocab_size=tokens.vocab_size).requires_grad_(False)
     tokenizer = stopping(tokens, 16)
@@ -285,7 +300,7 @@ def test_gpu_samples_the_same_tokens_as_cpu(tokens):
     same({key: rollouts[key] for key in alike}, {key: expected[key] for key in alike}, 1e-3)
 
 
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("bf16", [False, True])
 def test_gpu_micro_batch_never_waits_and_needs_no_quadratic_memory(bf16):
     model = random_model(max_position_embeddings=4096).to("cuda")

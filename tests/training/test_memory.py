@@ -267,9 +267,12 @@ def test_dry_run_holds_the_memory_of_the_moments(monkeypatch, capsys):
         torch, "empty", lambda size, **kind: done.append(size) or real(size, **kind)
     )
     memory.dry_run(
-        lambda: done.append("worst"), {"weights": 2**30, "optimizer": 123}, 4 * 2**30, CPU
+        lambda: done.append("worst"),
+        {"weights": 2**30, "gradients": 45, "optimizer": 123},
+        4 * 2**30,
+        CPU,
     )
-    assert done == [123, "worst"] and "3.0 GiB of 4.0, 1.0 estimated" in capsys.readouterr().out
+    assert done == [123, "worst", 45] and "3.0 GiB of 4.0, 1.0 estimated" in capsys.readouterr().out
 
 
 def test_free_memory_is_plausible_or_unknown():

@@ -190,7 +190,7 @@ def where_moments_are(optimizers):
     )
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_offloaded_moments_on_a_gpu_are_bit_identical_and_free_its_memory(kind):
     results, taken = [], []
