@@ -91,6 +91,7 @@ def main(cfg: GRPOConfig) -> dict:
             if fraction == 1:  # the last step; with --sample-budget, perhaps before --steps
                 break
     summary = run.finish(steps=len(log.rows))
+    log.print_curves()
     print(f"{run.out}: {run.seconds:.0f} s; next: python sample.py --model {run.out}")
     return summary
 
