@@ -147,6 +147,8 @@ class ProgressBar:
         if left is not None:
             self.bar.set_postfix_str(f"{tqdm.format_interval(left)} left", refresh=False)
         self.bar.update(done - self.bar.n)
+        if done == self.first:  # tqdm has just drawn the bar without its text
+            self.bar.refresh()
 
     def close(self) -> None:
         self.bar.close()

@@ -149,7 +149,8 @@ class StepLog:
         self.run, self.cfg, self.reward_weights, self.policy = run, cfg, weights, policy
         self.context = policy.config.max_position_embeddings
         self.rows = files.read_metrics(run.out / "metrics.jsonl", *NEEDED)
-        run.show_progress(fraction_done(cfg, run.step - 1, run.values.get("spent", 0)))
+        done = fraction_done(cfg, run.step - 1, run.values.get("spent", 0))
+        run.show_progress(done, f"{run.step}/{cfg.steps}")
 
     def sampled(self, step: int, groups: Sequence[Group]) -> None:
         self.run.lap("sample")

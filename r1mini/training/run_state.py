@@ -210,7 +210,7 @@ class Run:
             yield step
             self.end_step(step + 1)
 
-    def show_progress(self, done: float, text: str = "") -> None:
+    def show_progress(self, done: float, text: str) -> None:
         """Show the share of the run that is done, from 0 to 1, and a text. Called first where this
         process begins."""
         if self.bar is None:

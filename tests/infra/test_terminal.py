@@ -114,9 +114,9 @@ def test_time_left_is_that_of_this_process(monkeypatch):
     clock = SimpleNamespace(monotonic=lambda: clock.now, now=100.0)
     monkeypatch.setattr(terminal, "time", clock)
     bar = ProgressBar(0.5, True)  # a resumed run
-    bar.update(0.5, "r1")
+    bar.update(0.5, "r1 5/10")
+    assert tty.screen()[-1].startswith("r1 5/10  50%|") and "left" not in tty.screen()[-1]
     print("before the first step")
-    assert " 50%|" in tty.screen()[-1] and "left" not in tty.screen()[-1]
     clock.now += 10
     bar.update(0.6, "r1 6/10")
     print("a step")

@@ -146,10 +146,10 @@ def test_bar_begins_where_the_run_resumes(tiny_grpo, monkeypatch, progress):
         tiny_grpo(steps=4, save_every=1, progress=progress)
     tiny_grpo(steps=4, save_every=1, progress=progress)
     first, resumed = RecordedBar.made
-    assert first[:3] == [(0.0, progress), (0.0, "out "), (0.25, "out 1/4")]
+    assert first[:3] == [(0.0, progress), (0.0, "out 0/4"), (0.25, "out 1/4")]
     assert first[-1] == resumed[-1] == "closed"
     assert resumed[0] == (0.5, progress)
-    assert resumed[2:] == [(0.75, "out 3/4"), (1.0, "out 4/4"), "closed"]
+    assert resumed[1:] == [(0.5, "out 2/4"), (0.75, "out 3/4"), (1.0, "out 4/4"), "closed"]
 
 
 def test_bar_of_a_run_with_a_budget_counts_completions(tiny_grpo, monkeypatch):
