@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from r1mini import tasks
 from r1mini.checkpoint.chat_template import ChatTemplate, plain_template
@@ -145,15 +144,11 @@ def main(cfg: Config) -> dict:
     values = {"position": (0, 0), "tokens": 0, "loss": math.nan, "recent_losses": []} | run.values
     values["recent_losses"] = [torch.tensor(x, device=device) for x in values["recent_losses"]]
     run.values, step = values, run.step
-    bar = tqdm(
-        total=cfg.epochs,
-        bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}",
-        leave=False,
-        disable=None if cfg.progress else True,
-    )
-    with run, bar:
+    with run:
         batches = make_batches(cfg, tokenizer, rows, context, values["position"])
         for batch, progress, position in batches:
+            loss_text = f" loss {values['loss']:.4f}" if values["tokens"] else ""
+            run.show_progress(progress, f"step {step}{loss_text}")
             loss, count, finite = memory.retry_with_half(
                 partial(accumulate_gradient, cfg, model, batch), cfg.batch_tokens, model, cfg
             )
@@ -179,8 +174,6 @@ def main(cfg: Config) -> dict:
                             "seconds": round(run.seconds, 3),
                         },
                     )
-                    bar.set_description(f"step {step} loss {values['loss']:.4f}")
-                    bar.update(progress * cfg.epochs - bar.n)
             values["position"], step = position, step + 1
             run.end_step(step)
     if not values["tokens"]:

@@ -22,7 +22,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from r1mini.infra import signals
+from r1mini.infra import signals, terminal
 from r1mini.model.config import LINEAR
 
 Config = TypeVar("Config")
@@ -63,7 +63,7 @@ class DeviceOptions:
     seed: int = option(0, "random seed")
     device: str = option("auto", "auto, cpu or cuda[:n]")
     threads: int = option(1, "CPU threads (0: torch's choice)", bounds="0 <= x")
-    progress: bool = option(True, "show progress bars")
+    progress: bool = option(True, "show progress bars, if the output is a terminal")
     bf16: bool = option(False, "compute in bfloat16; trained weights stay fp32")
     tf32: bool = option(
         False,
@@ -122,6 +122,11 @@ class TrainOptions(DataOptions, DeviceOptions):
     compile: bool = option(
         False,
         "torch.compile the model, and on CUDA the sampler's step; on a CPU it needs a C++ compiler",
+    )
+    report_to: str = option(
+        "none",
+        "also write the metrics as scalars to OUT/tensorboard; needs the package tensorboard",
+        choices=("none", "tensorboard"),
     )
     keep: int = option(
         2,
@@ -369,6 +374,7 @@ def run_script(
 ) -> None:
     """A script's entry point. A user's mistake prints one line and exits with code 2."""
     name = sys.argv[0].rsplit("/", 1)[-1]
+    terminal.escape_unencodable()
     config = parse(cls, presets=presets, description=description, prog=name)
     resumable = bool(getattr(config, "out", ""))  # chat, for example, writes no file
     try:

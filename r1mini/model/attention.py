@@ -35,11 +35,9 @@ class PackedAttention:
         self.kept_kv = [] if keep_kv else None  # (k_MKC, v_MKC) of each layer
         parent = list(parent) or [-1] * len(lengths)
         batches, output_of_token = padded_batches(self.lengths, parent)
-        indices = [*batches, output_of_token]
-        if device is not None and device.type == "cuda":
-            indices = [index.pin_memory() for index in indices]  # or the host would wait
-        indices = [index.to(device, non_blocking=True) for index in indices]
-        self.batches_BT, self.output_of_token_M = indices[:-1], indices[-1]
+        on_cuda = device is not None and device.type == "cuda"  # pinned, or the host would wait
+        index = [x.pin_memory() if on_cuda else x for x in (*batches, output_of_token)]
+        *self.batches_BT, self.output_of_token_M = (x.to(device, non_blocking=True) for x in index)
 
     def __call__(self, layer: int, q_MHC: Tensor, k_MKC: Tensor, v_MKC: Tensor) -> Tensor:
         if self.kept_kv is not None:

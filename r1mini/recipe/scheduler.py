@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from r1mini.infra import files, signals
+from r1mini.infra import files, signals, terminal
 from r1mini.infra.device import pick_device
 from r1mini.training import memory, run_state
 
@@ -122,6 +122,7 @@ def start_worker() -> None:
     signals.defer()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.SIGNALS)
     tqdm.set_lock(threading.RLock())
+    terminal.escape_unencodable()
 
     def follow_parent() -> None:
         multiprocessing.parent_process().join()

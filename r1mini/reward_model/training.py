@@ -91,6 +91,7 @@ def main(cfg: Config) -> dict:
     run.start(model, tokenizer, optimizers)
     with run:
         for step in run.steps(len(batches)):
+            run.show_progress(step / len(batches), f"{step}/{len(batches)}")
             stats = memory.retry_with_half(
                 partial(accumulate_gradient, model, batches[step], cfg.bf16),
                 cfg.learner_tokens,

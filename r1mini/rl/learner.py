@@ -149,9 +149,8 @@ def micro_batch_loss(
 
 
 def add_up(results: Sequence[PassResult], norm: Tensor) -> Stats:
-    """The metrics of a minibatch and its gradient's norm. If a loss is not finite, the norm is NaN,
-    and `bad` has the rows responsible, if they are known. Reads all tensors at once: the host waits
-    for a GPU here, and nowhere else in an update."""
+    """The metrics of a minibatch and its gradient's norm; if a loss is not finite, that is NaN, and
+    `bad` has the rows responsible. Here alone an update waits for a GPU, to read all at once."""
     names = list(results[0].metrics)
     sums_PK = torch.stack([torch.stack(list(result.metrics.values())) for result in results])
     total_K, largest_K = sums_PK.sum(0), sums_PK.amax(0)

@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
@@ -11,19 +12,23 @@ from torch import Tensor
 
 from r1mini.infra import files
 from r1mini.infra.distributed import replicate
+from r1mini.infra.terminal import curve_levels, curve_lines, fit_line, shorten
 from r1mini.model.lora import own_parameters
 from r1mini.model.transformer import Transformer
 from r1mini.records import Group
 from r1mini.rewards.completion import extract_answer, extract_thinking, words
 from r1mini.rewards.runner import parse_spec
 from r1mini.rl import diagnosis
-from r1mini.rl.config import GRPOConfig
+from r1mini.rl.config import GRPOConfig, fraction_done
 from r1mini.training.run_state import Run
 
 LOGS = ("metrics.jsonl", "rollouts.jsonl")
+ACCURACY = "rewards/accuracy/mean"
 # A resumed run needs these of its earlier steps.
 NEEDED = (
     "step",
+    "reward",
+    "completions/mean_length",
     "num_tokens",
     "entropy",
     "frac_reward_zero_std",
@@ -144,6 +149,8 @@ class StepLog:
         self.run, self.cfg, self.reward_weights, self.policy = run, cfg, weights, policy
         self.context = policy.config.max_position_embeddings
         self.rows = files.read_metrics(run.out / "metrics.jsonl", *NEEDED)
+        done = fraction_done(cfg, run.step - 1, run.values.get("spent", 0))
+        run.show_progress(done, f"{run.step}/{cfg.steps}")
 
     def sampled(self, step: int, groups: Sequence[Group]) -> None:
         self.run.lap("sample")
@@ -166,7 +173,7 @@ class StepLog:
         adv_NG: Tensor,
         updates: Sequence[Mapping[str, float]],
         learning_rate: float,
-        fraction_done: float,
+        fraction: float,
     ) -> None:
         """Log a step: the groups it learned from, all groups sampled for them, and its updates."""
         self.run.lap("update")
@@ -188,16 +195,19 @@ class StepLog:
         self.rows.append(row)
         self.run.write("metrics.jsonl", row)
         self.run.write("rollouts.jsonl", *rollout_rows(step, groups, adv_NG))
+        self.run.show_progress(fraction, f"{step + 1}/{self.cfg.steps}")
         self.print_step(row, groups)
-        if step % 5 == 4 or fraction_done == 1:
+        if step % 5 == 4 or fraction == 1:
             for advice in diagnosis.diagnose(
                 self.rows, self.cfg, self.reward_weights, self.context
             ):
                 print(f"{self.run.name}: {advice}", flush=True)
+        if fraction == 1:
+            self.print_curves()
 
     def print_step(self, row: Mapping[str, Any], groups: Sequence[Group]) -> None:
         name, step = self.run.name, row["step"]
-        print(f"{name} {step + 1}/{self.cfg.steps}: {summary(row)}", flush=True)
+        print(step_line(name, self.cfg.steps, row), flush=True)
         if "grad_norm" not in row and not row.get("updates_skipped"):
             if all(group.has_zero_variance for group in groups):
                 reason = "the rewards within every group are equal"
@@ -211,18 +221,36 @@ class StepLog:
                 text = f"{group.problem.prompt}{group.rollouts[0].text}"
                 print(f"--- {text}\n--- reward {group.rewards[0]:.2f}", flush=True)
 
+    def print_curves(self) -> None:
+        """The course of the run, at its end. Line by line: other stages may print between them."""
+        for line in curve_lines(self.run.name, curves(self.rows), curve_levels(sys.stdout)):
+            print(line, flush=True)
 
-def summary(row: Mapping[str, Any]) -> str:
-    """The metrics of a step in one line."""
-    names = [name for name in row if re.fullmatch("rewards/.*/mean", name)]
-    parts = [f"{name.split('/')[1]} {row[name]:.2f}" for name in names]
+
+def step_line(name: str, steps: int, row: Mapping[str, Any]) -> str:
+    """The metrics of a step in one line of at most 100 columns. From the most important to the
+    least: accuracy (if it applies to no problem, the reward), the length in tokens, the share of
+    groups with equal rewards, the share of completions that were cut, the other rewards, and the
+    time in seconds. What does not fit is left out."""
+    parts = [] if ACCURACY in row else [(0, f"reward {row['reward']:.2f}")]
+    for key in row:
+        if match := re.fullmatch("rewards/(.*)/mean", key):
+            parts.append((4 * (key != ACCURACY), f"{match[1]} {row[key]:.2f}"))
     parts += [
-        f"length {row['completions/mean_length']:.0f}",
-        f"cut {row['completions/clipped_ratio']:.2f}",
-        f"zero-variance {row['frac_reward_zero_std']:.2f}",
-        f"entropy {row['entropy']:.2f}",
-        f"grad {row['grad_norm']:.2f}" if "grad_norm" in row else "no update",
-        f"{row['step_time']:.1f} s (sample {row['time/sample']:.1f}, "
-        f"update {row['time/update']:.1f})",
+        (1, f"length {row['completions/mean_length']:.0f}"),
+        (3, f"cut {row['completions/clipped_ratio']:.0%}"),
+        (2, f"equal groups {row['frac_reward_zero_std']:.0%}"),
     ]
-    return " ".join(parts)
+    if "grad_norm" not in row:
+        parts.append((2, "no update"))
+    seconds = row["step_time"]
+    parts.append((5, f"{seconds:.0f} s" if seconds >= 1 else f"{seconds:.1f} s"))
+    return fit_line(f"{shorten(name)} {row['step'] + 1}/{steps}:", parts)
+
+
+def curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[list[float], str]]:
+    """Accuracy (if it applies to no problem, the reward) and length, each with its format."""
+    accuracy = [row[ACCURACY] for row in rows if ACCURACY in row]
+    title = "accuracy" if accuracy else "reward"
+    lengths = [row["completions/mean_length"] for row in rows]
+    return {title: (accuracy or [row["reward"] for row in rows], ".2f"), "length": (lengths, ".0f")}

@@ -41,12 +41,14 @@ from r1mini.infra.files import (
     write_file,
     write_json,
 )
+from r1mini.infra.terminal import ProgressBar, shorten
 from r1mini.model.lora import own_parameters
 from r1mini.model.transformer import Transformer
+from r1mini.training.tensorboard import TensorBoard, writer_class
 
 MANIFEST, VALUES, MOMENTS = "manifest.json", "state.json", "optimizer.safetensors"
 # Flags that do not change what a run writes.
-IGNORED = {"out", "progress", "show", "save_every", "keep", "allow_changes"}
+IGNORED = {"out", "progress", "show", "save_every", "keep", "allow_changes", "report_to"}
 # Flags that decide which tensors a state has: --allow-changes does not cover them.
 SHAPE = {"hidden_size", "layers", "heads", "kv_heads", "intermediate_size", "vocab_size"}
 LORA = {"lora_rank", "lora_alpha", "lora_targets"}
@@ -84,6 +86,10 @@ class Run:
         recorded = self.record()["config"] if (self.out / "run.json").is_file() else {}
         # A chat template may show the day: a run keeps its first one.
         self.settings = {**settings, **{k: x for k, x in recorded.items() if k == "date"}}
+        self.bar = self.tensorboard = None
+        self.reports = settings.get("report_to") == "tensorboard"
+        if self.reports:
+            writer_class()  # the package may be missing: before anything is written
         self.step_is_whole = True  # what is in memory is the state after `step` steps
 
     @property
@@ -143,6 +149,8 @@ class Run:
         self.model, self.tokenizer, self.optimizers = model, tokenizer, optimizers
         self.others = others
         self.resume()
+        if self.reports and distributed.is_main_rank():
+            self.tensorboard = TensorBoard(self.out, self.seconds)
 
     def resume(self) -> None:
         """Load the latest valid state, if there is one, and cut the logs back to it."""
@@ -202,6 +210,13 @@ class Run:
             yield step
             self.end_step(step + 1)
 
+    def show_progress(self, done: float, text: str) -> None:
+        """Show the share of the run that is done, from 0 to 1, and a text. Called first where this
+        process begins."""
+        if self.bar is None:
+            self.bar = ProgressBar(done, self.settings["progress"])
+        self.bar.update(done, f"{shorten(self.name, 20)} {text}")
+
     def lap(self, name: str) -> None:
         """Records the end of a named part of the step."""
         self.laps.append((name, time.perf_counter()))
@@ -237,6 +252,8 @@ class Run:
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         except OSError as error:
             raise ValueError(f"{path}: cannot be written ({error.strerror})") from None
+        if self.tensorboard and log == "metrics.jsonl":
+            self.tensorboard.write(*rows)
 
     def save(self) -> None:
         """Write a state. Called by all ranks."""
@@ -310,6 +327,8 @@ class Run:
                 if distributed.world_size() == 1 or issubclass(kind, KeyboardInterrupt):
                     self.save()
         finally:
+            for display in filter(None, (self.bar, self.tensorboard)):
+                display.close()
             if kind:
                 unlock(self.out)
 

@@ -8,6 +8,7 @@ from r1mini.rl.config import GRPOConfig
 
 G = 4
 METRICS = {"num_tokens": 100, "entropy": 0.5, "frac_reward_zero_std": 0.0, "groups_drawn": 2}
+METRICS |= {"reward": 0.5, "completions/mean_length": 9.0}
 METRICS |= {"completions/clipped_ratio": 0.25, "completions/unparsed_ratio": 0.0, "reward": 0.5}
 
 
