@@ -31,12 +31,12 @@ def find_folders(names: Sequence[str]) -> Folders:
             raise ValueError(f"RUN {name}: no such folder; name the folder of a run or of a recipe")
         if recipe := as_recipe(path):
             recipes.append(recipe)
-            found = [run for seed in recipe.seeds for run in recipe_runs(seed)]
+            of_path = [run for seed in recipe.seeds for run in recipe_runs(seed)]
         else:
-            found = [path] if (path / "metrics.jsonl").is_file() else []
-        if not found:
+            of_path = [path] if (path / "metrics.jsonl").is_file() else []
+        if not of_path:
             raise ValueError(f"RUN {name}: {reason(path)}")
-        runs += [run for run in found if run not in runs]
+        runs += [run for run in of_path if run not in runs]
     return Folders(dict(zip(labels(runs), runs)), tuple(recipes))
 
 
