@@ -4,9 +4,14 @@ import json
 
 import pytest
 
+import train_grpo
+import train_sft
 from r1mini import checkpoint
+from r1mini.bench import __main__ as bench
 from r1mini.bench import gpu
 from r1mini.bench.gpu import Config, Part, main
+from r1mini.config import parse
+from r1mini.recipe import stages
 
 
 def part(code, limit=60):
@@ -52,3 +57,21 @@ def test_every_part_runs_with_tiny_shapes(tmp_path, name):
     main(Config(out=str(tmp_path), parts=(name,), tiny=True, device="cpu"))
     result = json.loads((tmp_path / "gpu.json").read_text())[name]
     assert result["exit"] == 0, (tmp_path / f"{name}.log").read_text()
+
+
+SCRIPTS = {
+    "-m r1mini.bench ": (bench.Config, {}),
+    "-m r1mini.bench.gpu ": (Config, {}),
+    "-m r1mini ": (stages.Config, stages.PRESETS),
+    "train_grpo.py ": (train_grpo.Config, train_grpo.PRESETS),
+    "train_sft.py ": (train_sft.Config, train_sft.PRESETS),
+}
+
+
+def test_the_commands_for_a_gpu_have_flags_that_exist():
+    for name, part in gpu.PARTS.items():
+        for command in part.commands if name != "tests" else ():
+            start = max((start for start in SCRIPTS if command.startswith(start)), key=len)
+            argv = command.removeprefix(start).format(out="out", device="cuda").split()
+            cls, presets = SCRIPTS[start]
+            assert isinstance(parse(cls, argv, presets), cls)
