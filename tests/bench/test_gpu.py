@@ -52,8 +52,8 @@ def test_random_model_can_be_trained_on(tmp_path):
     assert model.config.vocab_size == 1024 and tokenizer.encode("w3 w0") == [3, 0]
 
 
-@pytest.mark.parametrize("name", [name for name in gpu.PARTS if name not in ("tests", "bases")])
-def test_every_part_runs_with_tiny_shapes(tmp_path, name):
+@pytest.mark.parametrize("name", ["decode", "memory-7B"])
+def test_parts_run_with_tiny_shapes(tmp_path, name):
     main(Config(out=str(tmp_path), parts=(name,), tiny=True, device="cpu"))
     result = json.loads((tmp_path / "gpu.json").read_text())[name]
     assert result["exit"] == 0, (tmp_path / f"{name}.log").read_text()
@@ -70,7 +70,7 @@ SCRIPTS = {
 
 def test_the_commands_for_a_gpu_have_flags_that_exist():
     for name, part in gpu.PARTS.items():
-        for command in part.commands if name != "tests" else ():
+        for command in (part.commands + part.tiny) if name != "tests" else ():
             start = max((start for start in SCRIPTS if command.startswith(start)), key=len)
             argv = command.removeprefix(start).format(out="out", device="cuda").split()
             cls, presets = SCRIPTS[start]

@@ -12,7 +12,7 @@ from r1mini.infra.device import autocast
 from r1mini.model import lora
 from r1mini.model.config import LINEAR
 from r1mini.model.lora import LoRALinear, own_parameters
-from r1mini.sampler import sampler
+from r1mini.sampler import sampler, sampling
 from r1mini.sampler.sampling import SamplingParams
 from r1mini.training import optim
 from r1mini.training.logprobs import collate, token_logprobs
@@ -269,7 +269,7 @@ def sampler_logprobs(model, tokenizer, rollouts, bf16, monkeypatch):
     for rollout in rollouts:
         ids = iter(rollout.completion_ids)
         monkeypatch.setattr(
-            sampler, "inverse_cdf_sample", lambda p, u, ids=ids: torch.tensor([next(ids)])
+            sampling, "inverse_cdf_sample", lambda p, u, ids=ids: torch.tensor([next(ids)])
         )
         params = SamplingParams(len(rollout.completion_ids), 1.0)
         prompt = [list(rollout.prompt_ids)]
