@@ -176,22 +176,27 @@ def best(example: Example) -> int:
     return rewards.index(max(rewards))
 
 
+def first_logits(example: Example, policy: Transformer) -> Tensor:
+    """[1, V] the logits of the token after the prompt."""
+    prompt_ids = example.group.rollouts[0].prompt_ids
+    with torch.no_grad():
+        return policy(torch.tensor([prompt_ids]))[:, -1]
+
+
 def first_tokens(example: Example) -> list[int]:
-    """The tokens that begin completions, each once."""
-    return sorted({rollout.completion_ids[0] for rollout in example.group.rollouts})
+    """The most likely tokens after the prompt, before the optimizer's step."""
+    return sorted(first_logits(example, example.before)[0].topk(SHOWN).indices.tolist())
 
 
 def first_token_probs(example: Example) -> str:
-    """The probabilities of these tokens after the prompt, at three temperatures."""
+    """The probabilities of these tokens at three temperatures."""
     rows = [(x, *probs_of_first(example, example.before, x)) for x in TEMPERATURES]
     return table("temperature | " + " | ".join(token_texts(example, first_tokens(example))), *rows)
 
 
 def probs_of_first(example: Example, policy: Transformer, temperature: float) -> list[str]:
-    prompt_ids = example.group.rollouts[0].prompt_ids
-    with torch.no_grad():
-        logits_BV = policy(torch.tensor([prompt_ids]))[:, -1]
-    [p_V] = next_token_probs(logits_BV, SamplingParams(temperature=temperature))
+    params = SamplingParams(temperature=temperature)
+    [p_V] = next_token_probs(first_logits(example, policy), params)
     return [fixed(p, 3) for p in p_V[first_tokens(example)]]
 
 
@@ -200,7 +205,14 @@ def rewards(example: Example) -> list[str]:
     for i, (rollout, scores) in enumerate(zip(group.rollouts, group.scores), 1):
         reasons = [f(group.problem, rollout.text) for f in (answer_error, format_error)]
         values = (fixed(score, 1) for score in scores.values())
-        rows.append((i, *values, group.rewards[i - 1], *(reason or "–" for reason in reasons)))
+        rows.append(
+            (
+                i,
+                *values,
+                group.rewards[i - 1],
+                *(code(reason) if reason else "–" for reason in reasons),
+            )
+        )
     names = " | ".join(group.scores[0])
     return [
         table(f"completion | {names} | reward | accuracy: why not 1 | format: why not 1", *rows)
