@@ -8,7 +8,7 @@ those of the guide's pages.
 import copy
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -76,13 +76,11 @@ def one_step(seed: int, task: str) -> Example:
     rows = list(range(len(samples)))
     batch = collate([sample.ids for sample in samples])
     inputs = loss_inputs(cfg, policy, samples, torch.ones(len(rows), dtype=torch.bool), [rows])
-    before = copy.deepcopy(policy)
     with torch.no_grad():
         logp_BT = token_logprobs(policy, batch, cfg.temperature)
-    optimizers = build_optimizers(policy, cfg.optimizer, cfg.weight_decay, cfg.rest_lr)
-    stats = update_minibatch(cfg, policy, None, optimizers, samples, cfg.learning_rate)
+    after, stats = updated(cfg, policy, samples)
     with torch.no_grad():
-        after_logp_BT = token_logprobs(policy, batch, cfg.temperature)
+        after_logp_BT = token_logprobs(after, batch, cfg.temperature)
     return Example(
         cfg,
         tokenizer,
@@ -93,10 +91,20 @@ def one_step(seed: int, task: str) -> Example:
         inputs,
         logp_BT,
         stats,
-        before,
         policy,
+        after,
         after_logp_BT,
     )
+
+
+def updated(
+    cfg: GRPOConfig, policy: Transformer, samples: Sequence[Sample]
+) -> tuple[Transformer, Stats]:
+    """A copy of the policy after one optimizer step, and the metrics of the step."""
+    policy = copy.deepcopy(policy)
+    optimizers = build_optimizers(policy, cfg.optimizer, cfg.weight_decay, cfg.rest_lr)
+    stats = update_minibatch(cfg, policy, None, optimizers, samples, cfg.learning_rate)
+    return policy, stats
 
 
 def table(head: str, *rows: Sequence[object]) -> str:
@@ -326,7 +334,7 @@ def optimizer_step(example: Example) -> list[str]:
     cfg, norm = example.cfg, example.stats["grad_norm"]
     values = [
         ("loss", fixed(example.stats["loss"], 4)),
-        ("gradient norm", fixed(norm, 2)),
+        ("gradient norm", fixed(norm, 3)),
         ("factor of the clip", fixed(min(1.0, cfg.max_grad_norm / norm), 3)),
         ("learning rate", cfg.learning_rate),
     ]
@@ -347,7 +355,27 @@ def optimizer_step(example: Example) -> list[str]:
         table("completion | A | log-probability before | after | change", *rows),
         unlikely_tokens(example, with_after=True),
         table("probability of the first token | " + " | ".join(texts), *first),
+        other_updates(example),
     ]
+
+
+def other_updates(example: Example) -> str:
+    """The same step with other advantages: who changes whose log-probability?"""
+    cfg, rows = example.cfg, []
+    adv_G = [sample.advantage for sample in example.samples]
+    variants = {"all": adv_G, "all, A twice as large": [2 * A for A in adv_G]}
+    for alone in (1, 2):
+        name = f"completion {alone + 1} alone"
+        variants[name] = [A if g == alone else 0.0 for g, A in enumerate(adv_G)]
+    for name, advantages in variants.items():
+        samples = [replace(sample, advantage=A) for sample, A in zip(example.samples, advantages)]
+        policy, stats = updated(cfg, example.before, samples)
+        with torch.no_grad():
+            logp_BT = token_logprobs(policy, example.batch, cfg.temperature)
+        change_B = (logp_BT - example.logp_BT).sum(-1)
+        rows.append((name, fixed(stats["grad_norm"], 3), *(fixed(x, 2) for x in change_B)))
+    head = "update from | gradient norm | change of 1 | of 2 | of 3 | of 4"
+    return table(head, *rows)
 
 
 LESSONS: dict[str, Callable[[Example], list[str]]] = {
