@@ -74,6 +74,13 @@ def test_index_lists_the_lessons_in_order():
     assert listed == [f"guide/{path.name}" for path in LESSONS]
 
 
+def test_command_works_for_other_tasks_and_refuses_equal_rewards(capsys):
+    example.main(example.Config(task="elements", lesson=3))  # language does not apply
+    assert "| – |" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--seed 1: all rewards are equal"):
+        example.main(example.Config(task="elements", seed=1))
+
+
 def test_command_prints_one_lesson(capsys):
     example.main(example.Config(lesson=4))
     out = capsys.readouterr().out

@@ -59,8 +59,8 @@ class Example:
 
 
 def one_step(seed: int, task: str) -> Example:
-    """One problem, 4 completions, one minibatch: the five numbered calls of train_grpo.py, without
-    a warm-up of the learning rate."""
+    """One problem, 4 completions, one minibatch: the numbered calls of train_grpo.py, without a
+    warm-up of the learning rate. ValueError if the group's rewards are all equal."""
     cfg = GRPOConfig(
         tasks=(task,), problems=1, completions=4, minibatches=1, seed=seed, progress=False
     )
@@ -68,6 +68,8 @@ def one_step(seed: int, task: str) -> Example:
     policy, tokenizer = checkpoint.load("base")
     rewards = build_rewards(cfg)
     groups, _ = collect_groups(cfg, policy, tokenizer, [], rewards, step=0)
+    if groups[0].has_zero_variance:
+        raise ValueError(f"--seed {seed}: all rewards are equal, so there is no update to show")
     rewards_NG = torch.tensor([group.rewards for group in groups])
     adv_NG = grpo.group_advantages(rewards_NG, baseline=cfg.baseline, scale=cfg.scale)
     samples = make_samples(cfg, policy, groups, adv_NG)
@@ -212,7 +214,7 @@ def rewards(example: Example) -> list[str]:
     group, rows = example.group, []
     for i, (rollout, scores) in enumerate(zip(group.rollouts, group.scores), 1):
         reasons = [f(group.problem, rollout.text) for f in (answer_error, format_error)]
-        values = (fixed(score, 1) for score in scores.values())
+        values = ("–" if score is None else fixed(score, 1) for score in scores.values())
         rows.append(
             (
                 i,
@@ -373,7 +375,7 @@ def other_updates(example: Example) -> str:
         with torch.no_grad():
             logp_BT = token_logprobs(policy, example.batch, cfg.temperature)
         change_B = (logp_BT - example.logp_BT).sum(-1)
-        rows.append((name, fixed(stats["grad_norm"], 3), *(fixed(x, 2) for x in change_B)))
+        rows.append((name, fixed(stats.get("grad_norm", 0.0), 3), *(fixed(x, 2) for x in change_B)))
     head = "update from | gradient norm | change of 1 | of 2 | of 3 | of 4"
     return table(head, *rows)
 
