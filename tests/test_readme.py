@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from update_docs import EXCERPT, STEP, with_counts, with_line_numbers
+from update_docs import EXCERPT, LESSONS, STEP, with_counts, with_line_numbers
 
 from r1mini import config
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {
     path: path.read_text(encoding="utf-8")
-    for path in [ROOT / "README.md", *(ROOT / "r1mini/docs").glob("*.md")]
+    for path in [ROOT / "README.md", *(ROOT / "r1mini/docs").glob("*.md"), *LESSONS]
 }
 SOURCES = [*sorted((ROOT / "r1mini").rglob("*.py")), *sorted(ROOT.glob("*.py"))]
 TAG = re.compile(r"\[((?:R1|DeepSeekMath|DAPO) (?:§|Eq\. )\d+(?:\.\d+)*)")
