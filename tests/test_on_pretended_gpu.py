@@ -113,11 +113,14 @@ def sampled(model, tokens, params, runner, count_waits=None):
     return sampler.groups, blocks
 
 
-@pytest.mark.parametrize("graphs", [True, False])
 @pytest.mark.parametrize(
-    "params", [SamplingParams(9), SamplingParams(9, 0.7, top_k=9, top_p=0.9, min_p=0.01)]
+    "kind, params, graphs",
+    [
+        ({}, SamplingParams(9), True),
+        ({}, SamplingParams(9), False),
+        ({"qk_norm": True, "attention_bias": True}, SamplingParams(9, 0.7, 9, 0.9, 0.01), True),
+    ],
 )
-@pytest.mark.parametrize("kind", [{}, {"qk_norm": True, "attention_bias": True}])
 def test_sampler_waits_once_for_each_block_of_steps(tokens, kind, params, graphs):
     model = random_model(vocab_size=tokens.vocab_size, **kind).requires_grad_(False)
     tokenizer = Tokenizer(tokens.backend, range(0, tokens.vocab_size, 8))
