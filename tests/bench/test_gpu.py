@@ -52,8 +52,8 @@ def test_random_model_can_be_trained_on(tmp_path):
     assert model.config.vocab_size == 1024 and tokenizer.encode("w3 w0") == [3, 0]
 
 
-@pytest.mark.parametrize("name", ["decode", "memory-7B"])
-def test_parts_run_with_tiny_shapes(tmp_path, name):
+def test_a_part_with_tiny_shapes(tmp_path):
+    name = "memory-7B"  # of two commands: the second trains what the first writes
     main(Config(out=str(tmp_path), parts=(name,), tiny=True, device="cpu"))
     result = json.loads((tmp_path / "gpu.json").read_text())[name]
     assert result["exit"] == 0, (tmp_path / f"{name}.log").read_text()
