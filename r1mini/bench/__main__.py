@@ -25,6 +25,7 @@ from torch import Tensor
 from r1mini import checkpoint
 from r1mini.answers import equivalent
 from r1mini.bench import reference
+from r1mini.bench.memory import SHAPES as QWEN_SHAPES
 from r1mini.bench.timing import (
     TRAINING_PASSES,
     UNTIMED,
@@ -56,13 +57,12 @@ from r1mini.tasks.corpus import document
 from r1mini.training import optim
 from r1mini.training.logprobs import collate, token_logprobs
 
-QWEN = {"rope_theta": 1e6, "attention_bias": True, "max_position_embeddings": 32_768}
 LARGE_VOCABULARY = 151_936
 SHAPES = {  # vocabulary, width, layers, query heads, key heads, MLP width, head size
     "1m": ModelConfig(1024, 128, 4, 4, 1, 320, 32),
     "30m": ModelConfig(4096, 512, 8, 8, 2, 1408, 64),
-    "0.5b": ModelConfig(LARGE_VOCABULARY, 896, 24, 14, 2, 4864, 64, **QWEN),
-    "1.5b": ModelConfig(LARGE_VOCABULARY, 1536, 28, 12, 2, 8960, 128, **QWEN),
+    "0.5b": QWEN_SHAPES["0.5B"],
+    "1.5b": QWEN_SHAPES["1.5B"],
 }
 SAME_PROMPT = 8  # rows of a prompt in decode
 SFT_ROWS, SFT_LENGTHS = 32, (64, 256)

@@ -8,7 +8,6 @@ exactly [Hydragen §3.1]. All layers share one program, and so do all lengths an
 second size is compiled as a variable. On a CPU the plain step is faster (docs/speed.md).
 """
 
-import math
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -18,10 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from r1mini.infra import distributed
 from r1mini.model.config import ModelConfig
 from r1mini.model.rope import rope_tables
 from r1mini.model.transformer import Transformer
-from r1mini.sampler.decode import FusedDecoder, FusedLayer
+from r1mini.sampler.decode import FusedDecoder, FusedLayer, Slots, norm
 from r1mini.sampler.kv_cache import KVCache
 from r1mini.sampler.sampling import SamplingParams, draw
 
@@ -54,7 +54,7 @@ class CompiledDecoder(FusedDecoder):
             except Exception as error:  # of torch's compiler: of any kind
                 if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
                     raise  # it was compiled before: the capture failed
-                reason = str(error).partition("\n")[0]
+                reason = distributed.first_line(error)
             CompiledDecoder.refused = True  # what has failed has changed nothing that is read again
             print(
                 f"--compile: not for the sampler ({reason}); sampling goes on without it",
@@ -63,23 +63,16 @@ class CompiledDecoder(FusedDecoder):
         return super().next_tokens(*args)
 
     def compiled_tokens(
-        self,
-        cache: KVCache,
-        token_B: Tensor,
-        position_B: Tensor,
-        count_B: Tensor,
-        length: int,
-        uniform_B: Tensor,
-        params: SamplingParams,
+        self, cache: KVCache, slots: Slots, length: int, params: SamplingParams
     ) -> tuple[Tensor, Tensor]:
         first, one_layer, last = map(compiled, (first_tensors, layer_step, last_tokens))
         model, config, floor = self.model, self.config, self.norm_floor
-        with torch.autocast(token_B.device.type, enabled=False):
-            x_BD, step = first(model, config, cache, token_B, position_B, count_B, length)
+        with torch.autocast(slots.token_B.device.type, enabled=False):
+            x_BD, step = first(model, config, cache, slots, length)
             for index, layer in enumerate(self.layers):
                 kv = (pool[index] for pool in cache.pools())
                 x_BD = one_layer(config, floor, layer, x_BD, *kv, step)
-            return last(x_BD, model.model.norm.weight, floor, self.head, uniform_B, params)
+            return last(x_BD, model.model.norm.weight, floor, self.head, slots.uniform_B, params)
 
 
 @cache  # one program for all samplers
@@ -89,15 +82,10 @@ def compiled(function: Callable) -> Callable:
 
 
 def first_tensors(
-    model: Transformer,
-    config: ModelConfig,
-    cache: KVCache,
-    token_B: Tensor,
-    position_B: Tensor,
-    count_B: Tensor,
-    length: int,
+    model: Transformer, config: ModelConfig, cache: KVCache, slots: Slots, length: int
 ) -> tuple[Tensor, StepTensors]:
     """The embeddings of the last tokens, and what all layers read."""
+    token_B, position_B, count_B, _ = slots
     x_BD = model.model.embed_tokens(token_B)
     _, B, K, _, C = cache.key.shape
     T, R = cache.prompt_key.shape[3], config.num_attention_heads // K
@@ -179,13 +167,6 @@ def last_tokens(
     params: SamplingParams,
 ) -> tuple[Tensor, Tensor]:
     return draw(F.linear(norm(x_BD, norm_weight, floor, head.dtype), head), uniform_B, params)
-
-
-def norm(x_BD: Tensor, weight_D: Tensor, floor: Tensor, dtype: torch.dtype) -> Tensor:
-    """As FusedDecoder.norm."""
-    length_B1 = torch.linalg.vector_norm(x_BD, dim=-1, keepdim=True, dtype=torch.float32)
-    normed_BD = (x_BD / torch.hypot(length_B1, floor)) * math.sqrt(x_BD.shape[-1])
-    return (normed_BD.to(x_BD.dtype) * weight_D).to(dtype)
 
 
 def rotated(x_BHC: Tensor, step: StepTensors) -> Tensor:

@@ -19,6 +19,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from r1mini.infra import distributed
+
 Tensors = tuple[Tensor, ...]
 Step = Callable[[], Tensors]
 Captured = tuple[Callable[[], None], Tensors]  # replay, and what it writes to
@@ -102,7 +104,7 @@ class GraphRunner(EagerRunner):
             replay()
             return tuple(x.clone() for x in outputs)  # the next replay overwrites them
         except RuntimeError as error:  # also out of memory
-            reason = str(error).partition("\n")[0]
+            reason = distributed.first_line(error)
         # Outside the handler, which would keep the tensors of the failed capture alive.
         self.refuse(reason)
         return step()  # a failed capture has computed nothing

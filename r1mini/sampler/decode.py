@@ -8,6 +8,7 @@ adapters stay beside the frozen weights, as in the learner: merged into bf16 the
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -49,6 +50,15 @@ def follows(x: Tensor, previous: Tensor) -> bool:
     """Whether x begins where the previous tensor ends, in the same storage."""
     same_storage = x.untyped_storage().data_ptr() == previous.untyped_storage().data_ptr()
     return same_storage and x.storage_offset() == previous.storage_offset() + previous.numel()
+
+
+class Slots(NamedTuple):
+    """What a step reads of each slot of the sampler."""
+
+    token_B: Tensor  # its last token
+    position_B: Tensor  # the position of that token
+    count_B: Tensor  # its number after the prompt
+    uniform_B: Tensor  # the number that draws the next one
 
 
 class FusedLinear:
@@ -107,30 +117,23 @@ class FusedDecoder:
         self.layers = [FusedLayer(layer, dtype) for layer in model.model.layers]
 
     def next_tokens(
-        self,
-        cache: KVCache,
-        token_B: Tensor,
-        position_B: Tensor,
-        count_B: Tensor,
-        length: int,
-        uniform_B: Tensor,
-        params: SamplingParams,
+        self, cache: KVCache, slots: Slots, length: int, params: SamplingParams
     ) -> tuple[Tensor, Tensor]:
-        """(the tokens after these, their log-probabilities), drawn with these uniform numbers. Each
-        of `token_B` is number `count_B` after its prompt, and below `length`."""
+        """(the next tokens of the slots, their log-probabilities). No slot has `length` tokens."""
         # Autocast would only add casts: the dtypes were chosen at construction.
-        with torch.autocast(token_B.device.type, enabled=False):
-            logits_BV = self.logits(token_B, position_B, cache.attention(count_B, length))
-            return draw(logits_BV, uniform_B, params)
+        with torch.autocast(slots.token_B.device.type, enabled=False):
+            attend = cache.attention(slots.count_B, length)
+            logits_BV = self.logits(slots.token_B, slots.position_B, attend)
+            return draw(logits_BV, slots.uniform_B, params)
 
     def logits(self, token_B: Tensor, position_B: Tensor, attend: Attend) -> Tensor:
         """[B, V] of the tokens that follow."""
-        config, dtype = self.config, self.head.dtype
+        config, dtype, floor = self.config, self.head.dtype, self.norm_floor
         H, K, C = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         x_BD = self.model.model.embed_tokens(token_B)
         cos, sin = self.rope(position_B, x_BD.dtype)
         for index, layer in enumerate(self.layers):
-            normed_BD = self.norm(x_BD, layer.attention_norm).to(dtype)
+            normed_BD = norm(x_BD, layer.attention_norm, floor, dtype)
             qkv = layer.qkv(normed_BD).view(len(x_BD), -1, C)
             if config.qk_norm:
                 q, k, v = qkv.split((H, K, K), 1)
@@ -138,10 +141,10 @@ class FusedDecoder:
             qkv = torch.addcmul(qkv * cos, qkv.roll(C // 2, -1), sin)
             y_BHC = attend(index, *qkv.split((H, K, K), 1))
             x_BD = layer.output.add_to(x_BD, y_BHC.flatten(1))
-            normed_BD = self.norm(x_BD, layer.mlp_norm).to(dtype)
+            normed_BD = norm(x_BD, layer.mlp_norm, floor, dtype)
             gate, up = layer.gate_up(normed_BD).chunk(2, -1)
             x_BD = layer.down.add_to(x_BD, F.silu(gate) * up)
-        return F.linear(self.norm(x_BD, self.model.model.norm.weight).to(dtype), self.head)
+        return F.linear(norm(x_BD, self.model.model.norm.weight, floor, dtype), self.head)
 
     def rope(self, position_B: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cosines and sines [B, H + 2K, C] for the fused q, k, v; the identity for v."""
@@ -154,9 +157,11 @@ class FusedDecoder:
         sin[:, H + K :].zero_()
         return cos, sin
 
-    def norm(self, x_BD: Tensor, weight_D: Tensor) -> Tensor:
-        # sqrt(mean(x²) + eps) = hypot(|x|, sqrt(D eps)) / sqrt(D): needs the fewest operators.
-        size = math.sqrt(x_BD.shape[-1])
-        length_B1 = torch.linalg.vector_norm(x_BD, dim=-1, keepdim=True, dtype=torch.float32)
-        normed_BD = (x_BD / torch.hypot(length_B1, self.norm_floor)) * size
-        return normed_BD.to(x_BD.dtype) * weight_D
+
+def norm(x_BD: Tensor, weight_D: Tensor, floor: Tensor, dtype: torch.dtype) -> Tensor:
+    """RMSNorm. `floor`: sqrt(D eps), so that sqrt(mean(x²) + eps) = hypot(|x|, floor) / sqrt(D),
+    which needs the fewest operators."""
+    size = math.sqrt(x_BD.shape[-1])
+    length_B1 = torch.linalg.vector_norm(x_BD, dim=-1, keepdim=True, dtype=torch.float32)
+    normed_BD = (x_BD / torch.hypot(length_B1, floor)) * size
+    return (normed_BD.to(x_BD.dtype) * weight_D).to(dtype)

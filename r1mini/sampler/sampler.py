@@ -27,7 +27,7 @@ from r1mini.model.transformer import Transformer
 from r1mini.records import Rollout
 from r1mini.sampler.compiled import CompiledDecoder
 from r1mini.sampler.cuda_graphs import EagerRunner, GraphRunner, graphs_enabled, round_up
-from r1mini.sampler.decode import FusedDecoder
+from r1mini.sampler.decode import FusedDecoder, Slots
 from r1mini.sampler.kv_cache import INITIAL_CAPACITY, KVCache
 from r1mini.sampler.sampling import SamplingParams, row_uniforms
 from r1mini.training.micro_batches import pack_greedily
@@ -311,9 +311,8 @@ class Sampler:
         limit = min(self.cache.capacity, self.max_length)
         count_B = self.count_B.clamp(max=limit - 1)
         uniform_B = self.uniform_BT.gather(1, count_B[:, None])[:, 0]
-        token_B, logp_B = self.decoder.next_tokens(
-            self.cache, self.token_B, self.position_B, count_B, length, uniform_B, self.params
-        )
+        slots = Slots(self.token_B, self.position_B, count_B, uniform_B)
+        token_B, logp_B = self.decoder.next_tokens(self.cache, slots, length, self.params)
         self.token_B.copy_(token_B)
         self.position_B += 1
         self.count_B += 1

@@ -19,6 +19,7 @@ from r1mini.sampler import compiled as compiled_module
 from r1mini.sampler import sampler as sampler_module
 from r1mini.sampler.compiled import CompiledDecoder, layer_step
 from r1mini.sampler.cuda_graphs import GraphRunner
+from r1mini.sampler.decode import Slots
 from r1mini.sampler.sampler import Sampler, encode_prompts
 from r1mini.sampler.sampling import SamplingParams
 
@@ -118,8 +119,8 @@ def test_a_layer_is_at_most_12_calls(model, tokens):
     sampler = Sampler(model, tokens, prompts, 4, SamplingParams(9), 0, runner=Rounded())
     sampler.admit()
     cache, decoder = sampler.cache, CompiledDecoder(model)
-    last = sampler.token_B, sampler.position_B, sampler.count_B
-    x_BD, step = compiled_module.first_tensors(model, model.config, cache, *last, 16)
+    slots = Slots(sampler.token_B, sampler.position_B, sampler.count_B, sampler.uniform_BT[:, 0])
+    x_BD, step = compiled_module.first_tensors(model, model.config, cache, slots, 16)
     kv = [pool[0] for pool in cache.pools()]
     compiled = torch.compile(layer_step, fullgraph=True)
     with (
