@@ -57,6 +57,7 @@ def test_every_python_command_in_the_docs_parses(command):
             "r1mini": "r1mini.recipe.stages",
             "r1mini.bench": "r1mini.bench.__main__",
             "r1mini.checkpoint": "r1mini.checkpoint.__main__",
+            "r1mini.experiments": "r1mini.experiments.__main__",
             "r1mini.look": "r1mini.look.__main__",
             "r1mini.reward_model": "r1mini.reward_model.training",
         }

@@ -41,7 +41,7 @@ ORDER = [
     ["reward_model"],
     ["rl", "evaluation"],
     ["recipe", "bench"],
-    ["compare", "look", "__main__"],
+    ["compare", "look", "experiments", "__main__"],
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 

@@ -1,0 +1,1 @@
+"""Claims of the report, each as an experiment of minutes. Read `catalog.py`."""
