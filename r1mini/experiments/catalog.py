@@ -108,6 +108,7 @@ class Experiment:
 
 DEFAULT = Arm("default")
 BASE = Arm("base, no RL", rl=None)
+ADDED = RL["reward"] + ",{noise}:one:2"
 ACCURACY = {"rewards/accuracy/mean": "accuracy on training problems"}
 FORMAT = {"rewards/format/mean": "format"}
 LANGUAGE = {"rewards/language/mean": "language consistency"}
@@ -127,6 +128,7 @@ EXPERIMENTS = {
             DEFAULT,
             Arm("baseline, not divided", {"scale": "none"}),
             Arm("no baseline, not divided", {"baseline": "none"}),
+            Arm("the same, and 2 added to all rewards", {"baseline": "none", "reward": ADDED}),
         ),
         ACCURACY | LENGTH | ENTROPY,
         ("length", "entropy", "kl"),

@@ -1,4 +1,4 @@
-"""Accuracy with wrong verdicts, for `--reward r1mini/experiments/noise.py:flipped_10`.
+"""Rewards that say less than they seem to, for `--reward r1mini/experiments/noise.py:flipped_10`.
 
 Whether a verdict is wrong depends on prompt and completion alone: a run can be repeated and
 resumed, and equal completions of a group get the same verdict.
@@ -29,3 +29,8 @@ def flipped(share: float) -> Callable[..., list[float]]:
 
 flipped_10, flipped_30 = flipped(0.1), flipped(0.3)
 coin = flipped(0.5)  # the accuracy has no influence: a reward drawn at random
+
+
+def one(completions: Sequence[str], **columns) -> list[float]:
+    """The same for all completions."""
+    return [1.0] * len(completions)

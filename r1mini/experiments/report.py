@@ -52,7 +52,7 @@ def draw(experiment: Experiment, seeds: Sequence[Path], out: Path) -> None:
             runs = [metric_values(folder / arm.name, metric) for folder in seeds]
             steps = range(1, len(runs[0]) + 1)
             for values in runs:
-                axis.plot(steps, values, color=colour, alpha=0.35, linewidth=0.7)
+                axis.plot(steps, values, color=colour, alpha=0.4, linewidth=0.8)
             mean = [fmean(values) for values in zip(*runs)]
             axis.plot(steps, mean, color=colour, linewidth=1.8, label=arm.label)
         axis.set_title(title, fontsize=9)
@@ -64,4 +64,4 @@ def draw(experiment: Experiment, seeds: Sequence[Path], out: Path) -> None:
     buffer = BytesIO()
     figure.savefig(buffer, dpi=100)
     plt.close(figure)
-    Image.open(buffer).quantize(32).save(out, optimize=True)  # a third of the size
+    Image.open(buffer).quantize(128).save(out, optimize=True)  # less than half as large
