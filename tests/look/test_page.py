@@ -229,14 +229,18 @@ def check_hostile_text(page):
 
 @pytest.fixture
 def token_page(tmp_path):
-    """A run of two steps; group 1 of step 0 has tokens, with hostile text among them."""
+    """A run of two steps. Group 1 of step 0 has tokens, with hostile text among them, and group 0 of
+    step 1 has many."""
     text = "<think>1+2=3 ?4 no\n2+2=4 ?4 yes\n</think><answer>2+2</answer>"
     rows = [rollout(step, n, g, text) for step in range(2) for n in range(2) for g in range(4)]
     pieces = [*HOSTILE_PIECES, *text.split("2"), ""]
     for row in rows[4:8]:
         row |= {"completion": "".join(pieces), "tokens": len(pieces)}
         row["rewards"] = row["rewards"] | {"accuracy": row["reward"], "format": 0.0}
+    for row in rows[8:12]:
+        row |= {"completion": "<think>" + "ab " * 200, "tokens": 300}
     tokens = [token_row(0, 1, g, pieces) for g in range(4)]
+    tokens += [token_row(1, 0, g, ["ab "] * 200) for g in range(4)]
     folder = write_run(tmp_path / "run", rows, tokens=tokens, minibatches=1)
     out = main(Config(runs=(str(folder),), out=str(tmp_path / "look.html")))
     with browser(tmp_path / "profile") as driven:
@@ -261,15 +265,21 @@ def test_tokens_in_a_browser(token_page):
     page.press("3", "Problem 1 of step 0", "#group h3")  # as it was left
     page.choose("Show", "tokens")
     page.choose("In", "1")
-    assert page.text("#list-count") == "1 group in all steps"
+    assert page.text("#list-count") == "2 groups in all steps"
     page.choose("Show", "corrected")
-    assert page.text("#list-count") == "4 groups in all steps"
+    assert page.text("#list-count") == "3 groups in all steps"
     assert len(page.all("#group .card")) == 2  # the right ones
     page.choose("Show", "")
     page.choose("In", "0")
     page.run("goToStep(0)")
     assert "(tags out of order, or text outside of them)" in page.text("#group .card")
     assert page.all("#arithmetic .weight") == ["1/72"] * 4
+    page.press("ArrowRight", "Problem 0 of step 1", "#group h3")
+    assert "The log has the first 200 of 300 tokens" in page.text("#group .card")
+    assert page.text(".tokens") == "<think>" + "ab " * 150
+    page.run("document.querySelector('.cards .more').click()")
+    assert page.text(".tokens") == "<think>" + "ab " * 200
+    assert len(page.all(".cards .more")) == 3
 
 
 def check_colours(page):
