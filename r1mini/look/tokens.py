@@ -71,7 +71,8 @@ def ratio_unit(tokens: Mapping[Key, Mapping[str, Any]]) -> float:
 
 def clip_range(cfg: GRPOConfig) -> dict[str, Any] | None:
     """Where the objective stops pushing: `high` and `low` for positive and negative advantages,
-    `delta` above for negative ones. None if the objective has no clip."""
+    `delta` above for negative ones; or, if it `caps` the ratio, `high` alone. None if it has no
+    clip. `sequence`: the ratio is that of a completion."""
     if cfg.objective not in ("clip", "cispo"):
         return None
     clips = cfg.objective == "clip"
@@ -79,6 +80,7 @@ def clip_range(cfg: GRPOConfig) -> dict[str, Any] | None:
         "low": decimals(1 - cfg.clip_low, 6) if clips else None,
         "high": decimals(1 + cfg.clip_high, 6),
         "delta": cfg.delta or None if clips else None,
+        "caps": not clips,
         "sequence": cfg.ratio == "sequence",
     }
 

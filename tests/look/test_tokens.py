@@ -107,7 +107,7 @@ def test_weights_equal_those_of_the_learner(model, loss_per, changes):
 
 def test_clip_range_is_that_of_the_loss():
     clip = clip_range(GRPOConfig(clip_low=0.2, clip_high=0.28, delta=2.0))
-    assert clip == {"low": 0.8, "high": 1.28, "delta": 2, "sequence": False}
+    assert clip == {"low": 0.8, "high": 1.28, "delta": 2, "caps": False, "sequence": False}
     for advantage, limit in ((1.0, "high"), (-1.0, "low"), (-1.0, "delta")):
         for shift, moves in ((-0.01, limit != "low"), (0.01, limit == "low")):
             logp = torch.tensor([[math.log(clip[limit] + shift)]], requires_grad=True)
@@ -118,7 +118,8 @@ def test_clip_range_is_that_of_the_loss():
             loss.backward()
             assert bool(logp.grad.any()) == moves, (limit, shift)
     assert clip_range(GRPOConfig(objective="sapo")) is None
-    assert clip_range(GRPOConfig(objective="cispo"))["low"] is None
+    cispo = clip_range(GRPOConfig(objective="cispo", clip_high=4.0))
+    assert cispo["caps"] and cispo["low"] is cispo["delta"] is None and cispo["high"] == 5
 
 
 def test_colours_follow_the_size_of_the_changes():

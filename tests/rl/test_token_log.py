@@ -10,6 +10,7 @@ from conftest import interrupt, jsonl
 from r1mini import checkpoint
 from r1mini.infra.device import autocast
 from r1mini.rl import metrics, token_log
+from r1mini.rl.config import GRPOConfig
 from r1mini.rl.token_log import token_pieces
 from r1mini.training.logprobs import collate, token_logprobs_and_entropy
 
@@ -75,11 +76,10 @@ def test_log_is_bounded_and_its_pieces_are_the_completions(tiny_grpo, tmp_path, 
         assert first["new_logprobs"] == pytest.approx(row["new_logprobs"][:3], abs=2e-4)
 
 
-@pytest.mark.parametrize("name", ["token_rows", "rollout_rows"])
-def test_resumed_run_writes_the_same_bytes(tiny_grpo, tmp_path, name):
+def test_resumed_run_writes_the_same_bytes(tiny_grpo, tmp_path):
     changes = {"steps": 4, "save_every": 2, "log_tokens": 2}
     tiny_grpo("whole", **changes)
-    with interrupt(metrics, name, 4):
+    with interrupt(metrics.StepLog, "print_step", 4):  # when its logs have been written
         tiny_grpo("cut", **changes)
     tiny_grpo("cut", **changes)
     whole, cut = ((tmp_path / x / "tokens.jsonl").read_bytes() for x in ("whole", "cut"))
@@ -117,3 +117,17 @@ def test_numbers_that_json_has_not_are_null():
 def test_help_names_the_bound(script):
     code, printed, _ = script("train_grpo.py", "--help")
     assert code == 0 and f"at most {token_log.LOGGED_TOKENS} of each completion" in printed
+
+
+def test_prompts_of_a_data_file_may_begin_the_completion(tiny_grpo, tmp_path):
+    """The log has the sampled tokens alone; the `<think>` of the prompt stands before them."""
+    rows = [{"prompt": f"What is {n}+1?\n<think>", "answer": str(n + 1)} for n in range(4)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tiny_grpo(data=str(tmp_path / "rows.jsonl"), tasks=GRPOConfig.tasks)
+    completions = [
+        line["completion"]
+        for line in jsonl(tmp_path / "out/rollouts.jsonl")
+        if (line["step"], line["problem"]) in ((0, 0), (1, 1))
+    ]
+    logged = ["".join(row["pieces"]) for row in jsonl(tmp_path / "out/tokens.jsonl")]
+    assert completions == [f"<think>{text}" for text in logged]
