@@ -1,4 +1,4 @@
-# make r1    set up, then the whole R1 recipe on the embedded default (ten to fifteen minutes on two CPU cores)
+# make r1    set up, then the whole R1 recipe on the embedded default (six to fifteen minutes on two CPU cores)
 # make test  set up, then the test suite
 PYTHON ?= python3
 BIN = .venv/bin

@@ -60,7 +60,7 @@ def main(cfg: GRPOConfig) -> dict:
     worst_case = partial(worst_case_step, cfg, policy, reference, tokenizer, data)
     memory.dry_run(worst_case, memory_needed(cfg, device, policy.config), free, device)
     run.start(policy, tokenizer, optimizers, {"reference": reference} if reference else {})
-    log = StepLog(run, cfg, rewards.weights, policy)
+    log = StepLog(run, cfg, rewards.weights, policy, tokenizer)
     spent = run.values.get("spent", 0)  # completions sampled so far
 
     with run:

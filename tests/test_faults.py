@@ -25,7 +25,7 @@ from r1mini.records import Group, Problem, Rollout
 from r1mini.rewards import runner
 from r1mini.rl import learner
 from r1mini.rl import rollouts as rl_rollouts
-from r1mini.rl.metrics import NEEDED
+from r1mini.rl.metrics import LOGS, NEEDED
 from r1mini.rl.samples import make_samples
 from r1mini.sampler.sampler import sample
 from r1mini.sampler.sampling import SamplingParams
@@ -579,7 +579,7 @@ def test_reward_may_set_its_own_alarm(monkeypatch):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-@pytest.mark.parametrize("log", ["metrics.jsonl", "rollouts.jsonl"])
+@pytest.mark.parametrize("log", LOGS)
 def test_full_disk_is_a_one_line_error_naming_the_file(rl, tmp_path, log):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / log).symlink_to("/dev/full")

@@ -14,6 +14,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 from r1mini.infra import files
+from r1mini.look.reasons import corrects_itself, part_reasons, problem_of_group
+from r1mini.look.tokens import clip_range, ratio_unit, read_tokens, weight_divisors
 from r1mini.recipe.report import model_titles
 from r1mini.rewards.runner import parse_spec
 from r1mini.rl import diagnosis
@@ -38,7 +40,9 @@ def read_run(label: str, folder: Path) -> dict[str, Any]:
         raise ValueError(
             f"RUN {folder}: metrics.jsonl has no complete line; look again after the first step"
         )
-    groups = read_groups(folder / "rollouts.jsonl", cfg)
+    context = context_length(folder, cfg)
+    tokens = read_tokens(read_lines(folder / "tokens.jsonl"))
+    groups = read_groups(folder / "rollouts.jsonl", cfg, tokens, context)
     if not groups:
         raise ValueError(
             f"RUN {folder}: rollouts.jsonl has no complete step, so there are no completions to "
@@ -56,10 +60,13 @@ def read_run(label: str, folder: Path) -> dict[str, Any]:
         "epsilon": EPSILON,
         "steps": [row["step"] for row in rows],
         "metrics": metric_columns(rows),
-        "notes": list(notes(rows, cfg, weights, context_length(folder, cfg))),
+        "notes": list(notes(rows, cfg, weights, context)),
+        "clip": clip_range(cfg),
+        "ratioUnit": ratio_unit(tokens),
         "groups": groups,
         "groupsTotal": len(groups),
         "completionsTotal": sum(len(group["texts"]) for group in groups),
+        "tokenGroupsTotal": sum("perToken" in group for group in groups),
     }
 
 
@@ -177,8 +184,14 @@ def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"{path}:{number}", row
 
 
-def read_groups(path: Path, cfg: GRPOConfig) -> list[dict[str, Any]]:
-    """The groups of a rollouts.jsonl, with the arithmetic of their advantages."""
+def read_groups(
+    path: Path,
+    cfg: GRPOConfig,
+    tokens: Mapping[tuple[int, int, int], Row] = {},
+    context: float = math.inf,
+) -> list[dict[str, Any]]:
+    """The groups of a rollouts.jsonl, with the arithmetic of their advantages and the weights of
+    their tokens; `tokens`: of completions, by step, problem and sample."""
     members: dict[tuple[int, int], list[Row]] = {}
     for where, row in read_lines(path):
         check_rollout(row, where)
@@ -187,11 +200,22 @@ def read_groups(path: Path, cfg: GRPOConfig) -> list[dict[str, Any]]:
     complete = Counter(step for (step, _), rows in members.items() if len(rows) == cfg.completions)
     if complete[last] < cfg.problems:  # the run is writing this step
         members = {key: rows for key, rows in members.items() if key[0] != last}
-    deviations = step_deviations(members) if cfg.scale == "batch" else {}
-    return [
-        group_record(rows) | arithmetic([row["reward"] for row in rows], cfg, deviations.get(step))
-        for (step, _), rows in members.items()
-    ]
+    by_step: dict[int, list[Row]] = {}
+    for (step, _), rows in sorted(members.items(), key=lambda item: item[0]):
+        by_step.setdefault(step, []).extend(rows)
+    divisors = {step: weight_divisors(cfg, step, rows, context) for step, rows in by_step.items()}
+    groups = []
+    for (step, n), rows in members.items():
+        rewards = [row["reward"] for row in rows]
+        group = group_record(cfg, rows) | arithmetic(rewards, cfg, step_std(cfg, by_step[step]))
+        if divisors[step]:
+            start = n * cfg.completions
+            group["weightDivisors"] = divisors[step][start : start + len(rows)]
+        per_token = [tokens.get((step, n, sample)) for sample in range(len(rows))]
+        if all(per_token):
+            group["perToken"] = per_token
+        groups.append(group)
+    return groups
 
 
 def check_rollout(row: Row, where: str) -> None:
@@ -213,10 +237,11 @@ def check_rollout(row: Row, where: str) -> None:
             raise ValueError(f"{where}: {name[:60]} {value!r:.60} is not a finite number")
 
 
-def group_record(rows: Sequence[Row]) -> dict[str, Any]:
+def group_record(cfg: GRPOConfig, rows: Sequence[Row]) -> dict[str, Any]:
     """A group, by columns: one list entry for each completion."""
     names = dict.fromkeys(name for row in rows for name in row["rewards"])
-    first = rows[0]
+    first, problem = rows[0], problem_of_group(cfg, rows[0])
+    reasons = [part_reasons(problem, row) for row in rows]
     return {
         "step": first["step"],
         "problem": first["problem"],
@@ -226,18 +251,23 @@ def group_record(rows: Sequence[Row]) -> dict[str, Any]:
         "missing": [max(0, len(row["completion"]) - MAX_TEXT) for row in rows],
         "tokens": [row["tokens"] for row in rows],
         "finished": [int(row["finished"]) for row in rows],
+        "corrected": [int(corrects_itself(row["completion"])) for row in rows],
         "scores": {name: [rounded(row["rewards"].get(name)) for row in rows] for name in names},
+        "reasons": {
+            name: [of_row.get(name) for of_row in reasons]
+            for name in names
+            if any(name in of_row for of_row in reasons)
+        },
         "rewards": [rounded(row["reward"]) for row in rows],
         "advantages": [rounded(row["advantage"]) for row in rows],
     }
 
 
-def step_deviations(members: Mapping[tuple[int, int], Sequence[Row]]) -> dict[int, float]:
-    """The standard deviation of all rewards of each step, for --scale batch."""
-    rewards: dict[int, list[float]] = {}
-    for (step, _), rows in members.items():
-        rewards.setdefault(step, []).extend(row["reward"] for row in rows)
-    return {step: stdev(values) if len(values) > 1 else 0.0 for step, values in rewards.items()}
+def step_std(cfg: GRPOConfig, rows: Sequence[Row]) -> float | None:
+    """The standard deviation of all rewards of a step, for --scale batch."""
+    if cfg.scale != "batch":
+        return None
+    return stdev([row["reward"] for row in rows]) if len(rows) > 1 else 0.0
 
 
 def arithmetic(

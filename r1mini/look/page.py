@@ -7,7 +7,7 @@ character escaped that could end the element, and the page inserts it as text on
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from r1mini.look.sources import Folders
 TEMPLATE = Path(__file__).with_name("template.html")
 MARKER = "__DATA__"  # in the template, where the data goes
 HELD_OUT_SHARE = 0.25  # of the size, for held-out problems
+TOKENS_SHARE = 0.5  # of what is left, for groups with tokens
+Item = tuple[int, int, Any]  # its source, its position there, itself
 # "<" could end the script element or open a comment; the others end a line in JavaScript, have no
 # UTF-8 encoding, or are invisible and would make the file hard to read.
 ESCAPED = re.compile("[<\u2028\u2029\ufeff\x7f-\x9f\ud800-\udfff]")
@@ -75,22 +77,41 @@ def within_size(data: Mapping[str, Any], size: int) -> dict[str, Any]:
         for index, run in enumerate(data["runs"])
         for position, group in enumerate(run["groups"])
     ]
-    for index, _, group in choose(groups, left - used, lambda g: (g[0], g[2]["step"]))[0]:
+    groups = with_tokens_within(groups, TOKENS_SHARE * (left - used))
+    for index, _, group in choose(groups, left - used, step_of)[0]:
         runs[index]["groups"].append(group)
     return chosen
 
 
+def with_tokens_within(groups: Sequence[Item], size: float) -> list[Item]:
+    """The same groups; only so many have their tokens as fit, evenly over the steps."""
+    with_tokens = [group for group in groups if "perToken" in group[2]]
+    kept = {group[:2] for group in choose(with_tokens, size, step_of)[0]}
+    return [
+        (index, position, group if (index, position) in kept else without_tokens(group))
+        for index, position, group in groups
+    ]
+
+
+def without_tokens(group: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in group.items() if name != "perToken"}
+
+
+def step_of(item: Item) -> tuple[int, int]:
+    return item[0], item[2]["step"]
+
+
 def choose(
-    items: Iterable[tuple[int, int, Any]], size: float, part: Callable[[Any], Any]
-) -> tuple[list[tuple[int, int, Any]], int]:
+    items: Iterable[Item], size: float, part: Callable[[Item], Any]
+) -> tuple[list[Item], int]:
     """The items (source, position, value) that fit, in their order, and their size in bytes.
 
-    A fixed hash orders the items of each part (a step, a task). The first item of every part comes
-    before the second of any.
+    A fixed hash orders the items of each part (a step, a task), after those that have tokens. The
+    first item of every part comes before the second of any.
     """
     ranks: dict[Any, int] = {}
     ranked = []
-    for item in sorted(items, key=hash_of):
+    for item in sorted(items, key=lambda item: ("perToken" not in item[2], hash_of(item))):
         rank = ranks[part(item)] = ranks.get(part(item), -1) + 1
         ranked.append((rank, item))
     kept, used = [], 0
@@ -102,7 +123,7 @@ def choose(
     return sorted(kept, key=lambda item: item[:2]), used
 
 
-def hash_of(item: tuple[int, int, Any]) -> tuple[int, int, int]:
+def hash_of(item: Item) -> tuple[int, int, int]:
     return zlib.crc32(f"{item[0]} {item[1]}".encode()), item[0], item[1]
 
 

@@ -11,6 +11,7 @@ from r1mini.rl import corrections, grpo
 RATIO = "objective!=reinforce and minibatches!=1"  # one minibatch: the policy has not moved
 CLIP = "objective=clip and minibatches!=1"
 SAPO = "objective=sapo and minibatches!=1"
+LOGGED_TOKENS = 512  # of a completion, with --log-tokens
 
 
 @dataclass(frozen=True)
@@ -199,6 +200,12 @@ class GRPOConfig(PolicyOptions):
         bounds="0 <= x",
     )
     show: int = option(1, "completions printed every 10 steps")
+    log_tokens: int = option(
+        1,
+        "groups of each step whose tokens are logged in tokens.jsonl with their log-probabilities "
+        f"before and after the update, at most {LOGGED_TOKENS} of each completion (0: none)",
+        bounds="0 <= x",
+    )
 
 
 # R1's numbers (Nature, Methods): a sampling step draws 8,192 outputs, 16 per question, and learns

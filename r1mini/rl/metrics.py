@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from r1mini.checkpoint.tokenizer import Tokenizer
 from r1mini.infra import files
 from r1mini.infra.distributed import replicate
 from r1mini.infra.terminal import curve_levels, curve_lines, fit_line, shorten
@@ -20,9 +21,10 @@ from r1mini.rewards.completion import extract_answer, extract_thinking, words
 from r1mini.rewards.runner import parse_spec
 from r1mini.rl import diagnosis
 from r1mini.rl.config import GRPOConfig, fraction_done
+from r1mini.rl.token_log import token_rows
 from r1mini.training.run_state import Run
 
-LOGS = ("metrics.jsonl", "rollouts.jsonl")
+LOGS = ("metrics.jsonl", "rollouts.jsonl", "tokens.jsonl")
 ACCURACY = "rewards/accuracy/mean"
 # A resumed run needs these of its earlier steps.
 NEEDED = (
@@ -144,9 +146,15 @@ class StepLog:
     """Writes the logs of a run, and prints a line and a diagnosis for each step."""
 
     def __init__(
-        self, run: Run, cfg: GRPOConfig, weights: Mapping[str, float], policy: Transformer
+        self,
+        run: Run,
+        cfg: GRPOConfig,
+        weights: Mapping[str, float],
+        policy: Transformer,
+        tokenizer: Tokenizer,
     ):
-        self.run, self.cfg, self.reward_weights, self.policy = run, cfg, weights, policy
+        self.run, self.cfg, self.reward_weights = run, cfg, weights
+        self.policy, self.tokenizer = policy, tokenizer
         self.context = policy.config.max_position_embeddings
         self.rows = files.read_metrics(run.out / "metrics.jsonl", *NEEDED)
         done = fraction_done(cfg, run.step - 1, run.values.get("spent", 0))
@@ -195,6 +203,8 @@ class StepLog:
         self.rows.append(row)
         self.run.write("metrics.jsonl", row)
         self.run.write("rollouts.jsonl", *rollout_rows(step, groups, adv_NG))
+        rows = token_rows(self.cfg, self.policy, self.tokenizer, groups, step)
+        self.run.write("tokens.jsonl", *rows)
         self.run.show_progress(fraction, f"{step + 1}/{self.cfg.steps}")
         self.print_step(row, groups)
         if step % 5 == 4 or fraction == 1:

@@ -43,25 +43,33 @@ def make_samples(
     old = [(rollout.logprobs, [0.0] * len(rollout.logprobs)) for rollout in rollouts]
     if cfg.correction != "none" or cfg.top_entropy < 1:
         rows = [(rollout.prompt_ids, rollout.completion_ids) for rollout in rollouts]
-        order, values_Q = [], []  # indices of the rows; (log-probability, entropy) of each token
-        for chosen, _ in distributed.assign_micro_batches(by_prompt(rows, cfg.learner_tokens)):
-            batch = collate([rows[b] for b in chosen]).to(policy.device)
-            with torch.no_grad(), autocast(policy.device, cfg.bf16):
-                values = token_logprobs_and_entropy(policy, batch, cfg.temperature)
-            order += chosen
-            values_Q.append(torch.stack([x.flatten()[batch.target_Q] for x in values]))
-        logp_Q, entropy_Q = torch.cat(values_Q, 1).cpu()  # a GPU is waited for once
-        lengths = [len(rollouts[b].completion_ids) for b in order]
-        computed = [
-            (b, (logp.tolist(), entropy.tolist()))
-            for b, logp, entropy in zip(order, logp_Q.split(lengths), entropy_Q.split(lengths))
-        ]
-        for b, values in distributed.all_gather(computed):
-            old[b] = values
+        old = logprobs_and_entropies(cfg, policy, rows)
     return [
         Sample(rollout, advantage, *values)
         for rollout, advantage, values in zip(rollouts, adv_NG.flatten().tolist(), old)
     ]
+
+
+def logprobs_and_entropies(
+    cfg: GRPOConfig, policy: Transformer, rows: Sequence[tuple[Sequence[int], Sequence[int]]]
+) -> list[tuple[list[float], list[float]]]:
+    """(log-probability, entropy) of each completion token of (prompt, completion) rows, by the
+    policy as it is now. Each rank computes its micro-batches; all ranks get all rows."""
+    order, values_Q = [], []  # indices of the rows; (log-probability, entropy) of each token
+    for chosen, _ in distributed.assign_micro_batches(by_prompt(rows, cfg.learner_tokens)):
+        batch = collate([rows[b] for b in chosen]).to(policy.device)
+        with torch.no_grad(), autocast(policy.device, cfg.bf16):
+            values = token_logprobs_and_entropy(policy, batch, cfg.temperature)
+        order += chosen
+        values_Q.append(torch.stack([x.flatten()[batch.target_Q] for x in values]))
+    logp_Q, entropy_Q = torch.cat(values_Q, 1).cpu()  # a GPU is waited for once
+    lengths = [len(rows[b][1]) for b in order]
+    computed = [
+        (b, (logp.tolist(), entropy.tolist()))
+        for b, logp, entropy in zip(order, logp_Q.split(lengths), entropy_Q.split(lengths))
+    ]
+    by_row = dict(distributed.all_gather(computed))
+    return [by_row[b] for b in range(len(rows))]
 
 
 def minibatches(cfg: GRPOConfig, groups: int, seed: str) -> list[list[int]]:

@@ -18,7 +18,7 @@ and runs the function on these calls and on hidden ones, in the sandbox.
 import ast
 import operator
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, lru_cache
 from random import Random
 
@@ -29,6 +29,7 @@ from r1mini.tasks.trace import Try
 Program = tuple[str, ...]  # lines, indented by one space per level
 Value = int | str | tuple[int, ...]
 Call = tuple[Value, ...]  # the arguments
+Cases = tuple[tuple[Call, Value], ...]  # calls with the results they should have
 
 # A weight, then a program; braces hold alternatives, # is a digit. Programs with more to learn have
 # larger weights.
@@ -294,7 +295,21 @@ def tries(problem: Problem, rng: Random) -> Iterator[Try]:
         yield Try(text, result == want, answer)
 
 
-def find_error(problem: Problem, answer: str) -> str | None:
+@lru_cache(maxsize=10_000)
+def in_sandbox(code: str, cases: Cases) -> bool:
+    """Does `f` return the expected value in every case, ((arguments, value), …)?
+
+    One test makes all calls, so that one process is enough.
+    """
+    arguments, expected = map(list, zip(*cases))
+    every = "\n\ndef every(calls):\n return [f(*call) for call in calls]\n"
+    test = {"call": "every", "args": [arguments], "expect": expected}
+    return sandbox.judge(code + every, [test], TIME_LIMIT)
+
+
+def find_error(
+    problem: Problem, answer: str, passes: Callable[[str, Cases], bool] = in_sandbox
+) -> str | None:
     program = problem.columns["program"]
     parts = re.fullmatch(r"([2-9]) +(\S[^\r\n]*)", answer.strip())
     if len(answer) > MAX_ANSWER or not parts or int(parts[1]) > len(program):
@@ -305,15 +320,3 @@ def find_error(problem: Problem, answer: str) -> str | None:
     if passes("\n".join(fixed), (*problem.columns["shown"], *problem.columns["hidden"])):
         return None
     return "the function still fails one of its calls"
-
-
-@lru_cache(maxsize=10_000)
-def passes(code: str, cases: tuple[tuple[Call, Value], ...]) -> bool:
-    """Does `f` return the expected value in every case, ((arguments, value), …)?
-
-    One test makes all calls, so that one process is enough.
-    """
-    arguments, expected = map(list, zip(*cases))
-    every = "\n\ndef every(calls):\n return [f(*call) for call in calls]\n"
-    test = {"call": "every", "args": [arguments], "expect": expected}
-    return sandbox.judge(code + every, [test], TIME_LIMIT)

@@ -47,8 +47,9 @@ from r1mini.model.transformer import Transformer
 from r1mini.training.tensorboard import TensorBoard, writer_class
 
 MANIFEST, VALUES, MOMENTS = "manifest.json", "state.json", "optimizer.safetensors"
-# Flags that do not change what a run writes.
+# Flags that do not change what a run learns.
 IGNORED = {"out", "progress", "show", "save_every", "keep", "allow_changes", "report_to"}
+IGNORED |= {"log_tokens"}
 # Flags that decide which tensors a state has: --allow-changes does not cover them.
 SHAPE = {"hidden_size", "layers", "heads", "kv_heads", "intermediate_size", "vocab_size"}
 LORA = {"lora_rank", "lora_alpha", "lora_targets"}

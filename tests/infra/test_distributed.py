@@ -291,6 +291,11 @@ def test_run_on_two_ranks_equals_run_on_one(runs, kind):
             assert actual[name] == pytest.approx(expected[name], rel=1e-3, abs=1e-5), name
     if kind == "grpo":
         assert (one / "rollouts.jsonl").read_bytes() == (two / "rollouts.jsonl").read_bytes()
+        logged = zip(*(jsonl(run / "tokens.jsonl") for run in (one, two)), strict=True)
+        for expected, actual in logged:
+            for name in ("logprobs", "new_logprobs", "entropies"):
+                assert actual.pop(name) == pytest.approx(expected.pop(name), abs=2e-4), name
+            assert actual == expected
 
 
 def test_saved_state_is_independent_of_the_number_of_ranks(runs, folder, tmp_path):

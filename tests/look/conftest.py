@@ -22,14 +22,23 @@ def rollout(step, problem, sample, text="<think>a</think>", **changes):
     return row | changes
 
 
-def write_run(folder, rollouts, steps=2, finished=True, **config):
+def token_row(step, problem, sample, pieces, **changes):
+    """A line of tokens.jsonl: probabilities of 1/2, which double, halve and stay in turn."""
+    count = len(pieces)
+    new = [-0.6931 + (0.6931, -0.6931, 0.0)[t % 3] for t in range(count)]
+    row = {"step": step, "problem": problem, "sample": sample, "ids": [7] * count}
+    row |= {"pieces": pieces, "logprobs": [-0.6931] * count, "new_logprobs": new}
+    return row | {"entropies": [0.5] * count} | changes
+
+
+def write_run(folder, rollouts, steps=2, finished=True, tokens=(), **config):
     config = {"steps": steps, "problems": 2, "completions": G, **config}
     config = {"reward": "accuracy", "baseline": "group", "scale": "group", **config}
     folder.mkdir(parents=True, exist_ok=True)
     record = {"config": vars(GRPOConfig()) | config, "finished": finished}
     (folder / "run.json").write_text(json.dumps(record))
     metrics = [{"step": step, **METRICS} for step in range(steps)]
-    for name, rows in {"metrics": metrics, "rollouts": rollouts}.items():
+    for name, rows in {"metrics": metrics, "rollouts": rollouts, "tokens": tokens}.items():
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / f"{name}.jsonl").write_text(lines)
     return folder

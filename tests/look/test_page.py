@@ -9,7 +9,7 @@ from r1mini.look.__main__ import Config, main
 from r1mini.look.page import TEMPLATE
 
 from .browser import CHROMIUM, DRIVER, browser
-from .conftest import rollout, write_run
+from .conftest import rollout, token_row, write_run
 from .test_data import HOSTILE
 
 KEY_SECONDS = 2.0  # generous: the machine may be busy
@@ -92,7 +92,9 @@ class Page:
         self.browser, self.run = browser, browser.run
 
     def text(self, selector):
-        return self.run("return document.querySelector(arguments[0]).textContent", selector)
+        """Empty while there is no such element: a view changes after the key's event."""
+        script = "return document.querySelector(arguments[0])?.textContent ?? ''"
+        return self.run(script, selector)
 
     def all(self, selector):
         script = "return [...document.querySelectorAll(arguments[0])].map(e => e.textContent)"
@@ -176,7 +178,8 @@ def check_steps(page):
 
 
 def check_filters(page):
-    counts = {"equal": 1, "differ": 1, "mixed": 1, "cut": 1, "wrong": 1, "right": 2, "": 2}
+    counts = {"equal": 1, "differ": 1, "mixed": 1, "cut": 1, "wrong": 1, "right": 2}
+    counts |= {"corrected": 0, "tokens": 0, "": 2}
     for name, count in counts.items():
         page.choose("Show", name)
         assert page.text("#list-count").startswith(f"{count} group"), name
@@ -222,6 +225,119 @@ def check_hostile_text(page):
     widths = page.run("return [document.documentElement.scrollWidth, innerWidth]")
     assert widths[0] <= widths[1]
     assert page.all("b") == []  # a task's name is text, too
+
+
+@pytest.fixture
+def token_page(tmp_path):
+    """A run of two steps. Group 1 of step 0 has tokens, with hostile text among them, and group 0 of
+    step 1 has many."""
+    text = "<think>1+2=3 ?4 no\n2+2=4 ?4 yes\n</think><answer>2+2</answer>"
+    rows = [rollout(step, n, g, text) for step in range(2) for n in range(2) for g in range(4)]
+    pieces = [*HOSTILE_PIECES, *text.split("2"), ""]
+    for row in rows[4:8]:
+        row |= {"completion": "".join(pieces), "tokens": len(pieces)}
+        row["rewards"] = row["rewards"] | {"accuracy": row["reward"], "format": 0.0}
+    for row in rows[8:12]:
+        row |= {"completion": "<think>" + "ab " * 200, "tokens": 300}
+    tokens = [token_row(0, 1, g, pieces) for g in range(4)]
+    tokens += [token_row(1, 0, g, ["ab "] * 200) for g in range(4)]
+    folder = write_run(tmp_path / "run", rows, tokens=tokens, minibatches=1)
+    out = main(Config(runs=(str(folder),), out=str(tmp_path / "look.html")))
+    with browser(tmp_path / "profile") as driven:
+        driven.open(out)
+        yield Page(driven)
+        assert driven.log("browser") == []
+        assert driven.run("return window.alerted || null") is None
+
+
+HOSTILE_PIECES = ["<script>alert(1)</script>", "\u202eabc", "\ud800", "\ud83d", "\ufffd", "a\n"]
+
+
+@needs_browser
+def test_tokens_in_a_browser(token_page):
+    page = token_page
+    page.press("3", "step 0 of 1", "#step-label")
+    assert "Problem 1 of step 0" in page.text("#group h3")  # the group with tokens goes first
+    assert page.all(".tag") == ["tokens"]
+    check_colours(page)
+    check_figures(page)
+    page.press("2", "Curves", "h2")
+    page.press("3", "Problem 1 of step 0", "#group h3")  # as it was left
+    page.choose("Show", "tokens")
+    page.choose("In", "1")
+    assert page.text("#list-count") == "2 groups in all steps"
+    page.choose("Show", "corrected")
+    assert page.text("#list-count") == "3 groups in all steps"
+    assert len(page.all("#group .card")) == 2  # the right ones
+    page.choose("Show", "")
+    page.choose("In", "0")
+    page.run("goToStep(0)")
+    assert "(tags out of order, or text outside of them)" in page.text("#group .card")
+    assert page.all("#arithmetic .weight") == ["1/72"] * 4
+    page.press("ArrowRight", "Problem 0 of step 1", "#group h3")
+    assert "The log has the first 200 of 300 tokens" in page.text("#group .card")
+    assert page.text(".tokens") == "<think>" + "ab " * 150
+    page.run("document.querySelector('.cards .more').click()")
+    assert page.text(".tokens") == "<think>" + "ab " * 200
+    assert len(page.all(".cards .more")) == 3
+
+
+def check_colours(page):
+    """Classes of the first completion's tokens, in each mode; and that each has a colour."""
+
+    def classes(card=0):
+        script = "return [...document.querySelectorAll('.tokens')[arguments[0]].children].map(e => e.className)"
+        return [name.removeprefix("t").strip() for name in page.run(script, card)]
+
+    count = len(page.all(".tokens:first-of-type .t")) // 4
+    assert page.all("#scale > span")[0].strip() == "below −63 %"
+    assert classes()[:3] == ["p2", "n2 clipped", ""]  # a negative advantage
+    assert classes(1)[:3] == ["p2 clipped", "n2", ""]
+    expected = {"logp": ["s1"] * 3, "entropy": ["s2"] * 3, "advantage": ["n2"] * 3}
+    expected |= {"clip": ["p1", "n3 clipped", ""], "weight": ["s4"] * 3}
+    for mode, names in expected.items():
+        page.browser.press("c")
+        assert page.run("return document.getElementById('colour').value") == mode
+        assert classes()[:3] == names, mode
+        assert len(page.all("#scale > span")) >= 4
+    assert count == len(classes())
+    page.browser.press("c")
+    assert page.all(".tokens") == [] and len(page.all(".cards .text")) == 4
+    page.browser.press("c")
+    colours = page.run(
+        "return ['p1', 'p2', 'p3', 'n1', 'n2', 'n3', 's1', 's2', 's3', 's4'].map(name => {"
+        "  const span = document.querySelector('.t'); span.className = `t ${name}`;"
+        "  return getComputedStyle(span).backgroundColor; })"
+    )
+    assert len(set(colours)) == 10
+
+
+def check_figures(page):
+    """Pointing, tapping and arrow keys show a token's numbers; text stays text."""
+    page.run("window.alert = () => window.alerted = true")
+    shown = page.all(".tokens:first-of-type .t")[:6]
+    assert shown == [HOSTILE_PIECES[0], "U+202Eabc", "U+D800", "U+D83D", "\ufffd", "a\n"]
+    assert page.all(".tokens .t .mark").count("end") == 4
+    page.run("document.querySelector('.tokens').focus()")
+    page.press("ArrowRight", "token 1 of", "#figure")
+    assert "“<script>alert(1)</script>”" in page.text("#figure")
+    page.press("ArrowRight", "token 2 of", "#figure")
+    assert "U+202Eabc" in page.text("#figure")
+    for part in (
+        "sampled with probability 50 % (log −0.693), after the update 25 % (log −1.39)",
+        "ratio 0.5: less likely; entropy 0.5 nats; advantage −0.866; weight in the loss 1/72; "
+        "below the clip range: clipped",
+    ):
+        assert part in page.text("#figure")
+    page.run("document.querySelectorAll('.tokens')[1].querySelector('.t').click()")
+    assert "of completion 2" in page.text("#figure") and "more likely" in page.text("#figure")
+    page.run(
+        "document.querySelectorAll('.tokens')[2].lastChild.dispatchEvent("
+        "new PointerEvent('pointerover', {bubbles: true}))"
+    )
+    assert "“end of the completion”" in page.text("#figure")
+    assert page.text("#step-label") == "step 0 of 1"  # the arrow keys moved no step
+    page.run("document.activeElement.blur()")
 
 
 @needs_browser
