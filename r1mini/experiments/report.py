@@ -64,4 +64,4 @@ def draw(experiment: Experiment, seeds: Sequence[Path], out: Path) -> None:
     buffer = BytesIO()
     figure.savefig(buffer, dpi=100)
     plt.close(figure)
-    Image.open(buffer).quantize(128).save(out, optimize=True)  # less than half as large
+    Image.open(buffer).quantize(64).save(out, optimize=True)  # a third of the size
