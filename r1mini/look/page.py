@@ -27,10 +27,11 @@ ESCAPED = re.compile("[<\u2028\u2029\ufeff\x7f-\x9f\ud800-\udfff]")
 
 def read_all(folders: Folders) -> dict[str, Any]:
     """All that the page shows, before anything is left out for its size."""
+    recipes = folders.recipes.items()
     return {
         "runs": [read_run(label, folder) for label, folder in folders.runs.items()],
-        "recipes": [read_recipe(recipe, folders.runs) for recipe in folders.recipes],
-        "heldOut": [held_out for recipe in folders.recipes for held_out in read_held_out(recipe)],
+        "recipes": [read_recipe(name, recipe, folders.runs) for name, recipe in recipes],
+        "heldOut": [problems for named in recipes for problems in read_held_out(*named)],
     }
 
 
