@@ -224,20 +224,26 @@ def read_groups(
 
 def check_rollout(row: Row, where: str) -> None:
     """ValueError for a line of rollouts.jsonl without what the page shows."""
-    kinds = {"step": int, "problem": int, "prompt": str, "completion": str, "task": str}
-    kinds |= {"tokens": int, "finished": bool, "rewards": dict}
-    for name, kind in kinds.items():
+    check_types(row, where, step=int, problem=int, tokens=int, finished=bool)
+    check_types(row, where, prompt=str, completion=str, task=str, rewards=dict)
+    check_numbers(row["rewards"], where)
+    numbers = ("reward", "advantage")
+    check_numbers({name: row.get(name) for name in numbers}, where, required=numbers)
+
+
+def check_types(row: Row, where: str, **types: type) -> None:
+    for name, kind in types.items():
         if type(row.get(name)) is not kind:
             raise ValueError(
                 f"{where}: {name} {row.get(name)!r:.60} is not of type {kind.__name__}"
             )
-    numbers = [
-        *row["rewards"].items(),
-        *((name, row.get(name)) for name in ("reward", "advantage")),
-    ]
-    for name, value in numbers:
-        applies = value is not None or name not in row["rewards"]
-        if applies and not files.is_finite_number(value):
+
+
+def check_numbers(values: Row, where: str, required: Sequence[str] = ()) -> None:
+    """ValueError for a value that is not a finite number, unless it is None and not required."""
+    for name, value in values.items():
+        optional = value is None and name not in required
+        if not optional and not files.is_finite_number(value):
             raise ValueError(f"{where}: {name[:60]} {value!r:.60} is not a finite number")
 
 

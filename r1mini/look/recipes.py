@@ -7,7 +7,7 @@ from typing import Any
 
 from r1mini.evaluation.figures import NOT_SETS, figure_cell, mean_known, read_figures
 from r1mini.infra import files
-from r1mini.look.data import MAX_TEXT, read_lines
+from r1mini.look.data import MAX_TEXT, check_numbers, check_types, read_lines
 from r1mini.look.sources import Recipe
 from r1mini.recipe.report import model_titles, stage_figures
 
@@ -88,15 +88,9 @@ def read_held_out(name: str, recipe: Recipe) -> Iterator[dict[str, Any]]:
 
 def check_answer(row: Mapping[str, Any], where: str) -> None:
     """ValueError for a line of an evaluation without what the page shows."""
-    for name, kind in {"task": str, "prompt": str, "completion": str, "rewards": dict}.items():
-        if type(row.get(name)) is not kind:
-            raise ValueError(
-                f"{where}: {name} {row.get(name)!r:.60} is not of type {kind.__name__}"
-            )
-    numbers = {name: row.get(name) for name in ("utility", "tokens")}
-    for name, value in (row["rewards"] | numbers).items():
-        if value is not None and not files.is_finite_number(value):
-            raise ValueError(f"{where}: {name[:60]} {value!r:.60} is not a finite number")
+    check_types(row, where, task=str, prompt=str, completion=str, rewards=dict)
+    check_numbers(row["rewards"], where)
+    check_numbers({name: row.get(name) for name in ("utility", "tokens")}, where)
 
 
 def add_answer(answers: dict[str, Any], model: str, row: Mapping[str, Any]) -> None:

@@ -157,11 +157,15 @@ class Page:
         )
 
     def press(self, key, expected, selector):
-        """Press a key and wait for an element's text; fails if it takes too long."""
+        """Press a key and wait for an element's text."""
         self.browser.press(key)
+        self.wait(expected, selector)
+
+    def wait(self, expected, selector):
+        """Fails if it takes too long."""
         start = time.monotonic()
         while expected not in self.text(selector):
-            assert time.monotonic() - start < KEY_SECONDS, f"{key}: {self.text(selector)}"
+            assert time.monotonic() - start < KEY_SECONDS, f"{expected}: {self.text(selector)}"
 
 
 @pytest.fixture
@@ -349,26 +353,26 @@ def test_tokens_in_a_browser(token_page):
 @needs_browser
 def test_focus_and_links(token_page):
     page = token_page
-    page.press("3", "step 0 of 1", "#step-label")
     page.run("document.querySelector('.list button').focus()")
     page.press("ArrowUp", "Problem 0 of step 0", "#group h3")
     page.press("ArrowDown", "Problem 1 of step 0", "#group h3")
     entry = "document.querySelectorAll('.list button')[1]"
     assert page.run(f"return document.activeElement === {entry}")
     page.run("document.getElementById('colour').focus()")
-    for mode in ("logp", "entropy"):  # a choice that is drawn again keeps the focus
-        page.browser.press("ArrowDown")
-        assert page.run("return [document.activeElement.value, steps.colour]") == [mode] * 2
+    for mode, label in {"logp": "90 % or more", "entropy": "below 0.05 nats"}.items():
+        page.press("ArrowDown", label, "#scale")
+        assert page.run("return document.activeElement.value") == mode  # drawn again, with focus
     page.run("document.activeElement.blur()")
     page.browser.press("/")
     page.browser.press("a", "Escape", "2")  # the search must not wait for a view that is gone
     page.press("3", "in all steps", "#list-count")
     page.run("location.hash = 'steps/0/1'")  # of one step, whatever the search was
-    page.press("/", "step 1 of 1", "#step-label")
+    page.wait("step 1 of 1", "#step-label")
     assert page.text("#list-count") == "2 groups in this step"
+    page.run("location.hash = 'diagnosis'")
+    page.wait("Diagnosis", "h2")
     page.run("location.hash = 'toString'")
-    page.browser.press("Escape")
-    assert page.text("h2") == "Steps of a run"
+    page.wait("Steps of a run", "h2")
 
 
 def check_colours(page):
@@ -437,9 +441,9 @@ def test_colours_follow_the_system_and_the_button(page):
     light = background()
     dark_mode = [{"name": "prefers-color-scheme", "value": "dark"}]
     page.browser.devtools("Emulation.setEmulatedMedia", features=dark_mode)
+    page.wait("Light", "#theme")
     dark = background()
     assert light == "rgb(255, 255, 255)" != dark
-    assert page.text("#theme") == "Light"
     page.run("theme.click()")
     assert background() == light and page.text("#theme") == "Dark"
     page.run("theme.click()")
