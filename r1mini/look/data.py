@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from r1mini.checkpoint import ASSETS
 from r1mini.infra import files
 from r1mini.look.reasons import corrects_itself, part_reasons, problem_of_group
 from r1mini.look.tokens import clip_range, ratio_unit, read_tokens, weight_divisors
@@ -43,6 +44,9 @@ def read_run(label: str, folder: Path) -> dict[str, Any]:
     context = context_length(folder, cfg)
     tokens = read_tokens(read_lines(folder / "tokens.jsonl"))
     groups = read_groups(folder / "rollouts.jsonl", cfg, tokens, context)
+    steps = [row["step"] for row in rows]
+    known = set(steps)  # the run may have gone on since its metrics were read
+    groups = [group for group in groups if group["step"] in known]
     if not groups:
         raise ValueError(
             f"RUN {folder}: rollouts.jsonl has no complete step, so there are no completions to "
@@ -57,8 +61,7 @@ def read_run(label: str, folder: Path) -> dict[str, Any]:
         "settings": {name: value for name, value in settings.items() if value not in ("", ())},
         "formula": formula(cfg),
         "weights": weights_by_step(cfg, rows, weights),
-        "epsilon": EPSILON,
-        "steps": [row["step"] for row in rows],
+        "steps": steps,
         "metrics": metric_columns(rows),
         "notes": list(notes(rows, cfg, weights, context)),
         "clip": clip_range(cfg),
@@ -89,7 +92,8 @@ def read_settings(folder: Path) -> tuple[GRPOConfig, bool]:
 def context_length(folder: Path, cfg: GRPOConfig) -> float:
     """The model's context, from the config.json of the run or of the model that it started from;
     infinite if neither is there."""
-    for path in (folder, Path(cfg.model), folder.parent / Path(cfg.model).name):
+    sibling = folder.parent / Path(cfg.model).name
+    for path in (folder, Path(cfg.model), ASSETS / cfg.model, sibling):
         if (path / "config.json").is_file():
             length = files.read_json(path / "config.json").get("max_position_embeddings")
             if files.is_finite_number(length):
@@ -211,7 +215,7 @@ def read_groups(
         if divisors[step]:
             start = n * cfg.completions
             group["weightDivisors"] = divisors[step][start : start + len(rows)]
-        per_token = [tokens.get((step, n, sample)) for sample in range(len(rows))]
+        per_token = [tokens.get((step, n, row.get("sample"))) for row in rows]
         if all(per_token):
             group["perToken"] = per_token
         groups.append(group)
@@ -220,20 +224,26 @@ def read_groups(
 
 def check_rollout(row: Row, where: str) -> None:
     """ValueError for a line of rollouts.jsonl without what the page shows."""
-    kinds = {"step": int, "problem": int, "prompt": str, "completion": str, "task": str}
-    kinds |= {"tokens": int, "finished": bool, "rewards": dict}
-    for name, kind in kinds.items():
+    check_types(row, where, step=int, problem=int, tokens=int, finished=bool)
+    check_types(row, where, prompt=str, completion=str, task=str, rewards=dict)
+    check_numbers(row["rewards"], where)
+    numbers = ("reward", "advantage")
+    check_numbers({name: row.get(name) for name in numbers}, where, required=numbers)
+
+
+def check_types(row: Row, where: str, **types: type) -> None:
+    for name, kind in types.items():
         if type(row.get(name)) is not kind:
             raise ValueError(
                 f"{where}: {name} {row.get(name)!r:.60} is not of type {kind.__name__}"
             )
-    numbers = [
-        *row["rewards"].items(),
-        *((name, row.get(name)) for name in ("reward", "advantage")),
-    ]
-    for name, value in numbers:
-        applies = value is not None or name not in row["rewards"]
-        if applies and not files.is_finite_number(value):
+
+
+def check_numbers(values: Row, where: str, required: Sequence[str] = ()) -> None:
+    """ValueError for a value that is not a finite number, unless it is None and not required."""
+    for name, value in values.items():
+        optional = value is None and name not in required
+        if not optional and not files.is_finite_number(value):
             raise ValueError(f"{where}: {name[:60]} {value!r:.60} is not a finite number")
 
 
@@ -283,11 +293,11 @@ def arithmetic(
     >>> group["mean"], group["baselines"], round(group["std"], 4), round(group["divisor"], 4)
     (0.5, [0.5], 0.7071, 0.7072)
     """
-    count, mean = len(rewards), fmean(rewards)
+    count, mean = len(rewards), round(fmean(rewards), 9)  # 0.1 is the mean of 0, 0.1 and 0.2
     std = stdev(rewards) if count > 1 else 0.0
     baselines = [mean]
     if cfg.baseline == "leave-one-out":
-        baselines = [(mean * count - reward) / (count - 1) for reward in rewards]
+        baselines = [round((sum(rewards) - reward) / (count - 1), 9) for reward in rewards]
     elif cfg.baseline == "none":
         baselines = [0.0]
     deviation = {"group": std, "batch": step_std}.get(cfg.scale)

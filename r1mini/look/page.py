@@ -27,10 +27,11 @@ ESCAPED = re.compile("[<\u2028\u2029\ufeff\x7f-\x9f\ud800-\udfff]")
 
 def read_all(folders: Folders) -> dict[str, Any]:
     """All that the page shows, before anything is left out for its size."""
+    recipes = folders.recipes.items()
     return {
         "runs": [read_run(label, folder) for label, folder in folders.runs.items()],
-        "recipes": [read_recipe(recipe, folders.runs) for recipe in folders.recipes],
-        "heldOut": [held_out for recipe in folders.recipes for held_out in read_held_out(recipe)],
+        "recipes": [read_recipe(name, recipe, folders.runs) for name, recipe in recipes],
+        "heldOut": [problems for named in recipes for problems in read_held_out(*named)],
     }
 
 
@@ -64,33 +65,30 @@ def within_size(data: Mapping[str, Any], size: int) -> dict[str, Any]:
             f"--megabytes {size / 1e6:g}: metrics and settings alone need "
             f"{(size - left) / 1e6:.1f}; raise it, or name fewer runs"
         )
-    problems = [
-        (index, position, problem)
-        for index, part in enumerate(data["heldOut"])
-        for position, problem in enumerate(part["problems"])
-    ]
+    problems = numbered(part["problems"] for part in data["heldOut"])
     kept, used = choose(problems, HELD_OUT_SHARE * left, lambda p: (p[0], p[2]["task"]))
     for index, _, problem in kept:
         held_out[index]["problems"].append(problem)
-    groups = [
-        (index, position, group)
-        for index, run in enumerate(data["runs"])
-        for position, group in enumerate(run["groups"])
-    ]
+    groups = numbered(run["groups"] for run in data["runs"])
     groups = with_tokens_within(groups, TOKENS_SHARE * (left - used))
     for index, _, group in choose(groups, left - used, step_of)[0]:
         runs[index]["groups"].append(group)
     return chosen
 
 
+def numbered(sources: Iterable[Sequence[Any]]) -> list[Item]:
+    """
+    >>> numbered(["ab", "c"])
+    [(0, 0, 'a'), (0, 1, 'b'), (1, 0, 'c')]
+    """
+    return [(i, j, value) for i, source in enumerate(sources) for j, value in enumerate(source)]
+
+
 def with_tokens_within(groups: Sequence[Item], size: float) -> list[Item]:
     """The same groups; only so many have their tokens as fit, evenly over the steps."""
     with_tokens = [group for group in groups if "perToken" in group[2]]
     kept = {group[:2] for group in choose(with_tokens, size, step_of)[0]}
-    return [
-        (index, position, group if (index, position) in kept else without_tokens(group))
-        for index, position, group in groups
-    ]
+    return [item if item[:2] in kept else (*item[:2], without_tokens(item[2])) for item in groups]
 
 
 def without_tokens(group: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from r1mini.tasks import repair
 from r1mini.tasks.trace import LANGUAGES, WORDS
 
 VERDICTS = {verdict: {words[verdict] for words in WORDS.values()} for verdict in (True, False)}
-VERDICT = re.compile(rf"(?<![A-Za-z])({'|'.join(VERDICTS[True] | VERDICTS[False])})[ \t]*$", re.M)
+VERDICT = re.compile(rf"(?<!\S)({'|'.join(VERDICTS[True] | VERDICTS[False])})[ \t]*$", re.M)
 # In text without verdicts: those of R1's words of reflection that take something back.
 CORRECTION = re.compile(r"\b(?:wait|mistake|error|wrong|retry)\b|等等|等一下|错误|重试|不对", re.I)
 

@@ -7,41 +7,39 @@ from typing import Any
 
 from r1mini.evaluation.figures import NOT_SETS, figure_cell, mean_known, read_figures
 from r1mini.infra import files
-from r1mini.look.data import MAX_TEXT, read_lines
+from r1mini.look.data import MAX_TEXT, check_numbers, check_types, read_lines
 from r1mini.look.sources import Recipe
 from r1mini.recipe.report import model_titles, stage_figures
-from r1mini.tasks import GENERAL
 
 COLUMNS = ("pass@1", "hard", "general", "format", "language", "length")
 PAIRS = "held-out pairs right"  # of a reward model
 
 
-def read_recipe(recipe: Recipe, runs: Mapping[str, Path]) -> dict[str, Any]:
+def read_recipe(name: str, recipe: Recipe, runs: Mapping[str, Path]) -> dict[str, Any]:
     """The stages that there are, with figures over the seeds; `runs`: the RL runs of the page."""
     stages = {}
-    for name, title in stage_titles(recipe).items():
-        paths = [seed / "eval" / f"{name}.json" for seed in recipe.seeds]
+    for stage, title in stage_titles(recipe).items():
+        paths = [seed / "eval" / f"{stage}.json" for seed in recipe.seeds]
         seeds = [evaluated(path) for path in paths if path.is_file()]
-        records = [seed / name / "run.json" for seed in recipe.seeds]
+        records = [seed / stage / "run.json" for seed in recipe.seeds]
         records = [files.read_run_json(path) for path in records if path.is_file()]
         if not seeds and not records:
             continue
         columns = [column for column in COLUMNS if seeds and column in seeds[0]]
         ranked = [{PAIRS: record.get("held_out_accuracy")} for record in records]
-        stages[name] = {
+        stages[stage] = {
             "title": title,
             "figures": {column: figure_cell(seeds, column) for column in columns}
-            | ({PAIRS: figure_cell(ranked, PAIRS)} if name.startswith("rm") and ranked else {}),
+            | ({PAIRS: figure_cell(ranked, PAIRS)} if stage.startswith("rm") and ranked else {}),
             "seconds": mean_known([record.get("seconds") for record in records]),
-            "finished": all(record["finished"] for record in records),
             "runs": [
                 index
                 for index, folder in enumerate(runs.values())
-                if folder.name == name and folder.parent in recipe.seeds
+                if folder.name == stage and folder.parent in recipe.seeds
             ],
         }
     return {
-        "label": str(recipe.root),
+        "label": name,
         "seeds": [seed.name for seed in recipe.seeds],
         "columns": [c for c in COLUMNS if any(c in s["figures"] for s in stages.values())],
         "stages": stages,
@@ -66,22 +64,22 @@ def evaluated(path: Path) -> dict[str, Any]:
     return stage_figures(evaluation | {"win rate": {}}, sets)
 
 
-def read_held_out(recipe: Recipe) -> Iterator[dict[str, Any]]:
+def read_held_out(name: str, recipe: Recipe) -> Iterator[dict[str, Any]]:
     """For each seed, the problems that its models were evaluated on, with each model's first
     completion and the verdicts on all of them."""
     for seed in recipe.seeds:
         problems, titles = {}, {}
-        for name, title in stage_titles(recipe).items():
-            path = seed / "eval" / f"{name}.jsonl"
+        for stage, title in stage_titles(recipe).items():
+            path = seed / "eval" / f"{stage}.jsonl"
             for where, row in read_lines(path):
                 check_answer(row, where)
-                titles[name] = title
+                titles[stage] = title
                 key = (row["task"], row["prompt"])
                 new = {"task": row["task"], "prompt": row["prompt"][:MAX_TEXT], "answers": {}}
-                add_answer(problems.setdefault(key, new)["answers"], name, row)
+                add_answer(problems.setdefault(key, new)["answers"], stage, row)
         if problems:
             yield {
-                "label": f"{recipe.root.name}/{seed.name}" if len(recipe.seeds) > 1 else seed.name,
+                "label": f"{name}/{seed.name}" if len(recipe.seeds) > 1 else name,
                 "stages": titles,
                 "problems": list(problems.values()),
                 "problemsTotal": len(problems),
@@ -90,14 +88,9 @@ def read_held_out(recipe: Recipe) -> Iterator[dict[str, Any]]:
 
 def check_answer(row: Mapping[str, Any], where: str) -> None:
     """ValueError for a line of an evaluation without what the page shows."""
-    for name, kind in {"task": str, "prompt": str, "completion": str, "rewards": dict}.items():
-        if type(row.get(name)) is not kind:
-            raise ValueError(
-                f"{where}: {name} {row.get(name)!r:.60} is not of type {kind.__name__}"
-            )
-    for name, value in {**row["rewards"], "utility": row.get("utility")}.items():
-        if value is not None and not files.is_finite_number(value):
-            raise ValueError(f"{where}: {name[:60]} {value!r:.60} is not a finite number")
+    check_types(row, where, task=str, prompt=str, completion=str, rewards=dict)
+    check_numbers(row["rewards"], where)
+    check_numbers({name: row.get(name) for name in ("utility", "tokens")}, where)
 
 
 def add_answer(answers: dict[str, Any], model: str, row: Mapping[str, Any]) -> None:
@@ -108,7 +101,7 @@ def add_answer(answers: dict[str, Any], model: str, row: Mapping[str, Any]) -> N
             "missing": max(0, len(row["completion"]) - MAX_TEXT),
             "tokens": row.get("tokens"),
         }
-    if row["task"] in GENERAL and "utility" in row:
+    if row.get("utility") is not None:
         answers[model].setdefault("utilities", []).append(round(row["utility"], 4))
     answers[model]["verdicts"].append(is_right(row["rewards"]))
 

@@ -19,32 +19,35 @@ class Recipe:
 @dataclass(frozen=True)
 class Folders:
     runs: dict[str, Path]  # RL runs, by a label that tells them apart
-    recipes: tuple[Recipe, ...]
+    recipes: dict[str, Recipe]  # by the name that the command gives
 
 
 def find_folders(names: Sequence[str]) -> Folders:
-    """The runs and recipes in the folders `names`. ValueError for a folder that has none."""
-    runs, recipes = [], []
+    """The runs and recipes in the folders `names`, each once and by its absolute path. ValueError
+    for a folder that has none."""
+    runs, recipes = [], {}
     for name in names:
-        path = Path(name)
+        path = Path(os.path.abspath(name))
         if not path.is_dir():
             raise ValueError(f"RUN {name}: no such folder; name the folder of a run or of a recipe")
         if recipe := as_recipe(path):
-            recipes.append(recipe)
+            if recipe not in recipes.values():
+                recipes[name] = recipe
             of_path = [run for seed in recipe.seeds for run in recipe_runs(seed)]
         else:
             of_path = [path] if (path / "metrics.jsonl").is_file() else []
         if not of_path:
             raise ValueError(f"RUN {name}: {reason(path)}")
         runs += [run for run in of_path if run not in runs]
-    return Folders(dict(zip(labels(runs), runs)), tuple(recipes))
+    return Folders(dict(zip(labels(runs), runs)), recipes)
 
 
 def as_recipe(path: Path) -> Recipe | None:
     """None if this is not a recipe's folder. A running recipe has some of its stages only."""
     seeds = [folder for folder in path.glob("seed-*") if is_recipe_seed(folder)]
     if seeds:
-        return Recipe(path, tuple(sorted(seeds, key=lambda folder: (len(folder.name), folder))))
+        seeds.sort(key=lambda folder: (len(folder.name), folder))
+        return Recipe(path, tuple(seeds))
     return Recipe(path, (path,)) if is_recipe_seed(path) else None
 
 
@@ -54,7 +57,7 @@ def is_recipe_seed(path: Path) -> bool:
 
 
 def recipe_runs(seed: Path) -> Iterator[Path]:
-    """The RL runs of a recipe that have finished a step, in the order of their folders' age."""
+    """The RL runs of a recipe that have finished a step, in the order of the recipe's tables."""
     logs = [log for log in seed.glob("*/rollouts.jsonl") if log.stat().st_size]
     for log in sorted(logs, key=lambda log: list_position(log.parent.name)):
         if (log.parent / "metrics.jsonl").is_file():
@@ -85,8 +88,5 @@ def labels(runs: Sequence[Path]) -> list[str]:
     >>> labels([Path("runs/s3/seed-0/r1"), Path("runs/s3/seed-1/r1")])
     ['seed-0/r1', 'seed-1/r1']
     """
-    absolute = [Path(os.path.abspath(run)) for run in runs]
-    if not absolute:
-        return []
-    common = os.path.commonpath([run.parent for run in absolute])
-    return [run.relative_to(common).as_posix() for run in absolute]
+    common = os.path.commonpath([run.parent for run in runs])
+    return [run.relative_to(common).as_posix() for run in runs]

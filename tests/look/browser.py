@@ -14,6 +14,7 @@ FLAGS = [
     *("--disable-background-networking", "--disable-component-update", "--window-size=1280,900"),
 ]
 KEYS = {"ArrowLeft": "\ue012", "ArrowRight": "\ue014", "Escape": "\ue00c"}
+KEYS |= {"ArrowUp": "\ue013", "ArrowDown": "\ue015"}
 
 
 LOCAL = urllib.request.build_opener(urllib.request.ProxyHandler({}))

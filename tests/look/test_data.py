@@ -8,8 +8,8 @@ from conftest import jsonl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r1mini.look.data import read_groups, read_run
-from r1mini.look.page import embedded_json, page_html, read_all, within_size
+from r1mini.look.data import arithmetic, context_length, read_groups, read_run
+from r1mini.look.page import TEMPLATE, embedded_json, page_html, read_all, within_size
 from r1mini.look.sources import find_folders
 from r1mini.rl import diagnosis
 from r1mini.rl.config import GRPOConfig
@@ -67,6 +67,17 @@ def test_arithmetic_equals_group_advantages(tmp_path_factory, rewards):
     assert advantages(group) == pytest.approx(expected, abs=1e-4)
 
 
+def test_a_mean_has_no_rounding_noise():
+    group = arithmetic([0.0, 0.1, 0.2], GRPOConfig(baseline="group", scale="group"))
+    assert group["mean"] == 0.1 and group["baselines"] == [0.1]
+    group = arithmetic([0.1, 0.1, 0.1, 0.2], GRPOConfig(baseline="leave-one-out", scale="none"))
+    assert group["baselines"][3] == 0.1
+
+
+def test_context_of_an_embedded_model(small_run):
+    assert context_length(small_run, GRPOConfig(model="base")) == 1024
+
+
 def test_weights_of_a_reward_that_starts_later(tmp_path):
     rows = [rollout(step, n, g) for step in range(4) for n in range(2) for g in range(4)]
     folder = write_run(tmp_path / "run", rows, steps=4, reward="accuracy,format:0.5@0.5")
@@ -115,7 +126,10 @@ def test_hostile_completions_stay_text(tmp_path, name):
     data = read_all(find_folders([str(folder)]))
     page = page_html(data)
     page.encode("utf-8")
-    assert page.count("<script") == 2 and "<!--" not in page[page.index('id="data">') :]
+    assert (
+        page.count("<script") == TEMPLATE.read_text().count("<script")
+        and "<!--" not in page[page.index('id="data">') :]
+    )
     (run,) = embedded(page)["runs"]
     for group in run["groups"]:
         for text, missing in zip(group["texts"], group["missing"]):
@@ -184,6 +198,20 @@ def test_a_running_run_is_shown_up_to_its_last_complete_step(small_run):
     metrics = small_run / "metrics.jsonl"
     metrics.write_text(metrics.read_text() + '{"step": 2, "entr')
     assert read_run("small", small_run)["steps"] == [0, 1]
+
+
+def test_a_run_that_goes_on_while_it_is_read_is_shown_as_far_as_its_metrics(small_run):
+    metrics = small_run / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().splitlines(keepends=True)[0])
+    run = read_run("small", small_run)
+    assert run["steps"] == [0] and [group["step"] for group in run["groups"]] == [0, 0]
+
+
+def test_a_folder_is_shown_once_whatever_the_path(small_run, monkeypatch):
+    monkeypatch.chdir(small_run)
+    folders = find_folders([".", str(small_run), "../small"])
+    assert folders.runs == {"small": small_run}
+    assert read_all(folders)["runs"][0]["stage"] == "small"
 
 
 def test_several_runs_have_labels_that_tell_them_apart(small_run, tmp_path):

@@ -1,12 +1,15 @@
 """The command, and the page in a headless Chromium."""
 
 import json
+import re
+import shutil
 import time
 
 import pytest
 
 from r1mini.look.__main__ import Config, main
-from r1mini.look.page import TEMPLATE
+from r1mini.look.page import TEMPLATE, read_all
+from r1mini.look.sources import find_folders
 
 from .browser import CHROMIUM, DRIVER, browser
 from .conftest import rollout, token_row, write_run
@@ -85,6 +88,50 @@ def test_the_template_never_makes_markup_from_text():
     assert "default-src 'none'" in template  # the browser refuses requests
 
 
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_text_has_contrast(theme):
+    """At least 4.5 to 1, as WCAG 2 asks for."""
+    style = re.findall(r":root.*?{(.*?)}", TEMPLATE.read_text(encoding="utf-8"), re.DOTALL)[theme]
+    colours = dict(re.findall(r"--([\w-]+): #(\w+);", style))
+
+    def luminance(name):
+        parts = [int(colours[name][i : i + 2], 16) / 255 for i in (0, 2, 4)]
+        parts = [x / 12.92 if x < 0.04 else ((x + 0.055) / 1.055) ** 2.4 for x in parts]
+        return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
+
+    lines = [f"c{i}" for i in range(8)]
+    pairs = [(text, "bg") for text in ("text", "muted", "accent", "good", "bad", "warn", *lines)]
+    pairs += [(text, "panel") for text, _ in pairs] + [("on-accent", "accent")]
+    pairs += [("text", name) for name in colours if re.fullmatch(r"[pns]\d|mark", name)]
+    for text, background in pairs:
+        low, high = sorted([luminance(text), luminance(background)])
+        assert (high + 0.05) / (low + 0.05) >= 4.5, (text, background)
+
+
+def test_evaluations_have_numbers_or_nothing(recipe):
+    path = recipe / "eval/base.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+
+    def read(**changes):
+        path.write_text("".join(json.dumps(row | changes) + "\n" for row in rows))
+        return read_all(find_folders([str(recipe)]))["heldOut"]
+
+    (held_out,) = read(utility=None)
+    assert "utilities" not in held_out["problems"][0]["answers"]["base"]
+    with pytest.raises(ValueError, match="base.jsonl:1: tokens nan is not a finite number"):
+        read(tokens=float("nan"))
+
+
+def test_recipes_of_the_same_name_are_told_apart(recipe, tmp_path, monkeypatch):
+    (tmp_path / "other").mkdir()
+    shutil.copytree(recipe, tmp_path / "other/recipe")
+    monkeypatch.chdir(tmp_path)
+    data = read_all(find_folders(["recipe", "other/recipe", str(recipe)]))
+    assert [held_out["label"] for held_out in data["heldOut"]] == ["recipe", "other/recipe"]
+    links = [recipe["stages"]["r1"]["runs"] for recipe in data["recipes"]]
+    assert [data["runs"][i]["label"] for (i,) in links] == ["recipe/r1", "other/recipe/r1"]
+
+
 class Page:
     """Questions to the page."""
 
@@ -110,11 +157,15 @@ class Page:
         )
 
     def press(self, key, expected, selector):
-        """Press a key and wait for an element's text; fails if it takes too long."""
+        """Press a key and wait for an element's text."""
         self.browser.press(key)
+        self.wait(expected, selector)
+
+    def wait(self, expected, selector):
+        """Fails if it takes too long."""
         start = time.monotonic()
         while expected not in self.text(selector):
-            assert time.monotonic() - start < KEY_SECONDS, f"{key}: {self.text(selector)}"
+            assert time.monotonic() - start < KEY_SECONDS, f"{expected}: {self.text(selector)}"
 
 
 @pytest.fixture
@@ -156,6 +207,13 @@ def check_curves(page):
     page.run("document.querySelector('.charts svg').focus()")
     page.press("ArrowRight", "step 0:", ".readout")
     page.press("ArrowRight", "step 1:", ".readout")
+    page.run(  # a tap moves no pointer
+        "document.querySelectorAll('.charts svg')[1].dispatchEvent("
+        "new PointerEvent('pointerdown', {clientX: 0}))"
+    )
+    assert "step 0:" in page.all(".readout")[1]
+    labels = page.run("return ticks(0.9311, 0.9335, 5).map(value => number(value, 6))")
+    assert len(set(labels)) == len(labels) > 3
     page.run("document.activeElement.blur()")
     page.press("5", "the learning rate is 0", "main")
 
@@ -163,6 +221,7 @@ def check_curves(page):
 def check_steps(page):
     page.press("3", "step 0 of 2", "#step-label")
     page.press("ArrowRight", "step 1 of 2", "#step-label")
+    assert "This step made no update" in page.text("#step-figures")
     page.press("ArrowRight", "step 2 of 2", "#step-label")
     assert "the learning rate is 0" in page.text("#step-figures")  # said at the last step
     page.press("ArrowLeft", "step 1 of 2", "#step-label")
@@ -229,8 +288,8 @@ def check_hostile_text(page):
 
 @pytest.fixture
 def token_page(tmp_path):
-    """A run of two steps. Group 1 of step 0 has tokens, with hostile text among them, and group 0 of
-    step 1 has many."""
+    """A run of two steps. Group 1 of step 0 has tokens, with hostile text among them, group 0 of
+    step 1 has many, and its group 1 few or none."""
     text = "<think>1+2=3 ?4 no\n2+2=4 ?4 yes\n</think><answer>2+2</answer>"
     rows = [rollout(step, n, g, text) for step in range(2) for n in range(2) for g in range(4)]
     pieces = [*HOSTILE_PIECES, *text.split("2"), ""]
@@ -239,7 +298,11 @@ def token_page(tmp_path):
         row["rewards"] = row["rewards"] | {"accuracy": row["reward"], "format": 0.0}
     for row in rows[8:12]:
         row |= {"completion": "<think>" + "ab " * 200, "tokens": 300}
+    for row in rows[12:]:
+        row |= {"completion": "<think>" * 2, "tokens": 2, "prompt": "\n\u202ea\u00adb\U000e0041"}
+    rows[15] |= {"completion": "<think>", "tokens": 0}
     tokens = [token_row(0, 1, g, pieces) for g in range(4)]
+    tokens += [token_row(1, 1, g, ["<think>", ""][: rows[12 + g]["tokens"]]) for g in range(4)]
     tokens += [token_row(1, 0, g, ["ab "] * 200) for g in range(4)]
     folder = write_run(tmp_path / "run", rows, tokens=tokens, minibatches=1)
     out = main(Config(runs=(str(folder),), out=str(tmp_path / "look.html")))
@@ -265,9 +328,9 @@ def test_tokens_in_a_browser(token_page):
     page.press("3", "Problem 1 of step 0", "#group h3")  # as it was left
     page.choose("Show", "tokens")
     page.choose("In", "1")
-    assert page.text("#list-count") == "2 groups in all steps"
-    page.choose("Show", "corrected")
     assert page.text("#list-count") == "3 groups in all steps"
+    page.choose("Show", "corrected")
+    assert page.text("#list-count") == "2 groups in all steps"
     assert len(page.all("#group .card")) == 2  # the right ones
     page.choose("Show", "")
     page.choose("In", "0")
@@ -280,6 +343,36 @@ def test_tokens_in_a_browser(token_page):
     page.run("document.querySelector('.cards .more').click()")
     assert page.text(".tokens") == "<think>" + "ab " * 200
     assert len(page.all(".cards .more")) == 3
+    page.press("j", "Problem 1 of step 1", "#group h3")
+    assert page.all(".tokens") == ["<think><think>end"] * 3 + ["<think>"]
+    assert page.all(".first")[1] == page.text("#group .text").strip() == "U+202EaU+00ADbU+E0041"
+    page.run("document.querySelectorAll('.tokens')[3].focus()")
+    page.browser.press("ArrowRight")  # without a token, this is the key for a step
+
+
+@needs_browser
+def test_focus_and_links(token_page):
+    page = token_page
+    page.run("document.querySelector('.list button').focus()")
+    page.press("ArrowUp", "Problem 0 of step 0", "#group h3")
+    page.press("ArrowDown", "Problem 1 of step 0", "#group h3")
+    entry = "document.querySelectorAll('.list button')[1]"
+    assert page.run(f"return document.activeElement === {entry}")
+    page.run("document.getElementById('colour').focus()")
+    for mode, label in {"logp": "90 % or more", "entropy": "below 0.05 nats"}.items():
+        page.press("ArrowDown", label, "#scale")
+        assert page.run("return document.activeElement.value") == mode  # drawn again, with focus
+    page.run("document.activeElement.blur()")
+    page.browser.press("/")
+    page.browser.press("a", "Escape", "2")  # the search must not wait for a view that is gone
+    page.press("3", "in all steps", "#list-count")
+    page.run("location.hash = 'steps/0/1'")  # of one step, whatever the search was
+    page.wait("step 1 of 1", "#step-label")
+    assert page.text("#list-count") == "2 groups in this step"
+    page.run("location.hash = 'diagnosis'")
+    page.wait("Diagnosis", "h2")
+    page.run("location.hash = 'toString'")
+    page.wait("Steps of a run", "h2")
 
 
 def check_colours(page):
@@ -348,12 +441,13 @@ def test_colours_follow_the_system_and_the_button(page):
     light = background()
     dark_mode = [{"name": "prefers-color-scheme", "value": "dark"}]
     page.browser.devtools("Emulation.setEmulatedMedia", features=dark_mode)
+    page.wait("Light", "#theme")
     dark = background()
     assert light == "rgb(255, 255, 255)" != dark
     page.run("theme.click()")
+    assert background() == light and page.text("#theme") == "Dark"
     page.run("theme.click()")
-    page.browser.devtools("Emulation.setEmulatedMedia", features=[])
-    assert background() in (light, dark)
+    assert background() == dark
 
 
 @needs_browser

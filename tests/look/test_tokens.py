@@ -194,6 +194,8 @@ def test_reasons_are_in_the_page_s_data(tiny_grpo, tmp_path):
         ("2+2=4 ?4 yes\n1+2=3 ?4 no\n", False),
         ("It is 3. Wait, 2+2 is 4.", True),
         ("等等，应该是 4", True),
+        ("等等，这不对\n应该是 4", True),
+        ("2+2=4，没错\n这对", False),
         ("It is 4, however I await more casino.", False),
         ("", False),
     ],
