@@ -171,6 +171,7 @@ EXPERIMENTS = {
         "sampled them.",
         (
             Arm("8 updates a step (default)"),
+            Arm("1 update", {"minibatches": 1}),
             Arm("8 updates, no clip", {"clip_low": 1.0, "clip_high": 1e6}),
             Arm("64 updates", {"minibatches": 64}),
             Arm("64 updates, no clip", {"minibatches": 64, "clip_low": 1.0, "clip_high": 1e6}),
