@@ -284,6 +284,7 @@ def pretend_gpu(capture=pretended_capture):
 
     def apply(cls, *args):
         gpu = any(map(on_gpu, tree_leaves(args)))
+        gpu = gpu and cls.setup_context is Function.setup_context  # torch 2.11's checkpointing
         return apply_on_gpu(cls, *args) if gpu else plain(cls, *args)
 
     gpu = {

@@ -118,8 +118,9 @@ def bf16_weights(policy: Transformer) -> list[Tensor]:
 
 
 def changed_fraction(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
-    changed = [replicate((old != new).sum()) for old, new in zip(before, after)]
-    return int(torch.stack(changed).sum()) / sum(old.numel() for old in before)
+    same = [replicate((old == new).sum()) for old, new in zip(before, after)]  # torch 2.11: no !=
+    total = sum(old.numel() for old in before)
+    return (total - int(torch.stack(same).sum())) / total
 
 
 def rollout_rows(step: int, groups: Sequence[Group], adv_NG: Tensor) -> Iterator[dict[str, Any]]:
