@@ -25,7 +25,14 @@ from r1mini.evaluation.figures import (
     spread,
 )
 from r1mini.infra import files
-from r1mini.recipe.scheduler import Stage, claim_folder, default_workers, schedule, worker_flags
+from r1mini.recipe.scheduler import (
+    Stage,
+    WorkerOptions,
+    claim_folder,
+    default_workers,
+    schedule,
+    worker_flags,
+)
 from r1mini.rl.config import PRESETS, GRPOConfig, resolve
 from r1mini.training.setup import trains_adapters
 
@@ -34,7 +41,7 @@ SHARED = ("model", "tasks", "out", "seed", "steps", "sample_budget")  # the same
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(WorkerOptions):
     out: str = option("runs/compare", "folder for the runs and the table")
     model: str = option("runs/r1/dev1", "model folder that every run starts from")
     runs: tuple[str, ...] = option(
@@ -46,10 +53,6 @@ class Config:
     problems: int = option(32, "held-out problems per task, 16 samples each", bounds="1 <= x")
     seed: int = option(0, "first seed")
     seeds: int = option(3, "runs of each preset", bounds="1 <= x")
-    device: str = option("auto", "auto, cpu or cuda[:n]")
-    workers: int = option(
-        0, "processes to run in parallel (0: one per core; on a GPU at most four)", bounds="0 <= x"
-    )
 
 
 def parse_run(run: str) -> GRPOConfig:

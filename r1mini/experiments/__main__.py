@@ -12,19 +12,22 @@ from r1mini.config import option, run_script, validate
 from r1mini.experiments.catalog import EXPERIMENTS, Arm, Flags
 from r1mini.experiments.report import draw, table
 from r1mini.infra import files
-from r1mini.recipe.scheduler import Stage, claim_folder, default_workers, schedule, worker_flags
+from r1mini.recipe.scheduler import (
+    Stage,
+    WorkerOptions,
+    claim_folder,
+    default_workers,
+    schedule,
+    worker_flags,
+)
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(WorkerOptions):
     names: tuple[str, ...] = option((), "an experiment, or all, or list", positional=True)
     out: str = option("runs/experiments", "folder for the runs, the plots and the tables")
     seed: int = option(0, "first random seed")
     seeds: int = option(1, "runs of each kind", bounds="1 <= x")
-    device: str = option("auto", "auto, cpu or cuda[:n]")
-    workers: int = option(
-        0, "processes to run in parallel (0: one per core; on a GPU at most four)", bounds="0 <= x"
-    )
 
 
 def main(cfg: Config) -> None:

@@ -98,6 +98,10 @@ def as_folder(text: str) -> str:
     return re.sub(r"[^\w.]+", "-", text).strip("-")
 
 
+def before_and_after_rl(label: str, sft: Flags) -> tuple[Arm, Arm]:
+    return Arm(label, None, sft), Arm(f"{label}, then RL", {}, sft)
+
+
 @dataclass(frozen=True)
 class Experiment:
     claim: str
@@ -244,11 +248,9 @@ EXPERIMENTS = {
         "A cold start replaces the first steps of RL; more rows replace more of them.",
         (
             DEFAULT,
-            *(
-                Arm(f"{rows} rows" + (", then RL" if rl is not None else ""), rl, {"rows": rows})
-                for rows in (50, 500, 1500)
-                for rl in (None, {})
-            ),
+            *before_and_after_rl("50 rows", {"rows": 50}),
+            *before_and_after_rl("500 rows", {"rows": 500}),
+            *before_and_after_rl("1500 rows", {"rows": 1500}),
         ),
         ACCURACY | FORMAT | ENTROPY,
         ("format", "length", "entropy"),
@@ -257,15 +259,8 @@ EXPERIMENTS = {
         "A model that was fine-tuned for too long explores less, and RL has less to choose from.",
         (
             DEFAULT,
-            *(
-                Arm(
-                    f"{epochs} epochs" + (", then RL" if rl is not None else ""),
-                    rl,
-                    {"rows": 150, "epochs": epochs},
-                )
-                for epochs in (2, 30)
-                for rl in (None, {})
-            ),
+            *before_and_after_rl("2 epochs", {"rows": 150, "epochs": 2}),
+            *before_and_after_rl("30 epochs", {"rows": 150, "epochs": 30}),
         ),
         ACCURACY | ENTROPY | EQUAL,
         ("pass@4", "entropy", "length"),

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
-from statistics import fmean
 
 from r1mini.evaluation.figures import (
     Figures,
@@ -14,7 +13,7 @@ from r1mini.evaluation.figures import (
     spread,
 )
 from r1mini.experiments.catalog import EVALUATION, Arm, Experiment
-from r1mini.recipe.report import metric_values
+from r1mini.recipe.report import draw_seeds, metric_values
 
 COLOURS = ("black", "tab:red", "tab:blue", "tab:green", "tab:orange", "tab:purple", "tab:brown")
 
@@ -50,11 +49,7 @@ def draw(experiment: Experiment, seeds: Sequence[Path], out: Path) -> None:
         arms = [arm for arm in experiment.arms if arm.rl is not None]
         for arm, colour in zip(arms, COLOURS):
             runs = [metric_values(folder / arm.name, metric) for folder in seeds]
-            steps = range(1, len(runs[0]) + 1)
-            for values in runs:
-                axis.plot(steps, values, color=colour, alpha=0.4, linewidth=0.8)
-            mean = [fmean(values) for values in zip(*runs)]
-            axis.plot(steps, mean, color=colour, linewidth=1.8, label=arm.label)
+            draw_seeds(axis, range(1, len(runs[0]) + 1), runs, colour, arm.label)
         axis.set_title(title, fontsize=9)
         axis.set_xlabel("RL step", fontsize=8)
         axis.tick_params(labelsize=7)

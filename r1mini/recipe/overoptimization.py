@@ -19,9 +19,10 @@ from r1mini import tasks
 from r1mini.config import option, run_script, validate
 from r1mini.evaluation.figures import markdown_table, spread
 from r1mini.infra import files
-from r1mini.recipe.report import smooth
+from r1mini.recipe.report import draw_seeds, smooth
 from r1mini.recipe.scheduler import (
     Stage,
+    WorkerOptions,
     claim_folder,
     default_workers,
     is_done,
@@ -49,7 +50,7 @@ MEASURED = 1e-6  # a KL coefficient that measures the KL and changes nothing
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(WorkerOptions):
     recipe: tuple[str, ...] = option(
         ("runs/r1",), "folders of finished recipes, one for each seed or one for all"
     )
@@ -57,10 +58,6 @@ class Config:
     steps: int = option(80, "steps of each run", bounds="8 <= x")
     seed: int = option(0, "first random seed")
     seeds: int = option(3, "runs of each kind", bounds="1 <= x")
-    device: str = option("auto", "auto, cpu or cuda[:n]")
-    workers: int = option(
-        0, "processes to run in parallel (0: one per core; on a GPU at most four)", bounds="0 <= x"
-    )
 
 
 def stages(cfg: Config) -> list[Stage]:
@@ -220,10 +217,7 @@ def draw(runs: Mapping[str, Sequence[Sequence[Mapping]]], out: Path) -> None:
     for axis, (key, title) in zip(axes.flat, PANELS.items()):
         for (name, seeds), colour in zip(runs.items(), ("tab:red", "tab:blue", "tab:green")):
             values = [smooth([step[key] for step in steps]) for steps in seeds]
-            for line in values:
-                axis.plot(line, color=colour, alpha=0.3, linewidth=0.8)
-            mean = [fmean(column) for column in zip(*values)]
-            axis.plot(mean, color=colour, linewidth=1.8, label=NAMES[name])
+            draw_seeds(axis, range(len(values[0])), values, colour, NAMES[name])
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("RL step")
         axis.grid(alpha=0.25)

@@ -272,6 +272,16 @@ def draw_curves(curves: Mapping[str, Sequence[Path]], out: Path) -> None:
     plt.close(figure)
 
 
+def draw_seeds(
+    axis, steps: Sequence[int], seeds: Sequence[Sequence[float]], colour: str, label: str
+) -> None:
+    """Thin lines are the seeds, the thick one is their mean."""
+    for values in seeds:
+        axis.plot(steps, values, color=colour, alpha=0.3, linewidth=0.8)
+    mean = [fmean(values) for values in zip(*seeds)]
+    axis.plot(steps, mean, color=colour, linewidth=1.8, label=label)
+
+
 def draw_runs(axis, folders: Sequence[Path], key: str, label: str, colour: str) -> None:
     start = 0
     for folder in folders:

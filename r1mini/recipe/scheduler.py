@@ -18,6 +18,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from r1mini.config import option
 from r1mini.infra import files, signals, terminal
 from r1mini.infra.device import pick_device
 from r1mini.training import memory, run_state
@@ -38,6 +39,14 @@ def worker_flags(script: str, device: str) -> dict:
     """The flags of a script in a worker process on a device."""
     flags = ON_GPU if pick_device(device, 0).type == "cuda" else ON_CPU
     return {"device": device, "threads": 1, "progress": False, **flags.get(script, {})}
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    device: str = option("auto", "auto, cpu or cuda[:n]")
+    workers: int = option(
+        0, "processes to run in parallel (0: one per core; on a GPU at most four)", bounds="0 <= x"
+    )
 
 
 @dataclass(frozen=True)

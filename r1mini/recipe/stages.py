@@ -21,6 +21,7 @@ from r1mini.infra import files
 from r1mini.recipe.report import model_titles, write_results
 from r1mini.recipe.scheduler import (
     Stage,
+    WorkerOptions,
     claim_folder,
     default_workers,
     is_done,
@@ -30,7 +31,7 @@ from r1mini.recipe.scheduler import (
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(WorkerOptions):
     out: str = option("runs/r1", "folder for all results of the recipe")
     stages: tuple[str, ...] = option((), "run only these stages (named like their folders)")
     tasks: tuple[str, ...] = option(tasks.DEFAULT, "tasks to train and evaluate on")
@@ -45,10 +46,6 @@ class Config:
         1.0,
         "steps, rows and problems of each stage, as a fraction of the full recipe",
         bounds="0 < x",
-    )
-    device: str = option("auto", "auto, cpu or cuda[:n]")
-    workers: int = option(
-        0, "processes to run in parallel (0: one per core; on a GPU at most four)", bounds="0 <= x"
     )
 
 
